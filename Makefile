@@ -1,0 +1,42 @@
+# Every target makes its own environment: a bare Python 3.11 and `make` are all that is needed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(shell sha256sum pyproject.toml 2>/dev/null | cut -c1-12)
+
+.PHONY: demo test test-slow check format bench gpu clean
+
+demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdict and report
+	$(BIN)/noisystudent demo
+
+test: $(STAMP)            ## the test suite without the long checks
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(STAMP)       ## the long checks: kills at random moments, whole runs
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(STAMP)           ## what a reviewer would complain about first
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)           ## benchmarks that need no GPU, one after the other
+	$(BIN)/python benchmarks/run.py
+
+gpu:                      ## everything that needs a GPU, in one call, with the Python that is there
+	bash benchmarks/gpu.sh
+
+# torch and torchvision are installed as a pair first: versions that do not match fail at import.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,151 @@
+"""CIFAR-10 with few labels: a recipe over several seeds, against its teacher and its control.
+
+    python benchmarks/cifar10.py cifar10-4000 --labels 4000 --seeds 0 1 2
+    python benchmarks/cifar10.py cifar10-cpu  --labels 1000 --pool 15000
+
+Lays the images out as folders under --work: `labeled/<class>/`, `pool/real/<class>/`, `pool/junk/` (1,000 images of
+classes that are not in CIFAR-10) and `test/<class>/`, runs the recipe once a seed, and prints one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import duckdb
+
+from noisystudent.evaluate.verdict import paired_over_seeds
+
+_SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+_JUNK = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--labels", type=int, default=4000, help="labelled images, balanced over the classes")
+    parser.add_argument("--pool", type=int, help="real pool images; default: all that are not labelled")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--data", type=Path, default=_SHARED / "cifar10")
+    parser.add_argument("--junk", type=Path, default=_SHARED / "tinyimagenet" / "other-classes.tar.xz")
+    parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/cifar10"))
+    arguments, overrides = parser.parse_known_args()
+    layout = lay_out(arguments.data, arguments.junk, arguments.work, arguments.labels, arguments.pool)
+    rows = []
+    for seed in arguments.seeds:
+        run = arguments.work / "runs" / f"{arguments.recipe}-{arguments.labels}-{seed}"
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "noisystudent", "run", arguments.recipe, "--out", str(run)]
+        command += ["--labeled", str(layout / "labeled"), "--unlabeled", str(layout / "pool")]
+        command += [
+            "--test",
+            str(layout / "test"),
+            "--seed",
+            str(seed),
+            "--data.pool_truth",
+            "true",
+            *overrides,
+        ]
+        subprocess.run(command, check=True)
+        rows.append({"seed": seed, "seconds": time.perf_counter() - started, **read(run)})
+    show(rows)
+
+
+def lay_out(data: Path, junk: Path, work: Path, labels: int, pool: int | None) -> Path:
+    """Folders of images, made once: the first `labels` of labeled-4000.txt class by class, the rest is the pool."""
+    target = work / f"labels-{labels}-pool-{pool or 'all'}"
+    if (target / "done").exists():
+        return target
+    unpacked = work / "unpacked"
+    for archive in (data / "train.tar.xz", data / "test.tar.xz"):
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacked, filter="data")
+    with tarfile.open(junk) as tar:
+        tar.extractall(unpacked / "junk", filter="data")
+    chosen = _balanced((data / "labeled-4000.txt").read_text().split(), labels)
+    named = {str(p.relative_to(unpacked)): p for p in sorted((unpacked / "train").glob("*/*"))}
+    rest = [name for name in named if name not in set((data / "labeled-4000.txt").read_text().split())]
+    rest += [name for name in (data / "labeled-4000.txt").read_text().split() if name not in set(chosen)]
+    for name in chosen:
+        _link(named[name], target / "labeled" / Path(name).relative_to("train"))
+    for name in rest if pool is None else _balanced(rest, pool):
+        _link(named[name], target / "pool" / "real" / Path(name).relative_to("train"))
+    strangers = sorted(p for p in (unpacked / "junk").rglob("*") if p.is_file())
+    for path in strangers[:: max(1, len(strangers) // _JUNK)][:_JUNK]:
+        _link(path, target / "pool" / "junk" / f"{path.parent.name}-{path.name}")
+    for path in (unpacked / "test").glob("*/*"):
+        _link(path, target / "test" / path.relative_to(unpacked / "test"))
+    (target / "done").touch()
+    return target
+
+
+def _balanced(names: list[str], count: int) -> list[str]:
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_class[name.split("/")[1]].append(name)
+    return [name for members in by_class.values() for name in members[: count // len(by_class)]]
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        os.link(source, target)
+
+
+def read(run: Path) -> dict[str, object]:
+    """Test accuracies of every model, and how often real and junk images were kept by the last selection."""
+    verdict = json.loads((run / "verdict.json").read_text())
+    found: dict[str, object] = {"verdict": verdict["sentence"]}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["set"] == "test":
+            found[f"{row['model']}-{row['iteration']}"] = row["top1"]
+    for folder in sorted(run.glob("iteration-*/selection.parquet")):
+        query = """
+            SELECT ids.id LIKE '%junk/%' AS junk, avg((s.repeats > 0)::INT) FROM read_parquet(?) s
+            JOIN read_parquet(?) ids USING (row) GROUP BY junk"""
+        kept = dict(
+            duckdb.execute(query, [str(folder), str(folder.parent / "labels" / "*.parquet")]).fetchall()
+        )
+        name = folder.parent.name.removeprefix("iteration-")
+        found[f"kept-real-{name}"], found[f"kept-junk-{name}"] = kept.get(False), kept.get(True)
+        accuracy = json.loads((folder.parent / "selection.json").read_text())["pseudo_labels"].get(
+            "kept_accuracy"
+        )
+        found[f"kept-accuracy-{name}"] = accuracy
+    return found
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    keys = [key for key in rows[0] if key not in ("seed", "seconds", "verdict")]
+    print(f"\n{'':18}" + "".join(f"  seed {row['seed']}" for row in rows) + "    mean")
+    for key in ["seconds", *keys]:
+        values = [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
+        if values:
+            scale = 1 if key == "seconds" else 100
+            cells = "".join(f"{scale * v:8.2f}" for v in values)
+            print(f"{key:18}{cells}{scale * sum(values) / len(values):8.2f}")
+    last = max((key for key in keys if key.startswith("student-")), default=None)
+    if last is None:
+        return
+    number = last.removeprefix("student-")
+    for rival in ("teacher-0", f"control-{number}"):
+        differences = [float(row[last]) - float(row[rival]) for row in rows]  # type: ignore[arg-type]
+        line = f"{last} - {rival}: {100 * sum(differences) / len(differences):+.2f} points"
+        if len(differences) > 1:
+            mean, low, high = paired_over_seeds(differences, 0.95)
+            line = f"{last} - {rival}: {100 * mean:+.2f} points, 95% interval over seeds {100 * low:+.2f} to {100 * high:+.2f}"
+        print(line)
+    for row in rows:
+        print(f"seed {row['seed']}: {row['verdict']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Noisy Student self-training."""

@@ -1,0 +1,5 @@
+"""`python -m noisystudent` is the command `noisystudent`."""
+
+from noisystudent.cli import main
+
+main()

@@ -1,0 +1,130 @@
+"""Per-image columns on disk, memory-mapped: a hundred million rows cost a process no memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+HASH_BYTES = 16
+BATCH_ROWS = 65_536
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("label", pa.int32()),  # -1 unknown
+        ("truth", pa.int32()),  # the pool's hidden truth, -1 unknown
+        ("content_hash", pa.binary(HASH_BYTES)),
+        ("height", pa.int32()),  # of the original, pixels
+        ("width", pa.int32()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("stored", pa.int64()),  # row of the resident array, -1 when streamed
+    ]
+)
+
+
+class Index:
+    """One set's rows in an Arrow file of `SCHEMA` (or another of fixed-width columns and strings).
+
+    Pickles as its path; a worker maps the file again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path alone."""
+        return {"path": self.path}
+
+    @cached_property
+    def batches(self) -> list[Any]:
+        """The record batches, still on disk."""
+        reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0] + [batch.num_rows for batch in self.batches])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def full(self, name: str) -> NDArray[Any]:
+        """A fixed-width column (N,), or (N, 16) for the hash, copied into memory."""
+        views = [_view(batch, name) for batch in self.batches]
+        return np.concatenate(views) if views else _empty(name)
+
+    def take(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """A fixed-width column at `rows`, reading nothing else."""
+        where = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), *_empty(name).shape[1:]), _empty(name).dtype)
+        for number in np.unique(where):
+            mine = where == number
+            out[mine] = _view(self.batches[number], name)[rows[mine] - self._starts[number]]
+        return out
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """The ids at `rows`, read one by one from the mapped file."""
+        where = np.searchsorted(self._starts, rows, side="right") - 1
+        local = rows - self._starts[where]
+        return [self.batches[b].column("id")[int(i)].as_py() for b, i in zip(where, local, strict=True)]
+
+
+@contextmanager
+def writer(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
+    """Append record batches to a new Arrow file; small ones are gathered, so that it has few of them."""
+    held: list[Any] = []
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+
+        def flush() -> None:
+            for batch in pa.Table.from_batches(held, schema).combine_chunks().to_batches():
+                file.write_batch(batch)
+            held.clear()
+
+        def append(batch: Any) -> None:
+            held.append(batch)
+            if sum(part.num_rows for part in held) >= BATCH_ROWS:
+                flush()
+
+        yield append
+        flush()
+
+
+def record_batch(columns: dict[str, Any]) -> Any:
+    """A record batch of `SCHEMA` from numpy columns, the hash as (n, 16) uint8 and ids as strings."""
+    return pa.RecordBatch.from_arrays(
+        [_arrow(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
+    )
+
+
+def _arrow(values: Sequence[str] | NDArray[Any], kind: Any) -> Any:
+    if pa.types.is_fixed_size_binary(kind):
+        hashes = np.ascontiguousarray(values, dtype=np.uint8)
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(hashes), [None, pa.py_buffer(hashes)])
+    return pa.array(values, type=kind)
+
+
+def _view(batch: Any, name: str) -> NDArray[Any]:
+    column = batch.column(name)
+    if pa.types.is_fixed_size_binary(column.type):
+        flat = np.frombuffer(
+            column.buffers()[1], np.uint8, len(column) * HASH_BYTES, column.offset * HASH_BYTES
+        )
+        return flat.reshape(-1, HASH_BYTES)
+    view: NDArray[Any] = column.to_numpy(zero_copy_only=True)
+    return view
+
+
+def _empty(name: str) -> NDArray[Any]:
+    kind = SCHEMA.field(name).type
+    if pa.types.is_fixed_size_binary(kind):
+        return np.empty((0, HASH_BYTES), np.uint8)
+    return np.empty(0, kind.to_pandas_dtype())

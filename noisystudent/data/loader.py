@@ -1,0 +1,252 @@
+"""Batches as a pure function of (seed, step), the same from memory or files, by any number of workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from noisystudent.data.imageset import ImageSet
+from noisystudent.data.workers import context, quiet_worker
+from noisystudent.errors import RunError
+from noisystudent.records import Batch
+from noisystudent.runtime import generator
+
+Rows = NDArray[np.int64]
+
+Boxes = Callable[[str, int, NDArray[np.int32]], NDArray[np.float32] | None]
+"""(stream, step, sizes (B, 2)) to crop windows (B, 4) as fractions (top, left, height, width), or None."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The pool images a student learns from.
+
+    Attributes:
+        rows: (n,) rows of the pool.
+        repeats: (n,) how often each stands in an epoch of the pool.
+        targets: positions (b,) in `rows` to pseudo-labels (b, K) float32.
+    """
+
+    rows: NDArray[np.int64]
+    repeats: NDArray[np.int32]
+    targets: Callable[[Rows], NDArray[np.float32]]
+
+
+class Part(NamedTuple):
+    """What to fetch from one set: rows (B,), and crop windows (B, 4) or None for the clean view."""
+
+    rows: Rows
+    boxes: NDArray[np.float32] | None
+
+
+class _Stream:
+    """Positions of an endless stream of permutations of n; keeps the permutation of one epoch."""
+
+    def __init__(self, n: int, batch: int, seed: int, name: str) -> None:
+        if n < 1:
+            raise RunError(f"the {name} set has no image to draw from; give it images or train without it")
+        self._n, self._batch, self._seed, self._name = n, batch, seed, name
+        self._epoch, self._order = -1, np.empty(0, np.int32)
+
+    def at(self, step: int) -> Rows:
+        """(batch,) positions step·batch … (step+1)·batch - 1 of the stream."""
+        first, last = step * self._batch, (step + 1) * self._batch
+        pieces = []
+        for epoch in range(first // self._n, -(-last // self._n)):
+            start = epoch * self._n
+            pieces.append(self._permutation(epoch)[max(first - start, 0) : last - start])
+        return np.concatenate(pieces).astype(np.int64)
+
+    def _permutation(self, epoch: int) -> NDArray[Any]:
+        if epoch != self._epoch:
+            kind = np.int32 if self._n < 2**31 else np.int64  # half the memory for a pool of 100 million
+            self._order = np.arange(self._n, dtype=kind)
+            generator(self._seed, self._name, epoch).shuffle(self._order)
+            self._epoch = epoch
+        return self._order
+
+
+def index_stream(n: int, batch: int, seed: int, stream: str, step: int) -> Rows:
+    """Positions step·batch … (step+1)·batch - 1 of an endless stream: epoch e is a permutation of 0 … n-1.
+
+    The stream does not depend on `batch`; a batch larger than n spans several epochs.
+
+    Returns:
+        (batch,) int64.
+    """
+    return _Stream(n, batch, seed, stream).at(step)
+
+
+def joint_batches(
+    labeled: ImageSet,
+    pool: ImageSet | None,
+    chosen: Chosen | None,
+    *,
+    labeled_batch: int,
+    pool_batch: int,
+    resolution: int,
+    seed: int,
+    start: int,
+    stop: int,
+    device: torch.device,
+    workers: int,
+    boxes: Boxes | None = None,
+) -> Iterator[Batch]:
+    """Joint batches of steps start … stop-1: labelled rows first, then pool rows.
+
+    Args:
+        labeled: what epochs are counted on.
+        pool: the pile.
+        chosen: the pool images in use. With no `chosen` or no `pool`, labels alone.
+        labeled_batch: labelled images a step.
+        pool_batch: pool images a step.
+        resolution: side in pixels.
+        seed: of both streams.
+        start: first step.
+        stop: one past the last step.
+        device: where batches end.
+        workers: decoding processes; 0 decodes here. Batches do not depend on it.
+        boxes: draws crop windows for stream `labeled` or `pool`; None is the clean centre view.
+
+    Raises:
+        RunError: an image vanished or changed since the scan, or a worker died.
+    """
+    joint = _Joint(labeled, pool if pool_batch else None, chosen, (labeled_batch, pool_batch), seed)
+    waiting: deque[list[Rows]] = deque()  # drawn, and not yet delivered by the workers
+
+    def requests() -> Iterator[tuple[Part, ...]]:
+        for step in range(start, stop):
+            waiting.append(joint.draw(step))
+            yield joint.parts(step, waiting[-1], boxes)
+
+    for images in _fetched(joint.sets, requests(), resolution, workers, device, boxes is not None):
+        labels, targets = joint.answers(waiting.popleft())
+        yield Batch(
+            images=images,
+            labels=torch.from_numpy(labels).to(device, non_blocking=True),
+            pool_targets=torch.from_numpy(targets).to(device, non_blocking=True),
+        )
+
+
+class _Joint:
+    """The labelled stream and, with a pool, the stream over its chosen images, repeated as selected."""
+
+    def __init__(
+        self,
+        labeled: ImageSet,
+        pool: ImageSet | None,
+        chosen: Chosen | None,
+        sizes: tuple[int, int],
+        seed: int,
+    ) -> None:
+        self.sets: tuple[ImageSet, ...] = (labeled,)
+        self._streams = [_Stream(len(labeled), sizes[0], seed, "labeled")]
+        self._chosen = chosen if pool is not None else None
+        self._no_targets = np.empty((0, len(labeled.classes)), np.float32)
+        if pool is not None and chosen is not None:
+            self.sets += (pool,)
+            self._expanded = np.repeat(np.arange(len(chosen.rows), dtype=np.int32), chosen.repeats)
+            self._streams.append(_Stream(len(self._expanded), sizes[1], seed, "pool"))
+
+    def draw(self, step: int) -> list[Rows]:
+        """Rows of the labelled set, then positions in the chosen images."""
+        drawn = [stream.at(step) for stream in self._streams]
+        return [drawn[0], *(self._expanded[at].astype(np.int64) for at in drawn[1:])]
+
+    def parts(self, step: int, drawn: list[Rows], boxes: Boxes | None) -> tuple[Part, ...]:
+        """What to fetch from each set for one step."""
+        rows = [drawn[0]] if self._chosen is None else [drawn[0], self._chosen.rows[drawn[1]]]
+        named = zip(("labeled", "pool"), self.sets, rows, strict=False)
+        return tuple(
+            Part(own, boxes(name, step, images.view_sizes(own)) if boxes else None)
+            for name, images, own in named
+        )
+
+    def answers(self, drawn: list[Rows]) -> tuple[Rows, NDArray[np.float32]]:
+        """Labels (L,) and pseudo-labels (B-L, K) of what was drawn."""
+        targets = self._no_targets if self._chosen is None else self._chosen.targets(drawn[1])
+        return self.sets[0].labels[drawn[0]], targets
+
+
+def clean_batches(
+    images: ImageSet, rows: Rows, *, resolution: int, batch_size: int, device: torch.device, workers: int
+) -> Iterator[Tensor]:
+    """Clean centre views (B, 3, R, R) uint8 of `rows` in order on `device`; the last batch may be short.
+
+    Raises:
+        RunError: an image vanished or changed since the scan, or a worker died.
+    """
+    parts = ((Part(rows[at : at + batch_size], None),) for at in range(0, len(rows), batch_size))
+    yield from _fetched((images,), parts, resolution, workers, device, cropped=False)
+
+
+class _Fetcher(Dataset[Tensor | RunError]):
+    """What a worker holds: the sets; asked for a tuple of parts, it gives their pixels joined."""
+
+    def __init__(self, sets: tuple[ImageSet, ...], resolution: int) -> None:
+        self._sets, self._resolution = sets, resolution
+
+    def __getitem__(self, parts: tuple[Part, ...]) -> Tensor | RunError:
+        try:
+            return self.fetch(parts)
+        except RunError as error:  # handed over whole: the loader would wrap it in a worker's traceback
+            return error
+
+    def fetch(self, parts: tuple[Part, ...]) -> Tensor:
+        """(B, 3, R, R) uint8, set after set."""
+        views = [
+            images.fetch(part.rows, self._resolution, part.boxes)
+            for images, part in zip(self._sets, parts, strict=True)
+        ]
+        if len({view.device for view in views}) > 1:
+            views = [view.to(max(views, key=lambda v: v.is_cuda).device) for view in views]
+        return torch.cat(views) if len(views) > 1 else views[0]
+
+
+def _fetched(
+    sets: tuple[ImageSet, ...],
+    requests: Iterator[tuple[Part, ...]],
+    resolution: int,
+    workers: int,
+    device: torch.device,
+    cropped: bool,
+) -> Iterator[Tensor]:
+    """Pixels of each request in order: gathered here, or by workers where each image costs work."""
+    fetcher = _Fetcher(sets, resolution)
+    if workers == 0 or all(images.direct(resolution, cropped) for images in sets):
+        for request in requests:
+            yield fetcher.fetch(request).to(device)
+        return
+    loader = DataLoader(
+        fetcher,
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        multiprocessing_context=context(),
+        worker_init_fn=quiet_worker,
+        pin_memory=device.type == "cuda",
+    )
+    for images in _alive(loader):
+        yield images.to(device, non_blocking=True)
+
+
+def _alive(loader: DataLoader[Any]) -> Iterator[Tensor]:
+    """What the workers give, with their troubles as one line."""
+    try:
+        for images in loader:
+            if isinstance(images, RunError):
+                raise images
+            yield images
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"a decoding worker died ({reason}); try fewer data.workers, or more shared memory"
+        ) from error

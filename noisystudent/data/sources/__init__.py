@@ -1,0 +1,175 @@
+"""From what a user names (folders, tar shards, Parquet, arrays) to images with stable ids."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisystudent.config import DataConfig
+from noisystudent.data.sources.arrays import ArraySource, NpzSource, require_labels
+from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, Source, digest, expand
+from noisystudent.data.sources.folder import FolderSource
+from noisystudent.data.sources.parquet import ParquetSource
+from noisystudent.data.sources.tar import TarSource
+from noisystudent.errors import InputError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ArraySource",
+    "Item",
+    "Source",
+    "Sources",
+    "listing_fingerprint",
+    "open_source",
+    "open_sources",
+]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The four sets of a run; val None is split off the labels, test and unlabeled may be absent."""
+
+    labeled: Source
+    unlabeled: Source | None = None
+    val: Source | None = None
+    test: Source | None = None
+
+    def named(self) -> Iterator[tuple[str, Source]]:
+        """(set, source) of those given, labels first, the pool last."""
+        sets = (("labeled", self.labeled), ("val", self.val), ("test", self.test), ("pool", self.unlabeled))
+        return ((name, source) for name, source in sets if source is not None)
+
+
+def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Source:
+    """Open what the specs name as one source; ids are prefixed by the spec's name where there are several.
+
+    Args:
+        specs: folders, `.tar`, `.parquet` or `.npz` files, globs of them, folders of shards, or arrays.
+        labeled: every image must have a label.
+
+    Raises:
+        InputError: a spec names nothing, no images, or images without the labels that are needed.
+    """
+    if not specs:
+        raise InputError(
+            "no images named; give a folder <class>/<image>, tar shards, Parquet files or an .npz"
+        )
+    parts = [_open_one(spec, labeled) for spec in specs]
+    return parts[0] if len(parts) == 1 else _Joined(parts, _names(specs))
+
+
+def open_sources(config: DataConfig) -> Sources:
+    """Open every set a configuration names.
+
+    Raises:
+        InputError: as `open_source`, with the field that named it.
+    """
+
+    def opened(field: str, labeled: bool) -> Source | None:
+        specs = getattr(config, field)
+        try:
+            return open_source(specs, labeled) if specs else None
+        except InputError as error:
+            raise InputError(f"data.{field}: {error}") from error
+
+    source = opened("labeled", True)
+    if source is None:
+        raise InputError("data.labeled is empty; give --labeled a folder <class>/<image>")
+    return Sources(source, opened("unlabeled", False), opened("val", True), opened("test", True))
+
+
+def listing_fingerprint(sources: Sources) -> str:
+    """Changes when any file of any set is added, removed, renamed or rewritten; decodes nothing."""
+    return digest((name, source.fingerprint()) for name, source in sources.named())
+
+
+class _Joined:
+    """Several sources as one; shard numbers are stacked, ids prefixed."""
+
+    def __init__(self, parts: list[Source], names: list[str]) -> None:
+        self.name = " + ".join(part.name for part in parts)
+        self._parts = parts
+        self._prefixes = [f"{name}/" for name in names]
+        self._starts = np.cumsum([0] + [part.shards for part in parts]).tolist()
+
+    @property
+    def shards(self) -> int:
+        return int(self._starts[-1])
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def items(self) -> Iterator[Item]:
+        for part, prefix, start in zip(self._parts, self._prefixes, self._starts[:-1], strict=True):
+            for item in part.items():
+                yield item._replace(id=prefix + item.id, shard=start + item.shard)
+
+    def read(self, shard: int, offset: int, size: int, name: str, /) -> bytes | NDArray[np.uint8]:
+        part = bisect_right(self._starts, shard) - 1
+        own = name.removeprefix(self._prefixes[part])
+        return self._parts[part].read(shard - self._starts[part], offset, size, own)
+
+    def fingerprint(self) -> str:
+        return digest(
+            (name, part.fingerprint()) for name, part in zip(self._prefixes, self._parts, strict=True)
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(note for part in self._parts for note in part.notes())
+
+
+def _names(specs: Sequence[str | Path | ArraySource]) -> list[str]:
+    """The last part of each spec, numbered where two are alike."""
+    names = [spec.name if isinstance(spec, ArraySource) else Path(spec).name for spec in specs]
+    unique = len(set(names)) == len(names)
+    return names if unique else [f"{number}-{name}" for number, name in enumerate(names)]
+
+
+def _open_one(spec: str | Path | ArraySource, labeled: bool) -> Source:
+    if isinstance(spec, ArraySource):
+        return _arrays(spec, labeled)
+    paths = expand(spec)
+    if paths[0].is_dir():
+        if len(paths) > 1:
+            raise InputError(f"{spec}: matches {len(paths)} folders; name each as a spec of its own")
+        return _open_folder(paths[0], labeled)
+    suffixes = {path.suffix.lower() for path in paths}
+    opener = _OPENERS.get(suffixes.pop()) if len(suffixes) == 1 else None
+    if opener is None or not all(path.is_file() for path in paths):
+        raise InputError(
+            f"{spec}: cannot be read; a folder of images, plain .tar, .parquet or .npz files are right"
+        )
+    return opener(paths, labeled)
+
+
+def _open_folder(path: Path, labeled: bool) -> Source:
+    """A folder with tar or Parquet files directly in it is a set of shards, any other a folder of images."""
+    for suffix in (".tar", ".parquet"):
+        shards = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
+        if shards:
+            return _OPENERS[suffix](shards, labeled)
+    return FolderSource(path, labeled)
+
+
+def _arrays(source: ArraySource | NpzSource, labeled: bool) -> ArraySource | NpzSource:
+    if labeled:
+        require_labels(source)
+    return source
+
+
+def _npz(paths: list[Path], labeled: bool) -> Source:
+    if len(paths) == 1:
+        return _arrays(NpzSource(paths[0]), labeled)
+    return _Joined([_arrays(NpzSource(path), labeled) for path in paths], _names(paths))
+
+
+_OPENERS: dict[str, Callable[[list[Path], bool], Source]] = {
+    ".tar": TarSource,
+    ".parquet": ParquetSource,
+    ".npz": _npz,
+}

@@ -1,0 +1,131 @@
+"""Images that are arrays already: in memory, or in an `.npz` file."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisystudent.data.sources.base import Item, digest, file_signature, missing_label
+from noisystudent.errors import InputError
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images in memory: (N, H, W) grey or (N, H, W, 3) RGB, uint8, with N labels or none.
+
+    A label is a class name or number; -1 and None are 'unknown'. The id is the row, `00000012`.
+
+    Raises:
+        InputError: another shape or type, or a different number of labels.
+    """
+
+    images: NDArray[np.uint8]
+    labels: Sequence[object] | NDArray[np.int64] | None = None
+    name: str = "array"
+    shards: int = 1
+
+    def __post_init__(self) -> None:
+        images = self.images
+        grey, rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
+        if images.dtype != np.uint8 or not (grey or rgb):
+            found = f"{images.dtype} {tuple(images.shape)}"
+            raise InputError(f"{self.name}: images are {found}; uint8 (N, H, W) or (N, H, W, 3) is right")
+        if images.size == 0:
+            raise InputError(f"{self.name}: no images in it")
+        if self.labels is not None and len(self.labels) != len(images):
+            raise InputError(f"{self.name}: {len(images)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def items(self) -> Iterator[Item]:
+        """Rows in order."""
+        for row in range(len(self.images)):
+            label = None if self.labels is None else self.labels[row]
+            known = label is not None and str(label) != "-1"
+            yield Item(f"{row:08d}", str(label) if known else None, 0, row, self.images[row].nbytes)
+
+    def read(self, _shard: int, offset: int, _size: int, _name: str, /) -> NDArray[np.uint8]:
+        """Pixels (H, W) or (H, W, 3) of one row."""
+        pixels: NDArray[np.uint8] = self.images[offset]
+        return pixels
+
+    def fingerprint(self) -> str:
+        """Over shape, pixels and labels."""
+        pixels = hashlib.blake2b(np.ascontiguousarray(self.images).data, digest_size=16).hexdigest()
+        labels = () if self.labels is None else map(str, self.labels)
+        return digest(iter((self.images.shape, pixels, *labels)))
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+class NpzSource:
+    """An `.npz` file with `images` and, where known, `labels`; read when first needed, never unpickled.
+
+    Raises:
+        InputError: it is not such a file.
+    """
+
+    shards = 1
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        self._arrays  # noqa: B018 a wrong file is found now, not in a worker
+
+    def __getstate__(self) -> dict[str, object]:
+        """The path alone: a worker reads the file again."""
+        return {"name": self.name, "_path": self._path}
+
+    @cached_property
+    def _arrays(self) -> ArraySource:
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                labels = file["labels"] if "labels" in file.files else None
+                return ArraySource(file["images"], labels, name=self.name)
+        except KeyError as error:
+            raise InputError(f"{self.name}: no array `images` in it") from error
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{self.name}: not an .npz of plain arrays ({reason})") from error
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._arrays)
+
+    def items(self) -> Iterator[Item]:
+        """Rows in order."""
+        return self._arrays.items()
+
+    def read(self, shard: int, offset: int, size: int, name: str, /) -> NDArray[np.uint8]:
+        """Pixels (H, W) or (H, W, 3) of one row."""
+        return self._arrays.read(shard, offset, size, name)
+
+    def fingerprint(self) -> str:
+        """Over (name, bytes, mtime) of the file."""
+        return digest(iter((file_signature(self._path),)))
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+def require_labels(source: ArraySource | NpzSource) -> None:
+    """Stop at the first row without a label.
+
+    Raises:
+        InputError: naming it.
+    """
+    for item in source.items():
+        if item.label is None:
+            raise missing_label(item.id, source.name)

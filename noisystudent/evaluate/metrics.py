@@ -1,0 +1,125 @@
+"""Arrays in, floats out: accuracy, likelihood and calibration of class probabilities.
+
+Everywhere `probs` is (N, K) with rows that sum to 1 and `labels` is (N,) integers in 0 … K-1. Sums are
+float64. The predicted class is the first largest probability, so ties do not depend on the images' order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisystudent.errors import InputError
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """A reliability diagram: what the model claims and what is true, bin by bin; an empty bin is all zeros.
+
+    Attributes:
+        confidence: (bins,) float64, mean confidence of the images of a bin.
+        accuracy: (bins,) float64, share of them that is right.
+        count: (bins,) int64, how many they are.
+    """
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+
+def check(probs: Floats, labels: Ints) -> None:
+    """Refuse arrays no metric is defined on.
+
+    Raises:
+        InputError: no images, shapes that do not match, or a label outside 0 … K-1 (-1 is an unknown label).
+    """
+    if probs.ndim != 2 or labels.shape != probs.shape[:1] or not probs.size:
+        raise InputError(
+            f"probs are {probs.shape} and labels {labels.shape}; (N, K) and (N,) with N, K >= 1 are needed"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= probs.shape[1]:
+        raise InputError(
+            f"labels run from {low} to {high}; with {probs.shape[1]} classes they lie in 0 to K-1"
+        )
+
+
+def correct(probs: Floats, labels: Ints) -> NDArray[np.bool_]:
+    """(N,) whether the most likely class is the label."""
+    check(probs, labels)
+    return np.asarray(probs.argmax(axis=1) == labels)
+
+
+def top_k(probs: Floats, labels: Ints, k: int) -> float:
+    """Share of images whose label is among the k most likely classes; with fewer than k classes, k is K."""
+    check(probs, labels)
+    own = np.take_along_axis(probs, labels[:, None], axis=1)
+    earlier = np.arange(probs.shape[1]) < labels[:, None]
+    rank = ((probs > own) | ((probs == own) & earlier)).sum(
+        axis=1
+    )  # 0 is first; equals argsort, without the sort
+    return float((rank < min(k, probs.shape[1])).mean())
+
+
+def nll(probs: Floats, labels: Ints) -> float:
+    """Mean negative log-likelihood in nats; a probability that underflowed counts as the smallest float32."""
+    check(probs, labels)
+    own = np.take_along_axis(probs, labels[:, None], axis=1).astype(np.float64)
+    return float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).mean())
+
+
+def brier(probs: Floats, labels: Ints) -> float:
+    """Mean squared distance to the one-hot label, summed over classes: 0 is best, 2 worst (Brier 1950)."""
+    check(probs, labels)
+    own = np.take_along_axis(probs, labels[:, None], axis=1).astype(np.float64)[:, 0]
+    squares = np.square(probs, dtype=np.float64).sum(axis=1)
+    return float((squares - 2 * own + 1).mean())
+
+
+def reliability(probs: Floats, labels: Ints, bins: int = 15) -> Reliability:
+    """Confidence and accuracy in equal-width bins (b/bins, (b+1)/bins] of the largest probability.
+
+    Raises:
+        InputError: fewer than one bin, or arrays that do not match.
+    """
+    if bins < 1:
+        raise InputError(f"evaluate.ece_bins is {bins}; at least 1")
+    right = correct(probs, labels)
+    confidence = probs.max(axis=1).astype(np.float64)
+    inner_edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]
+    rows = np.digitize(confidence, inner_edges, right=True)
+    count = np.bincount(rows, minlength=bins)
+    filled = np.maximum(count, 1)
+    return Reliability(
+        np.bincount(rows, weights=confidence, minlength=bins) / filled,
+        np.bincount(rows, weights=right, minlength=bins) / filled,
+        count.astype(np.int64),
+    )
+
+
+def ece(probs: Floats, labels: Ints, bins: int = 15) -> float:
+    """Expected calibration error: |accuracy - confidence| averaged over images by bin (Guo et al. 2017)."""
+    table = reliability(probs, labels, bins)
+    return float((table.count * np.abs(table.accuracy - table.confidence)).sum() / table.count.sum())
+
+
+def confusion(probs: Floats, labels: Ints) -> NDArray[np.int64]:
+    """(K, K) counts: row is the label, column the predicted class."""
+    check(probs, labels)
+    classes = probs.shape[1]
+    cells = labels.astype(np.int64) * classes + probs.argmax(axis=1)
+    return np.bincount(cells, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
+
+
+def per_class_accuracy(probs: Floats, labels: Ints) -> NDArray[np.float64]:
+    """(K,) share of each class's images that is right; NaN for a class without images."""
+    check(probs, labels)
+    total = np.bincount(labels, minlength=probs.shape[1])
+    right = np.bincount(labels, weights=correct(probs, labels), minlength=probs.shape[1])
+    return np.asarray(np.where(total > 0, right / np.maximum(total, 1), np.nan))

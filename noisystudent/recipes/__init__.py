@@ -1,0 +1,248 @@
+"""From a recipe's YAML and the command line's overrides to one checked `Config`, and back to YAML.
+
+A recipe says `teacher:` in full, `student:` where students differ from the teacher, and `students:` how many
+there are, or where each differs from `student`. What is written to a run's config.yaml is the resolved form.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from noisystudent import config as _config
+from noisystudent.config import Config, StudentConfig
+from noisystudent.errors import InputError
+
+T = TypeVar("T")
+Raw = dict[str, Any]
+
+# Two ways to say one thing: an override with one of them withdraws the other.
+_DURATIONS = frozenset({"epochs", "steps"})
+
+
+def names() -> list[str]:
+    """The recipes that ship with the package."""
+    files = resources.files("noisystudent.recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def text(recipe: str) -> str:
+    """The YAML of a shipped recipe or of a file.
+
+    Raises:
+        InputError: neither a recipe nor a file.
+    """
+    if recipe in names():
+        return (resources.files("noisystudent.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise InputError(
+        f"no recipe or YAML file {recipe!r}{_did_you_mean(recipe, names())}; recipes: {', '.join(names())}"
+    )
+
+
+def load(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
+    """Read a recipe and apply `(dotted.field, value)` overrides, which win over the file.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, or a value out of range; names file and field.
+    """
+    try:
+        raw = yaml.safe_load(text(recipe)) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{recipe} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{recipe} holds a {type(raw).__name__}; a recipe is a mapping of fields")
+    return resolve(raw, overrides, origin=recipe)
+
+
+def resolve(
+    raw: Mapping[str, Any], overrides: Iterable[tuple[str, Any]] = (), origin: str = "config"
+) -> Config:
+    """Expand inheritance (teacher → student → students) and check every field against the dataclasses."""
+    merged = _merge({}, raw)
+    for dotted, value in overrides:
+        _override(merged, dotted.split("."), value)
+    base = _merge(merged.get("teacher") or {}, merged.pop("student", None) or {})
+    students = merged.pop("students", ())
+    if isinstance(students, int):
+        students = [{}] * students
+    merged["students"] = [_merge(base, student or {}) for student in students or ()]
+    return _build(Config, merged, origin, "")
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back to an equal `Config`."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def field_help(cls: type = Config, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(dotted name, default, help) of every field that can be set, in pipeline order."""
+    rows: list[tuple[str, str, str]] = []
+    hints, docs = typing.get_type_hints(cls), _field_docs(cls)
+    for field in dataclasses.fields(cls):
+        inner = _dataclass_in(hints[field.name])
+        name = prefix + ("student" if field.name == "students" else field.name)
+        if inner is not None:
+            rows += field_help(inner, f"{name}.")
+        else:
+            default = field.default if field.default is not dataclasses.MISSING else ""
+            rows.append((name, str(default), docs.get(field.name, "")))
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
+    """A deep copy of `base` with `over` on top; a duration in `over` withdraws the other kind in `base`."""
+    if not isinstance(over, Mapping):
+        raise InputError(f"{over!r} stands where a mapping of fields belongs")
+    merged: Raw = {
+        key: _merge({}, value) if isinstance(value, Mapping) else value for key, value in base.items()
+    }
+    if _DURATIONS & over.keys() and len(_DURATIONS & over.keys()) == 1:
+        for name in _DURATIONS - over.keys():
+            merged.pop(name, None)
+    for key, value in over.items():
+        inner = merged.get(key)
+        if isinstance(value, Mapping):
+            merged[key] = _merge(inner if isinstance(inner, Mapping) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _nested(path: list[str], value: Any) -> Raw:
+    for key in reversed(path):
+        value = {key: value}
+    return typing.cast(Raw, value)
+
+
+def _override(raw: Raw, path: list[str], value: Any) -> None:
+    """Set one field; `student.*` also reaches into each entry of `students`, so the command line wins."""
+    if path[0] == "students" and len(path) > 1:
+        _override_one_student(raw, path, value)
+        return
+    if path[0] == "student" and isinstance(raw.get("students"), list):
+        raw["students"] = [_merge(entry or {}, _nested(path[1:], value)) for entry in raw["students"]]
+    merged = _merge(raw, _nested(path, value))
+    raw.clear()
+    raw.update(merged)
+
+
+def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
+    students = raw.get("students") or []
+    entries = [{}] * students if isinstance(students, int) else list(students)
+    if not path[1].isdigit() or int(path[1]) >= len(entries):
+        raise InputError(f"--{'.'.join(path)}: students are numbered 0 to {len(entries) - 1}")
+    entries[int(path[1])] = _merge(entries[int(path[1])] or {}, _nested(path[2:], value))
+    raw["students"] = entries
+
+
+def _did_you_mean(word: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _build(cls: type[T], raw: Mapping[str, Any], origin: str, prefix: str) -> T:
+    """A dataclass from a mapping; unknown keys and wrong types are errors that name the dotted field."""
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{origin}: {prefix.rstrip('.')} is {raw!r}; a mapping of fields belongs there")
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if cls is Config:
+        known.append("student")
+    for key in raw:
+        if key not in known:
+            raise InputError(f"{origin}: unknown key '{prefix}{key}'{_did_you_mean(str(key), known)}")
+    values = {key: _convert(hints[key], value, origin, f"{prefix}{key}") for key, value in raw.items()}
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from error
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a field holds, directly, optionally or as a tuple of them."""
+    for candidate in (hint, *typing.get_args(hint)):
+        if inspect.isclass(candidate) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
+    """`value` as the type the field declares, or an InputError that says what would be right."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, origin, name)
+    if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+        return _build(hint, value, origin, f"{name}.")
+    if kind is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(arguments[0], item, origin, f"{name}.{i}") for i, item in enumerate(items))
+    if kind is dict and isinstance(value, Mapping):
+        return dict(value)
+    if kind is typing.Literal:
+        if value in arguments:
+            return value
+        right = f"one of {', '.join(map(str, arguments))}{_did_you_mean(str(value), map(str, arguments))}"
+    else:
+        try:
+            return _scalar(hint, value)
+        except ValueError:
+            right = f"a {getattr(hint, '__name__', hint)}"
+    raise InputError(f"{origin}: {name} is {value!r}; it must be {right}")
+
+
+def _scalar(hint: Any, value: Any) -> Any:
+    """Strict but for numbers: `1e-3` is a string to YAML 1.1, and an int is a valid float."""
+    if hint is bool or isinstance(value, bool):
+        if hint is bool and isinstance(value, bool):
+            return value
+    elif hint is float and isinstance(value, int | float | str):
+        return float(value)
+    elif hint is int and isinstance(value, int | str):
+        return int(value)
+    elif hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif hint is str and isinstance(value, str | int | float):
+        return str(value)
+    raise ValueError(value)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """Field name → the string literal that stands under it, inherited fields included."""
+    docs: dict[str, str] = {}
+    tree = ast.parse(inspect.getsource(_config))
+    bodies = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    for parent in reversed(cls.__mro__):
+        body = bodies.get(parent.__name__, [])
+        for field, doc in zip(body, body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(doc, ast.Expr)
+                and isinstance(doc.value, ast.Constant)
+            ):
+                docs[field.target.id] = " ".join(str(doc.value.value).split())
+    return docs
+
+
+__all__ = ["Config", "StudentConfig", "dump", "field_help", "load", "names", "resolve", "text"]

@@ -1,0 +1,287 @@
+"""Plotly figures as plain dictionaries, their colours the names of CSS variables that the page resolves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisystudent.report.measures import Reliability
+from noisystudent.report.read import Curve, Model, Record
+
+Figure = dict[str, Any]
+
+COLORS = {"teacher": "--teacher", "student": "--student", "control": "--control"}
+NAMED_CLASSES = 50
+CROWD = 20
+CURVE_POINTS = 800
+LABEL_LENGTH = 22
+
+
+def finite(value: Any) -> float | None:
+    """Return a number that JSON and a plot can hold: None in place of None, NaN and the infinities."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def label(name: object) -> str:
+    """Make a class name safe and short for Plotly, which reads text as a dialect of HTML."""
+    text = str(name)
+    return escape(text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…", quote=False)
+
+
+def accuracy(models: Sequence[Model], sets: Sequence[str]) -> Figure:
+    """Top-1 by iteration: the teacher and the students as a line a set, their controls as open marks."""
+    traces: list[Figure] = []
+    for name in sets:
+        solid = name == sets[-1]
+        chain = [m for m in models if m.role != "control" and _top1(m, name) is not None]
+        controls = [m for m in models if m.role == "control" and _top1(m, name) is not None]
+        line = {"color": "--student", "width": 2, "dash": "solid" if solid else "dot"}
+        marker = {"size": 9, "color": "--student"}
+        traces.append({**_points(chain, name), "mode": "lines+markers", "line": line, "marker": marker})
+        hollow = {"size": 11, "color": "--control", "symbol": "diamond" if solid else "diamond-open"}
+        traces.append({**_points(controls, name, "control, "), "mode": "markers", "marker": hollow})
+    ticks = sorted({m.iteration for m in models})
+    names = ["teacher" if i == 0 else f"student {i}" for i in ticks]
+    xaxis = {"tickvals": ticks, "ticktext": names, "range": [min(ticks) - 0.25, max(ticks) + 0.25]}
+    layout = {"height": 320, "xaxis": {**xaxis, "showgrid": False, "zeroline": False}}
+    yaxis = {"tickformat": ".1~%", "title": {"text": "top-1 accuracy"}}
+    return {"data": [t for t in traces if t["x"]], "layout": {**layout, "yaxis": yaxis}}
+
+
+def _top1(model: Model, name: str) -> float | None:
+    return finite(model.scores.get(name, {}).get("top1"))
+
+
+def _points(models: Sequence[Model], name: str, prefix: str = "") -> Figure:
+    return {
+        "type": "scatter",
+        "name": f"{prefix}{name}",
+        "x": [m.iteration for m in models],
+        "y": [_top1(m, name) for m in models],
+        "text": [m.name for m in models],
+        "hovertemplate": f"%{{text}}, {name}: %{{y:.2%}}<extra></extra>",
+    }
+
+
+def learning_curves(models: Sequence[Model]) -> Figure:
+    """Val top-1 above training loss, by step; one legend entry a model switches both."""
+    traces: list[Figure] = []
+    last = max((m.iteration for m in models), default=0)
+    for model in models:
+        # Earlier students fade, the last one is the one that is judged.
+        opacity = (
+            1.0 if model.role != "student" or model.iteration == last else 0.3 + 0.4 * model.iteration / last
+        )
+        shared = {
+            "type": "scatter",
+            "name": model.name,
+            "legendgroup": model.name,
+            "opacity": opacity,
+            "line": {
+                "color": COLORS[model.role],
+                "width": 2,
+                "dash": "dash" if model.role == "control" else "solid",
+            },
+        }
+        val = {**shared, **_xy(model.val_top1), "mode": "lines+markers", "marker": {"size": 5}, "yaxis": "y2"}
+        loss = {**shared, **_xy(model.loss), "mode": "lines", "showlegend": not model.val_top1}
+        traces += [
+            {**val, "hovertemplate": "%{y:.2%}<extra>%{fullData.name}</extra>"},
+            {**loss, "hovertemplate": "%{y:.4f}<extra>%{fullData.name}</extra>"},
+        ]
+    layout = {
+        "height": 520,
+        "hovermode": "x",
+        "xaxis": {"title": {"text": "training step"}, "anchor": "y", "zeroline": False},
+        "yaxis": {"title": {"text": "training loss"}, "domain": [0, 0.46]},
+        "yaxis2": {"title": {"text": "val top-1"}, "domain": [0.54, 1], "tickformat": ".0%"},
+    }
+    return {"data": [t for t in traces if t["x"]], "layout": layout}
+
+
+def _xy(curve: Curve) -> Figure:
+    stride = max(1, math.ceil(len(curve) / CURVE_POINTS))
+    # The last point is kept by counting from the end.
+    points = curve[::-1][::stride][::-1]
+    return {"x": [step for step, _ in points], "y": [finite(value) for _, value in points]}
+
+
+def confidence_histogram(histogram: Record) -> Figure:
+    """All pool images by confidence, and within them the kept ones."""
+    edges = np.asarray(histogram["edges"], dtype=np.float64)
+    centers, widths = ((edges[:-1] + edges[1:]) / 2).tolist(), np.diff(edges).tolist()
+    series = (("all", "counts", "--quiet"), ("kept", "kept", "--student"))
+    traces = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": centers,
+            "y": [finite(count) for count in histogram[key]],
+            "width": widths,
+            "marker": {"color": color, "line": {"width": 0}},
+            "hovertemplate": "confidence %{x:.2f}: %{y:,} " + name + "<extra></extra>",
+        }
+        for name, key, color in series
+        if histogram.get(key)
+    ]
+    layout = {
+        "height": 260,
+        "barmode": "overlay",
+        "xaxis": {
+            "title": {"text": "confidence of the teacher"},
+            "range": [edges[0], edges[-1]],
+            "showgrid": False,
+        },
+        "yaxis": {"title": {"text": "images"}, "tickformat": ",~s"},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def class_balance(rows: Sequence[Record]) -> Figure:
+    """Images a class before selection and after it, the repeated ones apart; above 50 classes by rank."""
+    if len(rows) > NAMED_CLASSES:
+        return _balance_by_rank(rows)
+    positions = list(range(len(rows)))
+    shared = {
+        "type": "bar",
+        "orientation": "h",
+        "y": positions,
+        "customdata": [label(row["class"]) for row in rows],
+    }
+    kept = [row["kept"] for row in rows]
+    repeats = [max(0, row["total"] - row["kept"]) for row in rows]
+    traces = [
+        _bar(shared, "predicted", [row["predicted"] for row in rows], "--quiet", offsetgroup="before"),
+        _bar(shared, "kept", kept, "--student", offsetgroup="after"),
+        _bar(shared, "repeats", repeats, "--student-soft", offsetgroup="after", base=kept),
+    ]
+    yaxis = {
+        "tickvals": positions,
+        "ticktext": shared["customdata"],
+        "autorange": "reversed",
+        "showgrid": False,
+    }
+    layout = {
+        "height": 110 + (30 if len(rows) <= CROWD else 18) * len(rows),
+        "barmode": "group",
+        "bargap": 0.3,
+        "xaxis": {"title": {"text": "images"}, "tickformat": ",~s", "nticks": 5},
+        "yaxis": {**yaxis, "zeroline": False},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _bar(shared: Figure, name: str, values: Sequence[int], color: str, **more: Any) -> Figure:
+    # With a base, Plotly's %{x} is the end of the bar; the count itself travels beside it.
+    hover = f"%{{customdata}}: %{{text}} {name}<extra></extra>"
+    texts = [f"{value:,}" for value in values]
+    marker = {"color": color, "line": {"width": 0}}
+    return {
+        **shared,
+        **more,
+        "name": name,
+        "x": list(values),
+        "text": texts,
+        "textposition": "none",
+        "marker": marker,
+        "hovertemplate": hover,
+    }
+
+
+def _balance_by_rank(rows: Sequence[Record]) -> Figure:
+    ranked = sorted(rows, key=lambda row: -row["predicted"])
+    series = (("predicted", "predicted", "--teacher"), ("with repeats", "total", "--student"))
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": list(range(1, len(ranked) + 1)),
+            "y": [row[key] for row in ranked],
+            "text": [label(row["class"]) for row in ranked],
+            "line": {"color": color, "width": 2, "shape": "hvh"},
+            "hovertemplate": "%{text}: %{y:,} " + name + "<extra></extra>",
+        }
+        for name, key, color in series
+    ]
+    layout = {
+        "height": 300,
+        "xaxis": {"title": {"text": "classes, from the most to the least predicted"}, "showgrid": False},
+        "yaxis": {"title": {"text": "images"}, "rangemode": "tozero"},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
+    """Accuracy against confidence; on the diagonal a model is as often right as it says."""
+    diagonal = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [0, 1],
+        "y": [0, 1],
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    traces: list[Figure] = [{**diagonal, "line": {"color": "--quiet", "dash": "dash", "width": 1.5}}]
+    for model, bins in curves:
+        share = bins.counts / bins.counts.sum()
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": model.name,
+                "x": bins.confidence.round(4).tolist(),
+                "y": bins.accuracy.round(4).tolist(),
+                "customdata": bins.counts.tolist(),
+                "line": {"color": COLORS[model.role], "width": 2},
+                "marker": {"color": COLORS[model.role], "size": (5 + 15 * np.sqrt(share)).round(1).tolist()},
+                "hovertemplate": "says %{x:.1%}, is right %{y:.1%}: %{customdata:,} images"
+                "<extra>%{fullData.name}</extra>",
+            }
+        )
+    layout = {
+        "height": 420,
+        "xaxis": {"title": {"text": "confidence"}, "range": [0, 1.03], "tickformat": ".0%"},
+        "yaxis": {"title": {"text": "accuracy"}, "range": [0, 1.03], "tickformat": ".0%"},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Heat map of the share of each true class (row) that is predicted as each class (column)."""
+    names, positions = [label(name) for name in classes], list(range(len(classes)))
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    trace = {
+        "type": "heatmap",
+        "z": shares.round(4).tolist(),
+        "zmin": 0,
+        "zmax": 1,
+        "text": [
+            [f"{names[t]} taken for {names[p]}: {matrix[t, p]:,}" for p in positions] for t in positions
+        ],
+        "hovertemplate": "%{text} (%{z:.1%})<extra></extra>",
+        # A steep start: the confusions are a few per cent, the diagonal nearly one.
+        "colorscale": [
+            [0, "--paper"],
+            [0.02, "--heat-1"],
+            [0.1, "--heat-2"],
+            [0.4, "--heat-3"],
+            [1, "--student"],
+        ],
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+    }
+    few = len(names) <= CROWD
+    axis = {"tickvals": positions, "ticktext": names, "showgrid": False, "zeroline": False}
+    layout = {
+        "height": 130 + (max(300, 28 * len(names)) if few else 16 * len(names)),
+        "xaxis": {**axis, "title": {"text": "predicted"}, "tickangle": -45, "showticklabels": few},
+        "yaxis": {**axis, "title": {"text": "true"}, "autorange": "reversed"},
+    }
+    return {"data": [trace], "layout": layout}

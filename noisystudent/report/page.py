@@ -1,0 +1,249 @@
+"""Arrange a run as the sections of a page and render it; text from files is always escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from noisystudent.report import figures
+from noisystudent.report.measures import Reliability, confusion, reliability, worst_pairs
+from noisystudent.report.read import SETS, Iteration, Model, Run, load_predictions
+from noisystudent.report.whiskers import whiskers
+
+Section = dict[str, Any]
+
+# (key, heading, whether more is better)
+METRICS = (
+    ("top1", "Top-1", True),
+    ("top5", "Top-5", True),
+    ("nll", "NLL", False),
+    ("ece", "ECE", False),
+    ("brier", "Brier", False),
+)
+TITLES = {
+    "verdict": "Verdict",
+    "accuracy": "Accuracy",
+    "curves": "Curves",
+    "confidence": "Confidence",
+    "balance": "Balance",
+    "reliability": "Reliability",
+    "confusion": "Confusions",
+    "gallery": "Gallery",
+    "data": "Data",
+    "environment": "Environment",
+    "config": "Configuration",
+}
+BADGES = {True: ("Improved", "good"), False: ("No gain shown", "bad"), None: ("Not judged", "open")}
+RIVALS = {"teacher": "against the teacher", "control": "against the control"}
+GALLERY_CLASSES = 100
+WORST_PAIRS = 8
+NO_NUMBER = "–"
+
+
+def render(run: Run) -> str:
+    """Return the whole page: no address outside it, the same bytes for the same files."""
+    classes = tuple(str(name) for name in (run.dataset or {}).get("classes", ()))
+    plots: dict[str, figures.Figure] = {}
+    sections = {
+        "verdict": _verdict(run),
+        "accuracy": _accuracy(run.models, plots),
+        "curves": _curves(run.models, plots),
+        "confidence": _confidence(run.iterations, plots),
+        "balance": _balance(run.iterations, plots),
+        **_predictions(run.models, classes, plots),
+        "gallery": _gallery(run.iterations),
+        "data": {"dataset": run.dataset, "ledger": run.ledger, "leaks": run.leaks}
+        if run.dataset or run.ledger or run.leaks
+        else None,
+        "environment": run.environment,
+        "config": run.config,
+    }
+    return (
+        _environment()
+        .get_template("template.html")
+        .render(
+            run=run,
+            sections={name: section for name, section in sections.items() if section},
+            left_out=[TITLES[name].lower() for name, section in sections.items() if not section],
+            titles=TITLES,
+            plots=plots,
+            plotly=get_plotlyjs(),
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("noisystudent.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, signed=signed, decimals=decimals, count=count, p_value=p_value, sha256=_sha256
+    )
+    return environment
+
+
+def percent(value: Any, digits: int = 2) -> str:
+    """0.9132 -> 91.32 %, with a space that does not break."""
+    number = figures.finite(value)
+    return NO_NUMBER if number is None else f"{100 * number:.{digits}f}\u202f%"
+
+
+def signed(value: Any, digits: int = 2) -> str:
+    """0.0132 -> +1.32, a difference of shares in percentage points."""
+    number = figures.finite(value)
+    return NO_NUMBER if number is None else f"{100 * number:+.{digits}f}".replace("-", "−")
+
+
+def decimals(value: Any, digits: int = 3) -> str:
+    """0.04217 -> 0.042."""
+    number = figures.finite(value)
+    return NO_NUMBER if number is None else f"{number:.{digits}f}"
+
+
+def count(value: Any) -> str:
+    """50000 -> 50,000."""
+    number = figures.finite(value)
+    return NO_NUMBER if number is None else f"{number:,.0f}"
+
+
+def p_value(value: Any) -> str:
+    """0.00012 -> 'p = 0.00012', two significant digits and never zero."""
+    number = figures.finite(value)
+    if number is None:
+        return f"p {NO_NUMBER}"
+    if number < 1e-6:
+        return "p < 0.000001"
+    return f"p = {number:.{max(2, 1 - math.floor(math.log10(number)))}f}"
+
+
+def _sha256(script: str) -> str:
+    """The Content-Security-Policy source that admits this script and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _verdict(run: Run) -> Section:
+    verdict = run.verdict or {}
+    found = verdict.get("comparisons") or {}
+    comparisons: Mapping[str, Any] = {name: row for name, row in found.items() if row}
+    badge, tone = BADGES[verdict.get("improved")]
+    return {
+        "badge": badge,
+        "tone": tone,
+        "sentence": verdict.get("sentence")
+        or "There is no verdict yet: the run has not written verdict.json.",
+        "set": verdict.get("set"),
+        "level": verdict.get("level"),
+        "reasons": verdict.get("reasons") or [],
+        "scope": verdict.get("scope"),
+        "comparisons": [
+            (RIVALS.get(name, f"against {name}"), name, row) for name, row in comparisons.items()
+        ],
+        "whiskers": whiskers(comparisons),
+    }
+
+
+def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Section | None:
+    scored = [model for model in models if model.scores]
+    sets = [name for name in SETS if any(name in model.scores for model in scored)]
+    if not sets:
+        return None
+    # Test first: on a phone it is what the table shows without scrolling.
+    columns = {
+        name: [m for m in METRICS if any(m[0] in model.scores.get(name, {}) for model in scored)]
+        for name in reversed(sets)
+    }
+    best: dict[tuple[str, str], float | None] = {}
+    if len(scored) > 1:
+        plots["accuracy"] = figures.accuracy(scored, sets)
+        best = {(name, m[0]): _best(scored, name, m[0], m[2]) for name in sets for m in columns[name]}
+    control = any(model.role == "control" for model in models)
+    return {"models": scored, "columns": columns, "best": best, "control": control}
+
+
+def _best(models: Iterable[Model], name: str, metric: str, more: bool) -> float | None:
+    values = [figures.finite(model.scores.get(name, {}).get(metric)) for model in models]
+    known = [value for value in values if value is not None]
+    return (max if more else min)(known, default=None)
+
+
+def _curves(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Section | None:
+    logged = [model for model in models if model.loss or model.val_top1]
+    if not logged:
+        return None
+    plots["curves"] = figures.learning_curves(logged)
+    return {"models": logged}
+
+
+def _confidence(iterations: Iterable[Iteration], plots: dict[str, figures.Figure]) -> list[Section]:
+    panels = []
+    for iteration in iterations:
+        labels = iteration.pseudo_labels or {}
+        if labels.get("confidence_histogram"):
+            name = f"confidence-{iteration.index}"
+            plots[name] = figures.confidence_histogram(labels["confidence_histogram"])
+            panels.append({"plot": name, "iteration": iteration.index, "labels": labels})
+    return panels
+
+
+def _balance(iterations: Iterable[Iteration], plots: dict[str, figures.Figure]) -> list[Section]:
+    panels = []
+    for iteration in iterations:
+        selection = iteration.selection or {}
+        if selection.get("classes"):
+            name = f"balance-{iteration.index}"
+            plots[name] = figures.class_balance(selection["classes"])
+            panels.append({"plot": name, "iteration": iteration.index, "selection": selection})
+    return panels
+
+
+def _predictions(
+    models: Sequence[Model], classes: Sequence[str], plots: dict[str, figures.Figure]
+) -> dict[str, Section | None]:
+    """The two sections that need predictions, on test or else on val; one file in memory at a time."""
+    sections: dict[str, Section | None] = {"reliability": None, "confusion": None}
+    name = next((s for s in reversed(SETS) if any(s in m.predictions for m in models)), None)
+    chosen = [m for m in models if name in m.predictions]
+    if name is None:
+        return sections
+    judged = next((m for m in reversed(chosen) if m.role == "student"), chosen[0])
+    curves: list[tuple[Model, Reliability]] = []
+    for model in chosen:
+        if model.role == "student" and model is not judged:
+            continue
+        probs, labels = load_predictions(model.predictions[name])
+        if not len(labels):
+            continue
+        curves.append((model, reliability(probs, labels)))
+        if model is judged:
+            names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]
+            matrix = confusion(probs, labels)
+            pairs = [
+                (names[t], names[p], n, int(matrix[t].sum())) for t, p, n in worst_pairs(matrix, WORST_PAIRS)
+            ]
+            drawn = len(names) <= figures.NAMED_CLASSES
+            if drawn:
+                plots["confusion"] = figures.confusion_matrix(matrix, names)
+            sections["confusion"] = {"set": name, "model": model, "pairs": pairs, "drawn": drawn}
+    if curves:
+        plots["reliability"] = figures.reliability_diagram(curves)
+        sections["reliability"] = {"set": name, "curves": curves}
+    return sections
+
+
+def _gallery(iterations: Iterable[Iteration]) -> list[Section]:
+    """The last iteration first: it is what the final student learned from."""
+    return [
+        {"iteration": i.index, "classes": i.gallery[:GALLERY_CLASSES], "total": len(i.gallery)}
+        for i in reversed(list(iterations))
+        if i.gallery
+    ]

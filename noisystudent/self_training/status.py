@@ -1,0 +1,94 @@
+"""What is done, what is to do, and what came out: the run directory and the graph as rows of a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from noisystudent import rundir
+from noisystudent.errors import InputError
+from noisystudent.records import Selection
+from noisystudent.self_training.graph import Graph
+from noisystudent.stages import Status, state
+
+Row = tuple[str, ...]
+
+# Records of an iteration, in the order in which it makes them.
+_TURN = (
+    "filter-labels/stage.json",
+    "labels/stage.json",
+    "selection.stage.json",
+    "student/stage.json",
+    "control/stage.json",
+)
+
+
+def states(graph: Graph, run: Path) -> list[Row]:
+    """(stage, state, path in the run) of every stage in the order in which they run."""
+    rows: list[Row] = []
+    for stage in graph.stages():
+        found = state(stage)
+        said = {
+            Status.DONE: "done",
+            Status.PARTIAL: "interrupted, will go on",
+            Status.ABSENT: "to do",
+            Status.STALE: f"to redo: {', '.join(found.changed)} changed",
+        }[found.status]
+        rows.append((stage.name, said, str(stage.path.relative_to(run))))
+    return rows
+
+
+def recorded(run: Path) -> list[Row]:
+    """(stage, status, seconds, finished) of every stage a run has begun.
+
+    Raises:
+        InputError: no run is there.
+    """
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} is not a run directory (no config.yaml); give a folder that `run` wrote")
+    return [_recorded(path) for path in _records(run)]
+
+
+def scores(run: Path) -> list[Row]:
+    """(model, set, top-1, top-5, NLL, ECE) of every judged model, from the run's metrics.jsonl."""
+    rows: list[Row] = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        name = found["model"] if found["iteration"] == 0 else f"{found['model']}-{found['iteration']}"
+        percent = (f"{found['top1']:.2%}", f"{found['top5']:.2%}")
+        rows.append((name, found["set"], *percent, f"{found['nll']:.4f}", f"{found['ece']:.4f}"))
+    return rows
+
+
+def _records(run: Path) -> Iterator[Path]:
+    """The stage records that exist, in order."""
+    names = ["data/stage.json", "iteration-0/teacher/stage.json", "iteration-0/filter/stage.json"]
+    turns = sum(1 for _ in run.glob("iteration-*"))
+    names += [f"iteration-{i}/{name}" for i in range(1, turns) for name in _TURN]
+    return (run / name for name in (*names, "verdict.stage.json") if (run / name).is_file())
+
+
+def _recorded(path: Path) -> Row:
+    found = rundir.read_json(path)
+    seconds = found.get("seconds")
+    return (
+        found["name"],
+        found["status"],
+        "" if seconds is None else f"{seconds:,.1f}",
+        found.get("finished") or "",
+    )
+
+
+def transduction(selection: Selection) -> NDArray[np.int64]:
+    """(N,) the class each pool image was trained as; -1 where it was not kept."""
+    with pq.ParquetFile(selection.path) as file:
+        found = file.read(columns=["row", "label", "repeats"])
+    row, label, repeats = (found[name].to_numpy() for name in ("row", "label", "repeats"))
+    classes = np.full(len(row), -1, dtype=np.int64)
+    classes[row] = np.where(repeats > 0, label, -1)
+    return classes

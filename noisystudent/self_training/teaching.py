@@ -1,0 +1,61 @@
+"""Train one model as a stage, look at it on val, and stop the run when it is of no use."""
+
+from __future__ import annotations
+
+from torch.utils.tensorboard import SummaryWriter
+
+from noisystudent.errors import RunError
+from noisystudent.evaluate import guards, suite
+from noisystudent.self_training import learner
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.learner import Lesson
+from noisystudent.stages import Stage, run_stage
+
+
+def teach(context: Context, stage: Stage, lesson: Lesson) -> None:
+    """Train `lesson` unless it is done; then guard the run.
+
+    Raises:
+        RunError: a teacher that guesses, or a model that collapsed to few classes.
+    """
+
+    def work() -> None:
+        context.voice.say(_announcement(stage, lesson))
+        with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=0) as board:
+
+            def on_log(line: dict[str, float]) -> None:
+                step = int(line["step"])
+                for name, value in line.items():
+                    if name != "step":
+                        board.add_scalar(name, value, step)
+                context.voice.progress(stage.name, step, lesson.total_steps)
+
+            learner.train(lesson, context.stop, context.voice.say, on_log)
+        val = lesson.dataset.val
+        probs = learner.probabilities(learner.load(lesson), lesson, val, batch_size=512)
+        suite.save_predictions(stage.path / "predictions-val.npz", probs, val.labels)
+
+    run_stage(stage, work, context.voice.say)
+    _guard(context, stage)
+
+
+def _announcement(stage: Stage, lesson: Lesson) -> str:
+    labeled, pool = lesson.rows
+    return (
+        f"{stage.name}: {lesson.learner.model.name}, {lesson.total_steps:,} steps of {labeled:,} labelled"
+        f" and {pool:,} pool images, {lesson.resolution} pixels"
+    )
+
+
+def _guard(context: Context, stage: Stage) -> None:
+    found = suite.load_predictions(stage.path / "predictions-val.npz")
+    top1 = suite.score(found.probs, found.labels)["top1"]
+    context.voice.say(f"{stage.name}: val top-1 {top1:.1%} of {len(found.labels):,} images")
+    if stage.name == "control-" + stage.name.rpartition("-")[2]:
+        return  # nothing is learnt from the control
+    able, sentence = guards.teacher_above_chance(found.labels, found.probs)
+    if not able and context.graph.iterations:
+        raise RunError(f"{stage.name}: {sentence}; the run stops before it labels anything with it")
+    fallen = guards.collapsed(found.probs, found.labels)
+    if fallen is not None:
+        raise RunError(f"{stage.name}: {fallen}")

@@ -1,0 +1,43 @@
+"""The exponential moving average of a model: the weights that validate, label and become the next teacher."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+def decay_at(step: int, decay: float) -> float:
+    """Decay of update `step` = 0, 1, …: min(decay, (1+t)/(10+t)), TensorFlow's `num_updates` warm-up."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers: (floating point, others such as batch-norm counters)."""
+    tensors = [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
+    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+
+
+class Ema:
+    """Average of parameters and floating buffers (batch-norm statistics); other buffers are copied.
+
+    Attributes:
+        module: a copy of the model on the same device, always in evaluation mode, without gradients.
+        decay: the decay that `decay_at` rises to.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards `model`, from step 0 on; no host synchronisation."""
+        averaged, copied = _tensors(self.module)
+        floating, counters = _tensors(model)
+        if averaged:
+            torch._foreach_lerp_(averaged, floating, 1.0 - decay_at(step, self.decay))
+        if copied:
+            torch._foreach_copy_(copied, counters)

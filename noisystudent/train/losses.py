@@ -1,0 +1,58 @@
+"""Cross-entropy on given labels and pseudo-labels, and the paper's three ways to average them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Normalization = Literal["joint", "equal", "official"]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-Σ_k targets_k log softmax(logits)_k of each row, in float32: two times (B, K) -> (B,)."""
+    return -(targets.float() * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
+
+
+def _one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """(N,) int64 -> (N, K) float32; `smoothing` is the mass spread evenly over all K classes."""
+    return F.one_hot(labels, num_classes).float() * (1.0 - smoothing) + smoothing / num_classes
+
+
+def joint_loss(
+    logits: Tensor,
+    labels: Tensor,
+    pool_targets: Tensor,
+    *,
+    smoothing: float,
+    hard_pool: bool,
+    normalization: Normalization,
+) -> Tensor:
+    """Loss of a joint batch, labelled rows first (Xie et al. 2020, arXiv 1911.04252, Alg. 1 and §3.1).
+
+    Without pool rows the three normalisations are the same number: the labelled mean.
+
+    Args:
+        logits: (B, K) of any floating type; the loss is computed in float32.
+        labels: (L,) int64, 1 ≤ L ≤ B; always smoothed.
+        pool_targets: (B-L, K) probabilities of the rows after the labelled ones; never smoothed when soft.
+        smoothing: mass spread over all classes, in [0, 1).
+        hard_pool: learn the most likely class of each pool row, smoothed, in place of its probabilities.
+        normalization: joint: mean over the batch (§3.1). equal: labelled mean + pool mean (Alg. 1).
+            official: (sum over the batch) / L, the published code (main.py:547-550).
+
+    Returns:
+        () float32.
+    """
+    num_labeled, num_classes = len(labels), logits.shape[1]
+    if hard_pool:
+        pool_targets = _one_hot(pool_targets.argmax(dim=1), num_classes, smoothing)
+    targets = torch.cat([_one_hot(labels, num_classes, smoothing), pool_targets.float()])
+    losses = soft_cross_entropy(logits, targets)  # (B,)
+    if normalization == "joint" or len(losses) == num_labeled:
+        return losses.mean()
+    if normalization == "equal":
+        return losses[:num_labeled].mean() + losses[num_labeled:].mean()
+    return losses.sum() / num_labeled

@@ -1,0 +1,185 @@
+"""Bytes to pixels: agreement with Pillow, odd files, broken files."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_files import encoded
+from PIL import Image, ImageOps
+
+from noisystudent.data.decode import DecodeError, center_view, crop_resize, decode, from_array, view
+
+PHOTOS = Path(__file__).parents[2] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
+LIMIT = 10_000_000
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 2, y * 3, x + y], axis=-1).astype(np.uint8)
+
+
+def photos(count: int) -> list[bytes]:
+    if not PHOTOS.exists():
+        pytest.skip(f"needs {PHOTOS}")
+    with tarfile.open(PHOTOS) as archive:
+        files = [member for member in archive.getmembers() if member.isfile()][:count]
+        return [archive.extractfile(member).read() for member in files]  # type: ignore[union-attr]
+
+
+def chw(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def test_photos_decode_as_pillow_does() -> None:
+    for data in photos(8):
+        assert torch.equal(decode(data, LIMIT), chw(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+
+
+def test_center_view_of_photos_is_pillows_crop_and_bicubic_resize_within_two_levels() -> None:
+    for data in photos(8):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        side = round(min(image.size) * 0.875)  # crop_pct at 224
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        cropped = image.crop((left, top, left + side, top + side))
+        expected = chw(cropped.resize((224, 224), Image.Resampling.BICUBIC))
+        assert (center_view(decode(data, LIMIT), 224).int() - expected.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_formats_return_the_pixels(kind: str) -> None:
+    pixels = ramp(20, 31)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert torch.equal(decode(encoded(pixels, kind, **options), LIMIT), from_array(pixels))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(ramp(16, 24), kind, exif=exif)
+    expected = chw(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert torch.equal(decode(data, LIMIT), expected)
+    assert decode(data, LIMIT).shape == ((3, 16, 24) if orientation < 5 else (3, 24, 16))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    for kind in ("PNG", "TIFF"):
+        assert decode(encoded(values, kind), LIMIT)[1].tolist() == [[0, 0, 1, 128, 255]]
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((16, 16, 3), (250, 20, 20), np.uint8)).convert("CMYK").save(buffer, "JPEG")
+    red, green, blue = decode(buffer.getvalue(), LIMIT).float().mean((1, 2)).tolist()
+    assert red > 240 and green < 35 and blue < 35
+
+
+def test_transparency_is_dropped_not_composited() -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[..., 0] = 200  # red, fully transparent
+    assert decode(encoded(pixels), LIMIT)[0].unique().tolist() == [200]
+
+
+def test_palette_with_transparency_keeps_its_colours() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=bytes([255, 0]))
+    assert decode(buffer.getvalue(), LIMIT)[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_animated_gif_gives_its_first_frame() -> None:
+    frames = [Image.fromarray(np.full((6, 6), value, np.uint8)) for value in (10, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert decode(buffer.getvalue(), LIMIT).unique().tolist() == [10]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("filled", [b"", b"\0"])
+def test_truncated_jpeg_is_refused_wherever_it_is_cut(progressive: bool, filled: bytes) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = encoded(noise, "JPEG", progressive=progressive)
+    for cut in [1, 2, 3, 10, 100, *range(200, len(data), 211)]:
+        with pytest.raises(DecodeError):
+            decode(data[:-cut] + filled * cut, LIMIT)
+
+
+def test_a_thumbnails_end_marker_does_not_hide_a_truncation() -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8), "JPEG")
+    thumbnail = b"Exif\0\0" + encoded(ramp(8, 8), "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    whole = data[:2] + segment + data[2:]
+    assert decode(whole, LIMIT).shape == (3, 40, 40)
+    with pytest.raises(DecodeError, match="end-of-image"):
+        decode(whole[: len(whole) - 200] + bytes(200), LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_half_a_file_is_refused(kind: str) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8), kind)
+    with pytest.raises(DecodeError):
+        decode(data[: len(data) // 2], LIMIT)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello, I am a text file\n", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"]
+)
+def test_what_is_no_image_is_refused_with_a_reason(data: bytes) -> None:
+    with pytest.raises(DecodeError, match=r".+"):
+        decode(data, LIMIT)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims any size."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("side", [3_200, 9_600, 60_000])
+def test_decompression_bombs_are_refused_by_their_header(side: int) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(DecodeError, match="pixels"):
+        decode(png_header(side, side), LIMIT)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(DecodeError, match="32-bit"):
+        decode(encoded(np.zeros((4, 4), np.float32), "TIFF"), LIMIT)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (300, 10), (7, 9)])
+@pytest.mark.parametrize("resolution", [8, 32, 224])
+def test_views_have_their_size_whatever_the_image(height: int, width: int, resolution: int) -> None:
+    image = from_array(ramp(height, width))
+    assert center_view(image, resolution).shape == (3, resolution, resolution)
+    box = np.array([0.9, 0.9, 0.01, 0.01], np.float32)
+    assert crop_resize(image, box, resolution).shape == (3, resolution, resolution)
+
+
+def test_an_image_of_the_right_size_is_unchanged() -> None:
+    for side in (32, 224):
+        image = from_array(ramp(side, side))
+        assert torch.equal(view(image, None, side), image)
+        assert torch.equal(view(image, np.array([0, 0, 1, 1], np.float32), side), image)
+
+
+def test_a_box_is_the_window_it_names() -> None:
+    image = from_array(ramp(40, 60))
+    box = np.array([10 / 40, 30 / 60, 8 / 40, 8 / 60], np.float32)
+    assert torch.equal(crop_resize(image, box, 8), image[:, 10:18, 30:38])

@@ -1,0 +1,163 @@
+"""The index stream's laws, and batches that do not depend on workers, plane or starting step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_files import labeled_folder, random_images, write_folder
+
+from noisystudent.config import DataConfig
+from noisystudent.data.loader import Chosen, clean_batches, index_stream, joint_batches
+from noisystudent.data.prepare import Dataset, prepare
+from noisystudent.data.sources import open_sources
+from noisystudent.errors import RunError
+from noisystudent.records import Batch
+from noisystudent.runtime import StopFlag
+
+CPU = torch.device("cpu")
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 40), batch=st.integers(1, 90), seed=st.integers(0, 3), epochs=st.integers(1, 3))
+def test_each_epoch_is_a_permutation(n: int, batch: int, seed: int, epochs: int) -> None:
+    steps = -(-n * epochs // batch)
+    stream = np.concatenate([index_stream(n, batch, seed, "labeled", step) for step in range(steps)])
+    for epoch in range(epochs):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 40), batch=st.integers(1, 30), times=st.integers(1, 5), step=st.integers(0, 5))
+def test_the_stream_does_not_depend_on_the_batch_size(n: int, batch: int, times: int, step: int) -> None:
+    large = index_stream(n, batch * times, 7, "pool", step)
+    small = [index_stream(n, batch, 7, "pool", step * times + part) for part in range(times)]
+    assert np.array_equal(large, np.concatenate(small))
+
+
+def test_streams_and_seeds_differ() -> None:
+    orders = {tuple(index_stream(50, 50, seed, name, 0)) for seed in (0, 1) for name in ("labeled", "pool")}
+    assert len(orders) == 4
+
+
+def made(tmp_path: Path, plane: str) -> Dataset:
+    labeled = labeled_folder(tmp_path / "labeled", 12)
+    pool = write_folder(tmp_path / "pool", random_images(10, seed=5), lambda n: f"x/{n}.png")
+    config = DataConfig(labeled=(str(labeled),), unlabeled=(str(pool),), resolution=8, plane=plane, workers=0)
+    return prepare(config, open_sources(config), tmp_path / plane, 0, StopFlag())
+
+
+def chosen_rows() -> Chosen:
+    table = np.random.default_rng(0).random((3, 3), dtype=np.float32)
+    return Chosen(np.array([7, 2, 4]), np.array([3, 0, 1], np.int32), lambda at: table[at])
+
+
+def quarter(stream: str, step: int, sizes: np.ndarray) -> np.ndarray:
+    assert stream in ("labeled", "pool") and sizes.shape[1] == 2
+    return np.tile(np.array([0.0, 0.25, 0.5, 0.5], np.float32), (len(sizes), 1))
+
+
+def batches(data: Dataset, start: int = 0, workers: int = 0, boxes: object = None) -> list[Batch]:
+    return list(
+        joint_batches(
+            data.labeled, data.pool, chosen_rows(), labeled_batch=4, pool_batch=3, resolution=8, seed=1,
+            start=start, stop=5, device=CPU, workers=workers, boxes=boxes,  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(left, right, strict=True)
+        for name in ("images", "labels", "pool_targets")
+    )
+
+
+@pytest.mark.parametrize("boxes", [None, quarter])
+def test_batches_are_the_same_from_memory_from_files_and_by_workers(tmp_path: Path, boxes: object) -> None:
+    resident, streamed = made(tmp_path, "resident"), made(tmp_path, "streamed")
+    assert resident.labeled.resident and not streamed.labeled.resident
+    expected = batches(resident, boxes=boxes)
+    assert same(expected, batches(streamed, boxes=boxes))
+    assert same(expected, batches(streamed, workers=2, boxes=boxes))
+    assert same(expected, batches(resident, workers=1, boxes=boxes))
+    assert same(expected[3:], batches(streamed, start=3, boxes=boxes))
+
+
+def test_rows_carry_their_own_labels_and_targets(tmp_path: Path) -> None:
+    data, chosen = made(tmp_path, "resident"), chosen_rows()
+    for step, batch in enumerate(batches(data)):
+        rows = index_stream(len(data.labeled), 4, 1, "labeled", step)
+        assert torch.equal(batch.images[:4], data.labeled.fetch(rows, 8))
+        assert batch.labels.tolist() == data.labeled.labels[rows].tolist()
+        at = np.array([0, 0, 0, 2])[index_stream(4, 3, 1, "pool", step)]
+        assert torch.equal(batch.images[4:], data.pool.fetch(chosen.rows[at], 8))
+        assert np.array_equal(batch.pool_targets.numpy(), chosen.targets(at))
+
+
+def test_labels_alone_give_no_pool_rows(tmp_path: Path) -> None:
+    data = made(tmp_path, "resident")
+    (batch,) = joint_batches(
+        data.labeled, None, None, labeled_batch=40, pool_batch=0, resolution=16, seed=0,
+        start=2, stop=3, device=CPU, workers=0,
+    )  # fmt: skip
+    assert batch.images.shape == (40, 3, 16, 16)
+    assert batch.pool_targets.shape == (0, 3)
+
+
+@pytest.mark.parametrize("plane", ["resident", "streamed"])
+def test_clean_batches_keep_order_and_end_short(tmp_path: Path, plane: str) -> None:
+    data = made(tmp_path, plane)
+    rows = np.array([3, 1, 9, 0, 5])
+    parts = list(clean_batches(data.pool, rows, resolution=8, batch_size=2, device=CPU, workers=0))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat(parts), data.pool.fetch(rows, 8))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_changed_stops_the_run_in_one_line(tmp_path: Path, workers: int) -> None:
+    data = made(tmp_path, "streamed")
+    changed = tmp_path / "pool" / "x" / "3.png"
+    changed.write_bytes((tmp_path / "pool" / "x" / "4.png").read_bytes())
+    with pytest.raises(RunError, match=r"^[^\n]*x/3.png changed[^\n]*$"):
+        list(clean_batches(data.pool, np.arange(10), resolution=8, batch_size=4, device=CPU, workers=workers))
+    changed.unlink()
+    with pytest.raises(RunError, match=r"x/3.png cannot be read"):
+        data.pool.fetch(np.array([3]), 8)
+
+
+def test_an_empty_selection_is_a_clear_error(tmp_path: Path) -> None:
+    data = made(tmp_path, "resident")
+    none = Chosen(np.empty(0, np.int64), np.empty(0, np.int32), lambda at: np.zeros((len(at), 3), np.float32))
+    with pytest.raises(RunError, match="pool set has no image"):
+        next(
+            joint_batches(
+                data.labeled, data.pool, none, labeled_batch=4, pool_batch=3, resolution=8, seed=1,
+                start=0, stop=1, device=CPU, workers=0,
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("plane", ["resident", "streamed"])
+def test_a_gpu_receives_the_same_batches(tmp_path: Path, plane: str, workers: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device, data = torch.device("cuda"), made(tmp_path, plane)
+    labeled, pool = data.labeled.to_device(device), data.pool.to_device(device)
+    for boxes in (None, quarter):
+        moved = list(
+            joint_batches(
+                labeled, pool, chosen_rows(), labeled_batch=4, pool_batch=3, resolution=8, seed=1,
+                start=0, stop=5, device=device, workers=workers, boxes=boxes,
+            )
+        )  # fmt: skip
+        assert all(batch.images.is_cuda and batch.labels.is_cuda for batch in moved)
+        back = [Batch(b.images.cpu(), b.labels.cpu(), b.pool_targets.cpu()) for b in moved]
+        assert same(back, batches(data, boxes=boxes))

@@ -1,0 +1,265 @@
+"""One set of images in every form: the same items, bytes and labels; wrong specs end in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from image_files import encoded, labeled_folder, random_images
+
+from noisystudent.config import DataConfig
+from noisystudent.data.sources import (
+    ArraySource,
+    Source,
+    Sources,
+    listing_fingerprint,
+    open_source,
+    open_sources,
+)
+from noisystudent.errors import InputError
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def contents(source: Source) -> list[tuple[str | None, bytes]]:
+    read = ((item.label, source.read(item.shard, item.offset, item.size, item.id)) for item in source.items())
+    return [(label, bytes(data)) for label, data in read]
+
+
+def tarred(folder: Path, path: Path, top: str = "") -> Path:
+    with tarfile.open(path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.add(file, top + str(file.relative_to(folder)))
+    return path
+
+
+def parquet(
+    path: Path, images: list[bytes], labels: list[int] | None, struct: bool, names: list[str] | None
+) -> Path:
+    column = pa.array([{"bytes": data, "path": None} for data in images]) if struct else pa.array(images)
+    columns = {"image" if struct else "bytes": column} | (
+        {} if labels is None else {"label": pa.array(labels)}
+    )
+    table = pa.table(columns)
+    if names is not None:
+        feature = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
+    pq.write_table(table, path, row_group_size=5)
+    return path
+
+
+@pytest.mark.parametrize("top", ["", "./", "photos/"])
+def test_a_tar_holds_what_the_folder_holds(tmp_path: Path, top: str) -> None:
+    folder = labeled_folder(tmp_path / "d")
+    shard = open_source([tarred(folder, tmp_path / "d.tar", top)], labeled=True)
+    assert contents(shard) == contents(open_source([folder], labeled=True))
+    assert len(shard) == 12 and len(os.listdir(tmp_path)) == 2, "nothing is unpacked"
+    assert contents(pickle.loads(pickle.dumps(shard))) == contents(shard)
+
+
+@pytest.mark.parametrize("struct", [True, False])
+@pytest.mark.parametrize("names", [None, ["c0", "c1", "c2"]])
+def test_parquet_holds_what_the_folder_holds(tmp_path: Path, struct: bool, names: list[str] | None) -> None:
+    expected = contents(open_source([labeled_folder(tmp_path / "d")], labeled=True))
+    numbers = [int(str(label)[1]) for label, _ in expected]
+    path = parquet(tmp_path / "d.parquet", [data for _, data in expected], numbers, struct, names)
+    source = open_source([path], labeled=True)
+    assert len(source) == 12
+    found = contents(pickle.loads(pickle.dumps(source)))
+    assert found == [(label if names else str(label)[1:], data) for label, data in expected]
+
+
+def test_npz_and_arrays_hold_pixels_and_labels(tmp_path: Path) -> None:
+    images = random_images(6)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    for source in (open_source([tmp_path / "d.npz"], True), open_source([ArraySource(images, labels)], True)):
+        assert contents(source) == [
+            (str(n), image.tobytes()) for n, image in zip(labels, images, strict=True)
+        ]
+        assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
+
+
+def test_webdataset_labels_stand_beside_the_image(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a-000.tar", "w") as archive:
+        for number in range(4):
+            members = [
+                (f"s/{number}.jpg", b"x"),
+                (f"s/{number}.cls", b"%d\n" % (number % 2)),
+                (f"s/{number}.json", b"{}"),
+            ]
+            for name, data in members if number < 2 else reversed(members):
+                add(archive, name, data)
+    with tarfile.open(tmp_path / "a-001.tar", "w") as archive:
+        add(archive, "s/0.jpg", b"y")
+        add(archive, "s/0.cls", b"1")
+    for spec in (tmp_path, tmp_path / "a-*.tar"):
+        items = list(open_source([spec], labeled=True).items())
+        assert [item.label for item in items] == ["0", "1", "0", "1", "1"]
+        assert len({item.id for item in items}) == 5 and [item.shard for item in items] == [0, 0, 0, 0, 1]
+
+
+def test_long_names_and_links_in_a_tar(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "c/" + "n" * 200 + ".png", b"long")
+        add(archive, "../../outside.png", b"up")
+        link = tarfile.TarInfo("c/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert [data for _, data in contents(open_source([tmp_path / "a.tar"], labeled=False))] == [
+        b"long",
+        b"up",
+    ]
+
+
+def test_pool_folders_nest_and_their_top_folder_is_the_hidden_truth(tmp_path: Path) -> None:
+    for name in ("cat/a/b/1.png", "cat/2.jpg", "3.JPEG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    items = list(open_source([tmp_path], labeled=False).items())
+    assert [(item.id, item.label) for item in items] == [
+        ("3.JPEG", None),
+        ("cat/2.jpg", "cat"),
+        ("cat/a/b/1.png", "cat"),
+    ]
+
+
+def test_side_cars_are_silent_and_unknown_files_are_told(tmp_path: Path) -> None:
+    for name in ("1.png", ".DS_Store", "notes.txt", "meta.json", ".hidden/2.png", "movie.heic", "README"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = open_source([tmp_path], labeled=False)
+    assert [item.id for item in source.items()] == ["1.png"]
+    (note,) = source.notes()
+    assert ".heic: 1" in note and "no suffix: 1" in note and ".txt" not in note
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "1.png").write_bytes(b"x")
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "linked").symlink_to(tmp_path / "real")
+    (pool / "circle").symlink_to(pool)
+    (pool / "gone.png").symlink_to(tmp_path / "nowhere")
+    (pool / "self.png").symlink_to(pool / "self.png")
+    source = open_source([pool], labeled=False)
+    assert [item.id for item in source.items()] == ["gone.png", "linked/1.png", "self.png"]
+
+
+def test_several_specs_have_ids_of_their_own(tmp_path: Path) -> None:
+    first, second = labeled_folder(tmp_path / "a" / "d", 4), labeled_folder(tmp_path / "b" / "d", 4, seed=1)
+    shard = tarred(second, tmp_path / "t.tar")
+    source = open_source([first, second, shard], labeled=True)
+    items = list(source.items())
+    assert len({item.id for item in items}) == len(source) == 12
+    assert {item.id.split("/")[0] for item in items} == {"0-d", "1-d", "2-t.tar"}
+    parts = [contents(open_source([spec], labeled=True)) for spec in (first, second, shard)]
+    assert contents(pickle.loads(pickle.dumps(source))) == [*parts[0], *parts[1], *parts[2]]
+
+
+def test_an_empty_class_folder_is_told_and_dropped(tmp_path: Path) -> None:
+    folder = labeled_folder(tmp_path / "d")
+    (folder / "empty").mkdir()
+    (folder / "loose.png").write_bytes(b"x")
+    source = open_source([folder], labeled=True)
+    assert {item.label for item in source.items()} == {"c0", "c1", "c2"}
+    assert "'empty'" in source.notes()[0] and "1 images outside" in source.notes()[1]
+
+
+def wrong_specs(root: Path) -> dict[str, tuple[object, bool, str]]:
+    (root / "void").mkdir()
+    (root / "flat").mkdir()
+    (root / "flat" / "1.png").write_bytes(b"x")
+    (root / "hollow" / "c").mkdir(parents=True)
+    (root / "junk.tar").write_bytes(b"no tar" * 300)
+    (root / "junk.parquet").write_bytes(b"no parquet")
+    (root / "junk.npz").write_bytes(b"no npz")
+    np.savez(root / "pickled.npz", images=np.array([{}], dtype=object))
+    np.savez(root / "unlabeled.npz", images=random_images(2))
+    np.savez(root / "float.npz", images=np.zeros((2, 4, 4), np.float32))
+    (root / "x.tar.gz").write_bytes(b"x")
+    whole = tarred(labeled_folder(root / "d"), root / "whole.tar").read_bytes()
+    (root / "cut.tar").write_bytes(whole[:1600])
+    parquet(root / "none.parquet", [b"x"], None, True, None)
+    pq.write_table(pa.table({"text": ["x"]}), root / "text.parquet")
+    return {
+        "missing": (root / "nowhere", False, "no such file"),
+        "empty": (root / "void", False, "no images"),
+        "empty labeled": (root / "void", True, "no class folders"),
+        "no classes": (root / "flat", True, "no class folders"),
+        "no images in classes": (root / "hollow", True, "no images in its 1"),
+        "junk tar": (root / "junk.tar", False, "junk.tar"),
+        "cut tar": (root / "cut.tar", True, "cut.tar"),
+        "compressed": (root / "x.tar.gz", False, "plain .tar"),
+        "junk parquet": (root / "junk.parquet", False, "not a Parquet"),
+        "junk npz": (root / "junk.npz", False, "junk.npz"),
+        "pickled npz": (root / "pickled.npz", False, "pickled.npz"),
+        "unlabeled npz": (root / "unlabeled.npz", True, "no label"),
+        "unlabeled parquet": (root / "none.parquet", True, "no label"),
+        "float": (root / "float.npz", False, "float32"),
+        "no image column": (root / "text.parquet", False, "columns: text"),
+        "unlabeled array": (ArraySource(random_images(2)), True, "no label"),
+        "minus one": (ArraySource(random_images(2), [0, -1]), True, "no label"),
+    }
+
+
+def test_wrong_specs_end_in_one_line_that_names_them(tmp_path: Path) -> None:
+    for name, (spec, labeled, words) in wrong_specs(tmp_path).items():
+        with pytest.raises(InputError, match=words) as caught:
+            list(open_source([spec], labeled).items())  # type: ignore[list-item]
+        assert "\n" not in str(caught.value), name
+        if isinstance(spec, Path):
+            assert spec.name in str(caught.value), name
+
+
+def test_label_counts_must_agree() -> None:
+    with pytest.raises(InputError, match="2 images but 3 labels"):
+        ArraySource(random_images(2), [0, 1, 2])
+
+
+def test_open_sources_names_the_field(tmp_path: Path) -> None:
+    folder = str(labeled_folder(tmp_path / "d"))
+    with pytest.raises(InputError, match=r"^data.unlabeled: .*nowhere"):
+        open_sources(DataConfig(labeled=(folder,), unlabeled=(str(tmp_path / "nowhere"),)))
+    with pytest.raises(InputError, match="--labeled"):
+        open_sources(DataConfig())
+    assert [name for name, _ in open_sources(DataConfig(labeled=(folder,), test=(folder,))).named()] == [
+        "labeled",
+        "test",
+    ]
+
+
+def test_fingerprint_sees_every_change(tmp_path: Path) -> None:
+    folder = labeled_folder(tmp_path / "d")
+    images = random_images(3)
+
+    def now() -> str:
+        return listing_fingerprint(
+            Sources(open_source([folder], True), open_source([ArraySource(images)], False))
+        )
+
+    seen = [now()]
+    assert now() == seen[0]
+    file = folder / "c0" / "0000.png"
+    os.utime(file, ns=(1, 1))
+    seen.append(now())
+    file.write_bytes(encoded(random_images(1, seed=9)[0]))
+    seen.append(now())
+    file.rename(file.with_name("other.png"))
+    seen.append(now())
+    images[0, 0, 0, 0] ^= 1
+    seen.append(now())
+    assert len(set(seen)) == 5

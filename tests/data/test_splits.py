@@ -1,0 +1,72 @@
+"""The split and the search for copies depend on content alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from noisystudent.data.splits import class_names, conflicting, earlier_copy, find, split_val
+from noisystudent.errors import InputError
+
+
+def contents(numbers: list[int]) -> np.ndarray:
+    """A hash for each number; zero bytes at both ends, where fixed-width strings would go wrong."""
+    hashes = np.zeros((len(numbers), 16), np.uint8)
+    hashes[:, 7:11] = np.array(numbers, np.int32).view(np.uint8).reshape(-1, 4)
+    return hashes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=2, max_size=6),
+    fraction=st.floats(0.05, 0.9),
+    seed=st.integers(0, 100),
+)
+def test_split_is_stratified_and_blind_to_order(counts: list[int], fraction: float, seed: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    hashes = contents(list(range(len(labels))))
+    if max(counts) == 1:
+        with pytest.raises(InputError, match="--val"):
+            split_val(hashes, labels, fraction, seed)
+        return
+    val = split_val(hashes, labels, fraction, seed)
+    taken = np.bincount(labels[val], minlength=len(counts))
+    assert (taken < counts).all(), "every class keeps an image"
+    spare = sum(count - 1 for count in counts)
+    assert taken.sum() == min(spare, max(1, round(fraction * len(labels))))
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    assert np.array_equal(split_val(hashes[shuffled], labels[shuffled], fraction, seed), val[shuffled])
+
+
+def test_classes_give_their_share() -> None:
+    labels = np.repeat([0, 1], [100, 20])
+    val = split_val(contents(list(range(120))), labels, 0.1, 0)
+    assert np.bincount(labels[val]).tolist() == [10, 2]
+
+
+def test_seeds_choose_differently() -> None:
+    labels, hashes = np.repeat([0, 1], 50), contents(list(range(100)))
+    assert not np.array_equal(split_val(hashes, labels, 0.2, 0), split_val(hashes, labels, 0.2, 1))
+
+
+def test_copies_go_together_and_contradictions_stay_in_training() -> None:
+    hashes = contents([1, 1, 2, 2, 3, 4, 5, 5])
+    labels = np.array([0, 0, 0, 0, 1, 1, 0, 1])  # content 5 stands under both
+    assert conflicting(hashes, labels).tolist() == [False] * 6 + [True] * 2
+    for seed in range(10):
+        val = split_val(hashes, labels, 0.4, seed)
+        assert val[0] == val[1] and val[2] == val[3] and not val[6:].any()
+
+
+def test_find_and_earlier_copy() -> None:
+    assert find(contents([5, 0, 9]), contents([9, 5, 9])).tolist() == [1, -1, 0]
+    assert find(contents([1]), contents([])).tolist() == [-1]
+    assert earlier_copy(contents([3, 0, 3, 3, 0])).tolist() == [-1, -1, 0, 0, 1]
+    assert earlier_copy(contents([])).tolist() == []
+
+
+def test_numbered_classes_sort_by_number() -> None:
+    assert class_names(["10", "9", "0"]) == ("0", "9", "10")
+    assert class_names(["b", "10", "9"]) == ("10", "9", "b")
