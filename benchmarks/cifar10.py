@@ -21,7 +21,8 @@ from pathlib import Path
 
 import duckdb
 
-from noisystudent.evaluate.verdict import paired_over_seeds
+from demo import test_scores
+from table import show
 
 _SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 _JUNK = 1000
@@ -101,12 +102,7 @@ def _link(source: Path, target: Path) -> None:
 
 def read(run: Path) -> dict[str, object]:
     """Test accuracies of every model, and how often real and junk images were kept by the last selection."""
-    verdict = json.loads((run / "verdict.json").read_text())
-    found: dict[str, object] = {"verdict": verdict["sentence"]}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if row["set"] == "test":
-            found[f"{row['model']}-{row['iteration']}"] = row["top1"]
+    found = test_scores(run)
     for folder in sorted(run.glob("iteration-*/selection.parquet")):
         query = """
             SELECT ids.id LIKE '%junk/%' AS junk, avg((s.repeats > 0)::INT) FROM read_parquet(?) s
@@ -121,30 +117,6 @@ def read(run: Path) -> dict[str, object]:
         )
         found[f"kept-accuracy-{name}"] = accuracy
     return found
-
-
-def show(rows: list[dict[str, object]]) -> None:
-    keys = [key for key in rows[0] if key not in ("seed", "seconds", "verdict")]
-    print(f"\n{'':18}" + "".join(f"  seed {row['seed']}" for row in rows) + "    mean")
-    for key in ["seconds", *keys]:
-        values = [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
-        if values:
-            scale = 1 if key == "seconds" else 100
-            cells = "".join(f"{scale * v:8.2f}" for v in values)
-            print(f"{key:18}{cells}{scale * sum(values) / len(values):8.2f}")
-    last = max((key for key in keys if key.startswith("student-")), default=None)
-    if last is None:
-        return
-    number = last.removeprefix("student-")
-    for rival in ("teacher-0", f"control-{number}"):
-        differences = [float(row[last]) - float(row[rival]) for row in rows]  # type: ignore[arg-type]
-        line = f"{last} - {rival}: {100 * sum(differences) / len(differences):+.2f} points"
-        if len(differences) > 1:
-            mean, low, high = paired_over_seeds(differences, 0.95)
-            line = f"{last} - {rival}: {100 * mean:+.2f} points, 95% interval over seeds {100 * low:+.2f} to {100 * high:+.2f}"
-        print(line)
-    for row in rows:
-        print(f"seed {row['seed']}: {row['verdict']}")
 
 
 if __name__ == "__main__":

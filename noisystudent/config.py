@@ -30,7 +30,7 @@ class DataConfig:
     resolution: int = 224
     """Side in pixels of the square images that are stored and, unless a model says otherwise, trained on."""
     plane: Literal["auto", "resident", "streamed"] = "auto"
-    """resident: decoded once into a memory-mapped array. streamed: decoded by workers as needed. auto: by size."""
+    """resident: decoded once, memory-mapped. streamed: decoded by workers as needed. auto: by size."""
     resident_gib: float = 8.0
     """`auto` keeps a set resident up to this many GiB of decoded pixels."""
     workers: int | None = None
@@ -66,7 +66,7 @@ class AugmentConfig:
     cutout: int = 0
     """Side in pixels of an always-on grey square after RandAugment; 0 is off."""
     quirks: Literal["defined", "official"] = "defined"
-    """defined: every operation has its documented meaning. official: the published code's behaviour, where defined."""
+    """defined: every operation as documented. official: the published code's behaviour, where defined."""
     labeled: bool = True
     """Noise the labelled images of a batch."""
     pool: bool = True
@@ -132,9 +132,9 @@ class TrainConfig:
     label_smoothing: float = 0.1
     """Smoothing of given labels and of hard pseudo-labels; soft ones are never smoothed."""
     normalization: Literal["joint", "equal", "official"] = "joint"
-    """joint: mean over the batch (§3.1). equal: labelled mean + pool mean (Alg. 1). official: (sum over the batch) / labelled."""
+    """joint: batch mean (§3.1). equal: labelled mean + pool mean (Alg. 1). official: batch sum / labelled."""
     ema_decay: float = 0.999
-    """Decay of the exponential moving average of weights and batch-norm statistics; warmed up as (1+t)/(10+t)."""
+    """Decay of the moving average of weights and batch-norm statistics; warmed up as (1+t)/(10+t)."""
     clip_norm: float | None = None
     """Largest gradient norm. None: no clipping, as in the paper."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -177,7 +177,7 @@ class PseudoLabelConfig:
     top_k: int = 32
     """Above 256 classes only this many probabilities are stored, with the mass of the rest."""
     noise: bool = False
-    """Leave dropout, stochastic depth and RandAugment on while labelling: the paper's 'noised teacher' ablation."""
+    """Leave dropout, stochastic depth and RandAugment on while labelling: the paper's 'noised teacher'."""
 
     def __post_init__(self) -> None:
         _require(self.temperature > 0, f"pseudo_label.temperature is {self.temperature}; above 0")
@@ -191,7 +191,7 @@ class SelectionConfig:
     """What to trust."""
 
     mode: Literal["paper", "official", "all"] = "paper"
-    """paper: strict top-K above the threshold. official: the published code's stochastic rule. all: everything, once."""
+    """paper: strict top-K above the threshold. official: the published code's random rule. all: all, once."""
     threshold: float = 0.3
     """Smallest confidence that is kept (paper: above 0.3; official: 0.3 or above)."""
     per_class: int | None = None

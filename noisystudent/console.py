@@ -1,4 +1,4 @@
-"""The voice of the command line: progress bars with rate and time left on a terminal, plain lines elsewhere."""
+"""The voice of the command line: progress bars with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -70,5 +70,6 @@ class Terminal:
         self._last_plain = now
         rate = (done - first) / (now - started)
         self._console.print(
-            f"  {escape(task)}: {done:,} of {total:,}, {rate:,.1f} a second, {(total - done) / rate:,.0f} s left"
+            f"  {escape(task)}: {done:,} of {total:,}, {rate:,.1f} a second,"
+            f" {(total - done) / rate:,.0f} s left"
         )

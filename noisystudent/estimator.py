@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from noisystudent import inference, recipes, rundir, self_training
 from noisystudent.config import Config
-from noisystudent.data.sources import ArraySource, Source, Sources, open_source
+from noisystudent.data.sources import ArraySource, Sources
 from noisystudent.errors import InputError
+from noisystudent.inference import Images, Labeled, open_images, open_labeled
 from noisystudent.records import Selection
 from noisystudent.report import build
 from noisystudent.runtime import Silent, StopFlag, Voice
-
-Images = str | Path | Sequence[str | Path] | NDArray[np.uint8] | Source
-Labeled = Images | tuple[NDArray[np.uint8], Sequence[object] | NDArray[Any]]
 
 
 class NoisyStudent:
@@ -27,15 +28,16 @@ class NoisyStudent:
 
     Args:
         recipe: a recipe's name, a YAML file, or a `Config`.
-        out: run directory; a temporary one, gone with the object, when not given. An existing run is gone on with.
+        out: run directory, an existing one is gone on with. None: a temporary one, gone with the object.
         verbose: say what happens.
-        **overrides: fields of the configuration, a double underscore for the dot: `teacher__train__epochs=30`.
+        **overrides: fields of the configuration, two underscores for the dot: `teacher__train__epochs=30`.
 
     Attributes:
         classes_: class names, in the order of the columns of `predict_proba`.
         verdict_: the content of verdict.json: did it help, and is that luck.
         scores_: {"teacher", "student-1", …, "control-n": {"val" | "test": {top1, top5, nll, ece, brier}}}.
         transduction_: (N,) int64, the class last given to each pool image that was kept; -1 for the others.
+            Row i is row i of the array `unlabeled`; of a pool on disk, the rows of data/manifest.parquet.
         n_iter_: number of students trained.
         termination_condition_: "max_iter": all students of the recipe were trained.
         run_: the run directory; `report_` its report.
@@ -70,7 +72,7 @@ class NoisyStudent:
         """Run the whole loop.
 
         Args:
-            labeled: `(images, labels)` with images (N, H, W) or (N, H, W, 3) uint8, or folders, shards, files.
+            labeled: `(images, labels)`, images (N, H, W) or (N, H, W, 3) uint8, or folders, shards, files.
             unlabeled: the pool: images, folders, shards, files. None: supervised training, with a warning.
             val: labelled images for choices. None: split off the labels.
             test: labelled images for the verdict.
@@ -82,19 +84,22 @@ class NoisyStudent:
             InputError: wrong arguments or unusable images.
             RunError: the run cannot go on; see `run_`.
         """
-        self._temporary = tempfile.TemporaryDirectory(prefix="noisystudent-") if self.out is None else None
-        self.run_ = Path(self._temporary.name) / "run" if self._temporary else Path(str(self.out))
+        self.run_ = self._run_directory()
         sources = Sources(
-            labeled=_labeled(labeled),
-            unlabeled=None if unlabeled is None else _source(unlabeled, labeled=False),
-            val=None if val is None else _labeled(val),
-            test=None if test is None else _labeled(test),
+            labeled=open_labeled(labeled),
+            unlabeled=None if unlabeled is None else open_images(unlabeled, labeled=False),
+            val=None if val is None else open_labeled(val),
+            test=None if test is None else open_labeled(test),
         )
         config = self._config()
+        if unlabeled is None and config.students:
+            warnings.warn(
+                "no unlabelled images: the students learn from the given labels alone", stacklevel=2
+            )
         voice: Voice = self._voice()
         self_training.self_train(config, sources, self.run_, stop=StopFlag(), voice=voice)
         self.report_ = build(self.run_)
-        self._read_results(config)
+        self._read_results(config, sources)
         return self
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
@@ -104,7 +109,7 @@ class NoisyStudent:
             InputError: not fitted, or an image cannot be read.
         """
         predictor = inference.load_predictor(self._fitted())
-        found = inference.predict(predictor, _source(images, labeled=False))
+        found = inference.predict(predictor, images)
         if found.bad:
             name, reason = found.bad[0]
             raise InputError(f"{len(found.bad)} of the images cannot be read, the first is {name}: {reason}")
@@ -112,8 +117,16 @@ class NoisyStudent:
 
     def predict(self, images: Images) -> NDArray[np.str_]:
         """Class names (N,) of the last student."""
-        names: NDArray[np.str_] = np.asarray(self.classes_)[self.predict_proba(images).argmax(axis=1)]
+        best = self.predict_proba(images).argmax(axis=1)
+        names: NDArray[np.str_] = np.asarray(self.classes_)[best]
         return names
+
+    def _run_directory(self) -> Path:
+        if self.out is not None:
+            return Path(self.out)
+        folder = tempfile.mkdtemp(prefix="noisystudent-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder) / "run"
 
     def _config(self) -> Config:
         given = [(name.replace("__", "."), value) for name, value in self.overrides.items()]
@@ -137,7 +150,7 @@ class NoisyStudent:
             raise InputError("this NoisyStudent is not fitted; call fit(labeled, unlabeled) first")
         return self.run_
 
-    def _read_results(self, config: Config) -> None:
+    def _read_results(self, config: Config, sources: Sources) -> None:
         self.verdict_ = rundir.read_json(self.run_ / "verdict.json")
         self.classes_ = tuple(rundir.read_json(self.run_ / "data" / "dataset.json")["classes"])
         self.n_iter_ = len(config.students)
@@ -147,26 +160,19 @@ class NoisyStudent:
             models = rundir.read_json(self.run_ / f"iteration-{index}" / "evaluation.json")["models"]
             for role, sets in models.items():
                 self.scores_[role if index == 0 else f"{role}-{index}"] = sets
-        self.transduction_ = self._transduction()
+        self.transduction_ = self._transduction(sources)
 
-    def _transduction(self) -> NDArray[np.int64]:
+    def _transduction(self, sources: Sources) -> NDArray[np.int64]:
         if self.n_iter_ == 0:
             return np.empty(0, dtype=np.int64)
         path = self.run_ / f"iteration-{self.n_iter_}" / "selection.parquet"
-        return self_training.transduction(Selection(path, len(self.classes_)))
-
-
-def _labeled(given: Labeled) -> Source:
-    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], np.ndarray):
-        return open_source([ArraySource(given[0], given[1])], labeled=True)
-    return _source(given, labeled=True)
-
-
-def _source(given: Images, labeled: bool) -> Source:
-    if isinstance(given, np.ndarray):
-        return open_source([ArraySource(given)], labeled=labeled)
-    if isinstance(given, str | Path):
-        return open_source([given], labeled=labeled)
-    if isinstance(given, Sequence):
-        return open_source(list(given), labeled=labeled)
-    return given
+        kept = self_training.transduction(Selection(path, len(self.classes_)))
+        if not isinstance(sources.unlabeled, ArraySource):
+            return kept
+        # Copies and leaks are no rows of the pool: back to the rows of the array, which are its offsets.
+        manifest = pq.read_table(
+            self.run_ / "data" / "manifest.parquet", columns=["offset"], filters=[("set", "=", "pool")]
+        )
+        classes = np.full(len(sources.unlabeled), -1, dtype=np.int64)
+        classes[manifest.column("offset").to_numpy()] = kept
+        return classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -32,21 +33,28 @@ def export(run: Path, out: Path) -> str:
         raise InputError(f"--out is {out}; the file must end in .safetensors")
     predictor = load_predictor(run, device="cpu")
     save_weights(predictor.model, out, predictor.classes)
-    _verify(predictor, out)
-    arguments = [repr(predictor.model.name), f"num_classes={len(predictor.classes)}"]
-    arguments += [f"{key}={value!r}" for key, value in predictor.model.options.items()]
-    return f"timm.create_model({', '.join(arguments)}, checkpoint_path={str(out)!r})"
+    arguments = _arguments(predictor)
+    _verify(predictor, arguments, out)
+    said = [repr(predictor.model.name), *(f"{key}={value!r}" for key, value in arguments.items())]
+    return f"timm.create_model({', '.join(said)}, checkpoint_path={str(out)!r})"
 
 
-def _verify(predictor: Predictor, out: Path) -> None:
+def _arguments(predictor: Predictor) -> dict[str, Any]:
+    """What timm.create_model must be told beside the name and the file."""
+    model = predictor.model
+    arguments: dict[str, Any] = {"num_classes": model.num_classes, **model.options}
+    cfg = timm.get_pretrained_cfg(model.name)
+    if cfg is not None and cfg.fixed_input_size:
+        arguments["img_size"] = model.resolution
+    return arguments
+
+
+def _verify(predictor: Predictor, arguments: dict[str, Any], out: Path) -> None:
     """Logits of random images from the written file equal those of the run's model, bit for bit."""
     model, side = predictor.model, predictor.model.resolution
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (_PROBES, 3, side, side), dtype=torch.uint8, generator=generator)
-    arguments = dict(model.options)
-    if model.net.pretrained_cfg.fixed_input_size:  # type: ignore[union-attr]
-        arguments["img_size"] = side
-    net = timm.create_model(model.name, num_classes=model.num_classes, checkpoint_path=str(out), **arguments)
+    net = timm.create_model(model.name, checkpoint_path=str(out), **arguments)
     with torch.inference_mode():
         again = net.eval()((images / 255 - model.mean) / model.std)
     if not torch.equal(again, predictor(images)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +23,24 @@ from noisystudent.data.assign import label_map
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.loader import clean_batches
 from noisystudent.data.scan import Job, list_items, scan
-from noisystudent.data.sources import Source
+from noisystudent.data.sources import ArraySource, Source, open_source
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError
 from noisystudent.evaluate import suite
+from noisystudent.image_files import ImageFiles, is_image_file
 from noisystudent.models.registry import Classifier, build_model, load_weights
 from noisystudent.pseudo_label import label_images
 from noisystudent.records import PseudoLabels
 from noisystudent.runtime import Silent, StopFlag, Voice, resolve_device
 
+Images = str | Path | Sequence[str | Path] | NDArray[np.uint8] | Source
+"""Folders, shards or files by name, an array (N, H, W) or (N, H, W, 3) uint8, or an open source."""
+
+Labeled = Images | tuple[NDArray[np.uint8], Sequence[object] | NDArray[Any]]
+"""Images that bring their labels, or `(images, labels)`."""
+
 _BATCH = 256
+_CLAIM = "labels.json"
 _STORED_BYTES = 2**30  # decoded pixels kept beside a scan, so that images are decoded once
 
 
@@ -72,7 +82,7 @@ class Predicted:
 
 
 def find_model(path: Path) -> Path:
-    """The weights meant by a .safetensors file, a model folder, or a run directory (its last finished student).
+    """The weights meant by a .safetensors file, a model folder, or a run directory (last finished student).
 
     Raises:
         InputError: there are none.
@@ -81,12 +91,10 @@ def find_model(path: Path) -> Path:
         return path
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
-    found = [file for file in path.glob("iteration-*/student/model.safetensors") if _is_done(file)]
-    if found:
-        return max(found, key=lambda file: int(file.parts[-3].removeprefix("iteration-")))
-    teacher = path / "iteration-0" / "teacher" / "model.safetensors"
-    if teacher.is_file() and _is_done(teacher):
-        return teacher
+    students = [f"iteration-{index}/student" for index in range(rundir.student_count(path) or 0, 0, -1)]
+    for folder in (*students, "iteration-0/teacher"):
+        if _is_done(path / folder / "model.safetensors"):
+            return path / folder / "model.safetensors"
     raise InputError(
         f"{path} holds no trained model; give a run directory, a model folder or a .safetensors file"
     )
@@ -115,39 +123,89 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     return Predictor(model.to(place).eval(), tuple(json.loads(about["classes"])), weights, place)
 
 
+def open_images(given: Images, labeled: bool) -> Source:
+    """A source of whatever names or holds the images.
+
+    Raises:
+        InputError: nothing is there, no images, or images without the labels that are needed.
+    """
+    if isinstance(given, np.ndarray):
+        return open_source([ArraySource(given)], labeled)
+    if not isinstance(given, Sequence | Path):
+        return given
+    specs = [given] if isinstance(given, str | Path) else list(given)
+    if labeled or not any(map(is_image_file, specs)):
+        return open_source(specs, labeled)
+    if not all(map(is_image_file, specs)):
+        raise InputError(
+            "image files and folders or shards are named together; name them in calls of their own"
+        )
+    return ImageFiles(specs)
+
+
+def open_labeled(given: Labeled) -> Source:
+    """As `open_images`, for images with labels."""
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], np.ndarray):
+        return open_source([ArraySource(given[0], given[1])], labeled=True)
+    return open_images(given, labeled=True)
+
+
 def predict(
-    predictor: Predictor, source: Source, *, stop: StopFlag | None = None, voice: Voice | None = None
+    predictor: Predictor, images: Images, *, stop: StopFlag | None = None, voice: Voice | None = None
 ) -> Predicted:
     """Ask for the classes of images, clean centre views at the model's own resolution."""
-    with _scanned(predictor, source, stop or StopFlag(), voice or Silent()) as (images, bad):
-        rows = np.arange(len(images))
+    source = open_images(images, labeled=False)
+    with _scanned(predictor, source, False, stop, voice) as (found, bad):
+        rows = np.arange(len(found))
         if len(rows) == 0:
             return Predicted([], np.empty((0, len(predictor.classes)), np.float32), bad)
-        probs = suite.predict_probs(predictor, _views(predictor, images)(rows))
-        return Predicted(images.ids(rows), probs, bad)
+        probs = suite.predict_probs(predictor, _views(predictor, found)(rows))
+        return Predicted(found.ids(rows), probs, bad)
+
+
+def score(
+    predictor: Predictor, labeled: Labeled, *, stop: StopFlag | None = None, voice: Voice | None = None
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """Measure a model on labelled images.
+
+    Returns:
+        {top1, top5, nll, ece, brier}, and (name, reason) of every image that could not be read: it counts
+        neither as right nor as wrong.
+
+    Raises:
+        InputError: a class the model does not know, or no readable image.
+    """
+    with _scanned(predictor, open_labeled(labeled), True, stop, voice) as (found, bad):
+        probs = suite.predict_probs(predictor, _views(predictor, found)(np.arange(len(found))))
+        return suite.score(probs, found.labels), bad
 
 
 def label(
     predictor: Predictor,
-    source: Source,
+    images: Images,
     config: PseudoLabelConfig,
     out: Path,
     *,
-    stop: StopFlag,
-    voice: Voice,
+    stop: StopFlag | None = None,
+    voice: Voice | None = None,
 ) -> tuple[PseudoLabels, list[tuple[str, str]]]:
     """Label a pool into Parquet parts under `out`; a killed call goes on when repeated.
 
     Returns:
         The pseudo-labels, and (name, reason) of every image that could not be read.
+
+    Raises:
+        InputError: `out` holds something else, or what another model said.
     """
-    with _scanned(predictor, source, stop, voice) as (images, bad):
-        rundir.write_json(out / "classes.json", list(predictor.classes))
+    stop, voice = stop or StopFlag(), voice or Silent()
+    source = open_images(images, labeled=False)
+    _claim(out, predictor)
+    with _scanned(predictor, source, False, stop, voice) as (found, bad):
         labels = label_images(
             predictor,
-            _views(predictor, images),
-            images.ids,
-            images.content_hash,
+            _views(predictor, found),
+            found.ids,
+            found.content_hash,
             num_classes=len(predictor.classes),
             config=config,
             out=out,
@@ -157,6 +215,20 @@ def label(
         return labels, bad
 
 
+def _claim(out: Path, predictor: Predictor) -> None:
+    """Say in `out` whose labels it holds: two models' parts must not meet, nor other files pass for parts."""
+    with predictor.path.open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    about, claim = {"classes": list(predictor.classes), "weights": weights}, out / _CLAIM
+    if claim.is_file():
+        if rundir.read_json(claim) != about:
+            raise InputError(f"--out {out} holds the labels of another model; choose another folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} holds something else; choose a new folder")
+    else:
+        rundir.write_json(claim, about)
+
+
 def read_labels(path: Path) -> PseudoLabels:
     """Pseudo-labels that `label` or a run wrote.
 
@@ -164,27 +236,16 @@ def read_labels(path: Path) -> PseudoLabels:
         InputError: the folder is something else.
     """
     run_folder = path.parent.parent / "data" / "dataset.json"
-    if (path / "classes.json").is_file():
-        return PseudoLabels(path, len(rundir.read_json(path / "classes.json")))
+    if (path / _CLAIM).is_file():
+        return PseudoLabels(path, len(rundir.read_json(path / _CLAIM)["classes"]))
     if run_folder.is_file():
         return PseudoLabels(path, len(rundir.read_json(run_folder)["classes"]))
     raise InputError(f"{path} holds no pseudo-labels; give a folder that `label` or `run` wrote")
 
 
-def evaluate(predictor: Predictor, source: Source, *, stop: StopFlag, voice: Voice) -> dict[str, float]:
-    """{top1, top5, nll, ece, brier} on labelled images.
-
-    Raises:
-        InputError: a class the model does not know, or no readable image.
-    """
-    with _scanned(predictor, source, stop, voice) as (images, _):
-        probs = suite.predict_probs(predictor, _views(predictor, images)(np.arange(len(images))))
-        return suite.score(probs, images.labels)
-
-
 def _is_done(weights: Path) -> bool:
     record = weights.with_name("stage.json")
-    return record.is_file() and rundir.read_json(record).get("status") == "done"
+    return weights.is_file() and record.is_file() and rundir.read_json(record).get("status") == "done"
 
 
 def _views(predictor: Predictor, images: ImageSet) -> Callable[[NDArray[np.int64]], Iterator[Tensor]]:
@@ -200,9 +261,13 @@ def _views(predictor: Predictor, images: ImageSet) -> Callable[[NDArray[np.int64
 
 @contextmanager
 def _scanned(
-    predictor: Predictor, source: Source, stop: StopFlag, voice: Voice
+    predictor: Predictor, source: Source, labeled: bool, stop: StopFlag | None, voice: Voice | None
 ) -> Iterator[tuple[ImageSet, list[tuple[str, str]]]]:
-    """The readable images of a source, decoded once where they are few, and those that are not."""
+    """The readable images of a source, decoded once where they are few, and those that are not.
+
+    Only where `labeled` are the folders they lie in taken for classes.
+    """
+    stop, voice = stop or StopFlag(), voice or Silent()
     side, limits = predictor.model.resolution, DataConfig()
     with tempfile.TemporaryDirectory(prefix="noisystudent-") as name:
         folder = Path(name)
@@ -211,9 +276,9 @@ def _scanned(
         few = len(listing.index) * 3 * side * side <= _STORED_BYTES
         job = Job(source, limits.max_pixels, side if few else None)
         found = scan(listing, job, folder, "images", worker_count(None), stop, voice.progress)
-        codes = _codes(predictor, found.names)
         images = ImageSet("images", predictor.classes, found.index, source, found.storage, limits.max_pixels)
-        images.__dict__["labels"] = codes[images.labels]
+        if labeled:
+            images.__dict__["labels"] = _codes(predictor, found.names)[images.labels]
         yield images, found.bad
 
 
@@ -223,6 +288,6 @@ def _codes(predictor: Predictor, names: Sequence[str]) -> NDArray[np.int64]:
     if unknown:
         raise InputError(
             f"class {unknown[0]!r} is not one of the model's {len(predictor.classes)}"
-            f" ({', '.join(predictor.classes[:5])}, …)"
+            f" ({', '.join(predictor.classes[:5])}{', …' if len(predictor.classes) > 5 else ''})"
         )
     return label_map(list(names), predictor.classes).astype(np.int64)

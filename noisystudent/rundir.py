@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from noisystudent.errors import RunError
 
@@ -41,7 +42,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`, a file or a folder of the caller's making, and rename it on success.
+    """Yield a temporary sibling of `path`, for the caller to make a file or folder of; rename it on success.
 
     Raises:
         RunError: the disk is full or cannot be written; `path` is as it was before.
@@ -85,6 +86,26 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RunError(f"{path} is not valid JSON (line {error.lineno}); delete it and run again") from error
+
+
+def student_count(run: Path) -> int | None:
+    """How many students the configuration of a run names; a run that once had more still holds the others.
+
+    Returns:
+        None where there is no configuration that says it.
+
+    Raises:
+        RunError: config.yaml is damaged.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except yaml.YAMLError as error:
+        raise RunError(f"{path} is not valid YAML ({' '.join(str(error).split())}); run again") from error
+    students = said.get("students") if isinstance(said, dict) else None
+    return len(students) if isinstance(students, list) else None
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:

@@ -118,7 +118,7 @@ def state(stage: Stage) -> State:
         unknown = any(_filled(piece) for piece in _pieces(stage))
         return State(Status.STALE, (_NO_RECORD,)) if unknown else State(Status.ABSENT)
     if record["fingerprint"] == stage.fingerprint:
-        finished = record["status"] == "done" and stage.path.exists()
+        finished = record["status"] == "done" and all(piece.exists() for piece in _pieces(stage))
         return State(Status.DONE if finished else Status.PARTIAL)
     names = sorted(record["inputs"].keys() | stage.inputs.keys())
     changed = tuple(name for name in names if record["inputs"].get(name) != stage.inputs.get(name))

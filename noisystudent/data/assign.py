@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from noisystudent.data.contents import Contents, Mask, Rows
+from noisystudent.data.index import Index
 from noisystudent.data.scan import Scan
-from noisystudent.data.splits import Hashes, class_names, conflicting, earlier_copy, find, split_val
+from noisystudent.data.splits import class_names, conflicting, split_val
 from noisystudent.errors import InputError
 
-Rows = NDArray[np.int64]
-Members = dict[str, tuple[str, Rows]]
-"""Set name to (scan its images were found in, rows of that scan, ascending)."""
+Members = dict[str, tuple[str, Mask]]
+"""Set name to (scan its images were found in, which rows of that scan)."""
 
 _NAMED = 5
 
@@ -75,20 +76,28 @@ def assign(
     Raises:
         InputError: there is no val and none can be split off.
     """
-    hashes = {name: scanned.index.full("content_hash") for name, scanned in scans.items()}
     members: Members = {}
+    held: dict[str, Contents] = {}  # what no other set may have
     leaks: list[Leak] = []
     for name in ("test", "val", "labeled"):
         if name in scans:
-            members[name] = name, _unshared(name, members, hashes, leaks)
-    rows = members["labeled"][1]
-    labels = label_map(scans["labeled"].names, classes)[scans["labeled"].index.full("label")].astype(np.int64)
-    notes = _conflict_notes(conflicting(hashes["labeled"][rows], labels[rows]))
+            members[name] = name, _unshared(name, scans[name].index, held, members, leaks)
+            if name != "labeled":
+                held[name] = Contents(scans[name].index, members[name][1])
+    rows = np.flatnonzero(members["labeled"][1])
+    hashes = scans["labeled"].index.take("content_hash", rows)
+    labels = label_map(scans["labeled"].names, classes)[scans["labeled"].index.take("label", rows)]
+    notes = _conflict_notes(conflicting(hashes, labels))
     if "val" not in scans and len(rows):
-        chosen = split_val(hashes["labeled"][rows], labels[rows], val_fraction, seed)
-        members |= {"val": ("labeled", rows[chosen]), "labeled": ("labeled", rows[~chosen])}
+        chosen = split_val(hashes, labels, val_fraction, seed)
+        for name, mine in (("val", rows[chosen]), ("labeled", rows[~chosen])):
+            members[name] = "labeled", _mask(mine, len(scans["labeled"].index))
+        held["val"] = Contents(scans["labeled"].index, members["val"][1])
         notes.append(f"val: {int(chosen.sum())} of {len(rows)} labelled images split off, stratified")
-    members["pool"] = _pool(members, hashes, leaks)
+    if "pool" in scans:
+        members["pool"] = "pool", _pool(scans["pool"].index, held, members, leaks)
+    else:
+        members["pool"] = "labeled", np.zeros(len(scans["labeled"].index), np.bool_)
     notes += [
         f"{leak.name}: {len(leak.rows)} images removed, also in {leak.other} (leaks.csv)" for leak in leaks
     ]
@@ -101,32 +110,42 @@ def require_images(members: Members, scans: dict[str, Scan], leaks: Path) -> Non
     Raises:
         InputError: naming the set and the file that says why.
     """
-    for name, (_, rows) in members.items():
-        if len(rows) == 0 and (name != "pool" or "pool" in scans):
+    for name, (_, mask) in members.items():
+        if not mask.any() and (name != "pool" or "pool" in scans):
             raise InputError(f"{name}: every image is also in another set; {leaks} says which")
 
 
-def _pool(members: Members, hashes: dict[str, Hashes], leaks: list[Leak]) -> tuple[str, Rows]:
-    """The pool without what val and test hold, each content once; without a pool, no row of the labels."""
-    if "pool" not in hashes:
-        return "labeled", np.empty(0, np.int64)
-    held_out: Members = {name: members[name] for name in ("test", "val") if name in members}
-    rows = _unshared("pool", held_out, hashes, leaks)
-    copy = earlier_copy(hashes["pool"][rows])
-    again = copy >= 0
-    _add(leaks, Leak("pool", "pool", rows[again], "pool", "pool", rows[copy[again]]))
-    return "pool", rows[~again]
+def _pool(index: Index, held: dict[str, Contents], members: Members, leaks: list[Leak]) -> Mask:
+    """The pool without what val and test hold, each content once."""
+    mask = _unshared("pool", index, held, members, leaks)
+    rows, first = Contents(index, mask).copies()
+    mask[rows] = False
+    _add(leaks, Leak("pool", "pool", rows, "pool", "pool", first))
+    return mask
 
 
-def _unshared(name: str, others: Members, hashes: dict[str, Hashes], leaks: list[Leak]) -> Rows:
-    """Rows of scan `name` whose bytes are in none of the other sets."""
-    rows = np.arange(len(hashes[name]))
-    for other, (other_scan, other_rows) in others.items():
-        at = find(hashes[name][rows], hashes[other_scan][other_rows])
-        shared = at >= 0
-        _add(leaks, Leak(name, name, rows[shared], other, other_scan, other_rows[at[shared]]))
-        rows = rows[~shared]
-    return rows
+def _unshared(
+    name: str, index: Index, held: dict[str, Contents], members: Members, leaks: list[Leak]
+) -> Mask:
+    """Rows of scan `name` whose bytes are in none of the sets that are held apart."""
+    mask = np.ones(len(index), np.bool_)
+    for other, contents in held.items():
+        mine, theirs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for start, hashes in index.parts("content_hash"):
+            rows = np.flatnonzero(mask[start : start + len(hashes)])
+            at = contents.first(hashes[rows])
+            mine.append(start + rows[at >= 0])
+            theirs.append(at[at >= 0])
+        leak = Leak(name, name, np.concatenate(mine), other, members[other][0], np.concatenate(theirs))
+        mask[leak.rows] = False
+        _add(leaks, leak)
+    return mask
+
+
+def _mask(rows: Rows, length: int) -> Mask:
+    mask = np.zeros(length, np.bool_)
+    mask[rows] = True
+    return mask
 
 
 def _add(leaks: list[Leak], leak: Leak) -> None:
@@ -141,8 +160,8 @@ def _conflict_notes(conflict: NDArray[np.bool_]) -> list[str]:
 
 
 def _present(scanned: Scan) -> set[str]:
-    numbers = np.unique(scanned.index.full("label"))
-    return {scanned.names[number] for number in numbers if number >= 0}
+    numbers = {int(number) for _, part in scanned.index.parts("label") for number in np.unique(part)}
+    return {scanned.names[number] for number in numbers - {-1}}
 
 
 def _few(names: list[str] | tuple[str, ...]) -> str:

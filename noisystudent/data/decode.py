@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,7 +61,7 @@ def from_array(pixels: NDArray[np.uint8]) -> Tensor:
     """Pixels (H, W) or (H, W, 3) uint8 as (3, H, W) uint8."""
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def view(image: Tensor, box: NDArray[np.float32] | None, resolution: int) -> Tensor:
@@ -125,7 +125,9 @@ def _pixels(image: Image.Image, data: bytes, max_pixels: int) -> Tensor:
     if data[:2] == b"\xff\xd8" and not _has_end(data):
         raise DecodeError("truncated JPEG: no end-of-image marker")
     image.load()
-    return from_array(np.asarray(_to_rgb(ImageOps.exif_transpose(image))))
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return from_array(np.asarray(_to_rgb(image)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -136,7 +138,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise DecodeError(
             f"32-bit pixels (Pillow mode {image.mode}) have no known scale; save as 8 or 16 bit"
         )
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _has_end(data: bytes) -> bool:

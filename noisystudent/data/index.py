@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 HASH_BYTES = 16
-BATCH_ROWS = 65_536
+BATCH_ROWS = 16_384
 
 SCHEMA = pa.schema(
     [
@@ -59,15 +59,22 @@ class Index:
 
     def full(self, name: str) -> NDArray[Any]:
         """A fixed-width column (N,), or (N, 16) for the hash, copied into memory."""
-        views = [_view(batch, name) for batch in self.batches]
-        return np.concatenate(views) if views else _empty(name)
+        return np.concatenate([_empty(name), *(view for _, view in self.parts(name))])
+
+    def parts(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+        """A fixed-width column piece by piece, where it lies on disk, each with the row it starts at."""
+        for start, batch in zip(self._starts.tolist(), self.batches, strict=False):
+            yield start, _view(batch, name)
 
     def take(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """A fixed-width column at `rows`, reading nothing else."""
         where = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *_empty(name).shape[1:]), _empty(name).dtype)
-        for number in np.unique(where):
-            mine = where == number
+        order = np.argsort(where, kind="stable")
+        numbers, first = np.unique(where[order], return_index=True)
+        for number, mine in zip(
+            numbers, np.split(order, first[1:]), strict=False
+        ):  # without rows, one empty split
             out[mine] = _view(self.batches[number], name)[rows[mine] - self._starts[number]]
         return out
 
@@ -99,13 +106,15 @@ def writer(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
 
 
 def record_batch(columns: dict[str, Any]) -> Any:
-    """A record batch of `SCHEMA` from numpy columns, the hash as (n, 16) uint8 and ids as strings."""
+    """A record batch of `SCHEMA` from Arrow or numpy columns, the hash as (n, 16) uint8."""
     return pa.RecordBatch.from_arrays(
         [_arrow(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
     )
 
 
-def _arrow(values: Sequence[str] | NDArray[Any], kind: Any) -> Any:
+def _arrow(values: Any, kind: Any) -> Any:
+    if isinstance(values, pa.Array):
+        return values
     if pa.types.is_fixed_size_binary(kind):
         hashes = np.ascontiguousarray(values, dtype=np.uint8)
         return pa.FixedSizeBinaryArray.from_buffers(kind, len(hashes), [None, pa.py_buffer(hashes)])

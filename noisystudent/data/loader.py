@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.reductions import shared_cache
 from torch.utils.data import DataLoader, Dataset
 
 from noisystudent.data.imageset import ImageSet
@@ -245,6 +246,9 @@ def _alive(loader: DataLoader[Any]) -> Iterator[Tensor]:
             if isinstance(images, RunError):
                 raise images
             yield images
+            # torch keeps a note of each batch until there are 128; such crumbs, lying where a model's large
+            # temporaries were freed, keep the next ones out, and the process grows by hundreds of megabytes
+            shared_cache.free_dead_references()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise RunError(

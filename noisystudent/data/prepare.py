@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 
 from noisystudent.config import DataConfig
 from noisystudent.data.assign import Leak, Members, assign, classes_of, label_map, require_images
+from noisystudent.data.contents import Mask
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.index import SCHEMA, Index, writer
 from noisystudent.data.scan import Job, Progress, Scan, list_items, scan
 from noisystudent.data.sources import Sources
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError, RunError
-from noisystudent.rundir import atomic, read_json, remove, write_json, write_text
+from noisystudent.rundir import atomic, read_json, remove, write_json
 from noisystudent.runtime import StopFlag
 
 _GIB = 1024**3
@@ -75,9 +75,11 @@ def prepare(
     with atomic(out / "store") as store:
         scratch = store / "scratch"
         scratch.mkdir(parents=True)
-        scans = {}
+        scans: dict[str, Scan] = {}
         for name, source in sources.named():
-            listing = list_items(source, scratch / f"{name}.listing", stop)
+            # a pool may have a million folders: only those named as a class are its hidden truth
+            known = frozenset(scans["labeled"].names) if name == "pool" else None
+            listing = list_items(source, scratch / f"{name}.listing", stop, known)
             _check_listing(name, listing.names, source.name)
             side = config.resolution if _stays(config, len(listing.index)) else None
             job = Job(source, config.max_pixels, side)
@@ -87,9 +89,10 @@ def prepare(
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
         _write_leaks(out / "leaks.csv", scans, leaks)
         require_images(members, scans, out / "leaks.csv")
-        _write_rows(store, out / "manifest.parquet", scans, members, classes, config.pool_truth)
+        _write_rows(store, out / "manifest.parquet", scans, members, classes)
         remove(scratch)
-    said = [note for _, source in sources.named() for note in source.notes()] + _bad_notes(scans)
+    said = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
+    said += _bad_notes(scans)
     sets = {
         name: {"scan": part, "resident": scans[part].storage is not None}
         for name, (part, _) in members.items()
@@ -145,8 +148,8 @@ def _check_listing(name: str, labels: list[str], source: str) -> None:
 
 def _write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) -> None:
     """Write the ledger, then judge it: it is there to be read even when the run stops."""
-    rows = [(name, *entry) for name, scanned in scans.items() for entry in scanned.bad]
-    write_text(path, _csv(("set", "id", "reason"), iter(rows)))
+    rows = ((name, *entry) for name, scanned in scans.items() for entry in scanned.bad)
+    _write_csv(path, ("set", "id", "reason"), rows)
     for name, scanned in scans.items():
         bad = len(scanned.bad)
         if bad > max_bad_fraction * scanned.listed or (bad and bad == scanned.listed):
@@ -155,6 +158,11 @@ def _write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) -
                 f"{name}: {bad} of {scanned.listed} images cannot be read, more than data.max_bad_fraction "
                 f"{max_bad_fraction}; the first is {first} ({reason}); all are in {path}"
             )
+
+
+def _source_notes(name: str, scanned: Scan) -> tuple[str, ...]:
+    shuffled = name in ("labeled", "pool")  # val and test are read in order
+    return scanned.source.notes(streamed=shuffled and scanned.storage is None)
 
 
 def _bad_notes(scans: dict[str, Scan]) -> list[str]:
@@ -166,7 +174,7 @@ def _bad_notes(scans: dict[str, Scan]) -> list[str]:
 
 
 def _write_leaks(path: Path, scans: dict[str, Scan], leaks: list[Leak]) -> None:
-    write_text(path, _csv(("set", "id", "found_in", "id_there"), _leak_rows(scans, leaks)))
+    _write_csv(path, ("set", "id", "found_in", "id_there"), _leak_rows(scans, leaks))
 
 
 def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str, ...]]:
@@ -178,32 +186,26 @@ def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str,
             yield from ((leak.name, mine, leak.other, other) for mine, other in ids)
 
 
-def _csv(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(header)
-    lines.writerows(rows)
-    return text.getvalue()
+def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
+    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(header)
+        lines.writerows(rows)
 
 
 def _write_rows(
-    store: Path,
-    manifest: Path,
-    scans: dict[str, Scan],
-    members: Members,
-    classes: tuple[str, ...],
-    pool_truth: bool,
+    store: Path, manifest: Path, scans: dict[str, Scan], members: Members, classes: tuple[str, ...]
 ) -> None:
     """Each set's rows as `store/<set>.arrow`, and all of them in the manifest, a batch at a time."""
     schema = pa.schema([("set", pa.string()), ("row", pa.int64()), *SCHEMA])
     schema = schema.with_metadata({"classes": json.dumps(classes)})
     with atomic(manifest) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as parquet:
-        for name, (part, rows) in members.items():
+        for name, (part, mask) in members.items():
             codes = label_map(scans[part].names, classes)
             with writer(store / f"{name}.arrow", SCHEMA) as append:
                 done = 0
-                for batch in _kept(scans[part].index, rows):
-                    final = _relabeled(batch, codes, name == "pool", pool_truth)
+                for batch in _kept(scans[part].index, mask):
+                    final = _relabeled(batch, codes, name == "pool")
                     append(final)
                     numbers = pa.array(np.arange(done, done + len(final)))
                     columns = [pa.array([name] * len(final)), numbers, *final.columns]
@@ -211,22 +213,20 @@ def _write_rows(
                     done += len(final)
 
 
-def _kept(index: Index, rows: NDArray[np.int64]) -> Iterator[Any]:
-    """The rows of an index that are used, in batches; `rows` ascend."""
+def _kept(index: Index, mask: Mask) -> Iterator[Any]:
+    """The rows of an index that are used, in batches."""
     start = 0
     for batch in index.batches:
-        stop = start + batch.num_rows
-        mine = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
-        if len(mine):
-            yield batch.take(pa.array(mine))
-        start = stop
+        mine = mask[start : start + batch.num_rows]
+        if mine.any():
+            yield batch.filter(pa.array(mine))
+        start += batch.num_rows
 
 
-def _relabeled(batch: Any, codes: NDArray[np.int32], is_pool: bool, pool_truth: bool) -> Any:
-    """Label numbers of the scan as class numbers; the pool's are its hidden truth, if it has one."""
+def _relabeled(batch: Any, codes: NDArray[np.int32], is_pool: bool) -> Any:
+    """Label numbers of the scan as class numbers; the pool's are its hidden truth."""
     labels = codes[batch.column("label").to_numpy()]
     unknown = np.full(len(labels), -1, np.int32)
-    truth = labels if is_pool and pool_truth else unknown
-    given = {"label": unknown if is_pool else labels, "truth": truth}
+    given = {"label": unknown if is_pool else labels, "truth": labels if is_pool else unknown}
     columns = [pa.array(given[name]) if name in given else batch.column(name) for name in SCHEMA.names]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

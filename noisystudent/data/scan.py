@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from noisystudent.data.decode import DecodeError, center_view
 from noisystudent.data.imageset import content_hash, pixels_of
-from noisystudent.data.index import BATCH_ROWS, HASH_BYTES, SCHEMA, Index, record_batch, writer
+from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.sources import ArraySource, Item, Source
 from noisystudent.data.workers import context, quiet_worker
 from noisystudent.runtime import StopFlag
@@ -26,6 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 _CHUNK = 64
 _FEW = 1024
+_LISTED = 4096  # items in hand at once while listing: half a kilobyte each
 _LISTING = pa.schema(
     [
         ("id", pa.string()),
@@ -58,6 +59,10 @@ class Scan:
     listed: int
 
 
+Chunk = tuple[int, int, int]
+"""(number of a batch of the listing, first row, rows): some images that are looked at together."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a worker needs to know to look at images; `resolution` None keeps no pixels."""
@@ -69,20 +74,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was found: hashes (n, 16), sizes (n, 2), why an image is bad, pixels (n, 3, S, S) if kept."""
+    """What was found: hashes (n, 16), sizes (n, 2), why bad rows are bad, pixels (n, 3, S, S) if kept."""
 
     hashes: NDArray[np.uint8]
     sizes: NDArray[np.int32]
-    reasons: list[str | None]
+    reasons: dict[int, str]
     pixels: NDArray[np.uint8] | None
 
 
-Place = tuple[str, int, int, int]
-"""(id, shard, offset, size) of one image."""
-
-
-def list_items(source: Source, path: Path, stop: StopFlag) -> Listing:
+def list_items(source: Source, path: Path, stop: StopFlag, known: frozenset[str] | None = None) -> Listing:
     """Write every item of a source to an Arrow file; memory does not grow with the images.
+
+    Args:
+        source: what to list.
+        path: the file.
+        stop: asked once a batch.
+        known: labels that count; any other is 'unknown'. None: all do.
 
     Raises:
         Stopped: a signal asked for it.
@@ -91,10 +98,10 @@ def list_items(source: Source, path: Path, stop: StopFlag) -> Listing:
     bad: list[tuple[str, str]] = []
     items = source.items()
     with writer(path, _LISTING) as append:
-        while batch := list(islice(items, BATCH_ROWS)):
+        while batch := list(islice(items, _LISTED)):
             stop.check()
             good = [item for item in batch if _writable(item, bad)]
-            labels = [-1 if i.label is None else codes.setdefault(i.label, len(codes)) for i in good]
+            labels = [_code(item.label, codes, known) for item in good]
             columns = [
                 [i.id for i in good],
                 labels,
@@ -135,15 +142,16 @@ def scan(
     try:
         with writer(path, SCHEMA) as append:
             _write_header(pixels, 0, job.resolution)
-            for places, labels, looked in _results(listing.index, job, workers):
+            for part, looked in _results(listing.index, job, workers):
                 stop.check()
-                good = np.array([reason is None for reason in looked.reasons])
-                bad.extend((p[0], r) for p, r in zip(places, looked.reasons, strict=True) if r is not None)
-                append(_good_rows(places, labels, looked, good, stored if storage else None))
+                good = np.ones(part.num_rows, np.bool_)
+                good[list(looked.reasons)] = False
+                bad.extend((part.column("id")[row].as_py(), why) for row, why in looked.reasons.items())
+                append(_good_rows(part, looked, good, stored if storage else None))
                 if pixels is not None and looked.pixels is not None:
                     pixels.write(np.ascontiguousarray(looked.pixels[good]).data)
                 stored += int(good.sum())
-                done += len(places)
+                done += part.num_rows
                 if progress:
                     progress(f"scanning {name}", done, total)
         _write_header(pixels, stored, job.resolution)
@@ -153,16 +161,17 @@ def scan(
     return Scan(job.source, Index(path), listing.names, storage, bad, total + len(listing.bad))
 
 
-def look(job: Job, places: list[Place]) -> Looked:
-    """Read, hash, decode and measure some images; what fails gets a reason, and its row stays empty."""
-    count, side = len(places), job.resolution
+def look(job: Job, part: Any) -> Looked:
+    """Read, hash, decode and measure some listed images; what fails gets a reason and an empty row."""
+    count, side = part.num_rows, job.resolution
     hashes = np.zeros((count, HASH_BYTES), np.uint8)
     sizes = np.zeros((count, 2), np.int32)
     pixels = None if side is None else np.zeros((count, 3, side, side), np.uint8)
-    reasons: list[str | None] = [None] * count
-    for row, (name, shard, offset, size) in enumerate(places):
+    reasons: dict[int, str] = {}
+    places = zip(*(part.column(name).to_pylist() for name in ("shard", "offset", "size", "id")), strict=True)
+    for row, place in enumerate(places):
         try:
-            data = job.source.read(shard, offset, size, name)
+            data = job.source.read(*place)
             hashes[row] = np.frombuffer(content_hash(data), np.uint8)
             image = pixels_of(data, job.max_pixels)
             sizes[row] = image.shape[1:]
@@ -175,6 +184,13 @@ def look(job: Job, places: list[Place]) -> Looked:
     return Looked(hashes, sizes, reasons, pixels)
 
 
+def _code(label: str | None, codes: dict[str, int], known: frozenset[str] | None) -> int:
+    """The number of a label, a new one where it is seen first; -1 is unknown."""
+    if label is None or (known is not None and label not in known):
+        return -1
+    return codes.setdefault(label, len(codes))
+
+
 def _writable(item: Item, bad: list[tuple[str, str]]) -> bool:
     try:
         item.id.encode()
@@ -184,77 +200,66 @@ def _writable(item: Item, bad: list[tuple[str, str]]) -> bool:
     return True
 
 
-def _chunks(index: Index) -> Iterator[tuple[list[Place], NDArray[np.int32]]]:
-    """Places and label numbers of the listed images, `_CHUNK` at a time."""
-    for batch in index.batches:
-        for start in range(0, batch.num_rows, _CHUNK):
-            part = batch.slice(start, _CHUNK)
-            columns = (part.column(name).to_pylist() for name in ("id", "shard", "offset", "size"))
-            yield list(zip(*columns, strict=True)), part.column("label").to_numpy()
+def _chunks(index: Index) -> Iterator[Chunk]:
+    """The listed images, `_CHUNK` at a time."""
+    for number, batch in enumerate(index.batches):
+        yield from ((number, start, _CHUNK) for start in range(0, batch.num_rows, _CHUNK))
 
 
-def _results(index: Index, job: Job, workers: int) -> Iterator[tuple[list[Place], NDArray[np.int32], Looked]]:
-    """Chunks with what was found, in the order of the listing whatever worker is first."""
-    chunks = _chunks(index)
+def _results(index: Index, job: Job, workers: int) -> Iterator[tuple[Any, Looked]]:
+    """Chunks of the listing with what was found, in its order whatever worker is first."""
     if workers == 0 or len(index) < _FEW or isinstance(job.source, ArraySource):
-        for places, labels in chunks:
-            yield places, labels, look(job, places)
+        for chunk in _chunks(index):
+            part = _part(index, chunk)
+            yield part, look(job, part)
         return
-    with ProcessPoolExecutor(workers, context(), _start_worker, (job,)) as executor:
-        waiting: deque[tuple[list[Place], NDArray[np.int32], Future[Looked]]] = deque()
+    with ProcessPoolExecutor(workers, context(), _start_worker, (job, index)) as executor:
+        waiting: deque[tuple[Chunk, Future[Looked]]] = deque()
         try:
-            for places, labels in chunks:
-                waiting.append((places, labels, executor.submit(_look_in_worker, places)))
+            for chunk in _chunks(index):
+                waiting.append((chunk, executor.submit(_look_in_worker, chunk)))
                 if len(waiting) > 4 * workers:
-                    yield _finished(waiting.popleft())
+                    yield _finished(index, *waiting.popleft())
             while waiting:
-                yield _finished(waiting.popleft())
+                yield _finished(index, *waiting.popleft())
         finally:
             executor.shutdown(cancel_futures=True)
 
 
-def _finished(
-    entry: tuple[list[Place], NDArray[np.int32], Future[Looked]],
-) -> tuple[list[Place], NDArray[np.int32], Looked]:
-    places, labels, future = entry
-    return places, labels, future.result()
+def _part(index: Index, chunk: Chunk) -> Any:
+    number, start, count = chunk
+    return index.batches[number].slice(start, count)
 
 
-def _start_worker(job: Job) -> None:
+def _finished(index: Index, chunk: Chunk, future: Future[Looked]) -> tuple[Any, Looked]:
+    return _part(index, chunk), future.result()
+
+
+def _start_worker(job: Job, index: Index) -> None:
     quiet_worker()
-    _worker_job.append(job)
+    _in_worker.append((job, index))
 
 
-def _look_in_worker(places: list[Place]) -> Looked:
-    return look(_worker_job[-1], places)
+def _look_in_worker(chunk: Chunk) -> Looked:
+    job, index = _in_worker[-1]
+    return look(job, _part(index, chunk))
 
 
-_worker_job: list[Job] = []
+_in_worker: list[tuple[Job, Index]] = []
 
 
-def _good_rows(
-    places: list[Place],
-    labels: NDArray[np.int32],
-    looked: Looked,
-    good: NDArray[np.bool_],
-    stored: int | None,
-) -> Any:
-    kept = [place for place, ok in zip(places, good, strict=True) if ok]
-    count = len(kept)
-    return record_batch(
-        {
-            "id": [place[0] for place in kept],
-            "label": labels[good],
-            "truth": np.full(count, -1, np.int32),
-            "content_hash": looked.hashes[good],
-            "height": looked.sizes[good, 0],
-            "width": looked.sizes[good, 1],
-            "shard": np.array([place[1] for place in kept], np.int32),
-            "offset": np.array([place[2] for place in kept], np.int64),
-            "size": np.array([place[3] for place in kept], np.int64),
-            "stored": np.full(count, -1, np.int64) if stored is None else np.arange(stored, stored + count),
-        }
-    )
+def _good_rows(part: Any, looked: Looked, good: NDArray[np.bool_], stored: int | None) -> Any:
+    """The good rows of a chunk as rows of the index."""
+    kept = part.filter(pa.array(good))
+    count = kept.num_rows
+    found = {
+        "truth": np.full(count, -1, np.int32),
+        "content_hash": looked.hashes[good],
+        "height": looked.sizes[good, 0],
+        "width": looked.sizes[good, 1],
+        "stored": np.full(count, -1, np.int64) if stored is None else np.arange(stored, stored + count),
+    }
+    return record_batch(found | {name: kept.column(name) for name in kept.schema.names})
 
 
 def _write_header(file: IO[bytes] | None, count: int, side: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Which labelled images become val, and which images must go because another set holds the same bytes."""
+"""Which labelled images become val, what stands under two labels, and the order of the classes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from noisystudent.data.contents import Hashes
 from noisystudent.errors import InputError
 from noisystudent.runtime import generator
-
-Hashes = NDArray[np.uint8]
-"""(N, 16) content hashes."""
 
 
 def split_val(hashes: Hashes, labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -69,27 +67,6 @@ def conflicting(hashes: Hashes, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     differs = labels != labels[first][inverse]
     mixed = np.bincount(inverse, weights=differs, minlength=len(first)) > 0
     return np.asarray(mixed[inverse], np.bool_)
-
-
-def find(hashes: Hashes, other: Hashes) -> NDArray[np.int64]:
-    """(N,) the first row of `other` with the same content, -1 where there is none."""
-    if len(other) == 0 or len(hashes) == 0:
-        return np.full(len(hashes), -1, np.int64)
-    keys, first = np.unique(_keys(other), return_index=True)
-    mine = _keys(hashes)
-    at = np.minimum(np.searchsorted(keys, mine), len(keys) - 1)
-    rows: NDArray[np.int64] = np.where(keys[at] == mine, first[at], -1)
-    return rows
-
-
-def earlier_copy(hashes: Hashes) -> NDArray[np.int64]:
-    """(N,) the first row with the same content where that is another row, else -1."""
-    if len(hashes) == 0:
-        return np.empty(0, np.int64)
-    _, first, inverse = np.unique(_keys(hashes), return_index=True, return_inverse=True)
-    rows: NDArray[np.int64] = first[inverse]
-    rows[rows == np.arange(len(hashes))] = -1
-    return rows
 
 
 def class_names(names: list[str]) -> tuple[str, ...]:

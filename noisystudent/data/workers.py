@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from multiprocessing.context import BaseContext
 
 import torch
@@ -30,6 +31,15 @@ def context() -> BaseContext:
 
 
 def quiet_worker(_number: int = 0) -> None:
-    """One thread, and Ctrl-C left to the parent, which ends its workers in order."""
+    """One thread, and Ctrl-C left to the parent, which ends its workers in order, or by its own death."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Neither a pool of processes nor the fork server notices that its owner was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

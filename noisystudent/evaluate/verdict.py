@@ -149,10 +149,9 @@ def judge(
     Raises:
         InputError: arrays or names that do not match, or settings out of range.
     """
-    hits = {"student": metrics.correct(student, labels), "teacher": metrics.correct(teacher, labels)}
-    if control is not None:
-        hits["control"] = metrics.correct(control, labels)
-    _check_columns([probs for probs in (student, teacher, control) if probs is not None], context)
+    models = {"student": student, "teacher": teacher} | ({} if control is None else {"control": control})
+    hits = {name: metrics.correct(probs, labels) for name, probs in models.items()}
+    _check_columns(list(models.values()), context)
     rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
     improved = all(_above(found, config.level) for found in rivals.values()) if control is not None else None
     top1 = {name: float(hit.mean()) for name, hit in hits.items()}

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
-from noisystudent.errors import InputError, RunError
+from noisystudent.errors import RunError
 from noisystudent.pseudo_label.parts import DENSE_CLASSES, FORMAT, footer, hashes, lists, part_path
 from noisystudent.records import PseudoLabels
-from noisystudent.rundir import remove, write_table
+from noisystudent.rundir import atomic, remove
 from noisystudent.runtime import StopFlag
 
 Columns = dict[str, NDArray[Any]]
@@ -78,9 +78,8 @@ def label_images(
 ) -> PseudoLabels:
     """Store softmax(logits / temperature) of every pool image; call again after a stop to go on.
 
-    Part i holds rows i·part_size … of the pool. A part that is whole and of these images is kept; an
-    unreadable or foreign one is redone; parts beyond the pool are removed. `config.hard` changes nothing
-    here: probabilities are stored, and `read_targets` decides what is made of them.
+    Part i holds rows i·part_size … of the pool. A whole part of these images is kept, an unreadable or
+    foreign one redone, one beyond the pool removed. `config.hard` is for `read_targets`, not for here.
 
     Args:
         predict: (b, 3, S, S) uint8 -> (b, num_classes) logits, on any device: the EMA weights without noise.
@@ -97,8 +96,6 @@ def label_images(
         RunError: the teacher's logits are not finite or not of K classes, or images are missing.
         Stopped: `stop` was set; all finished parts are on disk.
     """
-    if config.top_k < 1:
-        raise InputError(f"pseudo_label.top_k is {config.top_k}; at least 1")
     stored = num_classes if num_classes <= DENSE_CLASSES else min(config.top_k, num_classes)
     teacher = _Teacher(predict, num_classes, config.temperature, stored)
     total = len(content_hash)
@@ -113,7 +110,7 @@ def label_images(
         if not _is_whole(part_path(out, index), about, content_hash[rows]):
             batches = _watched(images(rows) if len(rows) else iter(()), first, total, stop, progress)
             table = _label_part(teacher, batches, rows, ids(rows), content_hash[rows])
-            write_table(part_path(out, index), table, about)
+            _write_part(part_path(out, index), table, about)
         if progress is not None:
             progress(first + len(rows), total)
     return PseudoLabels(out, num_classes)
@@ -143,23 +140,39 @@ def _label_part(
     content_hash: NDArray[np.uint8],
 ) -> pa.Table:
     """The table of one part; columns as in `records.PseudoLabels`."""
-    answers, done = [], 0
+    schema = _schema(teacher)
+    columns = {"row": pa.array(rows), "id": pa.array(ids, pa.string()), "content_hash": hashes(content_hash)}
+    # made whole at the start: small arrays kept from batch to batch would lie between the large ones the
+    # teacher frees, and hold their memory
+    said = {name: _empty(schema.field(name).type, len(rows)) for name in schema.names[len(columns) :]}
+    done = 0
     for batch in batches:
-        answers.append(teacher(batch, ids[done : done + len(batch)]))
+        if done + len(batch) <= len(rows):
+            for name, values in teacher(batch, ids[done : done + len(batch)]).items():
+                said[name][done : done + len(batch)] = values
         done += len(batch)
     if done != len(rows):
         raise RunError(
             f"{done} images came for the {len(rows)} pool rows from {rows[0]}; the pool has changed"
         )
-    schema = _schema(teacher)
-    columns = {"row": pa.array(rows), "id": pa.array(ids, pa.string()), "content_hash": hashes(content_hash)}
-    for name in schema.names[len(columns) :]:
-        if not answers:
-            columns[name] = pa.array([], schema.field(name).type)
-            continue
-        values = np.concatenate([answer[name] for answer in answers])
-        columns[name] = lists(values) if values.ndim == 2 else pa.array(values)
+    columns |= {name: lists(v) if v.ndim == 2 else pa.array(v) for name, v in said.items()}
     return pa.table(columns, schema=schema)
+
+
+def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
+    """An array of what a column of this type holds: (rows,), or (rows, k) for lists of k."""
+    if pa.types.is_fixed_size_list(kind):
+        return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
+    return np.empty(rows, kind.to_pandas_dtype())
+
+
+def _write_part(path: Path, table: pa.Table, about: dict[str, str]) -> None:
+    """Write one part atomically; only labels repeat, and dictionaries of the rest would be large."""
+    with atomic(path) as partial:
+        pq.write_table(
+            table.replace_schema_metadata(about), partial, compression="zstd", use_dictionary=["label"]
+        )
+    pa.default_memory_pool().release_unused()  # else the writer's buffers stay beside the next part's
 
 
 def _schema(teacher: _Teacher) -> pa.Schema:

@@ -109,7 +109,7 @@ def summary(
         confidence = batch["confidence"].to_numpy().astype(np.float64)
         per_class += np.bincount(label, minlength=labels.num_classes)
         total += float(confidence.sum())
-        for index, of in enumerate((np.ones(len(row), dtype=bool), np.isin(row, chosen))):
+        for index, of in enumerate((np.ones(len(row), dtype=bool), _among(row, chosen))):
             histograms[index] += np.histogram(confidence[of], edges)[0]
             if truth is not None:
                 actual = truth[row[of]]
@@ -129,6 +129,12 @@ def summary(
         if kept is not None:
             result["kept_accuracy"] = _share(*scores[1])
     return result
+
+
+def _among(rows: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) which rows are in the ascending `chosen`; works in the rows' size, whatever that of `chosen`."""
+    after = np.searchsorted(chosen, rows, side="right")
+    return np.asarray(after > np.searchsorted(chosen, rows, side="left"), np.bool_)
 
 
 def _share(known: np.int64, correct: np.int64) -> float | None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
+import itertools
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -28,6 +31,8 @@ Raw = dict[str, Any]
 
 # Two ways to say one thing: an override with one of them withdraws the other.
 _DURATIONS = frozenset({"epochs", "steps"})
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 def names() -> list[str]:
@@ -73,12 +78,13 @@ def resolve(
     """Expand inheritance (teacher → student → students) and check every field against the dataclasses."""
     merged = _merge({}, raw)
     for dotted, value in overrides:
+        _require_field(dotted)
         _override(merged, dotted.split("."), value)
-    base = _merge(merged.get("teacher") or {}, merged.pop("student", None) or {})
-    students = merged.pop("students", ())
-    if isinstance(students, int):
-        students = [{}] * students
-    merged["students"] = [_merge(base, student or {}) for student in students or ()]
+    try:
+        base = _merge(merged.get("teacher") or {}, merged.pop("student", None) or {})
+        merged["students"] = [_merge(base, differs) for differs in _differences(merged.pop("students", None))]
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from error
     return _build(Config, merged, origin, "")
 
 
@@ -110,8 +116,9 @@ def _plain(value: Any) -> Any:
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
     """A deep copy of `base` with `over` on top; a duration in `over` withdraws the other kind in `base`."""
-    if not isinstance(over, Mapping):
-        raise InputError(f"{over!r} stands where a mapping of fields belongs")
+    for given in (base, over):
+        if not isinstance(given, Mapping):
+            raise InputError(f"{given!r} stands where a mapping of fields belongs")
     merged: Raw = {
         key: _merge({}, value) if isinstance(value, Mapping) else value for key, value in base.items()
     }
@@ -133,6 +140,29 @@ def _nested(path: list[str], value: Any) -> Raw:
     return typing.cast(Raw, value)
 
 
+def _differences(students: Any) -> list[Any]:
+    """Where each student differs from `student`, of what stands under `students`: a number, or a list."""
+    if isinstance(students, int) and not isinstance(students, bool) and students >= 0:
+        return [{}] * students
+    if students is None or isinstance(students, list):
+        return [differs or {} for differs in students or ()]
+    raise InputError(f"students is {students!r}; it must be a whole number or a list of differences")
+
+
+@functools.cache
+def _field_names() -> tuple[str, ...]:
+    return tuple(row[0] for row in field_help())
+
+
+def _require_field(dotted: str) -> None:
+    """Refuse a name no field has, whatever recipe it is meant for."""
+    name = re.sub(r"^students\.\d+(?=\.)", "student", dotted)
+    known = _field_names()
+    whole = any(field.startswith(f"{name}.") for field in known)  # a section given as a mapping
+    if not (whole or name in known or name == "students" or ".options." in name):
+        raise InputError(f"no field {dotted!r}{_did_you_mean(dotted, known)}")
+
+
 def _override(raw: Raw, path: list[str], value: Any) -> None:
     """Set one field; `student.*` also reaches into each entry of `students`, so the command line wins."""
     if path[0] == "students" and len(path) > 1:
@@ -146,11 +176,10 @@ def _override(raw: Raw, path: list[str], value: Any) -> None:
 
 
 def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
-    students = raw.get("students") or []
-    entries = [{}] * students if isinstance(students, int) else list(students)
+    entries = _differences(raw.get("students"))
     if not path[1].isdigit() or int(path[1]) >= len(entries):
         raise InputError(f"--{'.'.join(path)}: students are numbered 0 to {len(entries) - 1}")
-    entries[int(path[1])] = _merge(entries[int(path[1])] or {}, _nested(path[2:], value))
+    entries[int(path[1])] = _merge(entries[int(path[1])], _nested(path[2:], value))
     raw["students"] = entries
 
 
@@ -207,7 +236,7 @@ def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
         try:
             return _scalar(hint, value)
         except ValueError:
-            right = f"a {getattr(hint, '__name__', hint)}"
+            right = _KINDS.get(hint, str(hint))
     raise InputError(f"{origin}: {name} is {value!r}; it must be {right}")
 
 
@@ -218,9 +247,7 @@ def _scalar(hint: Any, value: Any) -> Any:
             return value
     elif hint is float and isinstance(value, int | float | str):
         return float(value)
-    elif hint is int and isinstance(value, int | str):
-        return int(value)
-    elif hint is int and isinstance(value, float) and value.is_integer():
+    elif hint is int and (isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())):
         return int(value)
     elif hint is str and isinstance(value, str | int | float):
         return str(value)
@@ -234,7 +261,7 @@ def _field_docs(cls: type) -> dict[str, str]:
     bodies = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
     for parent in reversed(cls.__mro__):
         body = bodies.get(parent.__name__, [])
-        for field, doc in zip(body, body[1:], strict=False):
+        for field, doc in itertools.pairwise(body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.rundir import read_json
+from noisystudent.rundir import read_json, student_count
 
 Record = Mapping[str, Any]
 Curve = list[tuple[int, float]]
@@ -111,6 +111,7 @@ def read_run(path: Path) -> Run:
         for folder in path.glob("iteration-*")
         if (index := folder.name.removeprefix("iteration-")).isdecimal() and folder.is_dir()
     )
+    asked = student_count(path)
     if not folders and not (path / "config.yaml").is_file():
         raise InputError(f"{path} is not a run directory (no config.yaml); give a folder that `run` wrote")
     config = path / "config.yaml"
@@ -121,7 +122,9 @@ def read_run(path: Path) -> Run:
         dataset=_record(path / "data" / "dataset.json"),
         ledger=_listing(path / "data" / "ledger.csv"),
         leaks=_listing(path / "data" / "leaks.csv"),
-        iterations=tuple(_iteration(index, folder) for index, folder in folders),
+        iterations=tuple(
+            _iteration(index, folder) for index, folder in folders if asked is None or index <= asked
+        ),
         verdict=_record(path / "verdict.json"),
     )
 

@@ -26,10 +26,19 @@ SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("confidence", pa.float32()),
         ("repeats", pa.int32()),
-        ("reason", pa.string()),
+        ("reason", pa.dictionary(pa.uint8(), pa.string())),
     ]
 )
-ROW_GROUP = 1 << 20
+_REASONS = "('kept', 'below_threshold', 'over_quota', 'below_top_fraction')"
+# neither hashes nor confidences repeat: compressing and counting them costs time and saves nothing
+_ENCODING: dict[str, Any] = {
+    "compression": dict.fromkeys(SCHEMA.names, "zstd") | {"content_hash": "none", "confidence": "none"},
+    "use_dictionary": ["label", "repeats", "reason"],
+    "column_encoding": {"row": "DELTA_BINARY_PACKED"},
+    "write_statistics": ["row", "label", "repeats"],
+}
+ROW_GROUP = 1 << 17  # small enough that the rows in hand take little memory
+_BATCH = 1 << 14
 
 
 @contextmanager
@@ -40,15 +49,14 @@ def database(beside: Path, memory_limit: str, threads: int | None) -> Iterator[d
         RunError: a query failed: memory or disk is full, or a file is damaged.
     """
     spill = beside.with_name(f".{beside.name}.spill")
-    # insertion order costs memory, and every result here is sorted
-    settings: dict[str, Any] = {"memory_limit": memory_limit, "preserve_insertion_order": False}
-    settings["temp_directory"] = str(spill)
+    settings: dict[str, Any] = {"memory_limit": memory_limit, "temp_directory": str(spill)}
     if threads is not None:
         settings["threads"] = threads
     beside.parent.mkdir(parents=True, exist_ok=True)
     try:
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET enable_progress_bar = false")
+            connection.execute(f"CREATE TYPE why AS ENUM {_REASONS}")  # a byte a row instead of a string
             yield connection
     except duckdb.Error as error:
         raise RunError(f"cannot compute {beside}: {str(error).splitlines()[0]}") from error
@@ -80,22 +88,28 @@ def open_labels(connection: duckdb.DuckDBPyConnection, labels: PseudoLabels) -> 
 
 
 def write(connection: duckdb.DuckDBPyConnection, decided: str, out: Path) -> None:
-    """Write the rows of the relation `decided` (columns of `records.Selection`) atomically.
+    """Write the rows of the relation `decided` (columns of `records.Selection`) atomically, by pool row.
 
-    Kept rows come first, by label and falling confidence, then all others by row. The bytes depend on the
-    rows alone, neither on threads nor on the files the rows came from.
+    The bytes depend on the rows alone, neither on threads nor on the files the rows came from. Labels are
+    written in the order of rows, so that they only pass through; what is found in another order is sorted.
     """
-    rows = f"SELECT {COLUMNS} FROM {decided} WHERE repeats"
-    kept = f"{rows} > 0 ORDER BY label, confidence DESC, content_hash, row"
-    rest = f"{rows} = 0 ORDER BY row"
-    repetitive = ["label", "repeats", "reason"]
-    with (
-        atomic(out) as partial,
-        pq.ParquetWriter(partial, SCHEMA, compression="zstd", use_dictionary=repetitive) as writer,
-    ):
-        for query in (kept, rest):
-            for group in _row_groups(pa.RecordBatchReader.from_stream(connection.sql(query))):
-                writer.write_table(group.cast(SCHEMA), row_group_size=ROW_GROUP)
+    query = f"SELECT {COLUMNS} FROM {decided}"
+    with atomic(out) as partial:
+        if not _written(connection.sql(query), partial):
+            _written(connection.sql(f"{query} ORDER BY row"), partial)
+
+
+def _written(rows: duckdb.DuckDBPyRelation, path: Path) -> bool:
+    """Write the rows as they come; False as soon as one is out of order."""
+    last = -1
+    with pq.ParquetWriter(path, SCHEMA, store_schema=False, **_ENCODING) as writer:
+        for group in _row_groups(rows.arrow(_BATCH)):
+            numbers = group.column("row").to_numpy()
+            if numbers[0] <= last or (numbers[1:] <= numbers[:-1]).any():
+                return False
+            last = numbers[-1]
+            writer.write_table(group.cast(SCHEMA), row_group_size=ROW_GROUP)
+    return True
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -117,15 +131,37 @@ def chosen(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """What a student trains on.
 
     Returns:
-        rows (n,) int64 of the pool and repeats (n,) int32, at least 1, by label and content hash: an order
-        that renaming or moving files does not change.
+        rows (n,) int64 of the pool and repeats (n,) int32, at least 1, by content hash: an order that
+        renaming or moving files does not change.
     """
-    source = parquet([selection.path])
-    with database(selection.path, "2GB", None) as connection:
-        result = connection.execute(
-            f"SELECT row, repeats FROM {source} WHERE repeats > 0 ORDER BY label, content_hash, row"
-        ).fetchnumpy()
-    return np.asarray(result["row"], dtype=np.int64), np.asarray(result["repeats"], dtype=np.int32)
+    try:
+        with pq.ParquetFile(selection.path) as file:
+            count = file.metadata.num_rows
+            keys, rows, repeats = (
+                np.empty(count, np.uint64),
+                np.empty(count, np.int64),
+                np.empty(count, np.int32),
+            )
+            n = 0
+            for batch in file.iter_batches(ROW_GROUP, columns=["row", "content_hash", "repeats"]):
+                times = batch["repeats"].to_numpy()
+                kept = np.flatnonzero(times)
+                here = slice(n, n + len(kept))
+                rows[here], repeats[here] = batch["row"].to_numpy()[kept], times[kept]
+                keys[here] = _upper_half(batch["content_hash"])[kept]
+                n += len(kept)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(
+            f"{selection.path} cannot be read ({str(error).splitlines()[0]}); select again"
+        ) from error
+    order = np.argsort(keys[:n], kind="stable")
+    return rows[:n][order], repeats[:n][order]
+
+
+def _upper_half(hashes: pa.Array) -> NDArray[np.uint64]:
+    """(n,) the first 8 bytes of each content hash: as numbers they are in the order of the bytes."""
+    halves = np.frombuffer(hashes.buffers()[1], ">u8").reshape(-1, 2)
+    return halves[hashes.offset : hashes.offset + len(hashes), 0].astype(np.uint64)
 
 
 def summary(selection: Selection) -> dict[str, Any]:

@@ -57,11 +57,11 @@ def select(
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
         if config.mode == "paper":
-            decided = _paper(connection, config)
+            decided = _paper(connection, config, labels.num_classes)
         elif config.mode == "official":
-            decided = _official(connection, config, seed)
+            decided = _official(connection, config, labels.num_classes, seed)
         else:
-            decided = "(SELECT *, 1 AS repeats, 'kept' AS reason FROM labels)"
+            decided = "(SELECT *, 1 AS repeats, 'kept'::why AS reason FROM labels)"
         write(connection, decided, out)
     return Selection(out, labels.num_classes)
 
@@ -93,7 +93,7 @@ def reassign(
         copy = "row_number() OVER (PARTITION BY content_hash ORDER BY row) AS copy"
         connection.execute(
             f"""CREATE TEMP TABLE decided AS
-            SELECT now.row, now.content_hash, now.label, now.confidence, before.repeats, before.reason
+            SELECT now.row, now.content_hash, now.label, now.confidence, repeats, reason::why AS reason
             FROM (SELECT *, {copy} FROM labels) AS now
             JOIN (SELECT content_hash, repeats, reason, {copy} FROM previous) AS before
             ON now.content_hash = before.content_hash AND now.copy = before.copy"""
@@ -120,7 +120,7 @@ def _quota(config: SelectionConfig, candidates: list[int]) -> int:
     return (2 * sum(present) + len(present)) // (2 * len(present)) if present else 1
 
 
-def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig) -> str:
+def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int) -> str:
     """Strict top K: per class one or two images mark where the decision changes; all compare with them."""
     threshold = f"{config.threshold:.17e}"  # with an exponent DuckDB reads a double, not a decimal
     counts = connection.execute(
@@ -142,6 +142,7 @@ def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig) -> st
     }
     connection.register("classes", pa.table(table))
     connection.execute(_MARKS.format(threshold=threshold))
+    _index_rules(connection, num_classes)
     return _PAPER.format(threshold=threshold)
 
 
@@ -173,24 +174,39 @@ LEFT JOIN marks AS last ON last.label = classes.label AND last.place = eligible 
 LEFT JOIN marks AS more ON more.label = classes.label AND more.place = extra
 """
 
-_UP_TO = """(confidence > {mark}_confidence OR confidence = {mark}_confidence
-    AND (content_hash < {mark}_hash OR content_hash = {mark}_hash AND row <= {mark}_row))"""
+_UP_TO = """(confidence > rule.{mark}_confidence OR confidence = rule.{mark}_confidence
+    AND (content_hash < rule.{mark}_hash OR content_hash = rule.{mark}_hash AND row <= rule.{mark}_row))"""
+
+# a join would not keep the rows in order
+_RULED = "(SELECT *, getvariable('rules')[label + 1] AS rule FROM labels)"
+
+
+def _index_rules(connection: duckdb.DuckDBPyConnection, num_classes: int) -> None:
+    """Turn the table `rules` into a variable: a list of its rows, the one of class k at k + 1, or null."""
+    connection.execute(
+        f"""SET VARIABLE rules = (SELECT list(rules ORDER BY number)
+        FROM range({num_classes}) AS classes(number) LEFT JOIN rules ON rules.label = number)"""
+    )
+
 
 # No mark `last`: all above the threshold are eligible. No mark `more`: none is trained on once more.
 _PAPER = f"""(
 SELECT row, content_hash, label, confidence,
     CASE WHEN above AND allowed THEN base + again ELSE 0 END AS repeats,
-    CASE WHEN NOT above THEN 'below_threshold' WHEN NOT allowed THEN 'below_top_fraction'
-        WHEN base + again = 0 THEN 'over_quota' ELSE 'kept' END AS reason
+    CASE WHEN NOT above THEN 'below_threshold'::why WHEN NOT allowed THEN 'below_top_fraction'::why
+        WHEN base + again = 0 THEN 'over_quota'::why ELSE 'kept'::why END AS reason
 FROM (
-    SELECT labels.*, base, confidence::DOUBLE > {{threshold}} AS above,
+    SELECT row, content_hash, label, confidence, rule.base AS base,
+        confidence::DOUBLE > {{threshold}} AS above,
         coalesce({_UP_TO.format(mark="last")}, true) AS allowed,
         coalesce({_UP_TO.format(mark="more")}, false)::INTEGER AS again
-    FROM labels JOIN rules USING (label)
+    FROM {_RULED}
 ))"""
 
 
-def _official(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, seed: int) -> str:
+def _official(
+    connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int, seed: int
+) -> str:
     """A class's threshold is the highest k/100 with K images at or above it; the rounding is seeded."""
     lowest = round(config.threshold * 100)
     bins = connection.execute(
@@ -214,6 +230,7 @@ def _official(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, se
         "chance": pa.array(chances, pa.uint64()),
     }
     connection.register("rules", pa.table(table))
+    _index_rules(connection, num_classes)
     return _OFFICIAL.format(lowest=lowest, seed=seed)
 
 
@@ -228,12 +245,14 @@ def _cuts(bins: list[tuple[int, int, int]], quota: int) -> dict[int, tuple[int, 
 
 
 # md5 is the uniform draw: its first 8 bytes, little-endian, against the chance in units of 2^-64
-_OFFICIAL = """(
-SELECT row, content_hash, label, confidence, repeats, CASE WHEN repeats > 0 THEN 'kept'
-    WHEN bin >= {lowest} THEN 'over_quota' ELSE 'below_threshold' END AS reason
+_OFFICIAL = f"""(
+SELECT row, content_hash, label, confidence, repeats, CASE WHEN repeats > 0 THEN 'kept'::why
+    WHEN bin >= {{lowest}} THEN 'over_quota'::why ELSE 'below_threshold'::why END AS reason
 FROM (
-    SELECT labels.*, floor(confidence::DOUBLE * 100)::INTEGER AS bin,
-        CASE WHEN cut IS NULL OR bin < cut THEN 0 WHEN chance = 0 THEN base
-            ELSE base + (md5_number_upper(content_hash || encode(':{seed}')) < chance)::INTEGER END AS repeats
-    FROM labels LEFT JOIN rules USING (label)
+    SELECT row, content_hash, label, confidence, floor(confidence::DOUBLE * 100)::INTEGER AS bin,
+        CASE WHEN rule.cut IS NULL OR bin < rule.cut THEN 0 WHEN rule.chance = 0 THEN rule.base
+            ELSE rule.base
+                + (md5_number_upper(content_hash || encode(':{{seed}}')) < rule.chance)::INTEGER
+        END AS repeats
+    FROM {_RULED}
 ))"""

@@ -24,7 +24,7 @@ _SETS = ("labeled", "val", "test", "pool")
 
 
 def self_train(config: Config, sources: Sources, run: Path, *, stop: StopFlag, voice: Voice) -> None:
-    """Teacher → pseudo-labels → selection → noised student, again and again; then the verdict, all under `run`.
+    """Teacher → pseudo-labels → selection → noised student, again and again; then the verdict; all in `run`.
 
     Running it again on the same directory redoes only what changed, and resumes what was interrupted.
 
@@ -55,7 +55,7 @@ def self_train(config: Config, sources: Sources, run: Path, *, stop: StopFlag, v
 
 
 def audit(config: Config, sources: Sources, out: Path, *, stop: StopFlag, voice: Voice) -> list[str]:
-    """Scan every image and say what is there: counts, classes, unreadable files, duplicates, leaks. Trains nothing.
+    """Scan every image and say what is there: counts, unreadable files, duplicates, leaks. Trains nothing.
 
     `out` receives manifest.parquet, ledger.csv and leaks.csv.
     """

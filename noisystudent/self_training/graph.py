@@ -1,4 +1,4 @@
-"""The stage graph of a run: what there is to do, where it is kept, and what it depends on; known before any of it runs."""
+"""The stage graph of a run: what is to be done, where it is kept, what it depends on; known beforehand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from noisystudent.config import (
 )
 from noisystudent.stages import Stage, fingerprint
 
-# Fields that change how fast a run goes, where, or what it logs, but not its results: editing them redoes nothing.
+# Fields that change how fast a run goes, where, or what it logs, not its results: editing redoes nothing.
 _NEUTRAL: Mapping[type, frozenset[str]] = {
     DataConfig: frozenset(
         {"labeled", "unlabeled", "val", "test", "workers", "max_bad_fraction", "pool_truth"}
@@ -81,7 +81,7 @@ def build_graph(config: Config, listing: str, run: Path) -> Graph:
         path = run / "iteration-1" / "filter-labels"
         filter_labels = _stage("filter-labels", path, config=said, model=filter_model.fingerprint)
     turns: list[Iteration] = []
-    for index, student in enumerate(config.students, start=1):
+    for index in range(1, len(config.students) + 1):
         before = turns[-1] if turns else None
         with_control = config.control and index == len(config.students)
         turns.append(_iteration(config, index, run, data, teacher, filter_labels, before, with_control))
@@ -94,6 +94,8 @@ def build_graph(config: Config, listing: str, run: Path) -> Graph:
         truth=config.data.pool_truth,
         **models,
     )
+    evaluations = (run / f"iteration-{index}" / "evaluation.json" for index in range(len(turns) + 1))
+    judgement = dataclasses.replace(judgement, also=(run / "metrics.jsonl", *evaluations))
     return dataclasses.replace(graph, judgement=judgement)
 
 
@@ -124,6 +126,8 @@ def _iteration(
         before=before.selection.fingerprint if before and student.selection.reassign else None,
         seed=seed,
     )
+    beside = ["selection.json", "gallery.json", *(["filter-selection.parquet"] if filter_labels else [])]
+    selection = dataclasses.replace(selection, also=tuple(folder / name for name in beside))
     shared: dict[str, object] = {
         "ratio": student.unlabeled_ratio,
         "initial": speaker.fingerprint if student.init == "teacher" else None,

@@ -1,4 +1,4 @@
-"""The end of a run: every model on val and, once, on test; did it help; and the files the report is made of."""
+"""The end of a run: every model on val and, once, on test; did it help; the files the report is made of."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def load(lesson: Lesson) -> Classifier:
 
 
 def predictor(model: nn.Module, lesson: Lesson) -> Predict:
-    """uint8 images (B, 3, S, S) → logits (B, K) float32: no noise, running statistics, the training precision."""
+    """uint8 images (B, 3, S, S) → logits (B, K) float32: no noise, running statistics, training precision."""
     device = lesson.device
     dtype = resolve_dtype(lesson.learner.train.precision, device)
 
@@ -166,11 +166,13 @@ def probabilities(model: nn.Module, lesson: Lesson, images: ImageSet, batch_size
 
 
 def _batches(lesson: Lesson, start: int, stop: int) -> Iterator[Batch]:
-    policy = policies.build_policy(lesson.learner.augment, lesson.resolution)
+    config = lesson.learner.augment
+    policy = policies.build_policy(config, lesson.resolution)
     labeled_rows, pool_rows = lesson.rows
+    noised = {"labeled": config.labeled, "pool": config.pool}
 
     def boxes(stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
-        return plan.crop_boxes(policy, lesson.seed, stream, step, sizes)
+        return plan.crop_boxes(policy, lesson.seed, stream, step, sizes) if noised[stream] else None
 
     return joint_batches(
         lesson.dataset.labeled,

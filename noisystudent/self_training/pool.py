@@ -78,7 +78,7 @@ def with_chosen(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
 
 
 def control(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
-    """The student's twin: same network, steps, noise and images a step, but every image carries a given label."""
+    """The student's twin: same network, steps, noise, images a step; but every image has a given label."""
     lesson = context.lesson(turn.config, turn.student.path.with_name("control"), turn.index)
     initial = teacher.folder / "model.safetensors" if turn.config.init == "teacher" else None
     return dataclasses.replace(lesson, initial=initial)
@@ -121,11 +121,13 @@ def _announce(context: Context, turn: Iteration) -> None:
         )
     elif found["kept"] == 0:
         context.voice.say(
-            f"warning: no pool image is above the threshold; student {turn.index} learns from the given labels alone"
+            f"warning: no pool image is above the threshold; student {turn.index}"
+            " learns from the given labels alone"
         )
     else:
         context.voice.say(
-            f"selection-{turn.index}: {found['kept']:,} of {total:,} pool images kept ({found['kept'] / total:.1%})"
+            f"selection-{turn.index}: {found['kept']:,} of {total:,} pool images kept"
+            f" ({found['kept'] / total:.1%})"
         )
 
 

@@ -68,8 +68,8 @@ def scores(run: Path) -> list[Row]:
 def _records(run: Path) -> Iterator[Path]:
     """The stage records that exist, in order."""
     names = ["data/stage.json", "iteration-0/teacher/stage.json", "iteration-0/filter/stage.json"]
-    turns = sum(1 for _ in run.glob("iteration-*"))
-    names += [f"iteration-{i}/{name}" for i in range(1, turns) for name in _TURN]
+    turns = range(1, 1 + (rundir.student_count(run) or 0))
+    names += [f"iteration-{i}/{name}" for i in turns for name in _TURN]
     return (run / name for name in (*names, "verdict.stage.json") if (run / name).is_file())
 
 

@@ -53,8 +53,10 @@ def _guard(context: Context, stage: Stage) -> None:
     context.voice.say(f"{stage.name}: val top-1 {top1:.1%} of {len(found.labels):,} images")
     if stage.name == "control-" + stage.name.rpartition("-")[2]:
         return  # nothing is learnt from the control
+    iterations = context.graph.iterations
+    speaks = bool(iterations) and stage != iterations[-1].student  # the last student teaches nobody
     able, sentence = guards.teacher_above_chance(found.labels, found.probs)
-    if not able and context.graph.iterations:
+    if not able and speaks:
         raise RunError(f"{stage.name}: {sentence}; the run stops before it labels anything with it")
     fallen = guards.collapsed(found.probs, found.labels)
     if fallen is not None:

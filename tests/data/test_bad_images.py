@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def test_odd_images_are_used_and_bad_ones_are_in_the_ledger(
     assert pixels[names.index("wide.png")].unique().tolist() == [40_000 >> 8]
     assert pixels[names.index("moving.gif")].max() == 0
     assert any("6 of 30" in note for note in data.notes)
+
+
+def test_a_cut_shard_is_used_up_to_the_cut_and_told(tmp_path: Path, labeled: Path, pool: Path) -> None:
+    path = tmp_path / "pool.tar"
+    with tarfile.open(path, "w") as archive:
+        for file in sorted(pool.rglob("*.png")):
+            archive.add(file, str(file.relative_to(pool)))
+    with tarfile.open(path) as archive:
+        cut = archive.getmembers()[12].offset_data + 20
+    path.write_bytes(path.read_bytes()[:cut])
+    specs = {"labeled": (str(labeled),), "unlabeled": (str(path),)}
+    data = make(tmp_path / "out", **specs, max_bad_fraction=0.2)
+    assert len(data.pool) == 12
+    assert [row["id"] for row in table(tmp_path / "out" / "ledger.csv")] == ["c1/05.png", f"pool.tar@{cut}"]
+    assert any("pool.tar: cut short or damaged" in note for note in data.notes)
 
 
 def test_too_many_bad_images_stop_the_run_and_leave_the_ledger(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import labeled_folder, random_images, write_folder
+from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.config import DataConfig
 from noisystudent.data.loader import Chosen, clean_batches, index_stream, joint_batches
@@ -117,6 +118,13 @@ def test_clean_batches_keep_order_and_end_short(tmp_path: Path, plane: str) -> N
     parts = list(clean_batches(data.pool, rows, resolution=8, batch_size=2, device=CPU, workers=0))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat(parts), data.pool.fetch(rows, 8))
+
+
+def test_delivered_batches_leave_no_crumbs_in_memory(tmp_path: Path) -> None:
+    data, seen = made(tmp_path, "streamed"), []
+    for _ in clean_batches(data.pool, np.arange(10), resolution=8, batch_size=1, device=CPU, workers=1):
+        seen.append(len(shared_cache))
+    assert len(seen) == 10 and max(seen[1:]) <= 3, "without those of other tests, which the first frees"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -60,12 +60,12 @@ def test_sets_hold_the_images_they_were_given(tmp_path: Path, labeled: Path, poo
         numbers = [int(name[-8:-4]) for name in part.ids(rows)]
         assert part.labels.tolist() == [number % 3 for number in numbers]
         assert np.array_equal(part.fetch(rows, 8).permute(0, 2, 3, 1).numpy(), images[numbers])
-    assert set(data.pool.labels) == set(data.pool.truth) == {-1}
+    assert set(data.pool.labels) == {-1}
     assert data.pool.sizes.tolist() == [[8, 8]] * 20
 
 
 def test_the_manifest_has_a_row_an_image_in_use(tmp_path: Path, labeled: Path, pool: Path) -> None:
-    data = make(tmp_path / "out", labeled=(str(labeled),), unlabeled=(str(pool),), pool_truth=True)
+    data = make(tmp_path / "out", labeled=(str(labeled),), unlabeled=(str(pool),))
     manifest = pq.read_table(tmp_path / "out" / "manifest.parquet")
     assert manifest.column_names[:6] == ["set", "row", "id", "label", "truth", "content_hash"]
     for part in (data.labeled, data.val, data.pool):
@@ -75,7 +75,40 @@ def test_the_manifest_has_a_row_an_image_in_use(tmp_path: Path, labeled: Path, p
         assert rows["label"].to_pylist() == part.labels.tolist()
         assert rows["truth"].to_pylist() == part.truth.tolist()
         assert rows["content_hash"].to_pylist() == [row.tobytes() for row in part.content_hash]
-    assert sorted(set(data.pool.truth)) == [0, 1], "folder names of the pool that are classes"
+
+
+@pytest.mark.parametrize("form", [Path, "tar"])
+def test_the_folder_that_holds_a_pool_image_is_its_hidden_truth(
+    tmp_path: Path, labeled: Path, form: object
+) -> None:
+    names = (
+        "c1/0.png",
+        "real/c2/1.png",
+        "c0/junk/2.png",
+        "real/deep/c0/3.png",
+        "4.png",
+        "c3/5.png",
+        "c/6.png",
+    )
+    pool = write_folder(tmp_path / "pool", random_images(7, seed=5), names.__getitem__)
+    pool = as_tar(pool) if form == "tar" else pool
+    truths = []
+    for number, switch in enumerate((True, False)):  # the switch is about using it
+        specs: dict[str, Any] = {"labeled": (str(labeled),), "unlabeled": (str(pool),)}
+        data = make(tmp_path / f"out-{number}", **specs, pool_truth=switch)
+        assert set(data.pool.labels) == {-1}
+        truths.append(dict(zip(data.pool.ids(np.arange(7)), data.pool.truth.tolist(), strict=True)))
+    assert truths[0] == truths[1] == dict(zip(names, (1, 2, -1, 0, -1, -1, -1), strict=True))
+
+
+def test_several_pools_that_are_class_folders_keep_their_truth(tmp_path: Path, labeled: Path) -> None:
+    roots = [
+        write_folder(tmp_path / name, random_images(2, seed=number + 5), lambda n: f"{n}.png")
+        for number, name in enumerate(("c2", "other", "c0"))
+    ]
+    data = make(tmp_path / "out", labeled=(str(labeled),), unlabeled=tuple(map(str, roots)))
+    folders = [name.split("/")[0] for name in data.pool.ids(np.arange(6))]
+    assert data.pool.truth.tolist() == [{"c2": 2, "c0": 0}.get(folder, -1) for folder in folders]
 
 
 def as_tar(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The split and the search for copies depend on content alone."""
+"""The split depends on content alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisystudent.data.splits import class_names, conflicting, earlier_copy, find, split_val
+from noisystudent.data.splits import class_names, conflicting, split_val
 from noisystudent.errors import InputError
 
 
@@ -58,13 +58,6 @@ def test_copies_go_together_and_contradictions_stay_in_training() -> None:
     for seed in range(10):
         val = split_val(hashes, labels, 0.4, seed)
         assert val[0] == val[1] and val[2] == val[3] and not val[6:].any()
-
-
-def test_find_and_earlier_copy() -> None:
-    assert find(contents([5, 0, 9]), contents([9, 5, 9])).tolist() == [1, -1, 0]
-    assert find(contents([1]), contents([])).tolist() == [-1]
-    assert earlier_copy(contents([3, 0, 3, 3, 0])).tolist() == [-1, -1, 0, 0, 1]
-    assert earlier_copy(contents([])).tolist() == []
 
 
 def test_numbered_classes_sort_by_number() -> None:

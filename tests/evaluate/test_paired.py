@@ -100,19 +100,24 @@ def test_a_model_against_itself_is_no_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "config", "message"),
+    ("first", "second", "message"),
     [
-        (np.ones(3, bool), np.ones(2, bool), CONFIG, r"\(3,\) and \(2,\)"),
-        (np.ones(0, bool), np.ones(0, bool), CONFIG, r"N >= 1"),
-        (np.ones(3, bool), np.ones(3, bool), EvaluateConfig(resamples=0), r"evaluate\.resamples is 0"),
-        (np.ones(3, bool), np.ones(3, bool), EvaluateConfig(level=95), r"evaluate\.level is 95"),
+        (np.ones(3, bool), np.ones(2, bool), r"\(3,\) and \(2,\)"),
+        (np.ones(0, bool), np.ones(0, bool), r"N >= 1"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    first: NDArray[np.bool_], second: NDArray[np.bool_], config: EvaluateConfig, message: str
+    first: NDArray[np.bool_], second: NDArray[np.bool_], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        verdict.compare(first, second, config, 0)
+        verdict.compare(first, second, CONFIG, 0)
+
+
+def test_what_cannot_be_configured_is_refused() -> None:
+    with pytest.raises(InputError, match=r"evaluate\.resamples is 0"):
+        EvaluateConfig(resamples=0)
+    with pytest.raises(InputError, match=r"evaluate\.level is 95"):
+        EvaluateConfig(level=95)
 
 
 def test_over_seeds_is_students_t_interval() -> None:

@@ -24,6 +24,8 @@ teacher:
   augment: {policy: randaugment, magnitude: 15}
   train: {epochs: 400, batch_size: 512}
 students:
+"""
+STUDENT = """\
 - unlabeled_ratio: 4
   selection: {mode: paper, threshold: 0.3}
 """
@@ -55,7 +57,7 @@ def write_run(run: Path, classes: Sequence[str] = CLASSES, iterations: int = 3, 
     """Write every file that the report reads; the same bytes each time."""
     rng = np.random.Generator(np.random.Philox(7))
     (run / "data").mkdir(parents=True)
-    (run / "config.yaml").write_text(CONFIG)
+    (run / "config.yaml").write_text(CONFIG + STUDENT * iterations)
     environment = {"python": "3.11.7", "torch": "2.14.1", "device": "NVIDIA H100 80GB HBM3", "processes": 1}
     write_json(run / "environment.json", environment)
     write_data(run / "data", classes)

@@ -119,8 +119,8 @@ class _Joined:
             (name, part.fingerprint()) for name, part in zip(self._prefixes, self._parts, strict=True)
         )
 
-    def notes(self) -> tuple[str, ...]:
-        return tuple(note for part in self._parts for note in part.notes())
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
+        return tuple(note for part in self._parts for note in part.notes(streamed))
 
 
 def _names(specs: Sequence[str | Path | ArraySource]) -> list[str]:

@@ -64,7 +64,7 @@ class ArraySource:
         labels = () if self.labels is None else map(str, self.labels)
         return digest(iter((self.images.shape, pixels, *labels)))
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
         """Nothing."""
         return ()
 
@@ -115,7 +115,7 @@ class NpzSource:
         """Over (name, bytes, mtime) of the file."""
         return digest(iter((file_signature(self._path),)))
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
         """Nothing."""
         return ()
 

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -60,8 +60,11 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Changes when a file is added, removed, renamed or rewritten; reads no image."""
 
-    def notes(self) -> tuple[str, ...]:
-        """What the caller should know: empty classes, files left out. Complete once `items` has run."""
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
+        """What the caller should know: empty classes, files left out, damage; complete once `items` has run.
+
+        With `streamed`, also what it costs to read images one by one in any order.
+        """
 
 
 @dataclass
@@ -72,9 +75,10 @@ class Skipped:
 
     def is_image(self, path: str) -> bool:
         """Whether `path` names an image; an unknown suffix is counted, a hidden file or side-car is not."""
-        name = PurePosixPath(path)
-        suffix = name.suffix.lower()
-        if name.name.startswith("."):
+        name = path.rpartition("/")[2]
+        stem, dot, end = name.rpartition(".")
+        suffix = (dot + end).lower() if stem and end else ""
+        if name.startswith("."):
             return False
         if suffix in IMAGE_SUFFIXES:
             return True

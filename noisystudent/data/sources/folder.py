@@ -12,7 +12,9 @@ from noisystudent.errors import InputError
 
 
 class FolderSource:
-    """A folder of image files; id is the path below it, label its first component.
+    """A folder of image files; id is the path below it.
+
+    The label is the top folder of a labelled set, and the folder that holds the image in a pool.
 
     Symbolic links are followed; one that leads back to a folder above it is not entered again.
 
@@ -41,7 +43,7 @@ class FolderSource:
         self._skipped.counts.clear()
         count = 0
         for count, (path, entry) in enumerate(self._walk(), start=1):  # noqa: B007 read after the loop
-            yield Item(path, path.split("/", 1)[0] if "/" in path else None, 0, 0, _size(entry))
+            yield Item(path, self._label(path), 0, 0, _size(entry))
         self._length = count
 
     def read(self, _shard: int, _offset: int, _size: int, name: str, /) -> bytes:
@@ -53,9 +55,14 @@ class FolderSource:
         """Over (path, bytes, mtime) of every image file."""
         return digest((path, *_times(entry)) for path, entry in self._walk())
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
         """Empty class folders, loose files, unknown suffixes."""
         return self._notes + self._skipped.notes(self.name)
+
+    def _label(self, path: str) -> str:
+        if self._labeled:
+            return path.split("/", 1)[0]
+        return os.path.basename(os.path.dirname(os.path.join(self._root, path)))
 
     def _walk(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for path, entry in _files(self._root, "", ()):

@@ -14,15 +14,19 @@ from noisystudent.data.sources.base import Item, Skipped, digest, file_signature
 from noisystudent.errors import InputError
 
 _OPEN_SHARDS = 64
+_BLOCK = 512
+_LOST = -1  # size of the item that stands for all that follows a shard's damage
 
 
 class TarSource:
     """Tar shards; id is `<shard>/<member>`, label the `.cls` beside the image, else the folder that holds it.
 
     Members are found by reading headers only. Nothing is extracted, so a member's name cannot lead anywhere.
+    Of a shard that is cut short or damaged, the members before that point are listed, and one item more that
+    cannot be read and so stands for the rest in the ledger.
 
     Raises:
-        InputError: a shard is not a plain tar file or is cut short; none holds an image.
+        InputError: a shard is not a plain tar file; none holds an image.
     """
 
     def __init__(self, paths: list[Path], labeled: bool) -> None:
@@ -31,6 +35,7 @@ class TarSource:
         self._labeled = labeled
         self._prefixes = _prefixes(paths)
         self._skipped = Skipped(Counter())
+        self._damage: dict[Path, int] = {}
         self._length: int | None = None
         self._open = lru_cache(maxsize=_OPEN_SHARDS)(_Shard)
         if next(self.items(), None) is None:
@@ -58,26 +63,38 @@ class TarSource:
     def items(self) -> Iterator[Item]:
         """Image members in shard order, then in file order."""
         self._skipped.counts.clear()
+        self._damage.clear()
         count = 0
         for shard, path in enumerate(self._paths):
-            for member, label, offset, size in _images(path, self._skipped):
+            prefix = self._prefixes[shard]
+            for member, label, offset, size in _images(path, self._skipped, self._damage):
                 if label is None and self._labeled:
                     raise missing_label(member, str(path))
-                yield Item(self._prefixes[shard] + member, label, shard, offset, size)
+                yield Item(prefix + member, label, shard, offset, size)
+                count += 1
+            if path in self._damage:
+                offset = self._damage[path]
+                yield Item(f"{prefix}{path.name}@{offset}", None, shard, offset, _LOST)
                 count += 1
         self._length = count
 
     def read(self, shard: int, offset: int, size: int, _name: str, /) -> bytes:
         """The bytes of one member."""
+        if size == _LOST:
+            raise OSError("the shard is cut short or damaged here; what follows is lost")
         return self._open(self._paths[shard]).read(offset, size)
 
     def fingerprint(self) -> str:
         """Over (name, bytes, mtime) of every shard."""
         return digest(file_signature(path) for path in self._paths)
 
-    def notes(self) -> tuple[str, ...]:
-        """Unknown suffixes."""
-        return self._skipped.notes(self.name)
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
+        """Unknown suffixes, damaged shards."""
+        damaged = (
+            f"{path}: cut short or damaged from byte {offset}; images after it are lost"
+            for path, offset in self._damage.items()
+        )
+        return (*self._skipped.notes(self.name), *damaged)
 
 
 class _Shard:
@@ -108,10 +125,12 @@ def _prefixes(paths: list[Path]) -> list[str]:
     return [f"{stem}/" if unique else f"{number}-{stem}/" for number, stem in enumerate(stems)]
 
 
-def _images(path: Path, skipped: Skipped) -> Iterator[tuple[str, str | None, int, int]]:
+def _images(
+    path: Path, skipped: Skipped, damage: dict[Path, int]
+) -> Iterator[tuple[str, str | None, int, int]]:
     """(member, label, offset, size) of each image; members sharing a key stand together (webdataset)."""
     key, label, held = "", None, list[tuple[str, int, int]]()
-    for member in _members(path):
+    for member in _members(path, damage):
         folder, _, base = member.name.rpartition("/")
         if (here := f"{folder}/{base.split('.', 1)[0]}") != key:
             yield from _labeled(held, label)
@@ -131,17 +150,34 @@ def _labeled(
         yield name, label or folder or None, offset, size
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Regular files of a tar, one at a time; tarfile's own list of members is emptied as it goes."""
+def _members(path: Path, damage: dict[Path, int]) -> Iterator[tarfile.TarInfo]:
+    """Regular files of a tar, one at a time; tarfile's own list of members is emptied as it goes.
+
+    Where the shard is damaged, the byte is put down in `damage`.
+    """
     try:
         with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
+            while (member := _next(archive)) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else it grows by a kilobyte an image
                 if member.isreg():
                     yield member
+            # tarfile takes a broken header, or no more bytes, for the end; a true end is a block of zeros
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
+                damage[path] = min(archive.offset, path.stat().st_size)
     except tarfile.TarError as error:
         raise InputError(
-            f"{path}: not a whole, uncompressed tar file ({error}); make it anew or unpack it"
+            f"{path}: not an uncompressed tar file ({error}); make it anew or unpack it"
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member; none where the file ends within one."""
+    try:
+        return archive.next()
+    except tarfile.ReadError:
+        if archive.offset == 0:
+            raise
+        return None

@@ -1,0 +1,150 @@
+"""Commands that do one part alone, or use what a run has made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from noisystudent.cli import screen
+from noisystudent.cli.fields import Device, Fields, Folders, student_section
+
+
+def label(model: Path, /, *, unlabeled: Folders, out: Path, device: Device = "auto", fields: Fields) -> None:
+    """Let a trained model label a pool: Parquet parts of class, confidence and probabilities.
+
+    Parameters
+    ----------
+    model
+        A run directory, a model folder or a model.safetensors.
+    unlabeled
+        The pool.
+    out
+        Folder of the Parquet parts.
+    """
+    from noisystudent import inference
+
+    config = student_section("pseudo_label", fields)
+    predictor = inference.load_predictor(model, device)
+    with screen.voice() as (voice, stop):
+        labels, bad = inference.label(predictor, unlabeled, config, out, stop=stop, voice=voice)
+        voice.say(f"pseudo-labels: {labels.path}")
+    screen.tell_bad(bad)
+
+
+def select(labels: Path, /, *, out: Path, seed: int = 0, fields: Fields) -> None:
+    """Select from pseudo-labels: threshold, per-class balance, a reason for every image.
+
+    Parameters
+    ----------
+    labels
+        A folder that `label` wrote.
+    out
+        The Parquet file to write.
+    seed
+        Of the stochastic rounding of selection.mode official.
+    """
+    from noisystudent import inference
+    from noisystudent.selection import select as select_images
+    from noisystudent.selection import summary
+
+    config = student_section("selection", fields)
+    selection = select_images(inference.read_labels(labels), config, seed=seed, out=out)
+    found = summary(selection)
+    print(f"{found['kept']:,} of {found['images']:,} images kept, {found['total']:,} with repeats: {out}")
+
+
+def evaluate(model: Path, /, *, data: Folders, device: Device = "auto") -> None:
+    """Top-1, top-5, NLL, ECE and Brier score of a trained model on labelled images.
+
+    Parameters
+    ----------
+    model
+        A run directory, a model folder or a model.safetensors.
+    data
+        Labelled images: <class>/<image> folders, tar shards, Parquet, .npz.
+    """
+    from noisystudent import inference
+
+    predictor = inference.load_predictor(model, device)
+    with screen.voice() as (voice, stop):
+        scores, bad = inference.score(predictor, data, stop=stop, voice=voice)
+    screen.table(("metric", "value"), [(name, f"{value:.4f}") for name, value in scores.items()])
+    screen.tell_bad(bad)
+
+
+def predict(
+    model: Path,
+    images: Annotated[tuple[str, ...], Parameter(required=True)],
+    /,
+    *,
+    out: Path | None = None,
+    format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
+    device: Device = "auto",
+) -> None:
+    """Class and probabilities of images; unreadable ones are named and get no row.
+
+    Parameters
+    ----------
+    model
+        A run directory, a model folder or a model.safetensors.
+    images
+        Files, folders, tar shards, Parquet.
+    out
+        Where to write; standard output when not given.
+    format
+        csv, json or parquet; default: by the ending of --out, else csv.
+    """
+    from noisystudent import inference, predictions
+
+    predictor = inference.load_predictor(model, device)
+    with screen.voice() as (voice, stop):
+        found = inference.predict(predictor, images, stop=stop, voice=voice)
+    predictions.write(found, predictor.classes, out, format)
+    screen.tell_bad(found.bad)
+
+
+def report(run: Path, /) -> None:
+    """Rebuild report.html from the files of a run."""
+    from noisystudent.report import build
+
+    print(build(run))
+
+
+def export(run: Path, /, *, out: Path, format: Literal["safetensors", "timm"] = "safetensors") -> None:  # noqa: A002
+    """Write the last student so that timm loads it by name; checks what it wrote.
+
+    Parameters
+    ----------
+    run
+        A run directory or a model folder.
+    out
+        The file to write.
+    format
+        safetensors: timm.create_model(NAME, num_classes=K, checkpoint_path=FILE).
+    """
+    from noisystudent.export import export as write
+
+    print(write(run, out))
+
+
+def recipes(name: str | None = None, /) -> None:
+    """List the recipes, or print one."""
+    from noisystudent import recipes as shelf
+
+    if name is not None:
+        print(shelf.text(name))
+    else:
+        said = ((each, shelf.text(each).splitlines()[0].lstrip("# ")) for each in shelf.names())
+        screen.table(("recipe", "what it is"), list(said))
+
+
+def fields() -> None:
+    """Every field of the configuration, with its default and meaning."""
+    from noisystudent import recipes as shelf
+
+    screen.table(("field", "default", "meaning"), shelf.field_help())
+
+
+COMMANDS = (label, select, evaluate, predict, report, export, recipes, fields)

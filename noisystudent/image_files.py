@@ -1,0 +1,53 @@
+"""Images named one by one, as `predict RUN a.jpg b.jpg` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, digest
+from noisystudent.errors import InputError
+
+
+def is_image_file(spec: object) -> bool:
+    """Whether a spec names one image file by its ending, whatever is or is not there."""
+    path = Path(spec) if isinstance(spec, str | Path) else None
+    return path is not None and path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+
+
+class ImageFiles:
+    """A `Source` of files in the order given; the id is the path as given.
+
+    Raises:
+        InputError: one is not there.
+    """
+
+    shards = 1
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self._paths = [str(path) for path in paths]
+        self.name = self._paths[0] if len(self._paths) == 1 else f"{len(self._paths)} image files"
+        for path in self._paths:
+            if not Path(path).is_file():
+                raise InputError(f"{path}: no such file or folder")
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self._paths)
+
+    def items(self) -> Iterator[Item]:
+        """The files; none has a label."""
+        return (Item(path, None, 0, 0, -1) for path in self._paths)
+
+    def read(self, _shard: int, _offset: int, _size: int, name: str, /) -> bytes:
+        """The bytes of one file."""
+        return Path(name).read_bytes()
+
+    def fingerprint(self) -> str:
+        """Over (path, bytes, mtime) of every file."""
+        stats = ((path, Path(path).stat()) for path in self._paths)
+        return digest((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
+        """Nothing."""
+        return ()

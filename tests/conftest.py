@@ -1,0 +1,48 @@
+"""One finished tiny run for all tests that only look at it, and one thread for all tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labeled, val, test and pool images. Not to be changed: copy it."""
+    return tiny.write_images(tmp_path_factory.mktemp("tiny") / "images")
+
+
+@pytest.fixture(scope="session")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny recipe with one student and its control. Not to be changed: copy it."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("finished") / "run"
+    recipe = tiny.write_recipe(out.with_name("tiny.yaml"))
+    assert tiny.call("run", recipe, *tiny.flags(images), "--out", out) == 0
+    return out
+
+
+@pytest.fixture
+def given(images: Path, tmp_path: Path) -> Path:
+    """A copy of the images, to be spoilt."""
+    shutil.copytree(images, tmp_path / "images")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The tiny recipe as a file."""
+    return tiny.write_recipe(tmp_path / "tiny.yaml")

@@ -1,0 +1,71 @@
+"""What keeps the code small enough to read: lengths, docstrings, no machine's paths, a whole README."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from noisystudent.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "noisystudent").rglob("*.py"))
+EVERYTHING = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+FILE_LINES, FUNCTION_LINES = 300, 50
+LOOPS = {"noisystudent/self_training/__init__.py:self_train": 80, "noisystudent/train/loop.py:fit": 80}
+README = ROOT / "README.md"
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{name(path)}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
+
+
+def test_files_are_short() -> None:
+    assert len(PACKAGE) > 60
+    lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in EVERYTHING}
+    assert {path: lines for path, lines in lengths.items() if lines > FILE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    found = [one for path in EVERYTHING for one in functions(path)]
+    long = {where: lines for where, lines in found if lines > LOOPS.get(where, FUNCTION_LINES)}
+    assert long == {}
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name)
+def test_a_module_opens_with_one_sentence(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert text, "no docstring"
+    first = " ".join(text.split("\n\n")[0].split())
+    assert first.endswith((".", ":")), first
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", first)
+    assert len(sentences) == 1, sentences
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name)
+def test_no_path_or_device_of_a_machine(path: Path) -> None:
+    """Strings only: a path in a docstring's example is one too many as well."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.search(r"(?<![\w.<])/(home|root|work|tmp|mnt|data|usr|opt|Users)/", node.value)
+            assert not re.fullmatch(r"cuda:\d+", node.value)
+
+
+@pytest.mark.skipif(not README.exists(), reason="there is no README yet")
+def test_the_readme_names_every_command_and_every_command_it_names_exists() -> None:
+    text = README.read_text(encoding="utf-8")
+    commands = {command.__name__ for command in COMMANDS}
+    said = set(re.findall(r"(?:noisystudent|make) ([a-z]+)\b", text))  # `make demo` runs `noisystudent demo`
+    assert commands - said == set()
+    shown = set(re.findall(r"^ {4}noisystudent ([a-z]+)\b", text, flags=re.MULTILINE))
+    assert shown - commands == set()

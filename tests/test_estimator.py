@@ -1,0 +1,143 @@
+"""The Python class: scikit-learn's shape, the same run underneath."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from numpy.typing import NDArray
+
+from noisystudent import Config, InputError, NoisyStudent
+from noisystudent.recipes import resolve
+
+Pixels = NDArray[np.uint8]
+
+
+def arrays(name: str) -> tuple[Pixels, NDArray[np.str_]]:
+    """(images, labels) of one of the tiny sets."""
+    seed, count = list(tiny.PER_CLASS).index(name), tiny.PER_CLASS[name]
+    images = [tiny.pictures(kind, count, seed) for kind in range(len(tiny.CLASSES))]
+    return np.concatenate(images), np.repeat(tiny.CLASSES, count)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pixels:
+    """The pool, its first image a second time, and an image of val."""
+    images, _ = arrays("pool")
+    return np.concatenate([images, images[:1], arrays("val")[0][:1]])
+
+
+@pytest.fixture(scope="module")
+def model(pool: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoisyStudent]:
+    out = tmp_path_factory.mktemp("estimator")
+    recipe = tiny.write_recipe(out / "tiny.yaml")
+    found = NoisyStudent(str(recipe), out=out / "run", seed=0)
+    assert found.fit(arrays("labeled"), pool, val=arrays("val"), test=arrays("test")) is found
+    yield found
+
+
+def test_what_fit_leaves_behind(model: NoisyStudent) -> None:
+    assert model.classes_ == tiny.CLASSES
+    assert (model.n_iter_, model.termination_condition_) == (1, "max_iter")
+    assert list(model.scores_) == ["teacher", "student-1", "control-1"]
+    for sets in model.scores_.values():
+        assert list(sets) == ["val", "test"]
+        assert list(sets["test"]) == ["top1", "top5", "nll", "ece", "brier"]
+    assert model.verdict_["set"] == "test" and model.verdict_ == json.loads(
+        (model.run_ / "verdict.json").read_text()
+    )
+    assert model.report_ == model.run_ / "report.html" and model.report_.is_file()
+
+
+def test_it_predicts_arrays_folders_and_files(model: NoisyStudent, images: Path) -> None:
+    pixels, labels = arrays("test")
+    probs = model.predict_proba(pixels)
+    assert probs.shape == (12, 3) and probs.dtype == np.float32
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
+    classes = model.predict(pixels)
+    assert classes.tolist() == [tiny.CLASSES[k] for k in probs.argmax(axis=1)]
+    assert np.mean(classes == labels) == pytest.approx(model.scores_["student-1"]["test"]["top1"])
+    np.testing.assert_allclose(model.predict_proba(images / "test"), probs, atol=1e-6)
+    files = sorted((images / "test").rglob("*.png"))
+    np.testing.assert_allclose(model.predict_proba(files), probs, atol=1e-6)
+    assert model.predict(str(files[0])).tolist() == [classes[0]]
+
+
+def test_transduction_has_a_row_for_each_row_of_the_pool(model: NoisyStudent, pool: Pixels) -> None:
+    found = model.transduction_
+    assert found.shape == (44,) and set(found.tolist()) <= {-1, 0, 1, 2}
+    assert found[-2] == -1 and found[-1] == -1, "a copy and an image of val are not trained on"
+    truth = np.repeat([0, 1, 2], 14)
+    kept = found[:42] >= 0
+    assert kept.sum() >= 30
+    assert np.mean(found[:42][kept] == truth[kept]) > 0.8
+    assert np.mean(np.roll(found[:42], 14)[kept] == truth[kept]) < 0.5, "a shift of the rows would show"
+
+
+def test_without_a_pool_it_is_supervised_and_says_so(tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path / "tiny.yaml")
+    model = NoisyStudent(str(recipe), out=tmp_path / "run", student__train__steps=8)
+    with pytest.warns(UserWarning, match="no unlabelled images"):
+        model.fit(arrays("labeled"), val=arrays("val"))
+    assert tiny.weights(tmp_path / "run", "iteration-1/student") == tiny.weights(
+        tmp_path / "run", "iteration-1/control"
+    )
+    assert model.transduction_.shape == (0,)
+    alone = NoisyStudent(str(recipe), out=tmp_path / "alone", students=0).fit(
+        arrays("labeled"), val=arrays("val")
+    )
+    assert alone.n_iter_ == 0 and alone.transduction_.shape == (0,) and list(alone.scores_) == ["teacher"]
+    assert alone.predict(arrays("test")[0]).shape == (12,)
+
+
+def test_a_config_is_a_recipe_and_the_run_may_be_temporary() -> None:
+    config = resolve(tiny.RECIPE, [("students", 0)])
+    assert isinstance(config, Config)
+    model = NoisyStudent(config).fit(arrays("labeled"), val=arrays("val"))
+    folder = model.run_.parent
+    assert folder.is_dir()
+    del model
+    gc.collect()
+    assert not folder.exists(), "gone with the object"
+    with pytest.raises(InputError, match="seed is given beside a Config"):
+        NoisyStudent(config, seed=3).fit(arrays("labeled"))
+    assert dataclasses.replace(config, seed=3) != config
+
+
+def test_what_is_not_fitted_does_not_predict() -> None:
+    model = NoisyStudent("demo")
+    for ask in (model.predict, model.predict_proba):
+        with pytest.raises(
+            InputError, match=r"this NoisyStudent is not fitted; call fit\(labeled, unlabeled\) first"
+        ):
+            ask(arrays("test")[0])
+
+
+@pytest.mark.parametrize(
+    "labeled, expected",
+    [
+        ((np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1]), "uint8 (N, H, W) or (N, H, W, 3) is right"),
+        ((np.zeros((4, 8, 8), np.uint8), [0, 1]), "4 images but 2 labels"),
+        ((np.zeros((4, 8, 8), np.uint8), [0, 0, 0, 0]), "at least two classes"),
+        ((np.zeros((4, 8, 8), np.uint8), [0, 1, -1, 0]), "has no label"),
+        (np.zeros((4, 8, 8), np.uint8), "has no label"),
+    ],
+)
+def test_arrays_that_do_not_fit(labeled: Any, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        NoisyStudent("demo", students=0).fit(labeled)
+    assert expected in str(caught.value)
+
+
+def test_wrong_fields_are_told() -> None:
+    with pytest.raises(
+        InputError, match=r"no field 'teacher\.train\.stepps'; did you mean 'teacher\.train\.steps'"
+    ):
+        NoisyStudent("demo", teacher__train__stepps=3).fit(arrays("labeled"))

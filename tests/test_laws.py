@@ -1,0 +1,299 @@
+"""What holds of every run: without a pool it is supervised, labels are kept, order does not count."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from numpy.typing import NDArray
+
+from noisystudent import inference, self_training
+from noisystudent.config import Config, ModelConfig
+from noisystudent.data.loader import Chosen
+from noisystudent.data.prepare import Dataset, open_dataset
+from noisystudent.data.sources import open_sources
+from noisystudent.models import build_model
+from noisystudent.report import build
+from noisystudent.self_training import learner
+from noisystudent.self_training.learner import Lesson
+from noisystudent.stages import Status, state
+
+
+def selection(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "iteration-1" / "selection.json").read_text())["selection"]
+    return found
+
+
+def kept(out: Path) -> dict[bytes, tuple[int, float, int]]:
+    """Content hash of each selected image to (class, confidence, repeats)."""
+    table = pq.read_table(out / "iteration-1" / "selection.parquet").to_pylist()
+    names = ("label", "confidence", "repeats")
+    return {row["content_hash"]: tuple(row[name] for name in names) for row in table if row["repeats"] > 0}
+
+
+# --- degenerate cases ---
+
+
+def test_no_students_is_supervised_training(images: Path, finished: Path, tmp_path: Path) -> None:
+    tiny.run(tiny.config(images, ("students", 0)), tmp_path)
+    assert tiny.weights(tmp_path, "iteration-0/teacher") == tiny.weights(finished, "iteration-0/teacher")
+    assert not (tmp_path / "iteration-1").exists()
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["improved"] is None and "supervised" in verdict["sentence"]
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["no pool", "nothing to trust"])
+def test_an_empty_pool_is_supervised_training(images: Path, tmp_path: Path, pool: bool) -> None:
+    doubtful = [("student.selection.threshold", 0.99), ("student.pseudo_label.temperature", 10)]
+    said = tiny.run(tiny.config(images, *doubtful, pool=pool), tmp_path)
+    why = "no pool image is above the threshold" if pool else "the pool is empty"
+    assert f"warning: {why}; student 1 learns from the given labels alone" in said
+    student = tiny.weights(tmp_path, "iteration-1/student")
+    assert student == tiny.weights(tmp_path, "iteration-1/control")
+    assert student != tiny.weights(tmp_path, "iteration-0/teacher"), "it did train, with its own noise"
+    assert json.loads((tmp_path / "verdict.json").read_text())["improved"] is not True
+
+
+def test_a_pool_of_copies_of_val_is_refused(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "pool")
+    shutil.copytree(images / "val", tmp_path / "images" / "pool")
+    with pytest.raises(Exception, match=r"pool: every image is also in another set"):
+        tiny.run(tiny.config(tmp_path / "images"), tmp_path / "run")
+
+
+# --- what goes in comes out ---
+
+
+def opened(images: Path, out: Path) -> tuple[Config, Dataset]:
+    config = tiny.config(images)
+    return config, open_dataset(out / "data", config.data, open_sources(config.data))
+
+
+def lesson(config: Config, dataset: Dataset, folder: Path, **augment: Any) -> Lesson:
+    """The student of a run, on every image of the pool, with told differences in its input noise."""
+    student = config.students[0]
+    rows = np.arange(len(dataset.pool))
+    soft = np.eye(len(dataset.classes), dtype=np.float32)[rows % len(dataset.classes)]
+    return Lesson(
+        learner=dataclasses.replace(student, augment=dataclasses.replace(student.augment, **augment)),
+        dataset=dataset,
+        folder=folder,
+        seed=3,
+        resolution=tiny.SIDE,
+        device=torch.device("cpu"),
+        workers=0,
+        chosen=Chosen(rows, np.ones(len(rows), np.int32), lambda at: soft[at]),
+        ratio=student.unlabeled_ratio,
+    )
+
+
+def test_given_labels_never_change(images: Path, finished: Path, tmp_path: Path) -> None:
+    for row in pq.read_table(finished / "data" / "manifest.parquet").to_pylist():
+        given = -1 if row["set"] == "pool" else tiny.CLASSES.index(row["id"].split("/")[0])
+        assert row["label"] == given
+    config, dataset = opened(images, finished)
+    truth: dict[bytes, int] = {}
+    for kind in range(len(tiny.CLASSES)):
+        for pixels in tiny.pictures(kind, tiny.PER_CLASS["labeled"], 0):
+            truth[pixels.transpose(2, 0, 1).tobytes()] = kind
+    seen = 0
+    for batch in learner._batches(lesson(config, dataset, tmp_path), 0, 20):
+        assert len(batch.labels) == 6 and len(batch.pool_targets) == 12
+        for image, label in zip(batch.images, batch.labels.tolist(), strict=False):
+            assert truth[image.numpy().tobytes()] == label
+            seen += 1
+    assert seen == 120
+
+
+def test_order_and_names_of_the_pool_do_not_count(images: Path, finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "images"
+    shutil.copytree(images, moved)
+    files = sorted((moved / "pool").rglob("*.png"))
+    shuffled = np.random.default_rng(0).permutation(len(files))
+    for number, at in enumerate(shuffled):
+        target = moved / "new" / f"f{number % 5}" / f"{number:03d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files[at].rename(target)
+    shutil.rmtree(moved / "pool")
+    (moved / "new").rename(moved / "pool")
+    out = tmp_path / "run"
+    tiny.run(tiny.config(moved, ("data.pool_truth", False)), out)
+    assert kept(out) == kept(finished)
+    assert tiny.weights(out, "iteration-1/student") == tiny.weights(finished, "iteration-1/student")
+
+
+@pytest.mark.parametrize("per_class", [None, 5, 30])
+def test_paper_mode_gives_every_class_the_same_total(
+    images: Path, finished: Path, tmp_path: Path, per_class: int | None
+) -> None:
+    out = finished
+    if per_class is not None:
+        shutil.copytree(finished, tmp_path / "run")
+        out = tmp_path / "run"
+        tiny.run(tiny.config(images, ("student.selection.per_class", per_class)), out)
+    found = selection(out)
+    expected = per_class or round(found["above_threshold"] / 3)
+    assert [row["total"] for row in found["classes"]] == [expected] * 3
+    totals = np.zeros(3, int)
+    for label, _, repeats in kept(out).values():
+        totals[label] += repeats
+    assert totals.tolist() == [expected] * 3
+
+
+def test_soft_labels_are_the_teachers_probabilities(images: Path, finished: Path) -> None:
+    teacher = inference.load_predictor(finished / "iteration-0" / "teacher", "cpu")
+    said = inference.predict(teacher, images / "pool")
+    parts = sorted((finished / "iteration-1" / "labels").glob("part-*.parquet"))
+    assert len(parts) == 3
+    stored = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    assert [row["id"] for row in stored] == said.ids
+    probs = np.array([row["probs"] for row in stored], np.float64)
+    np.testing.assert_allclose(probs, said.probs, atol=6e-4)  # half a float16 step below 1
+    np.testing.assert_allclose([row["confidence"] for row in stored], said.probs.max(axis=1), rtol=1e-5)
+    assert [row["label"] for row in stored] == said.probs.argmax(axis=1).tolist()
+
+
+# --- noise that is off for the pool leaves the labels' noise as it was ---
+
+
+def noised(lesson: Lesson) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Clean and noised images of three steps."""
+    augment = learner._augment(lesson)
+    for step, batch in enumerate(learner._batches(lesson, 0, 3)):
+        yield batch.images.numpy(), augment(batch, step).numpy()
+
+
+@pytest.mark.parametrize("crop", ["pad", "inception"])
+@pytest.mark.parametrize("off", ["pool", "labeled"])
+def test_pixels_of_one_part_do_not_feel_the_noise_of_the_other(
+    images: Path, finished: Path, tmp_path: Path, crop: str, off: str
+) -> None:
+    config, dataset = opened(images, finished)
+    both = noised(lesson(config, dataset, tmp_path, crop=crop))
+    one = noised(lesson(config, dataset, tmp_path, crop=crop, **{off: False}))
+    clean = noised(lesson(config, dataset, tmp_path, crop="none", flip=False, randaugment=None))
+    quiet, loud = (slice(6, None), slice(6)) if off == "pool" else (slice(6), slice(6, None))
+    for (_, with_both), (_, with_one), (original, _) in zip(both, one, clean, strict=True):
+        assert np.array_equal(with_both[loud], with_one[loud])
+        assert not np.array_equal(with_both[quiet], with_one[quiet])
+        assert np.array_equal(with_one[quiet], original[quiet]), "off is the clean view"
+
+
+def test_model_noise_of_the_labels_does_not_feel_the_pools(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    config, dataset = opened(images, finished)
+    plain = lesson(config, dataset, tmp_path)
+    batch = next(learner._batches(plain, 0, 1))
+    outputs = {}
+    for name in ("both", "labeled only"):
+        model_config = dataclasses.replace(
+            plain.learner.model, dropout=0.5, stochastic_depth=0.5, noise_pool=name == "both"
+        )
+        model = build_model(model_config, 3, tiny.SIDE, seed=1).eval()
+        with torch.no_grad():
+            clean = model(batch.images)
+            changed = dataclasses.replace(
+                plain, learner=dataclasses.replace(plain.learner, model=model_config)
+            )
+            learner._draw_noise(model, changed)(batch, 0)
+            outputs[name] = model(batch.images)
+    assert torch.equal(outputs["both"][:6], outputs["labeled only"][:6])
+    assert not torch.equal(outputs["both"][:6], clean[:6])
+    assert not torch.equal(outputs["both"][6:], clean[6:])
+    assert torch.equal(outputs["labeled only"][6:], clean[6:])
+    assert isinstance(model_config, ModelConfig)
+
+
+# --- run again ---
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Digest of every file a stage makes; a log, a page and the lock are no results."""
+    passing = {"run.log", "environment.json", "config.yaml", "report.html", ".lock"}
+    files = (path for path in out.rglob("*") if path.is_file() and path.name not in passing)
+    names = {str(path.relative_to(out)): path for path in files if "tensorboard" not in path.parts}
+    return {name: tiny.digest(path) for name, path in sorted(names.items())}
+
+
+def to_do(config: Config, out: Path) -> list[str]:
+    graph = self_training.plan(config, open_sources(config.data), out)
+    return [stage.name for stage in graph.stages() if state(stage).status is not Status.DONE]
+
+
+def test_a_finished_run_is_skipped(images: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = contents(out)
+    assert to_do(tiny.config(images), out) == []
+    said = tiny.run(tiny.config(images), out)
+    stages = ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
+    assert [line for line in said if "skipped" in line] == [
+        f"{name}: done before, skipped" for name in stages
+    ]
+    assert contents(out) == before
+
+
+def test_another_threshold_redoes_what_follows_from_it_and_comes_back(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = contents(out)
+    strict = tiny.config(images, ("student.selection.threshold", 0.6))
+    assert to_do(strict, out) == ["selection-1", "student-1", "judgement"]
+    said = tiny.run(strict, out)
+    skipped = [line.partition(":")[0] for line in said if line.endswith("done before, skipped")]
+    assert skipped == ["data", "teacher", "labels-1", "control-1"]
+    moved = [line for line in said if "made from other inputs" in line]
+    assert [line.partition(" (")[2].partition(")")[0] for line in moved] == [
+        "config",
+        "selection",
+        "student-1",
+    ]
+    assert selection(out)["kept"] < selection(finished)["kept"]
+    assert tiny.weights(out, "iteration-1/student") != tiny.weights(finished, "iteration-1/student")
+    assert tiny.weights(out, "iteration-1/control") == tiny.weights(finished, "iteration-1/control")
+
+    again = tiny.run(tiny.config(images), out)
+    back = [line.partition(":")[0] for line in again if "brought back from superseded" in line]
+    assert back == ["selection-1", "student-1", "judgement"]
+    after = {name: value for name, value in contents(out).items() if not name.startswith("superseded/")}
+    targets = "iteration-1/targets"
+    assert after == before and targets in after
+
+
+def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path) -> None:
+    neutral = [("teacher.train.log_steps", 7), ("student.train.checkpoint_steps", 3), ("data.workers", 1)]
+    assert to_do(tiny.config(images, *neutral), finished) == []
+    assert to_do(tiny.config(images, ("seed", 1)), finished)[0] == "data"
+    assert to_do(tiny.config(images, ("evaluate.resamples", 7)), finished) == ["judgement"]
+
+
+def test_fewer_students_leave_the_others_on_the_shelf(images: Path, tmp_path: Path) -> None:
+    """What is told of a run is told of the students it has now."""
+    out = tmp_path / "run"
+    tiny.run(tiny.config(images, ("students", 2), ("student.train.steps", 8)), out)
+    second = inference.find_model(out)
+    assert "student 2" in build(out).read_text()
+    assert second == out / "iteration-2" / "student" / "model.safetensors"
+    two = contents(out)
+    tiny.run(tiny.config(images, ("student.train.steps", 8)), out)
+    assert inference.find_model(out) == out / "iteration-1" / "student" / "model.safetensors"
+    assert {row[0] for row in self_training.scores(out)} == {"teacher", "student-1", "control-1"}
+    assert not any(row[0].endswith("-2") for row in self_training.recorded(out))
+    assert "student 2" not in build(out).read_text()
+    tiny.run(tiny.config(images, ("students", 2), ("student.train.steps", 8)), out)
+    assert inference.find_model(out) == second
+    evaluation = "iteration-2/evaluation.json"
+    assert contents(out)[evaluation] == two[evaluation]

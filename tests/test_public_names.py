@@ -1,0 +1,79 @@
+"""What `import noisystudent` offers, and that it costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import noisystudent
+
+PUBLIC = [
+    "Config",
+    "InputError",
+    "NoisyStudent",
+    "NoisyStudentError",
+    "RunError",
+    "Stopped",
+    "build_model",
+    "label_images",
+    "load_predictor",
+    "predict",
+    "score",
+    "select",
+    "self_train",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert noisystudent.__all__ == sorted(noisystudent.__all__) == PUBLIC
+    assert [name for name in dir(noisystudent) if not name.startswith("__")] == PUBLIC
+    for name in PUBLIC:
+        assert getattr(noisystudent, name).__doc__, name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Noisy'"):
+        noisystudent.Noisy  # noqa: B018
+
+
+def test_the_version_is_the_distributions() -> None:
+    parts = noisystudent.__version__.split(".")
+    assert len(parts) == 3 and all(part.isdecimal() for part in parts)
+
+
+def test_no_public_name_is_hidden_by_a_module() -> None:
+    """Else the name would mean the function or the module, whichever was imported first."""
+    modules = {module.name for module in pkgutil.iter_modules(noisystudent.__path__)}
+    assert modules.isdisjoint(PUBLIC)
+
+
+def test_importing_it_imports_nothing_heavy_and_sets_nothing_up() -> None:
+    code = (
+        "import sys, noisystudent; dir(noisystudent); noisystudent.InputError, noisystudent.Config;"
+        "heavy = {'torch', 'timm', 'numpy', 'pyarrow', 'duckdb', 'PIL', 'yaml'} & sys.modules.keys();"
+        "print(sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n" and done.stderr == ""
+
+
+def test_the_docstring_names_the_stages_in_order() -> None:
+    text = noisystudent.__doc__ or ""
+    stages = [
+        "data/",
+        "augment/",
+        "models/",
+        "train/",
+        "pseudo_label/",
+        "selection/",
+        "evaluate/",
+        "self_training/",
+    ]
+    places = [text.index(f"    {stage}") for stage in stages]
+    assert places == sorted(places)
+    for stage in stages:
+        importlib.import_module(f"noisystudent.{stage.removesuffix('/')}")
