@@ -1,10 +1,10 @@
 """CIFAR-10 with few labels: a recipe over several seeds, against its teacher and its control.
 
+    python benchmarks/cifar10.py cifar10-cpu  --labels 1000
     python benchmarks/cifar10.py cifar10-4000 --labels 4000 --seeds 0 1 2
-    python benchmarks/cifar10.py cifar10-cpu  --labels 1000 --pool 15000
 
-Lays the images out as folders under --work: `labeled/<class>/`, `pool/real/<class>/`, `pool/junk/` (1,000 images of
-classes that are not in CIFAR-10) and `test/<class>/`, runs the recipe once a seed, and prints one table.
+Lays the images out as folders under --work: `labeled/<class>/`, `pool/real/<class>/`, `pool/junk/` (1,000
+images of classes CIFAR-10 lacks) and `test/<class>/`, runs the recipe once a seed, and prints one table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import duckdb
-
 from demo import test_scores
 from table import show
 
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def lay_out(data: Path, junk: Path, work: Path, labels: int, pool: int | None) -> Path:
-    """Folders of images, made once: the first `labels` of labeled-4000.txt class by class, the rest is the pool."""
+    """Folders of images, made once: the first of labeled-4000.txt in each class, the rest is the pool."""
     target = work / f"labels-{labels}-pool-{pool or 'all'}"
     if (target / "done").exists():
         return target
@@ -112,7 +111,7 @@ def read(run: Path) -> dict[str, object]:
         )
         name = folder.parent.name.removeprefix("iteration-")
         found[f"kept-real-{name}"], found[f"kept-junk-{name}"] = kept.get(False), kept.get(True)
-        accuracy = json.loads((folder.parent / "selection.json").read_text())["pseudo_labels"].get(
+        accuracy = json.loads((folder.parent / "evaluation.json").read_text())["pseudo_labels"].get(
             "kept_accuracy"
         )
         found[f"kept-accuracy-{name}"] = accuracy

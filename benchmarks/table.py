@@ -6,7 +6,7 @@ from noisystudent.evaluate.verdict import paired_over_seeds
 
 
 def show(rows: list[dict[str, object]]) -> None:
-    """A line a quantity, a column a seed; accuracies in percent. Then last student minus teacher and control."""
+    """A line a quantity, a column a seed, in percent; then last student minus teacher and control."""
     keys = [key for key in rows[0] if key not in ("seed", "seconds", "verdict")]
     print(f"\n{'':18}" + "".join(f"  seed {row['seed']}" for row in rows) + "    mean")
     for key in ["seconds", *keys]:
@@ -23,8 +23,8 @@ def show(rows: list[dict[str, object]]) -> None:
         differences = [float(row[last]) - float(row[rival]) for row in rows]  # type: ignore[arg-type]
         line = f"{last} - {rival}: {100 * sum(differences) / len(differences):+.2f} points"
         if len(differences) > 1:
-            mean, low, high = paired_over_seeds(differences, 0.95)
-            line = f"{last} - {rival}: {100 * mean:+.2f} points, 95% interval over seeds {100 * low:+.2f} to {100 * high:+.2f}"
+            _, low, high = paired_over_seeds(differences, 0.95)
+            line += f", 95% interval over seeds {100 * low:+.2f} to {100 * high:+.2f}"
         print(line)
     for row in rows:
         print(f"seed {row['seed']}: {row['verdict']}")

@@ -27,7 +27,6 @@ from noisystudent.data.sources import ArraySource, Source, open_source
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError
 from noisystudent.evaluate import suite
-from noisystudent.image_files import ImageFiles, is_image_file
 from noisystudent.models.registry import Classifier, build_model, load_weights
 from noisystudent.pseudo_label import label_images
 from noisystudent.records import PseudoLabels
@@ -133,14 +132,7 @@ def open_images(given: Images, labeled: bool) -> Source:
         return open_source([ArraySource(given)], labeled)
     if not isinstance(given, Sequence | Path):
         return given
-    specs = [given] if isinstance(given, str | Path) else list(given)
-    if labeled or not any(map(is_image_file, specs)):
-        return open_source(specs, labeled)
-    if not all(map(is_image_file, specs)):
-        raise InputError(
-            "image files and folders or shards are named together; name them in calls of their own"
-        )
-    return ImageFiles(specs)
+    return open_source([given] if isinstance(given, str | Path) else list(given), labeled)
 
 
 def open_labeled(given: Labeled) -> Source:

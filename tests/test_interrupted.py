@@ -120,7 +120,7 @@ WITHIN = [
     (f"{TURN}/labels/part-00000.parquet", ""),
     (f"{TURN}/selection.stage.json", "running"),
     (f"{TURN}/selection.parquet", ""),
-    (f"{TURN}/targets", ""),
+    (f"{TURN}/student/targets.npy", ""),
     (f"{TURN}/student/checkpoint/step-00000010/.metadata", ""),
     (f"{TURN}/control/metrics.jsonl", ""),
     ("verdict.stage.json", "running"),

@@ -127,7 +127,7 @@ def test_the_papers_run_takes_steps_at_a_tiny_size(
         )
         hashes.append({h: n for h, n in zip(table["content_hash"], table["repeats"], strict=True)})
         labels.append(table["confidence"])
-        said = json.loads((tmp_path / f"iteration-{index}" / "selection.json").read_text())["selection"]
+        said = json.loads((tmp_path / f"iteration-{index}" / "evaluation.json").read_text())["selection"]
         assert 0 < said["total"] <= 12 and said["total"] % 4 == 0
     assert hashes[0] == hashes[1] == hashes[2], "the filter's choice stays"
     assert labels[0] != labels[1] != labels[2], "under each new teacher's word"

@@ -112,7 +112,7 @@ def report(run: Path, /) -> None:
     print(build(run))
 
 
-def export(run: Path, /, *, out: Path, format: Literal["safetensors", "timm"] = "safetensors") -> None:  # noqa: A002
+def export(run: Path, /, *, out: Path, format: Literal["safetensors"] = "safetensors") -> None:  # noqa: A002
     """Write the last student so that timm loads it by name; checks what it wrote.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ def self_train(config: Config, sources: Sources, run: Path, *, stop: StopFlag, v
         for turn in graph.iterations:
             pool.label(context, turn.labels, teacher, turn.config.pseudo_label)
             pool.select(context, turn, before)
-            student = pool.with_chosen(context, turn, teacher)
-            teach(context, turn.student, student)
+            student = pool.student(context, turn, teacher)
+            teach(context, turn.student, student, partial(pool.study, context, turn))
             if turn.control is not None:
                 teach(context, turn.control, pool.control(context, turn, teacher))
             teacher, before = student, turn

@@ -94,8 +94,9 @@ def build_graph(config: Config, listing: str, run: Path) -> Graph:
         truth=config.data.pool_truth,
         **models,
     )
-    evaluations = (run / f"iteration-{index}" / "evaluation.json" for index in range(len(turns) + 1))
-    judgement = dataclasses.replace(judgement, also=(run / "metrics.jsonl", *evaluations))
+    evaluations = [run / f"iteration-{index}" / "evaluation.json" for index in range(len(turns) + 1)]
+    galleries = [file.with_name("gallery.json") for file in evaluations[1:]]
+    judgement = dataclasses.replace(judgement, also=(run / "metrics.jsonl", *evaluations, *galleries))
     return dataclasses.replace(graph, judgement=judgement)
 
 
@@ -126,8 +127,8 @@ def _iteration(
         before=before.selection.fingerprint if before and student.selection.reassign else None,
         seed=seed,
     )
-    beside = ["selection.json", "gallery.json", *(["filter-selection.parquet"] if filter_labels else [])]
-    selection = dataclasses.replace(selection, also=tuple(folder / name for name in beside))
+    if filter_labels:
+        selection = dataclasses.replace(selection, also=(folder / "filter-selection.parquet",))
     shared: dict[str, object] = {
         "ratio": student.unlabeled_ratio,
         "initial": speaker.fingerprint if student.init == "teacher" else None,

@@ -11,7 +11,7 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.evaluate import suite, verdict
 from noisystudent.evaluate.reasons import Context as Circumstances
 from noisystudent.evaluate.suite import Predictions
-from noisystudent.self_training import learner
+from noisystudent.self_training import learner, pool
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
 from noisystudent.stages import Stage, run_stage
@@ -70,7 +70,9 @@ def _write_evaluations(context: Context, found: Found) -> None:
                 lines.append({"iteration": iteration, "model": role, "set": name, **scores})
         content: dict[str, Any] = {"models": models}
         if index > 0:
-            content |= rundir.read_json(folder / "selection.json")
+            turn = context.graph.iterations[index - 1]
+            content |= pool.summary(context, turn)
+            rundir.write_json(folder / "gallery.json", pool.pictures(context, turn))
         rundir.write_json(folder / "evaluation.json", content)
     rundir.write_text(context.run / "metrics.jsonl", rundir.json_lines(lines))
 
@@ -96,7 +98,7 @@ def _verdict(context: Context, found: Found) -> dict[str, Any]:
 
 
 def _circumstances(context: Context, last: int) -> Circumstances:
-    said = rundir.read_json(context.run / f"iteration-{last}" / "selection.json")
+    said = rundir.read_json(context.run / f"iteration-{last}" / "evaluation.json")
     kept = np.zeros(len(context.dataset.classes), dtype=np.int64)
     for row in said["selection"]["classes"]:
         kept[row["label"]] = row["kept"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from noisystudent import rundir
@@ -19,6 +20,8 @@ from noisystudent.self_training.context import Context
 from noisystudent.self_training.graph import Iteration
 from noisystudent.self_training.learner import Lesson
 from noisystudent.stages import Stage, run_stage
+
+TARGETS = "targets.npy"  # in a student's folder while it learns
 
 
 def label(context: Context, stage: Stage, teacher: Lesson, config: PseudoLabelConfig) -> None:
@@ -50,38 +53,35 @@ def label(context: Context, stage: Stage, teacher: Lesson, config: PseudoLabelCo
 def select(context: Context, turn: Iteration, before: Iteration | None) -> None:
     """Keep what the teacher, or the filter in its place, is sure of, balanced over the classes."""
 
-    def work() -> None:
+    def work() -> dict[str, int]:
         _select(context, turn, before)
-        found = _summary(context, turn)
-        rundir.write_json(turn.selection.path.with_name("selection.json"), found)
-        pictures = gallery.pictures(
-            context.dataset, _selection(context, turn), context.config.data.pool_truth
-        )
-        rundir.write_json(turn.selection.path.with_name("gallery.json"), {"classes": pictures})
+        found = selection_summary(_selection(context, turn))
+        return {name: found[name] for name in ("images", "kept", "total")}
 
-    run_stage(turn.selection, work, context.voice.say)
-    _announce(context, turn)
+    _announce(context, turn, run_stage(turn.selection, work, context.voice.say) or {})
 
 
-def with_chosen(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
-    """The student's lesson: given labels and the selected pool images with the teacher's word on them."""
-    student = context.lesson(turn.config, turn.student.path, turn.index)
+def student(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
+    """The student's lesson, its pool images still to come: see `study`."""
+    lesson = context.lesson(turn.config, turn.student.path, turn.index)
     initial = teacher.folder / "model.safetensors" if turn.config.init == "teacher" else None
-    student = dataclasses.replace(student, hard=turn.config.pseudo_label.hard, initial=initial)
+    return dataclasses.replace(lesson, hard=turn.config.pseudo_label.hard, initial=initial)
+
+
+def study(context: Context, turn: Iteration, lesson: Lesson) -> Lesson:
+    """The lesson with the selected pool images and the teacher's word on them, copied to its folder."""
     rows, repeats = chosen(_selection(context, turn))
     if len(rows) == 0:
-        return student
-    targets = read_targets(
-        _labels(context, turn.labels.path), rows, hard=student.hard, out=turn.labels.path.with_name("targets")
-    )
-    return dataclasses.replace(student, chosen=Chosen(rows, repeats, targets))
+        return lesson
+    said = _labels(context, turn.labels.path)
+    targets = read_targets(said, rows, hard=lesson.hard, out=lesson.folder / TARGETS)
+    return dataclasses.replace(lesson, chosen=Chosen(rows, repeats, targets))
 
 
 def control(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
     """The student's twin: same network, steps, noise, images a step; but every image has a given label."""
-    lesson = context.lesson(turn.config, turn.student.path.with_name("control"), turn.index)
-    initial = teacher.folder / "model.safetensors" if turn.config.init == "teacher" else None
-    return dataclasses.replace(lesson, initial=initial)
+    folder = turn.student.path.with_name("control")
+    return dataclasses.replace(student(context, turn, teacher), folder=folder)
 
 
 def _select(context: Context, turn: Iteration, before: Iteration | None) -> None:
@@ -99,7 +99,7 @@ def _select(context: Context, turn: Iteration, before: Iteration | None) -> None
         select_images(labels, config, seed=context.config.seed, out=out)
 
 
-def _summary(context: Context, turn: Iteration) -> dict[str, object]:
+def summary(context: Context, turn: Iteration) -> dict[str, object]:
     """What the teacher said and what was kept of it, as `evaluation.json` tells it."""
     truth = context.dataset.pool.truth if context.config.data.pool_truth else None
     selection = _selection(context, turn)
@@ -112,23 +112,22 @@ def _summary(context: Context, turn: Iteration) -> dict[str, object]:
     }
 
 
-def _announce(context: Context, turn: Iteration) -> None:
-    found = rundir.read_json(turn.selection.path.with_name("selection.json"))["selection"]
-    total = len(context.dataset.pool)
-    if total == 0:
-        context.voice.say(
-            f"warning: the pool is empty; student {turn.index} learns from the given labels alone"
-        )
-    elif found["kept"] == 0:
-        context.voice.say(
-            f"warning: no pool image is above the threshold; student {turn.index}"
-            " learns from the given labels alone"
+def pictures(context: Context, turn: Iteration) -> dict[str, object]:
+    """The gallery of the pool, as `gallery.json` tells it."""
+    shown = gallery.pictures(context.dataset, _selection(context, turn), context.config.data.pool_truth)
+    return {"classes": shown}
+
+
+def _announce(context: Context, turn: Iteration, found: Mapping[str, int]) -> None:
+    if found["kept"]:
+        share = found["kept"] / found["images"]
+        line = (
+            f"selection-{turn.index}: {found['kept']:,} of {found['images']:,} pool images kept ({share:.1%})"
         )
     else:
-        context.voice.say(
-            f"selection-{turn.index}: {found['kept']:,} of {total:,} pool images kept"
-            f" ({found['kept'] / total:.1%})"
-        )
+        why = "no pool image is above the threshold" if found["images"] else "the pool is empty"
+        line = f"warning: {why}; student {turn.index} learns from the given labels alone"
+    context.voice.say(line)
 
 
 def _labels(context: Context, path: Path) -> PseudoLabels:

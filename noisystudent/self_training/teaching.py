@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch.utils.tensorboard import SummaryWriter
 
+from noisystudent import rundir
 from noisystudent.errors import RunError
 from noisystudent.evaluate import guards, suite
 from noisystudent.self_training import learner
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
+from noisystudent.self_training.pool import TARGETS
 from noisystudent.stages import Stage, run_stage
 
 
-def teach(context: Context, stage: Stage, lesson: Lesson) -> None:
+def teach(
+    context: Context, stage: Stage, lesson: Lesson, study: Callable[[Lesson], Lesson] | None = None
+) -> None:
     """Train `lesson` unless it is done; then guard the run.
+
+    Args:
+        context: the run.
+        stage: of the training.
+        lesson: what is trained.
+        study: adds pool images to the lesson; not called when there is nothing to train.
 
     Raises:
         RunError: a teacher that guesses, or a model that collapsed to few classes.
     """
 
     def work() -> None:
-        context.voice.say(_announcement(stage, lesson))
+        full = lesson if study is None else study(lesson)
+        context.voice.say(_announcement(stage, full))
         with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=0) as board:
 
             def on_log(line: dict[str, float]) -> None:
@@ -30,10 +43,11 @@ def teach(context: Context, stage: Stage, lesson: Lesson) -> None:
                         board.add_scalar(name, value, step)
                 context.voice.progress(stage.name, step, lesson.total_steps)
 
-            learner.train(lesson, context.stop, context.voice.say, on_log)
+            learner.train(full, context.stop, context.voice.say, on_log)
         val = lesson.dataset.val
         probs = learner.probabilities(learner.load(lesson), lesson, val, batch_size=512)
         suite.save_predictions(stage.path / "predictions-val.npz", probs, val.labels)
+        rundir.remove(stage.path / TARGETS)
 
     run_stage(stage, work, context.voice.say)
     _guard(context, stage)
@@ -51,7 +65,7 @@ def _guard(context: Context, stage: Stage) -> None:
     found = suite.load_predictions(stage.path / "predictions-val.npz")
     top1 = suite.score(found.probs, found.labels)["top1"]
     context.voice.say(f"{stage.name}: val top-1 {top1:.1%} of {len(found.labels):,} images")
-    if stage.name == "control-" + stage.name.rpartition("-")[2]:
+    if stage.name.startswith("control-"):
         return  # nothing is learnt from the control
     iterations = context.graph.iterations
     speaks = bool(iterations) and stage != iterations[-1].student  # the last student teaches nobody

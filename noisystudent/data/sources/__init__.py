@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from noisystudent.config import DataConfig
 from noisystudent.data.sources.arrays import ArraySource, NpzSource, require_labels
 from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, Source, digest, expand
+from noisystudent.data.sources.files import ImageFiles, is_image_file
 from noisystudent.data.sources.folder import FolderSource
 from noisystudent.data.sources.parquet import ParquetSource
 from noisystudent.data.sources.tar import TarSource
@@ -49,7 +50,8 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
     """Open what the specs name as one source; ids are prefixed by the spec's name where there are several.
 
     Args:
-        specs: folders, `.tar`, `.parquet` or `.npz` files, globs of them, folders of shards, or arrays.
+        specs: folders, `.tar`, `.parquet` or `.npz` files, globs of them, folders of shards, or arrays; or,
+            where no labels are needed, image files.
         labeled: every image must have a label.
 
     Raises:
@@ -59,6 +61,13 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
         raise InputError(
             "no images named; give a folder <class>/<image>, tar shards, Parquet files or an .npz"
         )
+    files = [spec for spec in specs if isinstance(spec, str | Path) and is_image_file(spec)]
+    if files and not labeled:
+        if len(files) < len(specs):
+            raise InputError(
+                f"{files[0]} is named beside other things; image files and folders are named in calls of their own"
+            )
+        return ImageFiles(files)
     parts = [_open_one(spec, labeled) for spec in specs]
     return parts[0] if len(parts) == 1 else _Joined(parts, _names(specs))
 

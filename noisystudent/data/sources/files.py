@@ -9,10 +9,10 @@ from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, digest
 from noisystudent.errors import InputError
 
 
-def is_image_file(spec: object) -> bool:
+def is_image_file(spec: str | Path) -> bool:
     """Whether a spec names one image file by its ending, whatever is or is not there."""
-    path = Path(spec) if isinstance(spec, str | Path) else None
-    return path is not None and path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+    path = Path(spec)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 class ImageFiles:
