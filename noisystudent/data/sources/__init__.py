@@ -65,7 +65,7 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
     if files and not labeled:
         if len(files) < len(specs):
             raise InputError(
-                f"{files[0]} is named beside other things; image files and folders are named in calls of their own"
+                f"{files[0]} is named beside a folder; image files and folders need calls of their own"
             )
         return ImageFiles(files)
     parts = [_open_one(spec, labeled) for spec in specs]
