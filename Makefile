@@ -26,10 +26,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)           ## benchmarks that need no GPU, one after the other
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/memory.py
 
 gpu:                      ## everything that needs a GPU, in one call, with the Python that is there
-	bash benchmarks/gpu.sh
+	PYTHON=$(PYTHON) bash benchmarks/gpu.sh
 
 # torch and torchvision are installed as a pair first: versions that do not match fail at import.
 $(STAMP): pyproject.toml

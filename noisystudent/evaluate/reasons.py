@@ -159,7 +159,7 @@ def _copy(
     if 1 - agreement >= COPY_SHARE * errors:
         return None
     return (
-        f"the student copies its teacher: they agree on {agreement:.1%} of the {context.test} images, "
+        f"the student copies the teacher: they agree on {agreement:.1%} of the {context.test} images, "
         f"of which the teacher has {errors:.1%} wrong"
     )
 

@@ -20,7 +20,7 @@ from noisystudent.runtime import generator
 GAIN_WORTH_FINDING = 0.01
 POWER = 0.8
 
-_RIVALS = {"teacher": "its teacher", "control": "the control trained on labels alone"}
+_RIVALS = {"teacher": "the first teacher", "control": "the control trained on labels alone"}
 
 # What the intervals do not say; it stands in every verdict.json.
 SCOPE = (
@@ -127,7 +127,7 @@ def judge(
     config: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """The content of verdict.json: the student against its teacher and against its control.
+    """The content of verdict.json: the last student against the first teacher and against its control.
 
     `improved` is True only if both differences are real: each interval lies above 0 and each McNemar p-value
     is below 1 - level (with a handful of disagreeing images the bootstrap is too easily convinced). Both

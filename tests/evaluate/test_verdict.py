@@ -90,7 +90,7 @@ def test_a_gain_over_one_of_two_is_none() -> None:
 def test_a_student_that_got_worse_is_called_so() -> None:
     found = judge(POOR, FAIR, GOOD)
     assert found["improved"] is False
-    expected = "The student is worse than its teacher and the control trained on labels alone"
+    expected = "The student is worse than the first teacher and the control trained on labels alone"
     assert found["sentence"].startswith(expected) and "-15.00 points" in found["sentence"]
 
 

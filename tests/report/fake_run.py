@@ -34,7 +34,7 @@ VERDICT: dict[str, Any] = {
     "set": "test",
     "level": 0.95,
     "sentence": "The student improved: on 4,000 test images it is right on 91.53%, +29.47 points against "
-    "its teacher (95% interval +27.96 to +31.01, p = 3.1e-205) and +25.12 points against "
+    "the first teacher (95% interval +27.96 to +31.01, p = 3.1e-205) and +25.12 points against "
     "the control trained on labels alone (95% interval +23.64 to +26.65, p = 0.00042).",
     "improved": True,
     "comparisons": {
