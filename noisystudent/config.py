@@ -141,6 +141,9 @@ class TrainConfig:
     """auto: bf16 on a GPU, fp32 on a CPU."""
     channels_last: bool = True
     """Memory format of images and weights."""
+    execution: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    """How steps run, with the same numbers. captured: compiled, and replayed as one CUDA graph. auto: the
+    fastest that works; on a CPU eager."""
     log_steps: int = 50
     """Steps between two lines of metrics.jsonl."""
     eval_steps: int | None = None

@@ -168,9 +168,11 @@ def test_soft_labels_are_the_teachers_probabilities(images: Path, finished: Path
 
 def noised(lesson: Lesson) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Clean and noised images of three steps."""
-    augment = learner._augment(lesson)
+    config, side = lesson.learner, lesson.resolution
+    noise = learner._noise(build_model(config.model, 3, side), lesson)
     for step, batch in enumerate(learner._batches(lesson, 0, 3)):
-        yield batch.images.numpy(), augment(batch, step).numpy()
+        noise.draw(batch, step)
+        yield batch.images.numpy(), noise.apply(batch.images).numpy()
 
 
 @pytest.mark.parametrize("crop", ["pad", "inception"])
@@ -206,7 +208,7 @@ def test_model_noise_of_the_labels_does_not_feel_the_pools(
             changed = dataclasses.replace(
                 plain, learner=dataclasses.replace(plain.learner, model=model_config)
             )
-            learner._draw_noise(model, changed)(batch, 0)
+            learner._noise(model, changed).draw(batch, 0)
             outputs[name] = model(batch.images)
     assert torch.equal(outputs["both"][:6], outputs["labeled only"][:6])
     assert not torch.equal(outputs["both"][:6], clean[:6])

@@ -23,7 +23,7 @@ _NEUTRAL: Mapping[type, frozenset[str]] = {
     DataConfig: frozenset(
         {"labeled", "unlabeled", "val", "test", "workers", "max_bad_fraction", "pool_truth"}
     ),
-    TrainConfig: frozenset({"log_steps", "eval_steps", "checkpoint_steps"}),
+    TrainConfig: frozenset({"log_steps", "eval_steps", "checkpoint_steps", "execution"}),
     PseudoLabelConfig: frozenset({"batch_size", "part_size", "hard"}),
 }
 _FORMAT = 1  # raised when a stage's files change meaning, so that older runs redo it

@@ -21,6 +21,7 @@ from noisystudent.evaluate import suite
 from noisystudent.models.registry import Classifier, build_model, load_weights, save_weights
 from noisystudent.records import Batch
 from noisystudent.runtime import StopFlag, resolve_dtype
+from noisystudent.self_training.noise import LessonNoise
 from noisystudent.train.loop import fit
 
 Predict = Callable[[Tensor], Tensor]
@@ -84,8 +85,7 @@ def train(
     averaged = fit(
         model,
         batches=partial(_batches, lesson),
-        augment=_augment(lesson),
-        draw_noise=_draw_noise(model, lesson),
+        noise=_noise(model, lesson),
         config=learner.train,
         total_steps=lesson.total_steps,
         steps_per_epoch=lesson.steps_per_epoch,
@@ -97,6 +97,7 @@ def train(
         stop=stop,
         evaluate=partial(_look_at_val, lesson),
         on_log=on_log,
+        notify=notify,
     )
     assert isinstance(averaged, Classifier)
     save_weights(averaged, lesson.folder / "model.safetensors", classes)
@@ -190,34 +191,9 @@ def _batches(lesson: Lesson, start: int, stop: int) -> Iterator[Batch]:
     )
 
 
-def _augment(lesson: Lesson) -> Callable[[Batch, int], Tensor]:
-    config, side = lesson.learner.augment, lesson.resolution
-    policy = policies.build_policy(config, side)
-
-    def drawn(on: bool, stream: str, step: int, rows: int) -> plan.Plan:
-        if not on:
-            return plan.identity(policy, rows, side)
-        return plan.draw(policy, lesson.seed, stream, step, rows, side)
-
-    def augment(batch: Batch, step: int) -> Tensor:
-        # Two streams, so that what happens to a labelled image does not depend on the pool.
-        labeled = drawn(config.labeled, "labeled", step, len(batch.labels))
-        pool = drawn(config.pool, "pool", step, len(batch.pool_targets))
-        return ops.apply(batch.images, plan.join([labeled, pool]))
-
-    return augment
-
-
-def _draw_noise(model: Classifier, lesson: Lesson) -> Callable[[Batch, int], None]:
-    config = lesson.learner.model
-
-    def draw_noise(batch: Batch, step: int) -> None:
-        active = torch.empty(len(batch.images), dtype=torch.bool, device=batch.images.device)
-        active[: len(batch.labels)] = config.noise_labeled
-        active[len(batch.labels) :] = config.noise_pool
-        model.noise.draw(lesson.seed, step, active, split=len(batch.labels))
-
-    return draw_noise
+def _noise(model: Classifier, lesson: Lesson) -> LessonNoise:
+    policy = policies.build_policy(lesson.learner.augment, lesson.resolution)
+    return LessonNoise(model, lesson.learner, policy, lesson.seed, lesson.resolution)
 
 
 def _look_at_val(lesson: Lesson, averaged: nn.Module) -> dict[str, float]:

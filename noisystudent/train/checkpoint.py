@@ -43,6 +43,7 @@ class TrainState:
         ema: its moving average.
         optimizer: over the parameters of `model`; a snapshot holds its tensors, not its settings.
         window: (2,) float32 on the device: sums of loss and top-1 over the steps since the log's last line.
+        decay: () float32 on the device: the average's in the step at hand; no part of a snapshot.
         step: steps done.
     """
 
@@ -50,6 +51,7 @@ class TrainState:
     ema: Ema
     optimizer: Optimizer
     window: Tensor
+    decay: Tensor
     step: int = 0
 
 

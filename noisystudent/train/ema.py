@@ -25,19 +25,22 @@ class Ema:
 
     Attributes:
         module: a copy of the model on the same device, always in evaluation mode, without gradients.
-        decay: the decay that `decay_at` rises to.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards `model`, from step 0 on; no host synchronisation."""
+    def update(self, model: nn.Module, decay: Tensor) -> None:
+        """Keep `decay` of the distance to `model`: () float32 on its device, as `decay_at` says.
+
+        A tensor, since a number would be baked into a captured CUDA graph.
+        """
         averaged, copied = _tensors(self.module)
         floating, counters = _tensors(model)
         if averaged:
-            torch._foreach_lerp_(averaged, floating, 1.0 - decay_at(step, self.decay))
+            torch._foreach_sub_(averaged, floating)
+            torch._foreach_mul_(averaged, decay)
+            torch._foreach_add_(averaged, floating)
         if copied:
             torch._foreach_copy_(copied, counters)

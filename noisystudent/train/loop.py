@@ -19,9 +19,10 @@ from noisystudent.runtime import StopFlag
 from noisystudent.train import checkpoint
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema
+from noisystudent.train.execution import Executor
 from noisystudent.train.journal import Journal
 from noisystudent.train.optim import build_optimizer, lr_at
-from noisystudent.train.step import Augment, DrawNoise, TrainStep
+from noisystudent.train.step import Noise, TrainStep
 
 Batches = Callable[[int, int], Iterator[Batch]]
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -34,8 +35,7 @@ def fit(
     model: nn.Module,
     *,
     batches: Batches,
-    augment: Augment,
-    draw_noise: DrawNoise,
+    noise: Noise,
     config: TrainConfig,
     total_steps: int,
     steps_per_epoch: float,
@@ -47,6 +47,7 @@ def fit(
     stop: StopFlag,
     evaluate: Evaluate | None = None,
     on_log: OnLog | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """Train `model`, going on from the latest snapshot in `folder/checkpoint` if there is one.
 
@@ -56,8 +57,7 @@ def fit(
     Args:
         model: float32 parameters, noise off; moved to `device` and trained in place.
         batches: (start, stop) -> the batches of steps start … stop-1, each a pure function of its step.
-        augment: (batch, step) -> images (B, 3, S, S) uint8 with input noise.
-        draw_noise: (batch, step) -> None, called before each forward pass.
+        noise: of images and model; `noise.draw` is called before each step.
         config: how to train; `epochs` and `steps` are not read.
         total_steps: optimiser steps.
         steps_per_epoch: labelled images / labelled images a step.
@@ -69,6 +69,7 @@ def fit(
         stop: asked before each step.
         evaluate: given the averaged model every `config.eval_steps` and at the end; its answer is logged.
         on_log: sees each line of metrics.jsonl.
+        notify: told how steps are executed.
 
     Returns:
         The averaged model in evaluation mode.
@@ -84,8 +85,7 @@ def fit(
         )
     lr = partial(lr_at, config=config, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
     train_step = TrainStep(
-        augment=augment,
-        draw_noise=draw_noise,
+        noise=noise,
         lr=lr,
         config=config,
         num_classes=num_classes,
@@ -94,7 +94,8 @@ def fit(
     )
     journal = Journal(folder / "metrics.jsonl", state.step)
     log = _Log(journal, lr, config.log_steps, steps_per_epoch, on_log)
-    _run(state, train_step, batches, total_steps, stop, evaluate, log, folder / "checkpoint")
+    execute = Executor(train_step, state, notify or (lambda line: None))
+    _run(state, execute, config, batches, total_steps, stop, evaluate, log, folder / "checkpoint")
     return state.ema.module
 
 
@@ -104,7 +105,11 @@ def _start(model: nn.Module, config: TrainConfig, snapshots: Path, device: torch
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     state = TrainState(
-        model, Ema(model, config.ema_decay), build_optimizer(model, config), torch.zeros(2, device=device)
+        model,
+        Ema(model),
+        build_optimizer(model, config),
+        window=torch.zeros(2, device=device),
+        decay=torch.zeros((), device=device),
     )
     if (snapshot := checkpoint.latest(snapshots)) is not None:
         checkpoint.load(state, snapshot)
@@ -113,7 +118,8 @@ def _start(model: nn.Module, config: TrainConfig, snapshots: Path, device: torch
 
 def _run(
     state: TrainState,
-    train_step: TrainStep,
+    execute: Executor,
+    config: TrainConfig,
     batches: Batches,
     total_steps: int,
     stop: StopFlag,
@@ -122,14 +128,14 @@ def _run(
     snapshots: Path,
 ) -> None:
     """Steps and, once in a while, a line, a look at val, a snapshot; at the end a line and a look."""
-    config, saved = train_step.config, state.step
+    saved = state.step
     eval_steps = config.eval_steps or math.ceil(total_steps / _LOOKS)
     for batch in batches(state.step, total_steps):
         if stop.signal is not None:
             if state.step > saved:
                 _save(state, log, snapshots)
             stop.check()
-        train_step(state, batch)
+        execute(batch)
         log.images += len(batch.images)
         last = state.step == total_steps
         if last or state.step % config.log_steps == 0:

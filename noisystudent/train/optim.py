@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
@@ -35,20 +36,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def _timm_arguments(config: TrainConfig) -> dict[str, Any]:
+def _timm_arguments(config: TrainConfig, on_gpu: bool) -> dict[str, Any]:
     match config.optimizer:
         case "rmsprop_tf":  # epsilon inside the root, squared average from 1, as in TensorFlow
-            return {"opt": "rmsproptf", "alpha": 0.9, "eps": 1e-3, "momentum": config.momentum}
+            return {
+                "opt": "rmsproptf",
+                "alpha": 0.9,
+                "eps": 1e-3,
+                "momentum": config.momentum,
+                "foreach": True,
+            }
         case "sgd":  # timm's sgd is Nesterov's, which needs a momentum; its `momentum` is the same without
-            return {"opt": "sgd" if config.momentum else "momentum", "momentum": config.momentum}
+            name = "sgd" if config.momentum else "momentum"
+            return {"opt": name, "momentum": config.momentum, "fused": True}
         case "adamw":
-            return {"opt": "adamw"}
+            return {"opt": "adamw", "fused": True, "capturable": on_gpu}
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimiser of `config` over the trainable parameters of `model`; `lr_at` gives its rate."""
+    """The optimiser of `config` over the trainable parameters of `model`.
+
+    The `lr` of its groups is one tensor () float32 on their device, to be filled with `lr_at` before each
+    step: a number would be baked into a captured CUDA graph.
+    """
     groups = parameter_groups(model, config.weight_decay)
-    optimizer: Optimizer = create_optimizer_v2(groups, lr=peak_lr(config), **_timm_arguments(config))
+    device = groups[0]["params"][0].device
+    arguments = _timm_arguments(config, device.type == "cuda")
+    optimizer: Optimizer = create_optimizer_v2(groups, lr=peak_lr(config), **arguments)
+    rate = torch.tensor(peak_lr(config), device=device)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     return optimizer
 
 

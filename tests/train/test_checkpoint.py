@@ -14,7 +14,7 @@ from noisystudent.config import TrainConfig
 from noisystudent.errors import RunError
 from noisystudent.train import checkpoint
 from noisystudent.train.checkpoint import TrainState
-from noisystudent.train.ema import Ema
+from noisystudent.train.ema import Ema, decay_at
 from noisystudent.train.optim import build_optimizer
 
 
@@ -29,7 +29,9 @@ def make_state(
         model[0].register_parameter("unused", nn.Parameter(torch.ones(2)))
     model.to(memory_format=torch.channels_last)
     config = TrainConfig(optimizer=optimizer, **options)  # type: ignore[arg-type]
-    return TrainState(model, Ema(model, 0.9), build_optimizer(model, config), torch.zeros(2))
+    return TrainState(
+        model, Ema(model), build_optimizer(model, config), window=torch.zeros(2), decay=torch.zeros(())
+    )
 
 
 def advance(state: TrainState, steps: int) -> TrainState:
@@ -40,7 +42,7 @@ def advance(state: TrainState, steps: int) -> TrainState:
         loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update(state.model, state.step)
+        state.ema.update(state.model, torch.tensor(decay_at(state.step, 0.9)))
         state.window += loss.detach()
         state.step += 1
     return state

@@ -30,11 +30,11 @@ def test_decay_warms_up_as_tensorflow_does() -> None:
 
 def test_average_is_the_closed_form_over_parameters_and_statistics() -> None:
     model = make_model()
-    ema = Ema(model, 0.6)
+    ema = Ema(model)
     history = [{k: v.clone() for k, v in model.state_dict().items()}]
     for step in range(12):
         move(model, step)
-        ema.update(model, step)
+        ema.update(model, torch.tensor(decay_at(step, 0.6)))
         history.append({k: v.clone() for k, v in model.state_dict().items()})
     weights = [1.0]
     for step in range(12):  # Σ_i weight_i · value_i, the start included
@@ -51,10 +51,10 @@ def test_average_is_the_closed_form_over_parameters_and_statistics() -> None:
 
 def test_past_the_warm_up_it_agrees_with_timm() -> None:
     model = make_model()
-    ema, reference = Ema(model, 0.9), ModelEmaV3(model, decay=0.9)
+    ema, reference = Ema(model), ModelEmaV3(model, decay=0.9)
     for step in range(200, 210):  # (1+t)/(10+t) > 0.9
         move(model, step)
-        ema.update(model, step)
+        ema.update(model, torch.tensor(decay_at(step, 0.9)))
         reference.update(model)
     for ours, theirs in zip(
         ema.module.state_dict().values(), reference.module.state_dict().values(), strict=True
@@ -64,9 +64,9 @@ def test_past_the_warm_up_it_agrees_with_timm() -> None:
 
 def test_decay_zero_is_the_model_itself() -> None:
     model = make_model()
-    ema = Ema(model, 0.0)
+    ema = Ema(model)
     move(model, 1)
-    ema.update(model, 0)
+    ema.update(model, torch.tensor(0.0))
     for ours, theirs in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -74,7 +74,7 @@ def test_decay_zero_is_the_model_itself() -> None:
 def test_average_is_a_copy_in_evaluation_mode_without_gradients() -> None:
     model = make_model().train()
     before = [p.clone() for p in model.parameters()]
-    ema = Ema(model, 0.5)
+    ema = Ema(model)
     assert not any(m.training for m in ema.module.modules())
     assert not any(p.requires_grad for p in ema.module.parameters())
     assert all(m.training for m in model.modules())

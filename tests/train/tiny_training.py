@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,24 @@ def flip_some(batch: Batch, step: int) -> Tensor:
 
 
 @dataclass
+class TinyNoise:
+    """The two halves of a step's noise, as functions of (batch, step)."""
+
+    augment: Callable[[Batch, int], Tensor]
+    draw_noise: Callable[[Batch, int], None]
+    drawn: tuple[Batch, int] | None = None
+
+    def draw(self, batch: Batch, step: int) -> None:
+        self.draw_noise(batch, step)
+        self.drawn = batch, step
+
+    def apply(self, images: Tensor) -> Tensor:
+        assert self.drawn is not None
+        batch, step = self.drawn
+        return self.augment(replace(batch, images=images), step)
+
+
+@dataclass
 class Training:
     """The arguments of `fit`, with something to change for each test."""
 
@@ -75,8 +93,6 @@ class Training:
     def run(self) -> nn.Module:
         arguments: dict[str, Any] = {
             "batches": make_batches,
-            "augment": flip_some,
-            "draw_noise": self.model.draw,
             "steps_per_epoch": 6.0,
             "num_classes": CLASSES,
             "hard_pool": False,
@@ -84,6 +100,8 @@ class Training:
             "dtype": torch.float32,
         }
         arguments |= self.changes
+        halves = (arguments.pop("augment", flip_some), arguments.pop("draw_noise", self.model.draw))
+        arguments.setdefault("noise", TinyNoise(*halves))
         return fit(
             self.model,
             config=self.config,
