@@ -1,41 +1,57 @@
-"""A run's model for the world outside: safetensors that timm loads by name, checked after writing."""
+"""A model for the world outside: safetensors that timm loads by name, or ONNX; checked after writing."""
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 from noisystudent.errors import InputError, RunError
 from noisystudent.inference import Predictor, load_predictor
 from noisystudent.models.registry import save_weights
+from noisystudent.rundir import atomic
 
 _PROBES = 4
+_TOLERANCE = 1e-3  # of the largest logit: ONNX Runtime adds in another order
 
 
 def export(run: Path, out: Path) -> str:
-    """Write the weights of `run`'s last model to `out` and read them back the way a user of timm would.
+    """Write `run`'s last model to `out`, and ask what was written for the logits of some images.
 
     Args:
         run: a run directory, a model folder or a .safetensors file.
-        out: the file to write, ending in .safetensors.
+        out: the file to write. .safetensors has timm's names; .onnx takes `images` (B, 3, S, S) uint8, gives
+            `logits` (B, K) float32 for any B, and names the classes in its metadata.
 
     Returns:
         The line of Python that loads it.
 
     Raises:
-        InputError: no model in `run`, or another ending.
+        InputError: no model in `run`, another ending, or the extra `export` is not installed.
         RunError: what was written does not give the same logits.
     """
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out is {out}; the file must end in .safetensors")
-    predictor = load_predictor(run, device="cpu")
+    writers: dict[str, Callable[[Predictor, Path], str]] = {".safetensors": _safetensors, ".onnx": _onnx}
+    if out.suffix not in writers:
+        raise InputError(f"--out is {out}; the file must end in {' or '.join(writers)}")
+    return writers[out.suffix](load_predictor(run, device="cpu"), out)
+
+
+def _safetensors(predictor: Predictor, out: Path) -> str:
     save_weights(predictor.model, out, predictor.classes)
     arguments = _arguments(predictor)
-    _verify(predictor, arguments, out)
-    said = [repr(predictor.model.name), *(f"{key}={value!r}" for key, value in arguments.items())]
+    model, images = predictor.model, _probes(predictor)
+    net = timm.create_model(model.name, checkpoint_path=str(out), **arguments)
+    with torch.inference_mode():
+        again = net.eval()((images / 255 - model.mean) / model.std)
+    if not torch.equal(again, predictor(images)):
+        raise RunError(f"{out} does not give the logits of the run's model; delete it")
+    said = [repr(model.name), *(f"{key}={value!r}" for key, value in arguments.items())]
     return f"timm.create_model({', '.join(said)}, checkpoint_path={str(out)!r})"
 
 
@@ -49,13 +65,42 @@ def _arguments(predictor: Predictor) -> dict[str, Any]:
     return arguments
 
 
-def _verify(predictor: Predictor, arguments: dict[str, Any], out: Path) -> None:
-    """Logits of random images from the written file equal those of the run's model, bit for bit."""
-    model, side = predictor.model, predictor.model.resolution
+def _probes(predictor: Predictor) -> Tensor:
+    """Random images (B, 3, S, S) uint8."""
+    side = predictor.model.resolution
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (_PROBES, 3, side, side), dtype=torch.uint8, generator=generator)
-    net = timm.create_model(model.name, checkpoint_path=str(out), **arguments)
-    with torch.inference_mode():
-        again = net.eval()((images / 255 - model.mean) / model.std)
-    if not torch.equal(again, predictor(images)):
+    return torch.randint(0, 256, (_PROBES, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def _onnx(predictor: Predictor, out: Path) -> str:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (what torch.onnx.export writes with)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--out {out} needs {error.name}; pip install 'noisystudent[export]'") from error
+    images = _probes(predictor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks on itself; what it wrote is checked below
+        program = torch.onnx.export(
+            predictor.model,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None  # with dynamo, and no file named
+    program.model.metadata_props.update(
+        architecture=predictor.model.name,
+        resolution=str(predictor.model.resolution),
+        classes=json.dumps(predictor.classes),
+    )
+    with atomic(out) as partial:
+        program.save(str(partial))
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    expected = predictor(images)
+    again = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    if not torch.allclose(again, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
         raise RunError(f"{out} does not give the logits of the run's model; delete it")
+    return f"onnxruntime.InferenceSession({str(out)!r}).run(['logits'], {{'images': images}})"

@@ -165,6 +165,25 @@ def test_export_is_a_file_that_timm_loads_by_name(
     assert again.classes == tiny.CLASSES and torch.equal(again(pixels), logits)
 
 
+@pytest.mark.slow  # the exporter takes its time
+@pytest.mark.filterwarnings("ignore")
+def test_export_to_onnx_is_the_same_model_for_any_number_of_images(
+    finished: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    shutil.copytree(finished, tmp_path / "run")
+    line = said(capsys, "export", tmp_path / "run", "--format", "onnx").strip()
+    assert line == f"onnxruntime.InferenceSession('{tmp_path}/run.onnx').run(['logits'], {{'images': images}})"
+    predictor = inference.load_predictor(finished, "cpu")
+    session = onnxruntime.InferenceSession(str(tmp_path / "run.onnx"))
+    for count in (1, 5):
+        pixels = torch.from_numpy(tiny.pictures(0, count, 77)).permute(0, 3, 1, 2).contiguous()
+        logits = session.run(["logits"], {"images": pixels.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(logits), predictor(pixels), rtol=1e-4, atol=1e-5)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == list(tiny.CLASSES)
+
+
 def test_report_is_rebuilt_from_files(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)

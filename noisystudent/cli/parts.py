@@ -112,21 +112,28 @@ def report(run: Path, /) -> None:
     print(build(run))
 
 
-def export(run: Path, /, *, out: Path, format: Literal["safetensors"] = "safetensors") -> None:  # noqa: A002
-    """Write the last student so that timm loads it by name; checks what it wrote.
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    format: Literal["safetensors", "timm", "onnx"] = "safetensors",  # noqa: A002
+) -> None:
+    """Write the last student for other programs; checks what it wrote and prints the line that loads it.
 
     Parameters
     ----------
     run
         A run directory or a model folder.
     out
-        The file to write.
+        The file to write; its ending, .safetensors or .onnx, decides. Default: RUN with it.
     format
-        safetensors: timm.create_model(NAME, num_classes=K, checkpoint_path=FILE).
+        safetensors, the same as timm: timm loads it by name. onnx: uint8 images to logits.
     """
     from noisystudent.export import export as write
 
-    print(write(run, out))
+    ending = ".onnx" if format == "onnx" else ".safetensors"
+    print(write(run, out or run.with_name(f"{run.name}{ending}")))
 
 
 def recipes(name: str | None = None, /) -> None:
