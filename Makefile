@@ -25,18 +25,20 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)           ## benchmarks that need no GPU, one after the other
-	$(BIN)/python benchmarks/demo.py
-	$(BIN)/python benchmarks/memory.py
+bench: $(STAMP)           ## benchmarks that need no GPU, one after the other, to benchmarks/results/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	BIN=$(BIN) bash benchmarks/bench.sh
 
 gpu:                      ## everything that needs a GPU, in one call, with the Python that is there
 	PYTHON=$(PYTHON) bash benchmarks/gpu.sh
 
-# torch and torchvision are installed as a pair first: versions that do not match fail at import.
+# torch and torchvision are installed as a pair first: versions that do not match fail at import. The oracle of the
+# corruptions asks for an OpenCV with windows, which the headless one here replaces.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps imagecorruptions-imaug==1.1.5
 	touch $@
 
 clean:

@@ -233,11 +233,26 @@ class EvaluateConfig:
     """Bootstrap resamples of the verdict."""
     level: float = 0.95
     """Confidence level of every interval."""
+    tests: tuple[Literal["c", "p", "fgsm", "pgd", "calibration"], ...] = ()
+    """Robustness of every model, beside its accuracy: corruptions, perturbations, attacks, calibration."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Of the corruptions."""
+    sample: int | None = None
+    """These tests take at most so many images, of each class its share. None: all."""
+    frost: str | None = None
+    """Folder of the photographs that the corruption frost needs. None: those of an installed imagecorruptions
+    package, else 14 corruptions are done."""
 
     def __post_init__(self) -> None:
         _require(self.ece_bins >= 1, f"evaluate.ece_bins is {self.ece_bins}; at least 1")
         _require(self.resamples >= 1, f"evaluate.resamples is {self.resamples}; at least 1")
         _require(0.0 < self.level < 1.0, f"evaluate.level is {self.level}; it lies between 0 and 1")
+        chosen = self.severities
+        _require(
+            bool(chosen) and set(chosen) <= {1, 2, 3, 4, 5} and list(chosen) == sorted(set(chosen)),
+            f"evaluate.severities is {list(chosen)}; some of 1, 2, 3, 4, 5 in this order",
+        )
+        _require(self.sample is None or self.sample >= 1, f"evaluate.sample is {self.sample}; at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.inference import Predictor, load_predictor
-from noisystudent.models.registry import save_weights
+from noisystudent.inference import load_predictor
+from noisystudent.models.registry import Classifier, save_weights
 from noisystudent.rundir import atomic
+
+_Writer = Callable[[Classifier, tuple[str, ...], Path], str]
 
 _PROBES = 4
 _TOLERANCE = 1e-3  # of the largest logit: ONNX Runtime adds in another order
@@ -36,28 +38,30 @@ def export(run: Path, out: Path) -> str:
         InputError: no model in `run`, another ending, or the extra `export` is not installed.
         RunError: what was written does not give the same logits.
     """
-    writers: dict[str, Callable[[Predictor, Path], str]] = {".safetensors": _safetensors, ".onnx": _onnx}
+    writers: dict[str, _Writer] = {".safetensors": _safetensors, ".onnx": _onnx}
     if out.suffix not in writers:
         raise InputError(f"--out is {out}; the file must end in {' or '.join(writers)}")
-    return writers[out.suffix](load_predictor(run, device="cpu"), out)
+    predictor = load_predictor(run, device="cpu")
+    if not isinstance(predictor.model, Classifier):
+        raise InputError(f"{run} is exported already; give a run directory, a model folder or .safetensors")
+    return writers[out.suffix](predictor.model, predictor.classes, out)
 
 
-def _safetensors(predictor: Predictor, out: Path) -> str:
-    save_weights(predictor.model, out, predictor.classes)
-    arguments = _arguments(predictor)
-    model, images = predictor.model, _probes(predictor)
+def _safetensors(model: Classifier, classes: tuple[str, ...], out: Path) -> str:
+    save_weights(model, out, classes)
+    arguments, images = _arguments(model), _probes(model)
     net = timm.create_model(model.name, checkpoint_path=str(out), **arguments)
     with torch.inference_mode():
         again = net.eval()((images / 255 - model.mean) / model.std)
-    if not torch.equal(again, predictor(images)):
+        expected = model(images)
+    if not torch.equal(again, expected):
         raise RunError(f"{out} does not give the logits of the run's model; delete it")
     said = [repr(model.name), *(f"{key}={value!r}" for key, value in arguments.items())]
     return f"timm.create_model({', '.join(said)}, checkpoint_path={str(out)!r})"
 
 
-def _arguments(predictor: Predictor) -> dict[str, Any]:
+def _arguments(model: Classifier) -> dict[str, Any]:
     """What timm.create_model must be told beside the name and the file."""
-    model = predictor.model
     arguments: dict[str, Any] = {"num_classes": model.num_classes, **model.options}
     cfg = timm.get_pretrained_cfg(model.name)
     if cfg is not None and cfg.fixed_input_size:
@@ -65,24 +69,24 @@ def _arguments(predictor: Predictor) -> dict[str, Any]:
     return arguments
 
 
-def _probes(predictor: Predictor) -> Tensor:
+def _probes(model: Classifier) -> Tensor:
     """Random images (B, 3, S, S) uint8."""
-    side = predictor.model.resolution
+    side = model.resolution
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (_PROBES, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def _onnx(predictor: Predictor, out: Path) -> str:
+def _onnx(model: Classifier, classes: tuple[str, ...], out: Path) -> str:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (what torch.onnx.export writes with)
     except ModuleNotFoundError as error:
         raise InputError(f"--out {out} needs {error.name}; pip install 'noisystudent[export]'") from error
-    images = _probes(predictor)
+    images = _probes(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks on itself; what it wrote is checked below
         program = torch.onnx.export(
-            predictor.model,
+            model,
             (images,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -92,14 +96,15 @@ def _onnx(predictor: Predictor, out: Path) -> str:
         )
     assert program is not None  # with dynamo, and no file named
     program.model.metadata_props.update(
-        architecture=predictor.model.name,
-        resolution=str(predictor.model.resolution),
-        classes=json.dumps(predictor.classes),
+        architecture=model.name,
+        resolution=str(model.resolution),
+        classes=json.dumps(classes),
     )
     with atomic(out) as partial:
         program.save(str(partial))
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    expected = predictor(images)
+    with torch.inference_mode():
+        expected = model(images)
     again = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
     if not torch.allclose(again, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
         raise RunError(f"{out} does not give the logits of the run's model; delete it")

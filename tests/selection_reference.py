@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from noisystudent.config import SelectionConfig
 from noisystudent.records import PseudoLabels, Selection
+from noisystudent.runtime import torch_seed
 
 
 class Row(NamedTuple):
@@ -101,6 +102,14 @@ def paper(rows: Sequence[Row], config: SelectionConfig) -> Counter[Decision]:
     return found
 
 
+def draw(content_hash: bytes, seed: int) -> Fraction:
+    """In [0, 1): the second half of the hash, through the end of splitmix64 (Steele et al., OOPSLA 2014)."""
+    bits = int.from_bytes(content_hash[8:], "big") ^ torch_seed(seed, "selection")
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+    return Fraction(bits ^ bits >> 31, 2**64)
+
+
 def official(rows: Sequence[Row], config: SelectionConfig, seed: int) -> Counter[Decision]:
     """filter_unlabel.py: bins of 0.01 walked downwards, copies stochastically rounded; exact fractions."""
     lowest = Fraction(round(config.threshold * 100), 100)
@@ -120,8 +129,7 @@ def official(rows: Sequence[Row], config: SelectionConfig, seed: int) -> Counter
             repeats = 0
             if Fraction(r.confidence) >= threshold:
                 copies = Fraction(quota, n) if config.duplicate else min(Fraction(quota, n), Fraction(1))
-                digest = hashlib.md5(r.content_hash + f":{seed}".encode()).digest()
-                draw = Fraction(int.from_bytes(digest[:8], "little"), 2**64)
-                repeats = math.floor(copies) + (draw < copies - math.floor(copies))
+                chance = copies - math.floor(copies)
+                repeats = math.floor(copies) + (draw(r.content_hash, seed) < chance)
             found[Decision(r.content_hash, c, repeats, "kept" if repeats else "over_quota")] += 1
     return found

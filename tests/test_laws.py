@@ -36,8 +36,7 @@ def selection(out: Path) -> dict[str, Any]:
 def kept(out: Path) -> dict[bytes, tuple[int, float, int]]:
     """Content hash of each selected image to (class, confidence, repeats)."""
     table = pq.read_table(out / "iteration-1" / "selection.parquet").to_pylist()
-    names = ("label", "confidence", "repeats")
-    return {row["content_hash"]: tuple(row[name] for name in names) for row in table if row["repeats"] > 0}
+    return {r["content_hash"]: (r["label"], r["confidence"], r["repeats"]) for r in table if r["repeats"]}
 
 
 # --- degenerate cases ---
@@ -126,9 +125,10 @@ def test_order_and_names_of_the_pool_do_not_count(images: Path, finished: Path, 
         files[at].rename(target)
     shutil.rmtree(moved / "pool")
     (moved / "new").rename(moved / "pool")
-    out = tmp_path / "run"
-    tiny.run(tiny.config(moved, ("data.pool_truth", False)), out)
-    assert kept(out) == kept(finished)
+    tiny.run(tiny.config(moved, ("data.pool_truth", False)), out := tmp_path / "run")
+    # on some processors the last bit of a product depends on the row of the batch it stands in
+    sure = {key: (label, pytest.approx(p, abs=1e-6), n) for key, (label, p, n) in kept(finished).items()}
+    assert kept(out) == sure
     assert tiny.weights(out, "iteration-1/student") == tiny.weights(finished, "iteration-1/student")
 
 
@@ -168,8 +168,7 @@ def test_soft_labels_are_the_teachers_probabilities(images: Path, finished: Path
 
 def noised(lesson: Lesson) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Clean and noised images of three steps."""
-    config, side = lesson.learner, lesson.resolution
-    noise = learner._noise(build_model(config.model, 3, side), lesson)
+    noise = learner._noise(build_model(lesson.learner.model, 3, lesson.resolution), lesson)
     for step, batch in enumerate(learner._batches(lesson, 0, 3)):
         noise.draw(batch, step)
         yield batch.images.numpy(), noise.apply(batch.images).numpy()

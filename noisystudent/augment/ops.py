@@ -14,7 +14,7 @@ from noisystudent.augment.policies import Op
 from noisystudent.augment.program import FILL, Layer, Program, compile_plan
 from noisystudent.errors import InputError
 
-BLOCK = 2**24
+BLOCK = 2**21
 """Pixel values noised at a time on a CPU: bounds the memory of int64 indices."""
 
 
@@ -38,159 +38,172 @@ def apply(images: Tensor, plan: Plan) -> Tensor:
     if images.device.type != "cpu":
         return run(images, compile_plan(plan, images.device, grouped=False))
     block = max(1, BLOCK // (3 * plan.resolution**2))
-    parts = [slice(start, start + block) for start in range(0, max(1, len(plan)), block)]
-    programs = (compile_plan(plan.rows(rows.start, rows.stop), images.device, grouped=True) for rows in parts)
-    return torch.cat([run(images[rows], program) for rows, program in zip(parts, programs, strict=True)])
+    noised = []
+    with torch.inference_mode():  # a sixth less overhead; what `cat` makes outside is an ordinary tensor
+        for start in range(0, max(1, len(plan)), block):
+            program = compile_plan(plan.rows(start, start + block), images.device, grouped=True)
+            noised.append(run(images[start : start + block], program))
+    return torch.cat(noised)
 
 
 def run(images: Tensor, program: Program) -> Tensor:
-    """Noise a batch (B, 3, S, S) uint8 by a compiled plan; ungrouped, it can be captured in a CUDA graph."""
-    if program.source is not None and not program.crop_last:
-        images = _crop_flip(images, *program.source)
-    for layer in program.layers:
-        images = _operate(images, layer, program.grey)
-    if program.restore is not None:
-        images = images.index_select(0, program.restore)
-    if program.box is not None:
-        images = _cutout(images, program.box)
-    if program.source is not None and program.crop_last:
-        images = _crop_flip(images, *program.source)
+    """Noise a batch (B, 3, S, S) uint8 by a compiled plan.
+
+    Ungrouped, its shapes are fixed: it can be captured in a CUDA graph, and compiled without a graph break to
+    the same pixels.
+    """
+    policy = program.policy
+    if policy.moves and not policy.crop_last:
+        images = _crop_flip(images, program.move)
+    for number in range(program.num_ops):
+        if program.order is not None:
+            images = images.index_select(0, program.order[number])
+        images = _operate(images, program.layer(number), policy.quirks == "official")
+    if program.order is not None:
+        images = images.index_select(0, program.order[-1])
+    if policy.cutout:
+        images = _cutout(images, program.square)
+    if policy.moves and policy.crop_last:
+        images = _crop_flip(images, program.move)
     return images
 
 
-def _operate(images: Tensor, layer: Layer, grey: int | None) -> Tensor:
+def _operate(images: Tensor, layer: Layer, official: bool) -> Tensor:
     """One operation for each image."""
-    if layer.order is not None:
-        images = images.index_select(0, layer.order)
-    act = partial(_act, layer)
-    images = act(images, Op.AUTO_CONTRAST, Op.AUTO_CONTRAST, _auto_contrast)
-    images = act(images, Op.EQUALIZE, Op.EQUALIZE, _equalize)
-    images = act(images, Op.CONTRAST, Op.CONTRAST, partial(_contrast, grey=grey), layer.factor)
-    images = act(images, Op.INVERT, Op.BRIGHTNESS, _look_up, layer.table)
-    images = act(images, Op.ROTATE, Op.TRANSLATE_Y, _affine, layer.matrix)
-    images = act(images, Op.COLOR, Op.COLOR, _color, layer.factor)
-    images = act(images, Op.SHARPNESS, Op.SHARPNESS, _sharpness, layer.factor)
-    return act(images, Op.CUTOUT, Op.CUTOUT, _cutout, layer.box)
+    replace = partial(_replace, layer)
+    tables = images.new_zeros((len(images), 3, 256))
+    tables = replace(tables, Op.AUTO_CONTRAST, Op.AUTO_CONTRAST, _stretch, images)
+    tables = replace(tables, Op.EQUALIZE, Op.EQUALIZE, _flatten, images)
+    other = torch.zeros_like(images)  # what is blended with; black for brightness
+    other = replace(other, Op.CONTRAST, Op.CONTRAST, partial(_level, official=official), images)
+    other = replace(other, Op.COLOR, Op.COLOR, _luma, images)
+    other = replace(other, Op.SHARPNESS, Op.SHARPNESS, _smooth, images)
+    noised = replace(images, Op.AUTO_CONTRAST, Op.EQUALIZE, _look_up, images, tables)
+    noised = replace(noised, Op.INVERT, Op.SOLARIZE_ADD, _curve, images, layer.curve)
+    noised = replace(noised, Op.BRIGHTNESS, Op.SHARPNESS, _blend, images, other, layer.factor)
+    noised = replace(noised, Op.ROTATE, Op.TRANSLATE_Y, _affine, images, layer.matrix)
+    return replace(noised, Op.CUTOUT, Op.CUTOUT, _cutout, images, layer.box)
 
 
-def _act(
-    layer: Layer, images: Tensor, first: Op, last: Op, kernel: Callable[..., Tensor], *parameters: Tensor
+def _replace(
+    layer: Layer, old: Tensor, first: Op, last: Op, kernel: Callable[..., Tensor], *inputs: Tensor
 ) -> Tensor:
-    """Images with `kernel` applied to the rows whose operation is one of first … last."""
+    """`old`, but what `kernel` makes of the inputs in the rows whose operation is one of first … last."""
     if layer.bounds is None:  # every row is computed, the chosen ones are kept
-        chosen = (layer.op >= first) & (layer.op <= last)
-        return torch.where(chosen[:, None, None, None], kernel(images, *parameters), images)
+        chosen = (layer.op >= first.value) & (layer.op <= last.value)
+        return torch.where(chosen.view(-1, *[1] * (old.dim() - 1)), kernel(*inputs), old)
     rows = slice(layer.bounds[first], layer.bounds[last + 1])
-    if rows.start < rows.stop:
-        images[rows] = kernel(images[rows], *(parameter[rows] for parameter in parameters))
-    return images
+    if rows.start < rows.stop:  # sorted rows: in place
+        old[rows] = kernel(*[one[rows] for one in inputs])
+    return old
 
 
-def _look_up(images: Tensor, tables: Tensor) -> Tensor:
-    """New grey levels from tables uint8: (n, 3, 256), or (n, 256) for all channels alike."""
-    if tables.dim() == 2:
-        tables = tables[:, None].expand(-1, 3, -1)
-    return tables.gather(2, images.flatten(2).long()).view_as(images)
-
-
-def _auto_contrast(images: Tensor) -> Tensor:
-    """Stretch each channel to 0 … 255; a flat one stays."""
-    low, high = (extreme.double() for extreme in images.flatten(2).aminmax(dim=2, keepdim=True))  # (n, 3, 1)
-    grey = torch.arange(256, dtype=torch.float64, device=images.device)
+def _stretch(images: Tensor) -> Tensor:
+    """Tables (n, 3, 256) that stretch each channel to 0 … 255; a flat one stays."""
+    # as int32: compiled for a CPU, the minimum of bytes is wrong (pytorch/pytorch#191499)
+    pixels = images.flatten(2).to(torch.int32)
+    low, high = pixels.amin(2, keepdim=True).double(), pixels.amax(2, keepdim=True).double()  # (n, 3, 1)
+    level = torch.arange(256, dtype=torch.float64, device=images.device)
     # Pillow's order decides some truncations: divide (a Python number over a tensor multiplies by its
-    # reciprocal), multiply, subtract, in double precision
-    scale = grey[-1] / (high - low).clamp(min=1.0)
-    stretched = (grey * scale + -low * scale).clamp(0, 255)
-    return _look_up(images, torch.where(high > low, stretched, grey).to(torch.uint8))
+    # reciprocal), multiply, subtract, in double precision. The clamps at 0 change nothing but keep a
+    # compiler from rounding product and difference in one.
+    scale = torch.where(high > low, level[-1] / (high - low), 1.0)
+    offset = (low * (high > low) * scale).clamp_(min=0)
+    return (level * scale).clamp_(min=0).sub_(offset).clamp_(0, 255).to(torch.uint8)
 
 
-def _equalize(images: Tensor) -> Tensor:
-    """Flatten each channel's histogram by Pillow's integer rule."""
-    pixels = images.flatten(2).long()  # (n, 3, S·S)
+def _flatten(images: Tensor) -> Tensor:
+    """Tables (n, 3, 256) that flatten each channel's histogram by Pillow's integer rule."""
+    pixels = images.flatten(2).to(torch.int32)  # (n, 3, S·S)
     count = pixels.new_zeros((*pixels.shape[:2], 256))
-    count.scatter_add_(2, pixels, pixels.new_ones(()).expand_as(pixels))
-    brightest = count.gather(2, pixels.amax(dim=2, keepdim=True))
+    count.scatter_add_(2, pixels.long(), count.new_ones(()).expand_as(pixels))
+    brightest = count.gather(2, pixels.amax(2, keepdim=True).long())
     step = (pixels.shape[2] - brightest) // 255  # (n, 3, 1)
-    darker = count.cumsum(2) - count
-    table = (step // 2 + darker) // step.clamp(min=1)
-    grey = torch.arange(256, device=images.device)
-    table = torch.where(step > 0, table.clamp(max=255), grey).to(torch.uint8)
-    return table.gather(2, pixels).view_as(images)
+    darker = count.cumsum(2, dtype=torch.int32) - count
+    table = ((step // 2 + darker) // step.clamp(min=1)).clamp_(max=255)
+    level = torch.arange(256, dtype=torch.int32, device=images.device)
+    return torch.where(step > 0, table, level).to(torch.uint8)
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Luma (n, S, S) int32 of ITU-R 601, in Pillow's 16-bit fixed point."""
-    red, green, blue = images.to(torch.int32).unbind(1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+def _level(images: Tensor, official: bool) -> Tensor:
+    """(n, 1, 1, 1): the mean luma, rounded; or the published code's level."""
+    area = images.shape[2] * images.shape[3]
+    if official:
+        return images.new_full((len(images), 1, 1, 1), min(area // 256, 255))
+    total = _luma(images).sum((2, 3), keepdim=True)
+    return ((2 * total + area) // (2 * area)).to(torch.uint8)
 
 
-def _contrast(images: Tensor, factor: Tensor, *, grey: int | None) -> Tensor:
-    """Blend with one grey level: `grey`, or the mean luma of each image, rounded. factor is (n,)."""
-    if grey is None:
-        luma = _grey(images).flatten(1)
-        pixels = luma.shape[1]
-        mean = ((2 * luma.sum(1) + pixels) // (2 * pixels)).float()
-    else:
-        mean = torch.full_like(factor, grey)
-    level = torch.arange(256, dtype=torch.float32, device=images.device)
-    table = _blend(mean[:, None], level, factor[:, None])  # (n, 256)
-    return _look_up(images, table)
+def _luma(images: Tensor) -> Tensor:
+    """(n, 1, S, S) of ITU-R 601, in Pillow's 16-bit fixed point."""
+    red, green, blue = images[:, None].to(torch.int32).unbind(2)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).to(torch.uint8)
 
 
-def _blend(degenerate: Tensor, original: Tensor, factor: Tensor) -> Tensor:
-    """degenerate + factor · (original - degenerate) in float32, clipped and truncated to uint8."""
-    blended = (original - degenerate).mul_(factor).add_(degenerate).clamp_(0, 255)
-    return blended.to(torch.int32).to(torch.uint8)  # twice as fast on a CPU as the direct cast
-
-
-def _color(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend each pixel with its luma. factor is (n,)."""
-    return _blend(_grey(images)[:, None].float(), images.float(), factor[:, None, None, None])
-
-
-def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the 3×3 smoothing (centre 5, others 1, over 13); border pixels stay. factor is (n,)."""
+def _smooth(images: Tensor) -> Tensor:
+    """The mean of 3×3 pixels (centre 5, others 1, over 13), rounded; border pixels stay."""
     wide = images.to(torch.int32)
     lines = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
     total = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:] + 4 * wide[..., 1:-1, 1:-1]
-    smooth = ((total + 6) * 5042) >> 16  # round(total / 13), exact up to 13 · 255
-    inner = wide[..., 1:-1, 1:-1].float()
     result = images.clone()
-    result[..., 1:-1, 1:-1] = _blend(smooth.float(), inner, factor[:, None, None, None])
+    result[..., 1:-1, 1:-1] = ((total + 6) * 5042) >> 16  # round(total / 13), exact up to 13 · 255
     return result
 
 
+def _look_up(images: Tensor, tables: Tensor) -> Tensor:
+    """New grey levels from tables (n, 3, 256)."""
+    return tables.gather(2, images.flatten(2).long()).view_as(images)
+
+
+def _curve(images: Tensor, curve: Tensor) -> Tensor:
+    """Invert, posterize, solarize and solarize-add, by four numbers (n, 4) an image: see `Layer.curve`."""
+    low, add, flip, keep = curve.to(torch.uint8)[..., None, None, None].unbind(1)
+    # Bytes that are all ones stand for true: on a CPU, `where` takes longer than all these lines together.
+    below = (low - images.minimum(low)).clamp_(max=1).neg_()
+    add = below & add
+    return (images.minimum(255 - add).add_(add) ^ (flip & ~below)).bitwise_and_(keep)
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """other + factor · (images - other) in float32, clipped and truncated."""
+    # Both lie in 0 … 255: the first clamp changes no result, but as in `_stretch` it keeps the two roundings.
+    other = other.float()
+    change = (images.float() - other).mul_(factor[:, None, None, None]).clamp_(-255, 255)
+    return change.add_(other).clamp_(0, 255).to(torch.int32).to(torch.uint8)  # faster than the direct cast
+
+
 def _affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Nearest-neighbour affine map by fixed-point matrices (n, 6) int32; grey outside."""
+    """Nearest-neighbour affine map by matrices (n, 3, 2), see `Layer.matrix`; grey outside."""
     side = images.shape[-1]
     line = torch.arange(side, dtype=torch.int32, device=images.device)
-    a, b, c, d, e, f = matrix[:, :, None].unbind(1)  # (n, 1) each
-    column = ((a * line + c)[:, None, :] + (b * line)[:, :, None]) >> 16
-    row = ((d * line + f)[:, None, :] + (e * line)[:, :, None]) >> 16
+    of_column, of_row, start = matrix[..., None].unbind(1)  # (n, 2, 1) each
     # a frame one pixel wide stands for all that is outside: no mask is needed
     framed = functional.pad(images, (1, 1, 1, 1), value=FILL)
-    index = row.clamp_(-1, side).mul_(side + 2).add_(column.clamp_(-1, side)).add_(side + 3)
-    return _gather(framed, index.long(), side)
+    source = (of_column * line + start)[:, :, None, :] + (of_row * line)[..., None]  # (n, 2, S, S)
+    column, row = (source >> 16).clamp_(0, side + 1).unbind(1)
+    return _pick(framed, row, column)
 
 
-def _gather(images: Tensor, index: Tensor, side: int) -> Tensor:
-    """Pixels at flat positions index (n, S, S) int64, the same in each channel."""
-    flat = images.flatten(2)
-    chosen = flat.gather(2, index.flatten(1)[:, None].expand(-1, flat.shape[1], -1))
-    return chosen.view(*flat.shape[:2], side, side)
+def _crop_flip(images: Tensor, move: Tensor) -> Tensor:
+    """Shift the window over the reflected image and mirror it by moves (n, 2, 2), see `Program.move`."""
+    last = images.shape[-1] - 1
+    line = torch.arange(last + 1, dtype=torch.int32, device=images.device)
+    step, start = move[..., None].unbind(1)  # (n, 2, 1) each
+    row, column = (last - (last - (line * step + start).abs_()).abs_()).unbind(1)  # (n, S) each
+    return _pick(images, row[:, :, None], column[:, None, :])
 
 
-def _crop_flip(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Take rows (n, S) and columns (n, S) int64 of each image."""
-    side = images.shape[-1]
-    return _gather(images, rows[:, :, None] * side + columns[:, None, :], side)
+def _pick(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Pixels at row and column, int32 that broadcast to (n, S, S), the same in each channel."""
+    index = column.add(row, alpha=images.shape[-1])
+    flat = index.flatten(1).long()[:, None].expand(-1, 3, -1)
+    return images.flatten(2).gather(2, flat).view(-1, 3, *index.shape[1:])
 
 
 def _cutout(images: Tensor, box: Tensor) -> Tensor:
-    """Grey the pixels inside boxes (n, 4): top, left, bottom, right."""
+    """Grey the pixels inside boxes (n, 2, 2), see `Layer.box`."""
     line = torch.arange(images.shape[-1], dtype=torch.int32, device=images.device)
-    top, left, bottom, right = box[:, :, None].unbind(1)
-    rows = ((line >= top) & (line < bottom)).to(torch.uint8) * 255
-    columns = ((line >= left) & (line < right)).to(torch.uint8) * 255
-    inside = rows[:, None, :, None] & columns[:, None, None, :]  # (n, 1, S, S), 0 or 255
+    start, stop = box[..., None].unbind(1)  # (n, 2, 1) each
+    rows, columns = (((line >= start) & (line < stop)).to(torch.uint8) * 255).unbind(1)  # (n, S) each
+    inside = rows[:, None, :, None] & columns[:, None, None, :]  # bytes, as in `_curve`
     return (images & ~inside) | (inside & FILL)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisystudent.augment.policies import OP_COUNT, Op, Policy, arguments, levels
+from noisystudent.augment.policies import DRAWN, Op, Policy, arguments, levels
 from noisystudent.errors import InputError
 from noisystudent.runtime import generator
 
@@ -101,7 +101,7 @@ def _draw_ops(policy: Policy, table: NDArray[np.float64]) -> tuple[NDArray[np.in
     """Operations (B, N) and their arguments (B, N) from uniform numbers (B, N, _OP_DRAWS)."""
     if policy.randaugment is None:
         return np.zeros(table.shape[:2], dtype=np.int64), np.zeros(table.shape[:2], dtype=np.float32)
-    op = _whole(table[:, :, 0], OP_COUNT)
+    op = np.array(DRAWN)[_whole(table[:, :, 0], len(DRAWN))]
     sign = np.where(table[:, :, 1] < 0.5, -1.0, 1.0)
     radius = np.sqrt(-2.0 * np.log1p(-table[:, :, 2]))  # Box and Muller, 1958
     normal = radius * np.cos(2.0 * np.pi * table[:, :, 3])

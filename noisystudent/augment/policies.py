@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -23,25 +22,29 @@ class Op(IntEnum):
 
     AUTO_CONTRAST = 0
     EQUALIZE = 1
-    CONTRAST = 2
-    INVERT = 3
-    POSTERIZE = 4
-    SOLARIZE = 5
-    SOLARIZE_ADD = 6
-    BRIGHTNESS = 7
-    ROTATE = 8
-    SHEAR_X = 9
-    SHEAR_Y = 10
-    TRANSLATE_X = 11
-    TRANSLATE_Y = 12
-    COLOR = 13
-    SHARPNESS = 14
+    INVERT = 2
+    POSTERIZE = 3
+    SOLARIZE = 4
+    SOLARIZE_ADD = 5
+    BRIGHTNESS = 6
+    CONTRAST = 7
+    COLOR = 8
+    SHARPNESS = 9
+    ROTATE = 10
+    SHEAR_X = 11
+    SHEAR_Y = 12
+    TRANSLATE_X = 13
+    TRANSLATE_Y = 14
     CUTOUT = 15
     IDENTITY = 16
 
 
-OP_COUNT = 16
-"""Operations RandAugment chooses from, each with the same probability."""
+DRAWN = (
+    *(Op.AUTO_CONTRAST, Op.EQUALIZE, Op.CONTRAST, Op.INVERT, Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD),
+    *(Op.BRIGHTNESS, Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.COLOR),
+    *(Op.SHARPNESS, Op.CUTOUT),
+)
+"""What RandAugment draws from, each with the same probability; another order is other noise for a seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +95,11 @@ class Policy:
     translate_const: int = 100
     cutout_const: int = 40
     crop_last: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """The kernels crop or flip; boxes of crop 'inception' are cut where images are decoded."""
+        return self.crop == "pad" or self.flip
 
 
 def build_policy(config: AugmentConfig, resolution: int) -> Policy:
@@ -206,47 +214,29 @@ def arguments(policy: Policy, op: NDArray[np.int64], level: Floats, sign: Floats
         Degrees (positive turns counter-clockwise), shear and pixels (positive moves the content left or up),
         blend factor, bits, threshold, addition or half-side; 0 for operations without argument.
     """
-    argument = np.zeros(op.shape, dtype=np.float32)
-    for which, formula in _formulas(policy).items():
-        rows = op == which
-        argument[rows] = formula(level[rows] / 10.0, sign[rows])
-    return argument
+    formulas = _formulas(policy, level / 10.0, sign)
+    return np.choose(op, [formulas.get(which, 0.0) for which in Op]).astype(np.float32)
 
 
-def _formulas(policy: Policy) -> dict[Op, Callable[[Floats, Floats], Floats]]:
-    """Operation -> argument as a function of M/10 and the sign, truncated as in the published code."""
+def _formulas(policy: Policy, x: Floats, sign: Floats) -> dict[Op, Floats]:
+    """Operation -> argument at M/10 = x, truncated as in the published code."""
     increasing = policy.randaugment is not None and policy.randaugment.increasing
-
-    def enhance(x: Floats, sign: Floats) -> Floats:
-        return np.maximum(0.1, 1.0 + sign * (x * 0.9)) if increasing else x * 1.8 + 0.1
-
-    def posterize(x: Floats, sign: Floats) -> Floats:
-        bits = np.trunc(x * 4)
-        kept: Floats = np.clip(4 - bits if increasing else bits, 1, 8)
-        return kept
-
-    def solarize(x: Floats, sign: Floats) -> Floats:
-        threshold = np.minimum(256, np.trunc(x * 256))
-        return 256 - threshold if increasing else threshold
-
-    def translate(x: Floats, sign: Floats) -> Floats:
-        return sign * (x * policy.translate_const)
-
-    def shear(x: Floats, sign: Floats) -> Floats:
-        return sign * (x * 0.3)
-
+    enhance = np.maximum(0.1, 1.0 + sign * (x * 0.9)) if increasing else x * 1.8 + 0.1
+    bits = np.trunc(x * 4)
+    threshold = np.minimum(256, np.trunc(x * 256))
+    shear, translate = sign * (x * 0.3), sign * (x * policy.translate_const)
     return {
-        Op.ROTATE: lambda x, sign: sign * (x * 30.0),
+        Op.POSTERIZE: np.clip(4 - bits if increasing else bits, 1, 8),
+        Op.SOLARIZE: 256 - threshold if increasing else threshold,
+        Op.SOLARIZE_ADD: np.trunc(x * 110),
+        Op.BRIGHTNESS: enhance,
+        Op.CONTRAST: enhance,
+        Op.COLOR: enhance,
+        Op.SHARPNESS: enhance,
+        Op.ROTATE: sign * (x * 30.0),
         Op.SHEAR_X: shear,
         Op.SHEAR_Y: shear,
         Op.TRANSLATE_X: translate,
         Op.TRANSLATE_Y: translate,
-        Op.COLOR: enhance,
-        Op.CONTRAST: enhance,
-        Op.BRIGHTNESS: enhance,
-        Op.SHARPNESS: enhance,
-        Op.POSTERIZE: posterize,
-        Op.SOLARIZE: solarize,
-        Op.SOLARIZE_ADD: lambda x, sign: np.trunc(x * 110),
-        Op.CUTOUT: lambda x, sign: np.trunc(x * policy.cutout_const),
+        Op.CUTOUT: np.trunc(x * policy.cutout_const),
     }

@@ -1,4 +1,4 @@
-"""Turns a plan into the few small tensors the pixel kernels read: tables, matrices, boxes and indices."""
+"""Lowers a plan to what the pixel kernels read: one row of 32-bit words for each image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.augment.plan import Plan
-from noisystudent.augment.policies import Op
+from noisystudent.augment.policies import Op, Policy
 
 FILL = 128
 """Grey level of pixels that come from outside the image, and of cutout."""
+
+_MOVE, _SQUARE, _HEAD = slice(0, 4), slice(4, 8), 8  # words of an image; those of its operations follow
+_FACTOR, _CURVE, _MATRIX, _BOX, _WORDS = 1, slice(2, 6), slice(6, 12), slice(12, 16), 16  # of an operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +24,44 @@ class Layer:
     """One operation for each image.
 
     Attributes:
-        op: (B,) int64, `Op` numbers.
-        factor: (B,) float32, the arguments.
-        table: (B, 256) uint8, new grey levels of operations that need no look at the image, else the old.
-        matrix: (B, 6) int32, source column and row of an output pixel in 16.16 fixed point.
-        box: (B, 4) int32, top, left, bottom, right of Cutout's square.
-        order: (B,) int64, the rows of the layer before (of the images, for the first) that come here; None
-            where every kernel sees every row.
-        bounds: where in that order each operation number begins (18 of them); None as well.
+        words: (B, 16) int32, what the properties name.
+        bounds: where each operation number begins in rows sorted by it (18 of them); None where every kernel
+            sees every row.
     """
 
-    op: Tensor
-    factor: Tensor
-    table: Tensor
-    matrix: Tensor
-    box: Tensor
-    order: Tensor | None
+    words: Tensor
     bounds: tuple[int, ...] | None
+
+    @property
+    def op(self) -> Tensor:
+        """(B,) int32, `Op` numbers."""
+        return self.words[:, 0]
+
+    @property
+    def factor(self) -> Tensor:
+        """(B,) float32, of the blends."""
+        return self.words[:, _FACTOR].view(torch.float32)
+
+    @property
+    def curve(self) -> Tensor:
+        """(B, 4) int32 low, add, flip, keep, all 0 … 255, of operations on grey levels.
+
+        Level v becomes min(v + add, 255) if v < low, else v ^ flip; then & keep.
+        """
+        return self.words[:, _CURVE]
+
+    @property
+    def matrix(self) -> Tensor:
+        """(B, 3, 2) int32 in 16.16 fixed point: what a column, a row and the start add to the source.
+
+        The source is column and row of the image with a frame one pixel wide.
+        """
+        return self.words[:, _MATRIX].view(-1, 3, 2)
+
+    @property
+    def box(self) -> Tensor:
+        """(B, 2, 2) int32 of Cutout's square: first row and column, those after the last."""
+        return self.words[:, _BOX].view(-1, 2, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +69,49 @@ class Program:
     """A plan on a device.
 
     Attributes:
-        layers: the operations of RandAugment.
-        restore: (B,) int64 undoes the last layer's order; None where there is none.
-        box: (B, 4) int32 of the always-on cutout, or None.
-        source: rows (B, S) and columns (B, S) int64 of crop and flip, or None.
-        crop_last: see `policies.Policy`.
-        grey: the fixed grey level Contrast blends with, or None for the image's own mean.
+        policy: of the plan.
+        words: (B, 8 + 16 N) int32: `move`, `square`, then each `layer`.
+        order: (N + 1, B) int64, the rows of the layer before (of the images, for the first) that come to each
+            layer, and at last to the result; None where every kernel sees every row.
+        bounds: of each layer; None as well.
     """
 
-    layers: tuple[Layer, ...]
-    restore: Tensor | None
-    box: Tensor | None
-    source: tuple[Tensor, Tensor] | None
-    crop_last: bool
-    grey: int | None
+    policy: Policy
+    words: Tensor
+    order: Tensor | None
+    bounds: tuple[tuple[int, ...], ...] | None
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors of the program, in a fixed order."""
-        layers = [(one.op, one.factor, one.table, one.matrix, one.box, one.order) for one in self.layers]
-        last = (self.restore, self.box, *(self.source or ()))
-        return [tensor for group in (*layers, last) for tensor in group if tensor is not None]
+    @property
+    def num_ops(self) -> int:
+        """N, layers."""
+        return (self.words.shape[1] - _HEAD) // _WORDS
+
+    @property
+    def move(self) -> Tensor:
+        """(B, 2, 2) int32: step and start, of rows and columns; line i shows line step · i + start."""
+        return self.words[:, _MOVE].view(-1, 2, 2)
+
+    @property
+    def square(self) -> Tensor:
+        """(B, 2, 2) int32 of the always-on cutout, as `Layer.box`."""
+        return self.words[:, _SQUARE].view(-1, 2, 2)
+
+    def layer(self, number: int) -> Layer:
+        """Operation 0 … N-1 of each image."""
+        start = _HEAD + number * _WORDS
+        bounds = None if self.bounds is None else self.bounds[number]
+        return Layer(self.words[:, start : start + _WORDS], bounds)
 
     def load(self, other: Program) -> None:
         """Take over, in place, an ungrouped program of the same policy and batch size from any device.
 
         So a captured CUDA graph of `ops.run` replays with the next step's plan.
         """
-        for mine, new in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(new, non_blocking=True)
+        self.words.copy_(other.words, non_blocking=True)
 
 
 def compile_plan(plan: Plan, device: torch.device, grouped: bool) -> Program:
-    """Lower a plan to tensors on `device`.
+    """Lower a plan to one small tensor; it reaches a GPU in one copy from pinned memory.
 
     Args:
         plan: see `plan.draw`.
@@ -85,97 +120,80 @@ def compile_plan(plan: Plan, device: torch.device, grouped: bool) -> Program:
             shapes that change from step to step. Otherwise every kernel computes all rows and the chosen
             ones are kept: fixed shapes for CUDA graphs. Pixels are the same.
     """
-    policy, side = plan.policy, plan.resolution
-    layers, before = [], np.arange(len(plan))  # before: image in each place of the layer before
-    for column in range(plan.op.shape[1]):
-        order = np.argsort(plan.op[:, column], kind="stable") if grouped else before
-        layers.append(_layer(plan, column, order, np.argsort(before)[order] if grouped else None, device))
-        before = order
-    moves = policy.crop == "pad" or policy.flip
+    count, num_ops = plan.op.shape
+    shape = (count, _HEAD + num_ops * _WORDS)
+    host = torch.empty(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
+    words = host.numpy()
+    words[:, _MOVE] = _moves(plan).T
+    words[:, _SQUARE] = _boxes(plan.square[:, :2].T, plan.square[:, 2]).T
+    layers = words[:, _HEAD:].reshape(count, num_ops, _WORDS)
+    _write(layers.T, plan)
+    order, bounds = _sort(layers.swapaxes(0, 1)) if grouped and num_ops else (None, None)
     return Program(
-        layers=tuple(layers),
-        restore=torch.from_numpy(np.argsort(before)).to(device) if grouped and layers else None,
-        box=_tensor(_boxes(plan.square[:, :2], plan.square[:, 2]), device) if policy.cutout else None,
-        source=_sources(plan, device) if moves else None,
-        crop_last=policy.crop_last,
-        grey=min(side * side // 256, 255) if policy.quirks == "official" else None,
+        policy=plan.policy,
+        words=host.to(device, non_blocking=True),
+        order=None if order is None else torch.from_numpy(order).to(device),
+        bounds=bounds,
     )
 
 
-def _tensor(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+def _moves(plan: Plan) -> NDArray[np.int64]:
+    """`Program.move` (4, B): reflection is left to the kernel."""
+    (down, right), last = plan.shift.T, plan.resolution - 1
+    return np.stack([np.ones_like(down), 1 - 2 * plan.flip, down, right + plan.flip * last])
 
 
-def _layer(
-    plan: Plan, column: int, rows: NDArray[np.int64], order: NDArray[np.int64] | None, device: torch.device
-) -> Layer:
-    op, argument, centre = plan.op[rows, column], plan.argument[rows, column], plan.centre[rows, column]
+def _write(words: NDArray[np.int32], plan: Plan) -> None:
+    """Fill the words (16, N, B) of all layers."""
+    op, argument = plan.op.T, plan.argument.T  # (N, B)
     half = np.where(op == Op.CUTOUT, argument, 0).astype(np.int64)
-    bounds = np.searchsorted(op, np.arange(len(Op) + 1)).tolist() if order is not None else None
-    return Layer(
-        op=_tensor(op, device),
-        factor=_tensor(argument, device),
-        table=_tensor(_tables(op, argument), device),
-        matrix=_tensor(_matrices(op, argument, plan.resolution), device),
-        box=_tensor(_boxes(centre, 2 * half), device),
-        order=None if order is None else _tensor(order, device),
-        bounds=None if bounds is None else tuple(bounds),
-    )
+    words[0] = op
+    words[_FACTOR] = np.ascontiguousarray(argument).view(np.int32)
+    words[_CURVE] = _curves(op, argument)
+    words[_MATRIX] = _matrices(op, argument.astype(np.float64), plan.resolution)
+    words[_BOX] = _boxes(plan.centre.T, 2 * half)
 
 
-def _tables(op: NDArray[np.int64], argument: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(B, 256) new grey levels of the operations that need no look at the image; others keep theirs."""
-    grey = np.arange(256)
-    tables = np.tile(grey, (len(op), 1))
-
-    def argument_of(which: Op) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        rows = op == which
-        return rows, argument[rows, None]
-
-    rows, _ = argument_of(Op.INVERT)
-    tables[rows] = 255 - grey
-    rows, bits = argument_of(Op.POSTERIZE)
-    tables[rows] = grey & -(1 << (8 - bits.astype(np.int64)))
-    rows, threshold = argument_of(Op.SOLARIZE)
-    tables[rows] = np.where(grey < threshold, grey, 255 - grey)
-    rows, addition = argument_of(Op.SOLARIZE_ADD)
-    tables[rows] = np.where(grey < 128, np.minimum(grey + addition, 255), grey)
-    rows, factor = argument_of(Op.BRIGHTNESS)
-    tables[rows] = np.clip(grey.astype(np.float32) * factor, 0, 255)
-    return tables.astype(np.uint8)
+def _sort(layers: NDArray[np.int32]) -> tuple[NDArray[np.int64], tuple[tuple[int, ...], ...]]:
+    """Sort the words (N, B, 16) of each layer by operation, in place: `order` and `bounds` of the program."""
+    order, bounds, place = [], [], np.arange(layers.shape[1])  # place: where each image is
+    for words in layers:
+        rows = np.argsort(words[:, 0], kind="stable")
+        words[:] = words[rows]
+        order.append(place[rows])
+        bounds.append(tuple(np.searchsorted(words[:, 0], np.arange(len(Op) + 1)).tolist()))
+        place = np.argsort(rows)
+    return np.stack([*order, place]), tuple(bounds)
 
 
-def _matrices(op: NDArray[np.int64], argument: NDArray[np.float32], side: int) -> NDArray[np.int32]:
-    """(B, 6) fixed-point a, b, c, d, e, f: output pixel (x, y) shows source pixel (ax+by+c, dx+ey+f) >> 16.
+def _curves(op: NDArray[np.int64], argument: NDArray[np.float32]) -> tuple[NDArray[np.int64], ...]:
+    """`Layer.curve` of the operations that need no look at the image; of others, the identity."""
+    whole = argument.astype(np.int64)
+    solarize, solarize_add = op == Op.SOLARIZE, op == Op.SOLARIZE_ADD
+    low = np.where(solarize, whole & 255, np.where(solarize_add, 128, 0))  # a threshold of 256 is none
+    add = np.where(solarize_add, np.minimum(whole, 255), 0)
+    flip = np.where((op == Op.INVERT) | (solarize & (whole < 256)), 255, 0)
+    bits = np.where(op == Op.POSTERIZE, whole, 8)
+    return low, add, flip, 256 - (1 << (8 - bits))
 
-    Pixel centres lie at +0.5 and coordinates have 16 fractional bits, as in Pillow's affine transform.
-    """
-    a, b, c, d, e, f = matrix = np.zeros((6, len(op)))
-    a[:], e[:] = 1.0, 1.0
-    rows = op == Op.ROTATE
-    angle = np.radians(argument[rows].astype(np.float64))
+
+def _matrices(op: NDArray[np.int64], argument: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """`Layer.matrix`: pixel centres lie at +0.5, coordinates are rounded to 1/65536, as in Pillow."""
+    angle = np.radians(np.where(op == Op.ROTATE, argument, 0.0))
     cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
-    a[rows], b[rows], d[rows], e[rows] = cos, -sin, sin, cos
-    c[rows], f[rows] = (side - (cos - sin) * side) / 2, (side - (sin + cos) * side) / 2
-    for which, coefficient in ((Op.SHEAR_X, b), (Op.SHEAR_Y, d)):
-        coefficient[op == which] = argument[op == which]
-    for which, coefficient in ((Op.TRANSLATE_X, c), (Op.TRANSLATE_Y, f)):
-        coefficient[op == which] = np.floor(argument[op == which].astype(np.float64) + 0.5)  # nearest pixel
-    c += a * 0.5 + b * 0.5
-    f += d * 0.5 + e * 0.5
-    return np.floor(matrix.T * 65536.0 + 0.5).astype(np.int32)
+    nearest = np.floor(argument + 0.5)  # translations are by whole pixels
+    b = np.where(op == Op.SHEAR_X, argument, -sin)
+    c = np.where(op == Op.TRANSLATE_X, nearest, (side - (cos - sin) * side) / 2)
+    d = np.where(op == Op.SHEAR_Y, argument, sin)
+    f = np.where(op == Op.TRANSLATE_Y, nearest, (side - (sin + cos) * side) / 2)
+    c += cos * 0.5 + b * 0.5
+    f += d * 0.5 + cos * 0.5
+    fixed = np.floor(np.stack([cos, d, b, cos, c, f]) * 65536.0 + 0.5)
+    fixed[4:] += 65536.0  # the frame
+    return fixed
 
 
-def _boxes(centre: NDArray[np.int64], side: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(B, 4) top, left, bottom, right of squares around centres (B, 2); they may reach beyond the image."""
-    start = centre - (side // 2)[:, None]
-    return np.concatenate([start, start + side[:, None]], axis=1).astype(np.int32)
-
-
-def _sources(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns, (B, S) each, that a reflected crop and then a flip take their pixels from."""
-    last = plan.resolution - 1
-    line = np.arange(plan.resolution)
-    rows, columns = (last - np.abs(last - np.abs(line + plan.shift[:, axis, None])) for axis in (0, 1))
-    columns = np.where(plan.flip[:, None], columns[:, ::-1], columns)
-    return _tensor(rows, device), _tensor(columns, device)
+def _boxes(centre: NDArray[np.int64], side: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`Layer.box` of squares around centres (2, …); they may reach beyond the image."""
+    start = centre - side // 2
+    return np.concatenate([start, start + side])

@@ -36,6 +36,10 @@ class Settings:
     name: Annotated[str | None, Parameter(help="Names the run directory; default: the recipe's.")] = None
     seed: Annotated[int | None, Parameter(help="Everything random follows from it.")] = None
     device: Annotated[str | None, Parameter(help="auto, or a torch device.")] = None
+    cache: Annotated[
+        bool | None,
+        Parameter(help="Decode every image once, into memory-mapped squares. Default: where they fit."),
+    ] = None
 
 
 @Parameter(name="*")
@@ -105,8 +109,11 @@ def configure(recipe: str, settings: Settings, images: Labels, given: list[Field
     """The configuration a call asks for, and its run directory; `given` wins over flags, they over recipe."""
     from noisystudent import recipes
 
-    named = {f"data.{part.name}": list(getattr(images, part.name)) for part in fields(images)}
-    named |= {part.name: getattr(settings, part.name) for part in fields(settings) if part.name != "out"}
+    named: dict[str, Any] = {f"data.{part.name}": list(getattr(images, part.name)) for part in fields(images)}
+    apart = ("out", "cache")
+    named |= {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in apart}
+    if settings.cache is not None:
+        named["data.plane"] = "resident" if settings.cache else "streamed"
     said = [(name, value) for name, value in named.items() if value is not None and value != []]
     config = recipes.load(recipe, said + given)
     return config, settings.out or Path("runs") / config.name

@@ -55,23 +55,51 @@ def select(labels: Path, /, *, out: Path, seed: int = 0, fields: Fields) -> None
     print(f"{found['kept']:,} of {found['images']:,} images kept, {found['total']:,} with repeats: {out}")
 
 
-def evaluate(model: Path, /, *, data: Folders, device: Device = "auto") -> None:
-    """Top-1, top-5, NLL, ECE and Brier score of a trained model on labelled images.
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: Folders,
+    tests: str = "clean",
+    fast: bool = False,
+    checkpoint: Path | None = None,
+    frost: Path | None = None,
+    real_labels: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Accuracy and robustness of a trained model, any timm model or an ONNX file on labelled images.
 
     Parameters
     ----------
     model
-        A run directory, a model folder or a model.safetensors.
+        A run directory, a model folder, a .safetensors or .onnx file, or the name of a timm model.
     data
-        Labelled images: <class>/<image> folders, tar shards, Parquet, .npz.
+        Labelled images; or a folder of `val` and published sets: imagenet-a, imagenet-r, imagenetv2, sketch,
+        imagenet-c, imagenet-p, cifar-10-c, cifar-10-p.
+    tests
+        Some of clean, calibration, c, p, fgsm, pgd, a, r, v2, sketch, real, with commas.
+    fast
+        Severities 1, 3 and 5, on a stratified sample of 1,000 images.
+    checkpoint
+        Weights for the timm model, in place of those that timm publishes.
+    frost
+        Folder of the six photographs that the corruption frost needs.
+    real_labels
+        ReaL's real.json; default: timm's copy.
+    out
+        A .json or .csv file that also gets the numbers, after each test.
+    seed
+        Of everything random.
     """
     from noisystudent import inference
 
-    predictor = inference.load_predictor(model, device)
+    predictor = inference.load_predictor(model, device, checkpoint=checkpoint)
+    chosen = tuple(filter(None, (test.strip() for test in tests.split(","))))
+    asked = inference.Asked(tests=chosen, fast=fast, frost=frost, real_labels=real_labels, seed=seed)
     with screen.voice() as (voice, stop):
-        scores, bad = inference.score(predictor, data, stop=stop, voice=voice)
-    screen.table(("metric", "value"), [(name, f"{value:.4f}") for name, value in scores.items()])
-    screen.tell_bad(bad)
+        screen.measured(inference.measure(predictor, data, asked, stop=stop, voice=voice), out)
 
 
 def predict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from noisystudent.console import Terminal
+    from noisystudent.inference import Row
     from noisystudent.runtime import StopFlag
 
 _WIDTH = 4096  # no row is folded where the output is not a terminal
@@ -47,3 +48,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         shown.add_row(*map(escape, row))
     Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(shown)
+
+
+def measured(found: Iterable[Row], out: Path | None) -> None:
+    """The numbers of a model; those that were found before an error too."""
+    from noisystudent.inference import write_rows
+
+    rows: list[Row] = []
+    try:
+        for row in found:
+            rows.append(row)
+            if out is not None:
+                write_rows(rows, out)
+    finally:
+        spans = ["" if row.low is None else f"{row.low:.4f} to {row.high:.4f}" for row in rows]
+        lines = [
+            (r.test, r.measure, f"{r.value:.4f}", span, r.note) for r, span in zip(rows, spans, strict=True)
+        ]
+        if lines:
+            table(("test", "measure", "value", "95% interval", "note"), lines)

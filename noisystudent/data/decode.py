@@ -7,45 +7,75 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.nn import functional
 
 _LARGE_VIEW = 224
 _MARGIN = 32
+_SPARE = 2  # pixels that a reduced window keeps for each pixel of the result, as in Pillow's thumbnails
+# EXIF orientations that swap height and width, that turn a file's end to the top, and to the left
+_ON_ITS_SIDE, _FROM_BELOW, _FROM_RIGHT = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
+
+Box = NDArray[np.float32]
+"""A window (top, left, height, width) as fractions of an image's height and width."""
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+class Picture(NamedTuple):
+    """A decoded image, perhaps at a fraction of the original's size.
+
+    Attributes:
+        image: RGB.
+        size: of the original.
+        factor: how many pixels of the original make one: 1, 2, 4 or 8.
+        margin: pixels of the original by which the image reaches beyond it, at the top and on the left.
+    """
+
+    image: Image.Image
+    size: Size
+    factor: int = 1
+    margin: Size = (0, 0)
 
 
 class DecodeError(Exception):
     """These bytes are no image that can be used; `str()` is the reason, for the ledger."""
 
 
-def decode(data: bytes, max_pixels: int) -> Tensor:
+def decode(
+    data: bytes | NDArray[np.uint8], max_pixels: int, resolution: int | None = None, box: Box | None = None
+) -> Picture:
     """Decode the first frame of an encoded image.
 
     Orientation in EXIF is applied, 16-bit values are scaled to 8, transparency is dropped (as torchvision
     and timm do), grey, palette, CMYK and YCCK become RGB.
 
     Args:
-        data: a whole file.
+        data: a whole file, or pixels (H, W) or (H, W, 3).
         max_pixels: larger images are refused by their header, before memory is spent on them.
-
-    Returns:
-        (3, H, W) uint8 RGB.
+        resolution: side of the view that is wanted of it. A JPEG whose window is at least four times as large
+            is then decoded at 1/2, 1/4 or 1/8, so that the window stays at least twice as large. None: whole.
+        box: window of that view; None is the clean centre view.
 
     Raises:
         DecodeError: not an image, cut short, too large, or of a kind without a known scale.
     """
+    if not isinstance(data, bytes):
+        return Picture(_to_rgb(Image.fromarray(data)), (data.shape[0], data.shape[1]))
     if not data:
         raise DecodeError("empty file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; what matters raises
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return _pixels(image, data, max_pixels)
+                return _pixels(image, data, max_pixels, resolution, box)
         except UnidentifiedImageError as error:
             raise DecodeError(f"not an image (starts with {data[:12]!r})") from error
         except Image.DecompressionBombError as error:
@@ -57,53 +87,44 @@ def decode(data: bytes, max_pixels: int) -> Tensor:
             raise DecodeError(f"broken {_kind(data)}: {reason}") from error
 
 
-def from_array(pixels: NDArray[np.uint8]) -> Tensor:
-    """Pixels (H, W) or (H, W, 3) uint8 as (3, H, W) uint8."""
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+def view(picture: Picture, resolution: int, box: Box | None = None) -> Tensor:
+    """What a model of this resolution is shown of an image: a window of it, resized to (3, R, R) uint8.
 
-
-def view(image: Tensor, box: NDArray[np.float32] | None, resolution: int) -> Tensor:
-    """What a model of this resolution is shown of an image.
-
-    Args:
-        image: (3, H, W) uint8.
-        box: (top, left, height, width) as fractions of H and W; None is the clean centre view.
-        resolution: side R of the result in pixels.
-
-    Returns:
-        (3, R, R) uint8.
+    The clean view (`box` None) is the middle square of side min(H, W), or from R = 224 on of R / (R + 32) of
+    it, as in the paper's evaluation (preprocessing.py of the published code; 0.875 at 224). An image of R×R
+    is returned as it is. A box becomes whole pixels of the original, at least one, inside it.
     """
-    return center_view(image, resolution) if box is None else crop_resize(image, box, resolution)
+    top, left, height, width = _window(picture.size, resolution, box)
+    top, left, by = top + picture.margin[0], left + picture.margin[1], picture.factor
+    edges = (left / by, top / by, (left + width) / by, (top + height) / by)
+    if by > 1:  # edges between pixels, which only Pillow's resize can take
+        shown = picture.image.resize((resolution, resolution), Image.Resampling.BICUBIC, edges)
+    else:  # cropped first, since getting pixels out of Pillow takes a third of the time of decoding them
+        shown = picture.image.crop(edges)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's bytes are read-only, which torch remarks on
+        pixels = torch.from_numpy(np.asarray(shown)).permute(2, 0, 1)
+    return _resize(pixels, resolution)
 
 
-def center_view(image: Tensor, resolution: int) -> Tensor:
-    """The clean view (3, R, R) uint8 of (3, H, W): the middle square, resized.
+def crop_resize(square: NDArray[np.uint8], resolution: int, box: Box) -> Tensor:
+    """The window `box` of a stored square (3, S, S), resized to (3, R, R) uint8."""
+    top, left, height, width = _window((square.shape[1], square.shape[2]), resolution, box)
+    pixels = square[:, top : top + height, left : left + width].copy()  # the store is read-only
+    return _resize(torch.from_numpy(pixels), resolution)
 
-    An image of R×R is returned as it is. The square's side is min(H, W), or from R = 224 on
-    R / (R + 32) of it, as in the paper's evaluation (preprocessing.py of the published code; 0.875 at 224).
-    """
-    height, width = image.shape[1:]
-    if height == width == resolution:
-        return image
+
+def _window(size: Size, resolution: int, box: Box | None) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels."""
+    height, width = size
+    if box is not None:
+        top, left, tall, wide = (float(value) for value in box)
+        tall_px, wide_px = _whole(tall * height, 1, height), _whole(wide * width, 1, width)
+        top_px = _whole(top * height, 0, height - tall_px)
+        return top_px, _whole(left * width, 0, width - wide_px), tall_px, wide_px
     share = resolution / (resolution + _MARGIN) if resolution >= _LARGE_VIEW else 1.0
-    side = max(1, round(min(height, width) * share))
-    top, left = (height - side) // 2, (width - side) // 2
-    return _resize(image[:, top : top + side, left : left + side], resolution)
-
-
-def crop_resize(image: Tensor, box: NDArray[np.float32], resolution: int) -> Tensor:
-    """The window `box` of an image (3, H, W) uint8, resized to (3, R, R) uint8.
-
-    The window (top, left, height, width), in fractions, becomes whole pixels, at least one, inside the image.
-    """
-    height, width = image.shape[1:]
-    top, left, tall, wide = (float(value) for value in box)
-    tall_px, wide_px = _whole(tall * height, 1, height), _whole(wide * width, 1, width)
-    top_px = _whole(top * height, 0, height - tall_px)
-    left_px = _whole(left * width, 0, width - wide_px)
-    return _resize(image[:, top_px : top_px + tall_px, left_px : left_px + wide_px], resolution)
+    side = resolution if height == width == resolution else max(1, round(min(size) * share))
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def _whole(value: float, low: int, high: int) -> int:
@@ -118,16 +139,41 @@ def _resize(image: Tensor, resolution: int) -> Tensor:
     return functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].contiguous()
 
 
-def _pixels(image: Image.Image, data: bytes, max_pixels: int) -> Tensor:
+def _pixels(
+    image: Image.Image, data: bytes, max_pixels: int, resolution: int | None, box: Box | None
+) -> Picture:
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(f"{width}x{height} is more than data.max_pixels ({max_pixels}) pixels")
     if data[:2] == b"\xff\xd8" and not _has_end(data):
         raise DecodeError("truncated JPEG: no end-of-image marker")
+    factor = 1
+    if resolution is not None and isinstance(image, JpegImageFile):
+        factor = _reduce(image, resolution, box)
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation != 1:
         image = ImageOps.exif_transpose(image)
-    return from_array(np.asarray(_to_rgb(image)))
+    image = _to_rgb(image)
+    if factor == 1:
+        return Picture(image, (image.height, image.width))
+    if orientation in _ON_ITS_SIDE:
+        width, height = height, width
+    below = image.height * factor - height if orientation in _FROM_BELOW else 0
+    right = image.width * factor - width if orientation in _FROM_RIGHT else 0
+    return Picture(image, (height, width), factor, (below, right))
+
+
+def _reduce(image: JpegImageFile, resolution: int, box: Box | None) -> int:
+    """Have the decoder leave out what the view is too small to show; by which factor it will."""
+    width, height = image.size
+    if min(width, height) < 2 * _SPARE * resolution:  # most files: no look at their orientation
+        return 1
+    on_side = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    window = _window((width, height) if on_side else (height, width), resolution, box)
+    spare = max(1, min(window[2:]) // (_SPARE * resolution))
+    reduced = image.draft(None, (width // spare, height // spare))
+    return 1 if reduced is None else round(width / reduced[1][2])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -146,18 +192,18 @@ def _has_end(data: bytes) -> bool:
 
     Segments before the scan are stepped over by their length, so a thumbnail's own end marker does not count.
     """
-    at = 2
+    end, at = data.rfind(b"\xff\xd9"), 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xDA:
-            return data.find(b"\xff\xd9", at) >= 0
+            return end > at
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
             at += 2
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.rfind(b"\xff\xd9") > 0
+    return end > 0
 
 
 def _kind(data: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from noisystudent.data.decode import DecodeError, crop_resize, decode, from_array, view
+from noisystudent.data.decode import Box, DecodeError, crop_resize, decode, view
 from noisystudent.data.index import HASH_BYTES, Index
 from noisystudent.data.sources import Source
 from noisystudent.errors import RunError
 
 _DEVICE_SHARE = 0.4
 _WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
+
+
+Shown = Callable[[Image.Image, int], Tensor]
+"""(RGB image, side S) -> (3, S, S) uint8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,7 @@ class ImageSet:
         storage: the resident array (M, 3, S, S) uint8, None when streamed.
         max_pixels: larger images are refused.
         rows: the rows of `index` that belong to the set; None is all.
+        shown: makes the clean views of images that are not stored; None is `decode.view`.
     """
 
     name: str
@@ -44,11 +50,12 @@ class ImageSet:
     storage: Path | None
     max_pixels: int
     rows: NDArray[np.int64] | None = None
+    shown: Shown | None = None
     _on_device: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Paths and rows; no pixels, and no source where the pixels are stored."""
-        names = ("name", "classes", "index", "storage", "max_pixels", "rows")
+        names = ("name", "classes", "index", "storage", "max_pixels", "rows", "shown")
         state = {name: getattr(self, name) for name in names}
         return state | {"_on_device": None, "source": None if self.resident else self.source}
 
@@ -79,6 +86,12 @@ class ImageSet:
     def sizes(self) -> NDArray[np.int32]:
         """(N, 2) height and width of the originals in pixels."""
         return np.stack([self._column("height"), self._column("width")], axis=1)
+
+    def squares(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(B, 4) boxes of the middle squares of whole images, as wide as they go."""
+        size = np.stack([self._column(name)[rows] for name in ("height", "width")], axis=1).astype(np.float64)
+        share = size.min(axis=1, keepdims=True) / size
+        return np.concatenate([(1 - share) / 2, share], axis=1).astype(np.float32)
 
     def view_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """(B, 2) height and width of what a crop box is cut from: the stored square, or the original."""
@@ -112,18 +125,29 @@ class ImageSet:
         Raises:
             RunError: an image vanished or changed since it was scanned.
         """
-        own = self._own(rows)
-        if not self.resident:
-            return self._decoded(own, resolution, boxes)
-        stored = self.index.take("stored", own)
-        if boxes is None and self._pixels.shape[-1] == resolution:
+        if self.direct(resolution, boxes is not None):
+            stored = self.index.take("stored", self._own(rows))
             if self._on_device is not None:
-                return self._on_device[torch.from_numpy(stored).to(self._on_device.device)]
+                at = torch.from_numpy(stored).to(self._on_device.device, non_blocking=True)
+                return self._on_device[at]
             return torch.from_numpy(self._pixels[stored])
-        squares = (torch.from_numpy(self._pixels[row].copy()) for row in stored)
-        windows = [_WHOLE] * len(stored) if boxes is None else boxes
-        views = [crop_resize(square, box, resolution) for square, box in zip(squares, windows, strict=True)]
-        return _stack(views, resolution)
+        views = list(self.views(rows, resolution, boxes))
+        return torch.stack(views) if views else torch.empty((0, 3, resolution, resolution), dtype=torch.uint8)
+
+    def views(
+        self, rows: NDArray[np.int64], resolution: int, boxes: NDArray[np.float32] | None = None
+    ) -> Iterator[Tensor]:
+        """What `fetch` gives, image by image: (3, R, R) uint8 on the CPU."""
+        own = self._own(rows)
+        windows: list[Box | None] = [None] * len(own) if boxes is None else list(boxes)
+        if self.resident:
+            for row, box in zip(self.index.take("stored", own), windows, strict=True):
+                yield crop_resize(self._pixels[row], resolution, _WHOLE if box is None else box)
+            return
+        columns = (self.index.take(name, own).tolist() for name in ("shard", "offset", "size"))
+        hashes = self.index.take("content_hash", own)
+        for *place, name, expected, box in zip(*columns, self.index.ids(own), hashes, windows, strict=True):
+            yield self._decoded((*place, name), expected.tobytes(), resolution, box)
 
     def direct(self, resolution: int, boxes: bool) -> bool:
         """Whether `fetch` is one gather, with no work an image."""
@@ -147,30 +171,19 @@ class ImageSet:
     def _column(self, name: str) -> NDArray[Any]:
         return self.index.full(name) if self.rows is None else self.index.take(name, self.rows)
 
-    def _decoded(self, own: NDArray[np.int64], resolution: int, boxes: NDArray[np.float32] | None) -> Tensor:
-        places = zip(
-            *(self.index.take(name, own).tolist() for name in ("shard", "offset", "size")), strict=True
-        )
-        hashes = self.index.take("content_hash", own)
-        windows: Sequence[NDArray[np.float32] | None] = [None] * len(own) if boxes is None else list(boxes)
-        rows = zip(self.index.ids(own), places, hashes, windows, strict=True)
-        return _stack([self._one(*row, resolution) for row in rows], resolution)
-
-    def _one(
-        self,
-        name: str,
-        place: tuple[int, int, int],
-        expected: NDArray[np.uint8],
-        box: NDArray[np.float32] | None,
-        resolution: int,
+    def _decoded(
+        self, place: tuple[int, int, int, str], expected: bytes, resolution: int, box: Box | None
     ) -> Tensor:
+        name = place[-1]
         try:
-            data = self.source.read(*place, name)
-            if content_hash(data) != expected.tobytes():
+            data = self.source.read(*place)
+            if content_hash(data) != expected:
                 raise RunError(
                     f"{self.source.name}: {name} changed since it was scanned; run again to scan anew"
                 )
-            return view(pixels_of(data, self.max_pixels), box, resolution)
+            if self.shown is not None and box is None:
+                return self.shown(decode(data, self.max_pixels).image, resolution)
+            return view(decode(data, self.max_pixels, resolution, box), resolution, box)
         except (OSError, DecodeError) as error:
             raise RunError(
                 f"{self.source.name}: {name} cannot be read any more ({error}); bring it back"
@@ -184,12 +197,3 @@ def content_hash(data: bytes | NDArray[np.uint8]) -> bytes:
     state = hashlib.blake2b(repr(data.shape).encode(), digest_size=HASH_BYTES)
     state.update(np.ascontiguousarray(data).data)
     return state.digest()
-
-
-def pixels_of(data: bytes | NDArray[np.uint8], max_pixels: int) -> Tensor:
-    """(3, H, W) uint8 of what a source reads."""
-    return decode(data, max_pixels) if isinstance(data, bytes) else from_array(data)
-
-
-def _stack(views: list[Tensor], resolution: int) -> Tensor:
-    return torch.stack(views) if views else torch.empty((0, 3, resolution, resolution), dtype=torch.uint8)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import shared_cache
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.workers import context, quiet_worker
@@ -178,15 +178,32 @@ class _Joint:
 
 
 def clean_batches(
-    images: ImageSet, rows: Rows, *, resolution: int, batch_size: int, device: torch.device, workers: int
+    images: ImageSet,
+    rows: Rows,
+    *,
+    resolution: int,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+    boxes: NDArray[np.float32] | None = None,
 ) -> Iterator[Tensor]:
-    """Clean centre views (B, 3, R, R) uint8 of `rows` in order on `device`; the last batch may be short.
+    """Views (B, 3, R, R) uint8 of `rows` in order on `device`; the last batch may be short.
+
+    Args:
+        images: the set.
+        rows: (N,) of it.
+        resolution: side R in pixels.
+        batch_size: B.
+        device: where batches end.
+        workers: decoding processes; 0 decodes here.
+        boxes: (N, 4) windows, as of `ImageSet.fetch`; None: the clean centre views.
 
     Raises:
         RunError: an image vanished or changed since the scan, or a worker died.
     """
-    parts = ((Part(rows[at : at + batch_size], None),) for at in range(0, len(rows), batch_size))
-    yield from _fetched((images,), parts, resolution, workers, device, cropped=False)
+    ranges = (slice(at, at + batch_size) for at in range(0, len(rows), batch_size))
+    parts = ((Part(rows[at], None if boxes is None else boxes[at]),) for at in ranges)
+    yield from _fetched((images,), parts, resolution, workers, device, cropped=boxes is not None)
 
 
 class _Fetcher(Dataset[Tensor | RunError]):
@@ -197,9 +214,15 @@ class _Fetcher(Dataset[Tensor | RunError]):
 
     def __getitem__(self, parts: tuple[Part, ...]) -> Tensor | RunError:
         try:
-            return self.fetch(parts)
+            views = [
+                view
+                for images, part in zip(self._sets, parts, strict=True)
+                for view in images.views(part.rows, self._resolution, part.boxes)
+            ]
         except RunError as error:  # handed over whole: the loader would wrap it in a worker's traceback
             return error
+        joined: Tensor = default_collate(views)  # in a worker: straight into shared memory
+        return joined
 
     def fetch(self, parts: tuple[Part, ...]) -> Tensor:
         """(B, 3, R, R) uint8, set after set."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def prepare(
     starts the scan anew.
 
     Raises:
-        InputError: too many unreadable images, fewer than two classes, a class of val or test not in labeled.
+        InputError: too many bad images, too few classes, a foreign class in val or test, too small a disk.
         RunError: the disk is full.
         Stopped: a signal asked for it.
     """
@@ -81,7 +82,7 @@ def prepare(
             known = frozenset(scans["labeled"].names) if name == "pool" else None
             listing = list_items(source, scratch / f"{name}.listing", stop, known)
             _check_listing(name, listing.names, source.name)
-            side = config.resolution if _stays(config, len(listing.index)) else None
+            side = config.resolution if _stays(config, name, len(listing.index), store) else None
             job = Job(source, config.max_pixels, side)
             scans[name] = scan(listing, job, store, name, worker_count(config.workers), stop, progress)
         _write_ledger(out / "ledger.csv", scans, config.max_bad_fraction)
@@ -133,11 +134,20 @@ def open_dataset(out: Path, config: DataConfig, sources: Sources) -> Dataset:
     return Dataset(classes, opened("labeled"), opened("val"), test, opened("pool"), notes)
 
 
-def _stays(config: DataConfig, count: int) -> bool:
-    """Whether a set of `count` images is decoded once and kept."""
-    if config.plane != "auto":
-        return config.plane == "resident"
-    return count * 3 * config.resolution**2 <= config.resident_gib * _GIB
+def _stays(config: DataConfig, name: str, count: int, store: Path) -> bool:
+    """Whether a set of `count` images is decoded once and kept.
+
+    Raises:
+        InputError: it was asked for, and the disk is too small.
+    """
+    size, free = count * 3 * config.resolution**2, shutil.disk_usage(store).free
+    if config.plane == "resident" and size > free:
+        raise InputError(
+            f"data.plane is resident, but {name} takes {size / _GIB:.1f} GiB decoded and {store.parent} has "
+            f"{free / _GIB:.1f} GiB free; streamed, a smaller data.resolution or another --out is right"
+        )
+    fits = size <= min(config.resident_gib * _GIB, free)
+    return config.plane == "resident" or (config.plane == "auto" and fits)
 
 
 def _check_listing(name: str, labels: list[str], source: str) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from noisystudent.data.decode import DecodeError, center_view
-from noisystudent.data.imageset import content_hash, pixels_of
+from noisystudent.data.decode import DecodeError, decode, view
+from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.sources import ArraySource, Item, Source
 from noisystudent.data.workers import context, quiet_worker
@@ -25,6 +25,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is done, images done, images in all; 0 while unknown)."""
 
 _CHUNK = 64
+_SMALLEST = 1  # a side that has a JPEG read to its end at an eighth of its size, where no pixels are kept
 _FEW = 1024
 _LISTED = 4096  # items in hand at once while listing: half a kilobyte each
 _LISTING = pa.schema(
@@ -173,10 +174,10 @@ def look(job: Job, part: Any) -> Looked:
         try:
             data = job.source.read(*place)
             hashes[row] = np.frombuffer(content_hash(data), np.uint8)
-            image = pixels_of(data, job.max_pixels)
-            sizes[row] = image.shape[1:]
+            picture = decode(data, job.max_pixels, side or _SMALLEST)
+            sizes[row] = picture.size
             if pixels is not None and side is not None:
-                pixels[row] = center_view(image, side).numpy()
+                pixels[row] = view(picture, side).numpy()
         except DecodeError as error:
             reasons[row] = str(error)
         except OSError as error:

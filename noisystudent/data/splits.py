@@ -52,7 +52,7 @@ def _quotas(counts: NDArray[np.int64], fraction: float, rng: np.random.Generator
     spare = np.maximum(counts - 1, 0)
     exact = counts * fraction
     quota: NDArray[np.int64] = np.minimum(np.floor(exact).astype(np.int64), spare)
-    missing = max(1, round(float(exact.sum()))) - int(quota.sum())
+    missing = max(1, round(int(counts.sum()) * fraction)) - int(quota.sum())
     order = np.lexsort((rng.permutation(len(counts)), -(exact - quota)))
     while missing > 0 and (quota < spare).any():
         takers = order[(quota < spare)[order]][:missing]

@@ -6,6 +6,8 @@ float64. The predicted class is the first largest probability, so ties do not de
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from noisystudent.errors import InputError
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
+
+RMS_BIN = 100  # images, Hendrycks et al. 2021
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,62 @@ def ece(probs: Floats, labels: Ints, bins: int = 15) -> float:
     return float((table.count * np.abs(table.accuracy - table.confidence)).sum() / table.count.sum())
 
 
+def adaptive_reliability(probs: Floats, labels: Ints, size: int = RMS_BIN) -> Reliability:
+    """Confidence and accuracy of bins of `size` images in ascending confidence; the last takes the rest.
+
+    Raises:
+        InputError: arrays that do not match, or bins of no images.
+    """
+    if size < 1:
+        raise InputError(f"the bins of the RMS calibration error have {size} images; at least 1 is needed")
+    confidence, right = _by_confidence(probs, labels)
+    bins = max(len(confidence) // size, 1)
+    rows = np.minimum(np.arange(len(confidence)) // size, bins - 1)
+    count = np.bincount(rows)
+    return Reliability(np.bincount(rows, confidence) / count, np.bincount(rows, right) / count, count)
+
+
+def rms_calibration(probs: Floats, labels: Ints, size: int = RMS_BIN) -> float:
+    """Root of the mean squared gap of `adaptive_reliability`, each bin weighted by its images."""
+    return _rms(adaptive_reliability(probs, labels, size), slice(None))
+
+
+def rms_official(probs: Floats, labels: Ints, size: int = RMS_BIN) -> float:
+    """`rms_calibration` as ImageNet-A's script has it: the most confident bin is left out of the sum.
+
+    Raises:
+        InputError: fewer images than two bins, of which nothing would be left.
+    """
+    table = adaptive_reliability(probs, labels, size)
+    if len(table.count) < 2:
+        raise InputError(f"rms_official leaves out one bin of {size}; {len(labels)} images make only one")
+    return _rms(table, slice(-1))
+
+
+def aurra(probs: Floats, labels: Ints) -> float:
+    """Area under the response rate accuracy curve: mean over k of the accuracy of the k most confident."""
+    _, right = _by_confidence(probs, labels)
+    return float((np.cumsum(right[::-1]) / np.arange(1, len(right) + 1)).mean())
+
+
+def real_accuracy(predictions: Ints, label_sets: Sequence[Collection[int]]) -> float:
+    """Share of images whose predicted class is among their labels; images without labels do not count.
+
+    Args:
+        predictions: (N,) classes.
+        label_sets: N collections of classes (Beyer et al. 2020).
+
+    Raises:
+        InputError: lengths differ, or no image has a label.
+    """
+    if len(predictions) != len(label_sets):
+        raise InputError(f"ReaL has {len(label_sets)} label sets for {len(predictions)} predictions")
+    hits = [int(one) in labels for one, labels in zip(predictions, label_sets, strict=True) if labels]
+    if not hits:
+        raise InputError("no image has a ReaL label; the accuracy is undefined")
+    return sum(hits) / len(hits)
+
+
 def confusion(probs: Floats, labels: Ints) -> NDArray[np.int64]:
     """(K, K) counts: row is the label, column the predicted class."""
     check(probs, labels)
@@ -123,3 +183,19 @@ def per_class_accuracy(probs: Floats, labels: Ints) -> NDArray[np.float64]:
     total = np.bincount(labels, minlength=probs.shape[1])
     right = np.bincount(labels, weights=correct(probs, labels), minlength=probs.shape[1])
     return np.asarray(np.where(total > 0, right / np.maximum(total, 1), np.nan))
+
+
+def _by_confidence(probs: Floats, labels: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) confidence, ascending, and whether each is right.
+
+    Images of equal confidence share their mean, so that their order in the data set does not count.
+    """
+    right = correct(probs, labels)
+    values, group, count = np.unique(probs.max(axis=1), return_inverse=True, return_counts=True)
+    shared = np.bincount(group, weights=right) / count
+    return np.repeat(values.astype(np.float64), count), np.repeat(shared, count)
+
+
+def _rms(table: Reliability, bins: slice) -> float:
+    squared = np.square(table.accuracy - table.confidence)[bins] * table.count[bins]
+    return math.sqrt(float(squared.sum()) / float(table.count.sum()))

@@ -3,65 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.errors import RunError
-from noisystudent.pseudo_label.parts import DENSE_CLASSES, FORMAT, footer, hashes, lists, part_path
+from noisystudent.pseudo_label.parts import FORMAT, footer, hashes, lists, part_path
+from noisystudent.pseudo_label.teacher import Answer, Teacher
 from noisystudent.records import PseudoLabels
 from noisystudent.rundir import atomic, remove
 from noisystudent.runtime import StopFlag
 
-Columns = dict[str, NDArray[Any]]
+# only labels repeat: dictionaries of the rest would be large, and so would be counts of what is in lists
+_ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["label"],
+    "write_statistics": ["row", "label", "confidence"],
+    "column_encoding": {"row": "DELTA_BINARY_PACKED"},
+}
 
 
-@dataclass(frozen=True, slots=True)
-class _Teacher:
-    """What is asked of a batch of images, and how much of the answer is stored."""
-
-    predict: Callable[[Tensor], Tensor]
-    num_classes: int
-    temperature: float
-    stored: int
-
-    def __call__(self, images: Tensor, ids: list[str]) -> Columns:
-        """(b, 3, S, S) uint8 -> the columns of a part that the teacher decides, b rows each."""
-        with torch.inference_mode():
-            logits = self.predict(images).float()
-            self._check(logits, ids)
-            probs = torch.softmax(logits / self.temperature, dim=1)
-            # stable: of equal probabilities the lowest class comes first, on every device
-            ordered, classes = torch.sort(probs, dim=1, descending=True, stable=True)
-        columns = {"label": classes[:, 0].int(), "confidence": ordered[:, 0]}
-        if self.num_classes <= DENSE_CLASSES:
-            columns["probs"] = probs.half()
-        else:
-            columns["top_classes"] = classes[:, : self.stored].int()
-            columns["top_probs"] = ordered[:, : self.stored].half()
-            columns["tail"] = ordered[:, self.stored :].sum(dim=1)
-        return {name: values.cpu().numpy() for name, values in columns.items()}
-
-    def _check(self, logits: Tensor, ids: list[str]) -> None:
-        if logits.shape != (len(ids), self.num_classes):
-            shape = tuple(logits.shape)
-            raise RunError(
-                f"the teacher's logits are {shape}, not {(len(ids), self.num_classes)}; is it another run's?"
-            )
-        finite = torch.isfinite(logits).all(dim=1)
-        if not bool(finite.all()):
-            first = ids[int((~finite).int().cpu().numpy().argmax())]
-            raise RunError(
-                f"the teacher's logits are not finite for image {first!r}; it has diverged: train it again"
-            )
+Progress = Callable[[int, int], None]
 
 
 def label_images(
@@ -74,7 +43,7 @@ def label_images(
     config: PseudoLabelConfig,
     out: Path,
     stop: StopFlag,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> PseudoLabels:
     """Store softmax(logits / temperature) of every pool image; call again after a stop to go on.
 
@@ -96,24 +65,49 @@ def label_images(
         RunError: the teacher's logits are not finite or not of K classes, or images are missing.
         Stopped: `stop` was set; all finished parts are on disk.
     """
-    stored = num_classes if num_classes <= DENSE_CLASSES else min(config.top_k, num_classes)
-    teacher = _Teacher(predict, num_classes, config.temperature, stored)
+    teacher = Teacher(predict, num_classes, config.temperature, config.top_k)
     total = len(content_hash)
     starts = range(0, max(total, 1), config.part_size)  # an empty pool has one empty part
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in set(out.glob("part-*.parquet")) - {part_path(out, i) for i in range(len(starts))}:
-        remove(stale)
-    for index, first in enumerate(starts):
-        stop.check()
-        rows = np.arange(first, min(first + config.part_size, total), dtype=np.int64)
-        about = _footer(first, len(rows), teacher)
-        if not _is_whole(part_path(out, index), about, content_hash[rows]):
-            batches = _watched(images(rows) if len(rows) else iter(()), first, total, stop, progress)
-            table = _label_part(teacher, batches, rows, ids(rows), content_hash[rows])
-            _write_part(part_path(out, index), table, about)
-        if progress is not None:
+    _make_room(out, len(starts))
+    with ThreadPoolExecutor(2) as pool:
+        ear, pen = _Hand(pool), _Hand(pool)
+        for index, first in enumerate(starts):
+            stop.check()
+            rows = np.arange(first, min(first + config.part_size, total), dtype=np.int64)
+            own_hash = content_hash[first : first + len(rows)]
+            about = _footer(first, len(rows), teacher)
+            if not _is_whole(part_path(out, index), about, own_hash):
+                batches = _watched(images(rows) if len(rows) else iter(()), first, total, stop, progress)
+                said = _said(teacher, batches, rows, ids, ear)
+                pen.do(_write_part, part_path(out, index), rows, ids, own_hash, said, about)
             progress(first + len(rows), total)
+        pen.rest()
     return PseudoLabels(out, num_classes)
+
+
+def _make_room(out: Path, count: int) -> None:
+    """A folder with none but the first `count` parts."""
+    out.mkdir(parents=True, exist_ok=True)
+    for beyond in set(out.glob("part-*.parquet")) - {part_path(out, index) for index in range(count)}:
+        remove(beyond)
+
+
+class _Hand:
+    """Does one thing at a time, in a thread, so that the model need not wait for it."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._job: Future[None] | None = None
+
+    def do(self, work: Callable[..., None], *given: Any) -> None:
+        """Begin, once the thing before is done."""
+        self.rest()
+        self._job = self._pool.submit(work, *given)
+
+    def rest(self) -> None:
+        """Wait, and raise what it raised."""
+        if self._job is not None:
+            self._job.result()
 
 
 def _watched(
@@ -121,42 +115,53 @@ def _watched(
     done: int,
     total: int,
     stop: StopFlag,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> Iterator[Tensor]:
     """The same batches; between two of them a signal is heeded and progress is told."""
     for batch in batches:
         stop.check()
         yield batch
         done += len(batch)
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
 
 
-def _label_part(
-    teacher: _Teacher,
+def _said(
+    teacher: Teacher,
     batches: Iterator[Tensor],
     rows: NDArray[np.int64],
-    ids: list[str],
-    content_hash: NDArray[np.uint8],
+    ids: Callable[[NDArray[np.int64]], list[str]],
+    ear: _Hand,
 ) -> pa.Table:
-    """The table of one part; columns as in `records.PseudoLabels`."""
-    schema = _schema(teacher)
-    columns = {"row": pa.array(rows), "id": pa.array(ids, pa.string()), "content_hash": hashes(content_hash)}
+    """What the teacher says of the images of one part."""
+    fields = teacher.fields()
     # made whole at the start: small arrays kept from batch to batch would lie between the large ones the
     # teacher frees, and hold their memory
-    said = {name: _empty(schema.field(name).type, len(rows)) for name in schema.names[len(columns) :]}
+    said = {field.name: _empty(field.type, len(rows)) for field in fields}
+
+    def keep(answer: Answer, here: slice) -> None:
+        probs = answer()
+        bad = np.isnan(probs[:, 0])
+        if bad.any():
+            first = ids(rows[here][bad][:1])[0]
+            raise RunError(
+                f"the teacher's logits are not finite for image {first!r}; it has diverged: train it again"
+            )
+        for name, values in teacher.columns(probs).items():
+            said[name][here] = values
+
     done = 0
     for batch in batches:
-        if done + len(batch) <= len(rows):
-            for name, values in teacher(batch, ids[done : done + len(batch)]).items():
-                said[name][done : done + len(batch)] = values
+        here = slice(done, done + len(batch))
         done += len(batch)
+        if done <= len(rows):
+            ear.do(keep, teacher.ask(batch), here)
+    ear.rest()
     if done != len(rows):
         raise RunError(
             f"{done} images came for the {len(rows)} pool rows from {rows[0]}; the pool has changed"
         )
-    columns |= {name: lists(v) if v.ndim == 2 else pa.array(v) for name, v in said.items()}
-    return pa.table(columns, schema=schema)
+    columns = [lists(values) if values.ndim == 2 else pa.array(values) for values in said.values()]
+    return pa.table(columns, schema=pa.schema(fields))
 
 
 def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
@@ -166,28 +171,27 @@ def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
     return np.empty(rows, kind.to_pandas_dtype())
 
 
-def _write_part(path: Path, table: pa.Table, about: dict[str, str]) -> None:
-    """Write one part atomically; only labels repeat, and dictionaries of the rest would be large."""
+def _write_part(
+    path: Path,
+    rows: NDArray[np.int64],
+    ids: Callable[[NDArray[np.int64]], list[str]],
+    content_hash: NDArray[np.uint8],
+    said: pa.Table,
+    about: dict[str, str],
+) -> None:
+    """Write one part atomically; columns as in `records.PseudoLabels`."""
+    images = {
+        "row": pa.array(rows),
+        "id": pa.array(ids(rows), pa.string()),
+        "content_hash": hashes(content_hash),
+    }
+    table = pa.table([*images.values(), *said.columns], names=[*images, *said.column_names])
     with atomic(path) as partial:
-        pq.write_table(
-            table.replace_schema_metadata(about), partial, compression="zstd", use_dictionary=["label"]
-        )
+        pq.write_table(table.replace_schema_metadata(about), partial, **_ENCODING)
     pa.default_memory_pool().release_unused()  # else the writer's buffers stay beside the next part's
 
 
-def _schema(teacher: _Teacher) -> pa.Schema:
-    fields = [("row", pa.int64()), ("id", pa.string()), ("content_hash", pa.binary(16))]
-    fields += [("label", pa.int32()), ("confidence", pa.float32())]
-    if teacher.num_classes <= DENSE_CLASSES:
-        return pa.schema([*fields, ("probs", pa.list_(pa.float16(), teacher.num_classes))])
-    top = [
-        ("top_classes", pa.list_(pa.int32(), teacher.stored)),
-        ("top_probs", pa.list_(pa.float16(), teacher.stored)),
-    ]
-    return pa.schema([*fields, *top, ("tail", pa.float32())])
-
-
-def _footer(first_row: int, rows: int, teacher: _Teacher) -> dict[str, str]:
+def _footer(first_row: int, rows: int, teacher: Teacher) -> dict[str, str]:
     return {
         "format": FORMAT,
         "first_row": str(first_row),

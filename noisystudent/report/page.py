@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from noisystudent.report import figures
 from noisystudent.report.measures import Reliability, confusion, reliability, worst_pairs
 from noisystudent.report.read import SETS, Iteration, Model, Run, load_predictions
+from noisystudent.report.robustness import robustness
 from noisystudent.report.whiskers import whiskers
 
 Section = dict[str, Any]
@@ -29,6 +30,7 @@ METRICS = (
 TITLES = {
     "verdict": "Verdict",
     "accuracy": "Accuracy",
+    "robustness": "Robustness",
     "curves": "Curves",
     "confidence": "Confidence",
     "balance": "Balance",
@@ -53,6 +55,7 @@ def render(run: Run) -> str:
     sections = {
         "verdict": _verdict(run),
         "accuracy": _accuracy(run.models, plots),
+        "robustness": robustness(run, plots),
         "curves": _curves(run.models, plots),
         "confidence": _confidence(run.iterations, plots),
         "balance": _balance(run.iterations, plots),
@@ -72,6 +75,7 @@ def render(run: Run) -> str:
             sections={name: section for name, section in sections.items() if section},
             left_out=[TITLES[name].lower() for name, section in sections.items() if not section],
             titles=TITLES,
+            rivals=RIVALS,
             plots=plots,
             plotly=get_plotlyjs(),
         )
@@ -92,10 +96,10 @@ def _environment() -> Environment:
     return environment
 
 
-def percent(value: Any, digits: int = 2) -> str:
+def percent(value: Any, digits: int = 2, unit: str = "\u202f%") -> str:
     """0.9132 -> 91.32 %, with a space that does not break."""
     number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{100 * number:.{digits}f}\u202f%"
+    return NO_NUMBER if number is None else f"{100 * number:.{digits}f}{unit}"
 
 
 def signed(value: Any, digits: int = 2) -> str:

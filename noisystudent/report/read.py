@@ -54,6 +54,7 @@ class Model:
         val_top1: top-1 on val by step, in [0, 1].
         scores: metrics by set, empty before evaluation.
         predictions: the .npz file of each set that was predicted.
+        robustness: its columns on corrupted, perturbed and attacked images, empty where none were asked for.
     """
 
     role: str
@@ -62,6 +63,7 @@ class Model:
     val_top1: Curve
     scores: Mapping[str, Record]
     predictions: Mapping[str, Path]
+    robustness: Record
 
     @property
     def name(self) -> str:
@@ -163,10 +165,13 @@ def _record(path: Path) -> Record | None:
 def _iteration(index: int, folder: Path) -> Iteration:
     evaluation = _record(folder / "evaluation.json") or {}
     scores = evaluation.get("models") or {}
+    robustness = evaluation.get("robustness") or {}
     gallery = _record(folder / "gallery.json") or {}
     # In a later iteration 'teacher' is the student of the one before, which is in the table already.
     roles = ROLES if index == 0 else ROLES[1:]
-    models = (_model(role, index, folder, scores.get(role) or {}) for role in roles)
+    models = (
+        _model(role, index, folder, scores.get(role) or {}, robustness.get(role) or {}) for role in roles
+    )
     return Iteration(
         index=index,
         models=tuple(model for model in models if model is not None),
@@ -176,8 +181,10 @@ def _iteration(index: int, folder: Path) -> Iteration:
     )
 
 
-def _model(role: str, index: int, folder: Path, scores: Mapping[str, Record]) -> Model | None:
-    if not scores and not (folder / role).is_dir():
+def _model(
+    role: str, index: int, folder: Path, scores: Mapping[str, Record], robustness: Record
+) -> Model | None:
+    if not (scores or robustness or (folder / role).is_dir()):
         return None
     lines = _metric_lines(folder / role / "metrics.jsonl")
     files = {name: folder / role / f"predictions-{name}.npz" for name in SETS}
@@ -188,6 +195,7 @@ def _model(role: str, index: int, folder: Path, scores: Mapping[str, Record]) ->
         val_top1=_curve(lines, "val_top1"),
         scores={name: scores[name] for name in SETS if scores.get(name)},
         predictions={name: file for name, file in files.items() if file.is_file()},
+        robustness=robustness,
     )
 
 

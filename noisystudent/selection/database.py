@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,18 @@ from numpy.typing import NDArray
 from noisystudent.errors import RunError
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.rundir import atomic, remove
+from noisystudent.selection.decisions import REASONS, Decide, Images, halves
 
-COLUMNS = "row, content_hash, label, confidence, repeats, reason"
-SCHEMA = pa.schema(
+_SAID = pa.schema(
     [
         ("row", pa.int64()),
         ("content_hash", pa.binary(16)),
         ("label", pa.int32()),
         ("confidence", pa.float32()),
-        ("repeats", pa.int32()),
-        ("reason", pa.dictionary(pa.uint8(), pa.string())),
     ]
 )
-_REASONS = "('kept', 'below_threshold', 'over_quota', 'below_top_fraction')"
+_REASON = pa.field("reason", pa.dictionary(pa.uint8(), pa.string()))
+SCHEMA = pa.schema([*_SAID, ("repeats", pa.int32()), _REASON])
 # neither hashes nor confidences repeat: compressing and counting them costs time and saves nothing
 _ENCODING: dict[str, Any] = {
     "compression": dict.fromkeys(SCHEMA.names, "zstd") | {"content_hash": "none", "confidence": "none"},
@@ -38,7 +38,6 @@ _ENCODING: dict[str, Any] = {
     "write_statistics": ["row", "label", "repeats"],
 }
 ROW_GROUP = 1 << 17  # small enough that the rows in hand take little memory
-_BATCH = 1 << 14
 
 
 @contextmanager
@@ -56,9 +55,9 @@ def database(beside: Path, memory_limit: str, threads: int | None) -> Iterator[d
     try:
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET enable_progress_bar = false")
-            connection.execute(f"CREATE TYPE why AS ENUM {_REASONS}")  # a byte a row instead of a string
+            connection.execute(f"CREATE TYPE why AS ENUM {REASONS}")  # a byte a row instead of a string
             yield connection
-    except duckdb.Error as error:
+    except (duckdb.Error, pa.ArrowException) as error:
         raise RunError(f"cannot compute {beside}: {str(error).splitlines()[0]}") from error
     finally:
         remove(spill)
@@ -78,38 +77,79 @@ def open_labels(connection: duckdb.DuckDBPyConnection, labels: PseudoLabels) -> 
     """Make `labels(row, content_hash, label, confidence)` out of all Parquet files of the folder.
 
     Raises:
-        RunError: there are none.
+        RunError: there are none, or they are of other classes.
     """
     paths = sorted(labels.path.glob("*.parquet"))
     if not paths:
         raise RunError(f"{labels.path} holds no pseudo-labels; label the pool first")
-    columns = "row, content_hash, label, confidence"
-    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {columns} FROM {parquet(paths)}")
+    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(_SAID.names)} FROM {parquet(paths)}")
+    ((lowest, highest),) = connection.execute("SELECT min(label), max(label) FROM labels").fetchall()
+    if lowest is not None and not 0 <= lowest <= highest < labels.num_classes:
+        raise RunError(
+            f"{labels.path} holds classes {lowest} to {highest}, not 0 to {labels.num_classes - 1};"
+            " label the pool again"
+        )
 
 
-def write(connection: duckdb.DuckDBPyConnection, decided: str, out: Path) -> None:
-    """Write the rows of the relation `decided` (columns of `records.Selection`) atomically, by pool row.
+def write(
+    connection: duckdb.DuckDBPyConnection, relation: str, out: Path, decide: Decide | None = None
+) -> None:
+    """Write a selection of the images of `relation` atomically, by pool row.
 
     The bytes depend on the rows alone, neither on threads nor on the files the rows came from. Labels are
     written in the order of rows, so that they only pass through; what is found in another order is sorted.
+
+    Args:
+        connection: of a `database`.
+        relation: with the columns of `labels`, and without `decide` also `repeats` and `reason`.
+        out: the Parquet file.
+        decide: what becomes of each image.
     """
-    query = f"SELECT {COLUMNS} FROM {decided}"
+    query = f"SELECT {', '.join((SCHEMA if decide is None else _SAID).names)} FROM {relation}"
     with atomic(out) as partial:
-        if not _written(connection.sql(query), partial):
-            _written(connection.sql(f"{query} ORDER BY row"), partial)
+        if not _written(connection.sql(query), decide, partial):
+            _written(connection.sql(f"{query} ORDER BY row"), decide, partial)
 
 
-def _written(rows: duckdb.DuckDBPyRelation, path: Path) -> bool:
+def _written(rows: duckdb.DuckDBPyRelation, decide: Decide | None, path: Path) -> bool:
     """Write the rows as they come; False as soon as one is out of order."""
     last = -1
-    with pq.ParquetWriter(path, SCHEMA, store_schema=False, **_ENCODING) as writer:
-        for group in _row_groups(rows.arrow(_BATCH)):
+    decided = (_decided(group, decide) for group in _row_groups(rows.arrow(ROW_GROUP)))
+    with (
+        pq.ParquetWriter(path, SCHEMA, store_schema=False, **_ENCODING) as writer,
+        closing(_ahead(decided)) as groups,
+    ):
+        for group in groups:
             numbers = group.column("row").to_numpy()
             if numbers[0] <= last or (numbers[1:] <= numbers[:-1]).any():
                 return False
             last = numbers[-1]
-            writer.write_table(group.cast(SCHEMA), row_group_size=ROW_GROUP)
+            writer.write_table(group, row_group_size=ROW_GROUP)
     return True
+
+
+def _ahead(tables: Iterator[pa.Table]) -> Generator[pa.Table]:
+    """The same tables; while the caller writes one, a thread makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = thread.submit(next, tables, None)
+            yield table
+
+
+def _decided(group: pa.Table, decide: Decide | None) -> pa.Table:
+    if decide is None:
+        return group.cast(SCHEMA)
+    group = group.cast(_SAID)
+    row, content_hash, label, confidence = (column.combine_chunks() for column in group.columns)
+    found = decide(Images(row.to_numpy(), _halves(content_hash), label.to_numpy(), confidence.to_numpy()))
+    reason = pa.DictionaryArray.from_arrays(pa.array(found.reason), pa.array(REASONS))
+    return group.append_column("repeats", pa.array(found.repeats)).append_column(_REASON, reason)
+
+
+def _halves(hashes: pa.Array) -> NDArray[np.uint64]:
+    """(n, 2) of a column of n content hashes."""
+    return halves(hashes.buffers()[1])[hashes.offset : hashes.offset + len(hashes)]
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -148,7 +188,7 @@ def chosen(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
                 kept = np.flatnonzero(times)
                 here = slice(n, n + len(kept))
                 rows[here], repeats[here] = batch["row"].to_numpy()[kept], times[kept]
-                keys[here] = _upper_half(batch["content_hash"])[kept]
+                keys[here] = _halves(batch["content_hash"])[kept, 0]
                 n += len(kept)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
@@ -156,12 +196,6 @@ def chosen(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         ) from error
     order = np.argsort(keys[:n], kind="stable")
     return rows[:n][order], repeats[:n][order]
-
-
-def _upper_half(hashes: pa.Array) -> NDArray[np.uint64]:
-    """(n,) the first 8 bytes of each content hash: as numbers they are in the order of the bytes."""
-    halves = np.frombuffer(hashes.buffers()[1], ">u8").reshape(-1, 2)
-    return halves[hashes.offset : hashes.offset + len(hashes), 0].astype(np.uint64)
 
 
 def summary(selection: Selection) -> dict[str, Any]:

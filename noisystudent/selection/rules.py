@@ -12,12 +12,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
+import numpy as np
+from numpy.typing import NDArray
 
 from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError
 from noisystudent.records import PseudoLabels, Selection
+from noisystudent.runtime import torch_seed
 from noisystudent.selection.database import database, open_labels, parquet, write
+from noisystudent.selection.decisions import Decide, Mark, Official, Paper, everything
+from noisystudent.selection.ranking import count_classes, images_at
 
 
 def select(
@@ -57,12 +61,12 @@ def select(
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
         if config.mode == "paper":
-            decided = _paper(connection, config, labels.num_classes)
+            decide: Decide = _paper(connection, config, labels.num_classes)
         elif config.mode == "official":
-            decided = _official(connection, config, labels.num_classes, seed)
+            decide = _official(connection, config, labels.num_classes, seed)
         else:
-            decided = "(SELECT *, 1 AS repeats, 'kept'::why AS reason FROM labels)"
-        write(connection, decided, out)
+            decide = everything
+        write(connection, "labels", out, decide)
     return Selection(out, labels.num_classes)
 
 
@@ -120,93 +124,39 @@ def _quota(config: SelectionConfig, candidates: list[int]) -> int:
     return (2 * sum(present) + len(present)) // (2 * len(present)) if present else 1
 
 
-def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int) -> str:
+def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int) -> Paper:
     """Strict top K: per class one or two images mark where the decision changes; all compare with them."""
-    threshold = f"{config.threshold:.17e}"  # with an exponent DuckDB reads a double, not a decimal
-    counts = connection.execute(
-        f"""SELECT label, count(*), count(*) FILTER (confidence::DOUBLE > {threshold}) AS above
-        FROM labels GROUP BY label ORDER BY label"""
-    ).fetchall()
+    counts = count_classes(connection, config.threshold)
     share = Fraction(1 if config.top_fraction is None else str(config.top_fraction))
-    eligible = [min(above, math.ceil(share * predicted)) for _, predicted, above in counts]
-    quota = _quota(config, eligible)
-    # an eligible image is trained on `base` times, and once more if among the first `extra` of its class
-    base = [0 if n > quota else quota // n if config.duplicate and n else 1 for n in eligible]
-    extra = [quota if n > quota else quota % n if config.duplicate and n else 0 for n in eligible]
-    table = {
-        "label": pa.array([label for label, _, _ in counts], pa.int32()),
-        "above": pa.array([above for _, _, above in counts], pa.int64()),
-        "eligible": pa.array(eligible, pa.int64()),
-        "base": pa.array(base, pa.int32()),
-        "extra": pa.array(extra, pa.int64()),
-    }
-    connection.register("classes", pa.table(table))
-    connection.execute(_MARKS.format(threshold=threshold))
-    _index_rules(connection, num_classes)
-    return _PAPER.format(threshold=threshold)
+    eligible = {label: min(above, math.ceil(share * images)) for label, images, above in counts}
+    ends = {label: n for label, _, above in counts if (n := eligible[label]) < above}
+    base, extra = _copies(config, eligible, num_classes)
+    last, more = Mark(num_classes, everyone=True), Mark(num_classes, everyone=False)
+    places = {place for asked in (ends, extra) for place in asked.items() if place[1]}
+    for image in images_at(connection, places):
+        for mark, asked in ((last, ends), (more, extra)):
+            if asked.get(image.label) == image.place:
+                mark.put(image.label, image.confidence, image.content_hash, image.row)
+    return Paper(config.threshold, base, last, more)
 
 
-# The window sees two narrow columns and no content hash; only images that tie with a mark are ordered by it.
-_MARKS = """
-CREATE TEMP TABLE marks AS
-WITH asked AS (
-    SELECT label, eligible AS place FROM classes WHERE eligible < above
-    UNION SELECT label, extra FROM classes WHERE extra > 0
-), ranked AS (
-    SELECT label, confidence, row_number() OVER ranking AS place, rank() OVER ranking AS first_tied
-    FROM labels WHERE confidence::DOUBLE > {threshold}
-    WINDOW ranking AS (PARTITION BY label ORDER BY confidence DESC)
-), level AS (
-    SELECT label, place, confidence, place - first_tied + 1 AS nth FROM ranked JOIN asked USING (label, place)
-), tied AS (
-    SELECT label, place, confidence, nth, content_hash, row,
-        row_number() OVER (PARTITION BY label, place ORDER BY content_hash, row) AS n
-    FROM labels JOIN level USING (label, confidence)
-)
-SELECT label, place, confidence, content_hash, row FROM tied WHERE n = nth;
-
-CREATE TEMP TABLE rules AS
-SELECT classes.label, base,
-    last.confidence AS last_confidence, last.content_hash AS last_hash, last.row AS last_row,
-    more.confidence AS more_confidence, more.content_hash AS more_hash, more.row AS more_row
-FROM classes
-LEFT JOIN marks AS last ON last.label = classes.label AND last.place = eligible AND eligible < above
-LEFT JOIN marks AS more ON more.label = classes.label AND more.place = extra
-"""
-
-_UP_TO = """(confidence > rule.{mark}_confidence OR confidence = rule.{mark}_confidence
-    AND (content_hash < rule.{mark}_hash OR content_hash = rule.{mark}_hash AND row <= rule.{mark}_row))"""
-
-# a join would not keep the rows in order
-_RULED = "(SELECT *, getvariable('rules')[label + 1] AS rule FROM labels)"
-
-
-def _index_rules(connection: duckdb.DuckDBPyConnection, num_classes: int) -> None:
-    """Turn the table `rules` into a variable: a list of its rows, the one of class k at k + 1, or null."""
-    connection.execute(
-        f"""SET VARIABLE rules = (SELECT list(rules ORDER BY number)
-        FROM range({num_classes}) AS classes(number) LEFT JOIN rules ON rules.label = number)"""
-    )
-
-
-# No mark `last`: all above the threshold are eligible. No mark `more`: none is trained on once more.
-_PAPER = f"""(
-SELECT row, content_hash, label, confidence,
-    CASE WHEN above AND allowed THEN base + again ELSE 0 END AS repeats,
-    CASE WHEN NOT above THEN 'below_threshold'::why WHEN NOT allowed THEN 'below_top_fraction'::why
-        WHEN base + again = 0 THEN 'over_quota'::why ELSE 'kept'::why END AS reason
-FROM (
-    SELECT row, content_hash, label, confidence, rule.base AS base,
-        confidence::DOUBLE > {{threshold}} AS above,
-        coalesce({_UP_TO.format(mark="last")}, true) AS allowed,
-        coalesce({_UP_TO.format(mark="more")}, false)::INTEGER AS again
-    FROM {_RULED}
-))"""
+def _copies(
+    config: SelectionConfig, eligible: dict[int, int], num_classes: int
+) -> tuple[NDArray[np.int32], dict[int, int]]:
+    """(num_classes,) how often an eligible image is trained on, and how many of its class once more."""
+    quota = _quota(config, list(eligible.values()))
+    base, extra = np.ones(num_classes, np.int32), dict.fromkeys(eligible, 0)
+    for label, n in eligible.items():
+        if n > quota:
+            base[label], extra[label] = 0, quota
+        elif n and config.duplicate:
+            base[label], extra[label] = divmod(quota, n)
+    return base, extra
 
 
 def _official(
     connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int, seed: int
-) -> str:
+) -> Official:
     """A class's threshold is the highest k/100 with K images at or above it; the rounding is seeded."""
     lowest = round(config.threshold * 100)
     bins = connection.execute(
@@ -217,21 +167,13 @@ def _official(
     for label, _, count in bins:
         candidates[label] = candidates.get(label, 0) + count
     quota = _quota(config, list(candidates.values()))
-    cuts = _cuts(bins, quota)
-    copies = {
-        label: min(Fraction(quota, n), Fraction(quota if config.duplicate else 1))
-        for label, (_, n) in cuts.items()
-    }
-    chances = [math.floor((c - math.floor(c)) * 2**64) for c in copies.values()]
-    table = {
-        "label": pa.array(cuts, pa.int32()),
-        "cut": pa.array([cut for cut, _ in cuts.values()], pa.int32()),
-        "base": pa.array([math.floor(c) for c in copies.values()], pa.int32()),
-        "chance": pa.array(chances, pa.uint64()),
-    }
-    connection.register("rules", pa.table(table))
-    _index_rules(connection, num_classes)
-    return _OFFICIAL.format(lowest=lowest, seed=seed)
+    cut = np.full(num_classes, np.iinfo(np.int32).max, np.int32)
+    base, chance = np.zeros(num_classes, np.int32), np.zeros(num_classes, np.uint64)
+    for label, (lowest_bin, n) in _cuts(bins, quota).items():
+        copies = min(Fraction(quota, n), Fraction(quota if config.duplicate else 1))
+        cut[label], base[label] = lowest_bin, math.floor(copies)
+        chance[label] = math.floor((copies - math.floor(copies)) * 2**64)
+    return Official(lowest, cut, base, chance, torch_seed(seed, "selection"))
 
 
 def _cuts(bins: list[tuple[int, int, int]], quota: int) -> dict[int, tuple[int, int]]:
@@ -242,17 +184,3 @@ def _cuts(bins: list[tuple[int, int, int]], quota: int) -> dict[int, tuple[int, 
         if above < quota:
             cuts[label] = (bin_, above + count)
     return cuts  # short of the quota: its lowest occupied bin, which keeps the same images as the lowest bin
-
-
-# md5 is the uniform draw: its first 8 bytes, little-endian, against the chance in units of 2^-64
-_OFFICIAL = f"""(
-SELECT row, content_hash, label, confidence, repeats, CASE WHEN repeats > 0 THEN 'kept'::why
-    WHEN bin >= {{lowest}} THEN 'over_quota'::why ELSE 'below_threshold'::why END AS reason
-FROM (
-    SELECT row, content_hash, label, confidence, floor(confidence::DOUBLE * 100)::INTEGER AS bin,
-        CASE WHEN rule.cut IS NULL OR bin < rule.cut THEN 0 WHEN rule.chance = 0 THEN rule.base
-            ELSE rule.base
-                + (md5_number_upper(content_hash || encode(':{{seed}}')) < rule.chance)::INTEGER
-        END AS repeats
-    FROM {_RULED}
-))"""

@@ -11,7 +11,7 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.evaluate import suite, verdict
 from noisystudent.evaluate.reasons import Context as Circumstances
 from noisystudent.evaluate.suite import Predictions
-from noisystudent.self_training import learner, pool
+from noisystudent.self_training import learner, pool, robustness
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
 from noisystudent.stages import Stage, run_stage
@@ -28,7 +28,8 @@ def judge(context: Context) -> None:
             lesson = _lesson(context, iteration, role, stage)
             for name, images in _sets(context).items():
                 found[iteration, role, name] = _predictions(context, stage, lesson, name, images)
-        _write_evaluations(context, found)
+        lessons = {(i, role): _lesson(context, i, role, stage) for i, role, stage in context.graph.models()}
+        _write_evaluations(context, found, robustness.measure(context, lessons))
         rundir.write_json(context.run / "verdict.json", _verdict(context, found))
 
     run_stage(context.graph.judgement, work, context.voice.say)
@@ -57,7 +58,7 @@ def _predictions(context: Context, stage: Stage, lesson: Lesson, name: str, imag
     return Predictions(probs, images.labels)
 
 
-def _write_evaluations(context: Context, found: Found) -> None:
+def _write_evaluations(context: Context, found: Found, robust: robustness.Columns) -> None:
     bins = context.config.evaluate.ece_bins
     lines: list[dict[str, Any]] = []
     for index in range(len(context.graph.iterations) + 1):
@@ -69,6 +70,9 @@ def _write_evaluations(context: Context, found: Found) -> None:
                 models.setdefault(role, {})[name] = scores
                 lines.append({"iteration": iteration, "model": role, "set": name, **scores})
         content: dict[str, Any] = {"models": models}
+        own = {role: column for (iteration, role), column in robust.items() if iteration == index}
+        if own:
+            content["robustness"] = own
         if index > 0:
             turn = context.graph.iterations[index - 1]
             content |= pool.summary(context, turn)

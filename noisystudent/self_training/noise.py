@@ -58,7 +58,8 @@ class LessonNoise:
         return plan.draw(self._policy, self._seed, stream, step, rows, self._side)
 
     def _load(self, device: torch.device) -> None:
+        drawn = compile_plan(self._plan, device, grouped=False)
         if self._program is None:
-            self._program = compile_plan(self._plan, device, grouped=False)
+            self._program = drawn
         else:
-            self._program.load(compile_plan(self._plan, torch.device("cpu"), grouped=False))
+            self._program.load(drawn)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisystudent.augment import plan
-from noisystudent.augment.policies import OP_COUNT, Op, Policy, parse_randaugment
+from noisystudent.augment.policies import DRAWN, Op, Policy, parse_randaugment
 from noisystudent.errors import InputError
 
 FULL = Policy(crop="pad", flip=True, randaugment=parse_randaugment("rand-m9-n3-mstd0.5-p0.8"), cutout=8)
@@ -50,9 +50,9 @@ def test_switching_a_part_off_leaves_the_other_draws() -> None:
 def test_draws_are_uniform() -> None:
     policy = Policy(crop="pad", flip=True, randaugment=parse_randaugment("rand-m9-n2"), cutout=8)
     drawn = plan.draw(policy, 3, "pool", 0, 20_000, 32)
-    counts = np.bincount(drawn.op.ravel(), minlength=OP_COUNT)
-    expected = drawn.op.size / OP_COUNT
-    assert len(counts) == OP_COUNT
+    counts = np.bincount(drawn.op.ravel(), minlength=len(DRAWN))
+    expected = drawn.op.size / len(DRAWN)
+    assert len(counts) == len(DRAWN)
     assert ((counts - expected) ** 2 / expected).sum() < 37.7  # chi-square, 15 degrees of freedom, p = 0.001
     assert abs(drawn.flip.mean() - 0.5) < 0.015
     for places, low, high in ((drawn.shift, -4, 4), (drawn.square[:, :2], 0, 31), (drawn.centre, 0, 31)):
@@ -60,6 +60,19 @@ def test_draws_are_uniform() -> None:
         assert abs(places.mean() - (low + high) / 2) < 0.3
     rotations = drawn.argument[drawn.op == Op.ROTATE]
     assert set(np.unique(rotations)) == {-27.0, 27.0} and abs((rotations > 0).mean() - 0.5) < 0.05
+
+
+def test_a_seed_means_the_same_noise_in_every_version() -> None:
+    drawn = plan.draw(FULL, 0, "pool", 0, 4, 32)
+    assert drawn.op.tolist() == [
+        [Op.CUTOUT, Op.ROTATE, Op.POSTERIZE],
+        [Op.SHEAR_Y, Op.SOLARIZE, Op.IDENTITY],
+        [Op.IDENTITY, Op.COLOR, Op.SHEAR_X],
+        [Op.IDENTITY, Op.POSTERIZE, Op.TRANSLATE_Y],
+    ]
+    assert drawn.argument[:2] == pytest.approx(np.array([[40, -27.604134, 3], [-0.27067998, 246, 0]]))
+    assert drawn.shift.tolist() == [[4, 3], [-2, 2], [-1, 2], [-2, 0]]
+    assert drawn.flip.tolist() == [False, True, False, False]
 
 
 def test_jitter_is_gaussian_and_probability_is_kept() -> None:

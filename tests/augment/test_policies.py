@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from noisystudent.augment.policies import (
-    OP_COUNT,
+    DRAWN,
     Op,
     Policy,
     RandAugment,
@@ -46,7 +46,7 @@ def argument(policy: Policy, op: int, level: float, sign: float = 1.0) -> float:
     return float(arguments(policy, np.array([op]), np.array([level]), np.array([sign]))[0])
 
 
-@pytest.mark.parametrize("op", list(Op)[:OP_COUNT])
+@pytest.mark.parametrize("op", DRAWN)
 def test_arguments_are_the_published_table(op: Op) -> None:
     policy = build_policy(AugmentConfig(crop="inception", randaugment="rand-m27-n2"), 224)
     for level, expected in zip((5, 15, 27), PUBLISHED[op], strict=True):
@@ -74,7 +74,7 @@ def test_arguments_agree_with_timm(increasing: bool, level: float) -> None:
     timm = pytest.importorskip("timm.data.auto_augment")
     policy = Policy(randaugment=RandAugment(increasing=increasing), translate_const=100)
     grows = {"Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness"}
-    for op in list(Op)[:OP_COUNT]:
+    for op in DRAWN:
         name = op.name.title().replace("_", "")
         if op is Op.CUTOUT or timm.LEVEL_TO_ARG[name] is None:
             continue

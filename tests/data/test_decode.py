@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import encoded
 from PIL import Image, ImageOps
 
-from noisystudent.data.decode import DecodeError, center_view, crop_resize, decode, from_array, view
+from noisystudent.data.decode import DecodeError, crop_resize, decode, view
 
 PHOTOS = Path(__file__).parents[2] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
 LIMIT = 10_000_000
+WHOLE = np.array([0, 0, 1, 1], np.float32)
 
 
 def ramp(height: int, width: int) -> np.ndarray:
@@ -33,60 +36,65 @@ def photos(count: int) -> list[bytes]:
         return [archive.extractfile(member).read() for member in files]  # type: ignore[union-attr]
 
 
-def chw(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+def chw(image: Image.Image | np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def pixels(data: bytes) -> torch.Tensor:
+    return chw(decode(data, LIMIT).image)
 
 
 def test_photos_decode_as_pillow_does() -> None:
     for data in photos(8):
-        assert torch.equal(decode(data, LIMIT), chw(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert torch.equal(pixels(data), chw(expected))
 
 
-def test_center_view_of_photos_is_pillows_crop_and_bicubic_resize_within_two_levels() -> None:
+def test_the_clean_view_of_photos_is_pillows_crop_and_bicubic_resize_within_two_levels() -> None:
     for data in photos(8):
         image = Image.open(io.BytesIO(data)).convert("RGB")
         side = round(min(image.size) * 0.875)  # crop_pct at 224
         left, top = (image.width - side) // 2, (image.height - side) // 2
         cropped = image.crop((left, top, left + side, top + side))
         expected = chw(cropped.resize((224, 224), Image.Resampling.BICUBIC))
-        assert (center_view(decode(data, LIMIT), 224).int() - expected.int()).abs().max() <= 2
+        assert (view(decode(data, LIMIT), 224).int() - expected.int()).abs().max() <= 2
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
 def test_lossless_formats_return_the_pixels(kind: str) -> None:
-    pixels = ramp(20, 31)
+    image = ramp(20, 31)
     options = {"lossless": True} if kind == "WEBP" else {}
-    assert torch.equal(decode(encoded(pixels, kind, **options), LIMIT), from_array(pixels))
+    assert torch.equal(pixels(encoded(image, kind, **options)), chw(image))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(ramp(16, 24), kind, exif=exif)
-    expected = chw(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    assert torch.equal(decode(data, LIMIT), expected)
-    assert decode(data, LIMIT).shape == ((3, 16, 24) if orientation < 5 else (3, 24, 16))
+    expected = chw(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert torch.equal(pixels(data), expected)
+    assert decode(data, LIMIT).size == ((16, 24) if orientation < 5 else (24, 16))
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     for kind in ("PNG", "TIFF"):
-        assert decode(encoded(values, kind), LIMIT)[1].tolist() == [[0, 0, 1, 128, 255]]
+        assert pixels(encoded(values, kind))[1].tolist() == [[0, 0, 1, 128, 255]]
 
 
 def test_cmyk_jpeg_becomes_rgb() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.full((16, 16, 3), (250, 20, 20), np.uint8)).convert("CMYK").save(buffer, "JPEG")
-    red, green, blue = decode(buffer.getvalue(), LIMIT).float().mean((1, 2)).tolist()
+    red, green, blue = pixels(buffer.getvalue()).float().mean((1, 2)).tolist()
     assert red > 240 and green < 35 and blue < 35
 
 
 def test_transparency_is_dropped_not_composited() -> None:
-    pixels = np.zeros((4, 4, 4), np.uint8)
-    pixels[..., 0] = 200  # red, fully transparent
-    assert decode(encoded(pixels), LIMIT)[0].unique().tolist() == [200]
+    image = np.zeros((4, 4, 4), np.uint8)
+    image[..., 0] = 200  # red, fully transparent
+    assert pixels(encoded(image))[0].unique().tolist() == [200]
 
 
 def test_palette_with_transparency_keeps_its_colours() -> None:
@@ -94,24 +102,27 @@ def test_palette_with_transparency_keeps_its_colours() -> None:
     image.putpalette([0, 0, 0, 10, 20, 30])
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=bytes([255, 0]))
-    assert decode(buffer.getvalue(), LIMIT)[:, 0, 0].tolist() == [10, 20, 30]
+    assert pixels(buffer.getvalue())[:, 0, 0].tolist() == [10, 20, 30]
 
 
 def test_animated_gif_gives_its_first_frame() -> None:
     frames = [Image.fromarray(np.full((6, 6), value, np.uint8)) for value in (10, 200)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    assert decode(buffer.getvalue(), LIMIT).unique().tolist() == [10]
+    assert pixels(buffer.getvalue()).unique().tolist() == [10]
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("filled", [b"", b"\0"])
-def test_truncated_jpeg_is_refused_wherever_it_is_cut(progressive: bool, filled: bytes) -> None:
+@pytest.mark.parametrize("resolution", [None, 1])
+def test_truncated_jpeg_is_refused_wherever_it_is_cut(
+    progressive: bool, filled: bytes, resolution: int | None
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     data = encoded(noise, "JPEG", progressive=progressive)
     for cut in [1, 2, 3, 10, 100, *range(200, len(data), 211)]:
         with pytest.raises(DecodeError):
-            decode(data[:-cut] + filled * cut, LIMIT)
+            decode(data[:-cut] + filled * cut, LIMIT, resolution)
 
 
 def test_a_thumbnails_end_marker_does_not_hide_a_truncation() -> None:
@@ -119,7 +130,7 @@ def test_a_thumbnails_end_marker_does_not_hide_a_truncation() -> None:
     thumbnail = b"Exif\0\0" + encoded(ramp(8, 8), "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     whole = data[:2] + segment + data[2:]
-    assert decode(whole, LIMIT).shape == (3, 40, 40)
+    assert decode(whole, LIMIT).size == (40, 40)
     with pytest.raises(DecodeError, match="end-of-image"):
         decode(whole[: len(whole) - 200] + bytes(200), LIMIT)
 
@@ -166,20 +177,66 @@ def test_floating_point_pixels_are_refused() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (300, 10), (7, 9)])
 @pytest.mark.parametrize("resolution", [8, 32, 224])
 def test_views_have_their_size_whatever_the_image(height: int, width: int, resolution: int) -> None:
-    image = from_array(ramp(height, width))
-    assert center_view(image, resolution).shape == (3, resolution, resolution)
+    picture, square = decode(ramp(height, width), LIMIT), np.zeros((3, width, width), np.uint8)
     box = np.array([0.9, 0.9, 0.01, 0.01], np.float32)
-    assert crop_resize(image, box, resolution).shape == (3, resolution, resolution)
+    for shown in (view(picture, resolution), view(picture, resolution, box)):
+        assert shown.shape == (3, resolution, resolution) and shown.is_contiguous()
+    assert crop_resize(square, resolution, box).shape == (3, resolution, resolution)
 
 
 def test_an_image_of_the_right_size_is_unchanged() -> None:
     for side in (32, 224):
-        image = from_array(ramp(side, side))
-        assert torch.equal(view(image, None, side), image)
-        assert torch.equal(view(image, np.array([0, 0, 1, 1], np.float32), side), image)
+        image = ramp(side, side)
+        assert torch.equal(view(decode(image, LIMIT), side), chw(image))
+        assert torch.equal(view(decode(image, LIMIT), side, WHOLE), chw(image))
+        assert torch.equal(crop_resize(image.transpose(2, 0, 1), side, WHOLE), chw(image))
 
 
 def test_a_box_is_the_window_it_names() -> None:
-    image = from_array(ramp(40, 60))
+    image = ramp(40, 60)
     box = np.array([10 / 40, 30 / 60, 8 / 40, 8 / 60], np.float32)
-    assert torch.equal(crop_resize(image, box, 8), image[:, 10:18, 30:38])
+    assert torch.equal(view(decode(image, LIMIT), 8, box), chw(image[10:18, 30:38]))
+
+
+@given(box=st.tuples(*[st.floats(0.0, 1.0, width=32)] * 4), side=st.integers(8, 40))
+@settings(max_examples=50, deadline=None)
+def test_a_stored_square_is_cropped_as_its_file_would_be(box: tuple[float, ...], side: int) -> None:
+    noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    window = np.array(box, np.float32)
+    stored = crop_resize(noise.transpose(2, 0, 1), 16, window)
+    assert torch.equal(stored, view(decode(encoded(noise), LIMIT), 16, window))
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """An image with detail down to a dozen pixels."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(("resolution", "factor"), [(8, 8), (16, 8), (17, 4), (40, 2), (68, 1), (224, 1)])
+def test_a_large_jpeg_is_decoded_smaller_but_never_below_twice_the_view(resolution: int, factor: int) -> None:
+    picture = decode(encoded(smooth(270, 400), "JPEG"), LIMIT, resolution)
+    assert (picture.size, picture.factor) == ((270, 400), factor)
+    assert picture.image.size == (-(-400 // factor), -(-270 // factor))
+    assert factor in (1, 8) or 270 / (2 * factor) < 2 * resolution <= 270 / factor
+    assert decode(encoded(smooth(270, 400)), LIMIT, resolution).factor == 1, "only JPEG has smaller decodings"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("box", [None, (0.13, 0.07, 0.61, 0.83)])
+def test_a_smaller_decoding_shows_the_same(orientation: int, box: tuple[float, ...] | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth(301, 403), "JPEG", quality=95, exif=exif)
+    window = None if box is None else np.array(box, np.float32)
+    small, whole = decode(data, LIMIT, 24, window), decode(data, LIMIT)
+    assert small.factor > whole.factor == 1 and small.size == whole.size
+    gap = view(small, 24, window).int() - view(whole, 24, window).int()
+    assert gap.abs().float().mean() < 1.5, "a window a quarter of a pixel off makes it 10"
+
+
+def test_smaller_decodings_of_photos_differ_by_a_level_in_the_mean() -> None:
+    for data in photos(8):
+        small, whole = decode(data, LIMIT, 32), decode(data, LIMIT)
+        assert small.factor > 1
+        assert (view(small, 32).int() - view(whole, 32).int()).abs().float().mean() < 1.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import labeled_folder, random_images, write_folder
+from image_files import encoded, labeled_folder, random_images, write_folder
 from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.config import DataConfig
@@ -88,6 +89,26 @@ def test_batches_are_the_same_from_memory_from_files_and_by_workers(tmp_path: Pa
     assert same(expected, batches(streamed, workers=2, boxes=boxes))
     assert same(expected, batches(resident, workers=1, boxes=boxes))
     assert same(expected[3:], batches(streamed, start=3, boxes=boxes))
+
+
+def test_a_large_jpeg_has_its_own_size_and_one_clean_view_from_memory_from_files_and_by_workers(
+    tmp_path: Path,
+) -> None:
+    for number, pixels in enumerate(random_images(4, 300)):
+        path = tmp_path / "large" / f"c{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(pixels[: 200 + number], "JPEG"))
+    config = DataConfig(labeled=(str(tmp_path / "large"),), resolution=16, val_fraction=0.5, workers=0)
+    planes = (replace(config, plane="resident"), replace(config, plane="streamed"))
+    stored, streamed = (
+        prepare(c, open_sources(c), tmp_path / c.plane, 0, StopFlag()).labeled for c in planes
+    )
+    rows = np.arange(2)
+    heights = [200 + int(name[3]) for name in streamed.ids(rows)]
+    assert stored.sizes.tolist() == streamed.sizes.tolist() == [[height, 300] for height in heights]
+    (by_workers,) = clean_batches(streamed, rows, resolution=16, batch_size=2, device=CPU, workers=1)
+    assert torch.equal(stored.fetch(rows, 16), streamed.fetch(rows, 16))
+    assert torch.equal(stored.fetch(rows, 16), by_workers)
 
 
 def test_rows_carry_their_own_labels_and_targets(tmp_path: Path) -> None:

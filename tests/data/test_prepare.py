@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from noisystudent.config import DataConfig
 from noisystudent.data import scan
 from noisystudent.data.prepare import Dataset, open_dataset, prepare
 from noisystudent.data.sources import ArraySource, Sources, open_source, open_sources
-from noisystudent.errors import RunError, Stopped
+from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.runtime import StopFlag
 
 
@@ -250,6 +251,17 @@ def test_auto_keeps_what_fits(tmp_path: Path, labeled: Path, pool: Path) -> None
     gib = 25 * 3 * 8 * 8 / 1024**3  # between the 20 images of the pool and the 30 labelled ones
     data = make(tmp_path / "out", labeled=(str(labeled),), unlabeled=(str(pool),), resident_gib=gib)
     assert data.pool.resident and not data.labeled.resident and not data.val.resident
+
+
+def test_what_the_disk_cannot_hold_is_streamed_or_refused_before_it_is_decoded(
+    tmp_path: Path, labeled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=30 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert not make(tmp_path / "auto", labeled=(str(labeled),)).labeled.resident
+    with pytest.raises(InputError, match=r"data\.plane is resident, but labeled takes .* GiB free"):
+        make(tmp_path / "resident", labeled=(str(labeled),), plane="resident")
+    assert not list((tmp_path / "resident").iterdir())
 
 
 @pytest.mark.parametrize("plane", ["resident", "streamed"])

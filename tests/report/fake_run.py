@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fake_robustness
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -70,6 +71,7 @@ def write_run(run: Path, classes: Sequence[str] = CLASSES, iterations: int = 3, 
             evaluation |= pool_summary(index, classes, rng)
             write_json(folder / "gallery.json", gallery(classes, rng))
         write_json(folder / "evaluation.json", evaluation)
+    fake_robustness.add(run, images)
     write_json(run / "verdict.json", VERDICT)
     return run
 

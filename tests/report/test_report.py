@@ -3,57 +3,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import fake_run
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from html_page import Page, page, section
 
 from noisystudent.errors import InputError, RunError
 from noisystudent.report import build
 
-VOID = {"meta", "img", "link", "br", "hr", "input"}
 HOSTILE = '<script>alert("1")</script>\'"><img src=x onerror=alert(2)>'
-
-
-class Page(HTMLParser):
-    """Checks nesting; gathers the attributes of every tag, the visible text and the scripts."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.scripts: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif self.open and self.open[-1] != "style":
-            self.text += data
-
-    @property
-    def sections(self) -> list[str | None]:
-        return [attributes["id"] for tag, attributes in self.tags if tag == "section"]
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        (figures,) = (script for script in self.scripts if script.startswith("{"))
-        return dict(json.loads(figures))
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +28,11 @@ def run(full: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(full, tmp_path / "run"))
 
 
-def page(run: Path) -> Page:
-    return Page(build(run).read_text(encoding="utf-8"))
-
-
 def test_a_finished_run_has_every_section_in_order(full: Path) -> None:
-    order = "verdict accuracy curves confidence balance reliability confusion gallery data environment config"
+    order = (
+        "verdict accuracy robustness curves confidence balance "
+        "reliability confusion gallery data environment config"
+    )
     assert page(full).sections == order.split()
 
 
@@ -130,7 +90,7 @@ def test_every_score_is_in_the_table(full: Path) -> None:
 
 def test_plotly_accepts_every_figure(full: Path) -> None:
     figures = page(full).figures
-    assert len(figures) == 4 + 2 * 3
+    assert len(figures) == 6 + 2 * 3
     for figure in figures.values():
         go.Figure(json.loads(re.sub(r'"--[a-z0-9-]+"', '"#123456"', json.dumps(figure))))
 
@@ -201,7 +161,7 @@ def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path: Path) -> None:
     found = page(tmp_path)
     assert found.sections == ["verdict", "config"]
     assert "no verdict yet" in found.text
-    assert "accuracy, curves, confidence, balance" in found.text
+    assert "accuracy, robustness, curves, confidence, balance" in found.text
 
 
 def test_without_control_or_test_no_gain_is_claimed(run: Path) -> None:
@@ -211,6 +171,7 @@ def test_without_control_or_test_no_gain_is_claimed(run: Path) -> None:
     for path in run.glob("iteration-*/evaluation.json"):
         content = json.loads(path.read_text())
         content["models"].pop("control", None)
+        content["robustness"].pop("control", None)
         for sets in content["models"].values():
             del sets["test"]
         fake_run.write_json(path, content)
@@ -227,7 +188,7 @@ def test_without_control_or_test_no_gain_is_claimed(run: Path) -> None:
 def test_a_verdict_on_val_without_control(run: Path) -> None:
     rows = {"teacher": fake_run.VERDICT["comparisons"]["teacher"], "control": None}
     fake_run.write_json(run / "verdict.json", {"set": "val", "improved": None, "comparisons": rows})
-    text = page(run).text
+    text = section(run, "verdict").text
     assert "+29.47" in text
     assert "same images of val" in text
     assert "against the control" not in text

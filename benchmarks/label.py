@@ -1,0 +1,266 @@
+"""Is labelling as fast as the model, or as the decoder?
+
+    python benchmarks/label.py
+    python benchmarks/label.py --parts resident --cases wrn28_2@32 resnet50@224 --seconds 10
+
+resident: `label_images` over decoded images, against the same predictor called on one batch again and again
+(ceiling). stream: the same over JPEG files decoded by workers, against the slower of the two alone: those
+batches without a model (decoder), and the ceiling. On a CPU they would share the cores, so the stream has one
+worker and the model one thread. peer: timm's loader over the same files, the network, softmax, to numpy.
+Images are CIFAR-10's from shared/data, resized to the case's side; a short set is gone through again until
+a run takes about --seconds.
+Every repeat times all in turn; ratios are taken within a repeat: median (least … greatest).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisystudent.config import DataConfig, LearnerConfig, ModelConfig, PseudoLabelConfig, TrainConfig
+from noisystudent.data.imageset import ImageSet
+from noisystudent.data.prepare import Dataset, prepare
+from noisystudent.data.sources import open_sources
+from noisystudent.data.workers import worker_count
+from noisystudent.models.registry import Classifier, build_model
+from noisystudent.pseudo_label import label_images
+from noisystudent.runtime import StopFlag, resolve_device
+from noisystudent.self_training import learner
+from noisystudent.self_training.learner import Lesson
+
+_CIFAR = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "cifar10" / "train.tar.xz"
+_CPU_CASES = {"demo": ("resnet8_16", 16, "fp32"), "cifar10-cpu": ("resnet8_16", 32, "bf16")}
+_GPU_CASES = ("wrn28_2@32", "resnet50@224", "efficientnet_b0@224")
+_LIMITS = {"resident": 0.95, "stream": 0.90}
+Rows = NDArray[np.int64]
+Times = dict[str, list[float]]
+"""Images a second of each contender, a figure a repeat."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=_LIMITS, default=["resident", "stream"])
+    parser.add_argument("--cases", nargs="+", help="demo, cifar10-cpu or MODEL@SIDE")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--images", type=int, default=10_000, help="different images; fewer above 64 pixels")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--workers", type=int, help="of the stream; default: one a core, on a CPU one")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of one timing")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/label"))
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    names = arguments.cases or (_GPU_CASES if device.type == "cuda" else _CPU_CASES)
+    print(f"{device}, {torch.get_num_threads()} threads, batches of {arguments.batch}")
+    for part in arguments.parts:
+        for name in names:
+            labeling(part, name, device, arguments)
+
+
+# --- a model and images ---
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its images, and everything `label_images` is handed in a run."""
+
+    lesson: Lesson
+    model: Classifier
+    images: ImageSet
+    folder: Path
+    work: Path
+    batch: int
+
+    def views(self, rows: Rows) -> Iterator[Tensor]:
+        return learner.clean_views(self.lesson, self.images, self.batch)(rows % len(self.images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        return learner.predictor(self.model, self.lesson)(images)
+
+    def sync(self) -> None:
+        if self.lesson.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def case(part: str, name: str, device: torch.device, arguments: argparse.Namespace) -> Case:
+    model, side, precision = _CPU_CASES.get(name) or (*name.split("@"), "auto")
+    side = int(side)
+    folder = files(arguments.work, arguments.images if side <= 64 else arguments.images // 10)
+    dataset = prepared(part, folder, side, arguments).to_device(device)
+    on_cpu = 1 if device.type == "cpu" else worker_count(None)
+    config = LearnerConfig(
+        model=ModelConfig(name=model), train=TrainConfig(steps=1, batch_size=8, precision=precision)
+    )
+    lesson = Lesson(
+        learner=config,
+        dataset=dataset,
+        folder=arguments.work,
+        seed=0,
+        resolution=side,
+        device=device,
+        workers=0 if part == "resident" else arguments.workers or on_cpu,
+    )
+    built = build_model(config.model, len(dataset.classes), side, seed=0).to(device).eval()
+    return Case(lesson, built, dataset.labeled, folder, arguments.work, arguments.batch)
+
+
+def files(work: Path, count: int) -> Path:
+    """About `count` images of CIFAR-10, all classes alike, as `<class>/<file>.jpg`, made once."""
+    root = work / f"jpeg-{count}"
+    if not root.exists():
+        if not _CIFAR.exists():
+            raise SystemExit(f"needs {_CIFAR}")
+        partial = root.with_suffix(".partial")
+        with tarfile.open(_CIFAR) as archive:
+            members = [member for member in archive if member.isfile()]
+            archive.extractall(partial, members[:: max(1, len(members) // count)], filter="data")
+        (partial / "train").rename(root)
+    return root
+
+
+def prepared(part: str, folder: Path, side: int, arguments: argparse.Namespace) -> Dataset:
+    plane = "resident" if part == "resident" else "streamed"
+    config = DataConfig(labeled=(str(folder),), plane=plane, resolution=side, val_fraction=0.01)  # type: ignore[arg-type]
+    out = arguments.work / f"{folder.name}-{plane}-{side}"
+    return prepare(config, open_sources(config), out, 0, StopFlag())
+
+
+# --- labelling ---
+
+
+def labeling(part: str, name: str, device: torch.device, arguments: argparse.Namespace) -> None:
+    threads = torch.get_num_threads()
+    if part == "stream" and device.type == "cpu":
+        torch.set_num_threads(1)
+    found = case(part, name, device, arguments)
+    contenders: dict[str, Callable[[int], None]] = {
+        "ours": lambda n: ours(found, n),
+        "ceiling": lambda n: ceiling(found, n),
+    }
+    if part == "stream":
+        contenders |= {"decoder": lambda n: decoder(found, n), "peer": lambda n: peer(found, n)}
+    counts = {each: enough(run, arguments) for each, run in contenders.items()}
+    times = alternate(contenders, counts, arguments.repeats)
+    if part == "stream":
+        times["slower"] = [min(pair) for pair in zip(times["ceiling"], times["decoder"], strict=True)]
+    limit = "ceiling" if part == "resident" else "slower"
+    settings = f"{found.lesson.workers} workers, {torch.get_num_threads()} threads"
+    print(f"\n{part} {name}: {found.lesson.learner.model.name}, {found.lesson.resolution} px, {settings}")
+    show(times, limit)
+    reached = statistics.median(ratios(times, "ours", limit))
+    print(f"{'':10}at least {_LIMITS[part]} x {limit}: {'yes' if reached >= _LIMITS[part] else 'NO'}")
+    torch.set_num_threads(threads)
+
+
+def ours(found: Case, images: int) -> None:
+    out = found.work / "labels"
+    shutil.rmtree(out, ignore_errors=True)
+    hashes = found.images.content_hash
+    label_images(
+        learner.predictor(found.model, found.lesson),
+        found.views,
+        lambda rows: found.images.ids(rows % len(found.images)),
+        np.resize(hashes, (images, hashes.shape[1])),
+        num_classes=found.model.num_classes,
+        config=PseudoLabelConfig(batch_size=found.batch),
+        out=out,
+        stop=StopFlag(),
+    )
+
+
+def ceiling(found: Case, images: int) -> None:
+    batch = next(found.views(np.arange(found.batch)))
+    predict = learner.predictor(found.model, found.lesson)
+    for _ in range(images // found.batch):
+        predict(batch)
+    found.sync()
+
+
+def decoder(found: Case, images: int) -> None:
+    for _ in found.views(np.arange(images)):
+        pass
+    found.sync()
+
+
+def peer(found: Case, images: int) -> None:
+    """What timm's inference script does, on the same network under the same precision."""
+    side, device = found.lesson.resolution, found.lesson.device
+    loader = timm.data.create_loader(
+        timm.data.ImageDataset(str(found.folder)),
+        input_size=(3, side, side),
+        batch_size=found.batch,
+        use_prefetcher=device.type == "cuda",
+        num_workers=found.lesson.workers,
+        crop_pct=1.0,
+        device=device,
+        persistent_workers=False,
+    )
+    dtype = learner.resolve_dtype(found.lesson.learner.train.precision, device)
+    net: nn.Module = found.model.net
+    done, said = 0, []
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        while done < images:
+            for views, _ in loader:
+                said.append(net(views.to(device)).float().softmax(dim=1).cpu().numpy())
+                done += len(views)
+                if done >= images:
+                    break
+    np.concatenate(said)
+
+
+# --- timing ---
+
+
+def enough(run: Callable[[int], None], arguments: argparse.Namespace) -> int:
+    """So many images that a run takes about --seconds, in whole batches; also warms up."""
+    count = 4 * arguments.batch
+    while True:
+        begun = time.perf_counter()
+        run(count)
+        spent = time.perf_counter() - begun
+        if spent > arguments.seconds / 4:
+            whole = count * arguments.seconds / spent / arguments.batch
+            return max(1, round(whole)) * arguments.batch
+        count *= 2
+
+
+def alternate(contenders: dict[str, Callable[[int], None]], counts: dict[str, int], repeats: int) -> Times:
+    times: Times = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            begun = time.perf_counter()
+            run(counts[name])
+            times[name].append(counts[name] / (time.perf_counter() - begun))
+    return times
+
+
+def ratios(times: Times, over: str, under: str) -> list[float]:
+    return [a / b for a, b in zip(times[over], times[under], strict=True)]
+
+
+def show(times: Times, limit: str) -> None:
+    print(f"{'':10}{'images/s':>30}{'ours / it':>24}")
+    for name, rates in times.items():
+        mark = " *" if name == limit else ""
+        print(f"{name + mark:10}{spread(rates, ',.0f'):>30}{spread(ratios(times, 'ours', name), '.3f'):>24}")
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} … {max(values):{form}})"
+
+
+if __name__ == "__main__":
+    main()

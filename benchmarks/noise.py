@@ -1,0 +1,278 @@
+"""What does input noise cost, and what does it cost elsewhere? Share of a training step, and images a second.
+
+    python benchmarks/noise.py
+    python benchmarks/noise.py --cases demo cifar10-cpu --repeats 7
+
+All noise here is a random crop of the reflected image, a flip and RandAugment with N = 2, M = 9, on uint8.
+ours: two plans drawn (for labelled and for pool rows) and applied; on a GPU the kernels are compiled and
+captured, and the host's part, drawing and packing, runs beside them. ceiling: forward, backward and optimiser
+of the case's network on one fixed batch, on a GPU compiled and captured as well; the share is ours / ceiling.
+timm: Pillow RandAugment in a DataLoader with as many workers as cores. torchvision: transforms.v2, one image
+after the other in one process. kornia: on batches; it draws operations once a batch, not once an image.
+Each repeat times all in turn; ratios are within a repeat, medians and ranges over the repeats. A peer that is
+not installed is said and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from noisystudent.augment import ops, plan
+from noisystudent.augment.policies import Policy, build_policy
+from noisystudent.augment.program import compile_plan
+from noisystudent.config import AugmentConfig, ModelConfig, TrainConfig
+from noisystudent.models.registry import build_model
+from noisystudent.runtime import resolve_device
+from noisystudent.train.optim import build_optimizer
+
+_CLASSES, _NUM_OPS, _MAGNITUDE = 10, 2, 9
+_BUDGET = 0.3  # seconds a contender is timed for in each repeat, at least
+Work = Callable[[int], object]
+"""One call of a contender, by number."""
+Stopwatch = Callable[[], float]
+"""Seconds an image, over enough calls."""
+
+
+class Case(NamedTuple):
+    """A network, its images and its joint batch, an eighth of it labelled."""
+
+    model: str
+    side: int
+    batch: int
+    dtype: torch.dtype
+
+
+_CPU_CASES = {
+    "demo": Case("resnet8_16", 16, 256, torch.float32),
+    "cifar10-cpu": Case("resnet8_16", 32, 256, torch.bfloat16),
+    "resnet50": Case("resnet50", 224, 8, torch.float32),
+    "efficientnet_b0": Case("efficientnet_b0", 224, 8, torch.float32),
+}
+_GPU_CASES = {
+    "wrn28_2": Case("wrn28_2", 32, 512, torch.bfloat16),
+    "resnet50": Case("resnet50", 224, 128, torch.bfloat16),
+    "efficientnet_b0": Case("efficientnet_b0", 224, 128, torch.bfloat16),
+}
+
+
+def stopwatch(work: Work, images: int, device: torch.device) -> Stopwatch:
+    """Of work on so many images a call; warms up, so that compilation is not timed."""
+    numbers = itertools.count()
+
+    def seconds(calls: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(calls):
+            work(next(numbers))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+
+    seconds(2)
+    calls = math.ceil(_BUDGET / seconds(1))
+    return lambda: seconds(calls) / (calls * images)
+
+
+def recorded(work: Work) -> Work:
+    """Work on a GPU as one CUDA graph."""
+    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work(0)
+    main.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work(0)
+    return lambda _: graph.replay()
+
+
+def ceiling(case: Case, device: torch.device) -> Work:
+    """A training step without noise, average or new data."""
+    config = ModelConfig(name=case.model, dropout=0.0, stochastic_depth=0.0)
+    model = build_model(config, _CLASSES, case.side, pretrained=False)
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(model, TrainConfig(optimizer="sgd", lr=0.05, batch_size=case.batch))
+    images = pictures(case.side, case.batch).to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(case.batch, device=device) % _CLASSES
+    on_gpu = device.type == "cuda"
+
+    def loss_of(images: Tensor) -> Tensor:
+        with torch.autocast(
+            device.type, case.dtype, enabled=case.dtype != torch.float32, cache_enabled=False
+        ):
+            return nn.functional.cross_entropy(model(images), labels)
+
+    compute = torch.compile(loss_of, dynamic=False) if on_gpu else loss_of
+
+    def step(_: int) -> None:
+        compute(images).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return recorded(step) if on_gpu else step
+
+
+def ours(case: Case, policy: Policy, device: torch.device) -> dict[str, Work]:
+    """The parts of our noise: what the host draws, and what is done to the pixels."""
+    images = pictures(case.side, case.batch).to(device)
+    labeled = case.batch // 8
+
+    def draw(step: int) -> plan.Plan:
+        parts = (("labeled", labeled), ("pool", case.batch - labeled))
+        return plan.join([plan.draw(policy, 0, stream, step, rows, case.side) for stream, rows in parts])
+
+    if device.type != "cuda":
+        plans = [draw(step) for step in range(16)]
+        return {"draw": draw, "apply": lambda step: ops.apply(images, plans[step % len(plans)])}
+    static = compile_plan(draw(0), device, grouped=False)
+    run = torch.compile(ops.run, fullgraph=True, dynamic=False)
+    return {
+        "host": lambda step: static.load(compile_plan(draw(step), device, grouped=False)),
+        "apply": recorded(lambda _: run(images, static)),
+    }
+
+
+def pictures(side: int, count: int) -> Tensor:
+    """(count, 3, side, side) uint8 random pixels."""
+    draws = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=draws)
+
+
+class PillowImages(Dataset[Tensor]):
+    """Random images under timm's RandAugment, and torchvision's crop and flip, on Pillow images."""
+
+    def __init__(self, side: int, count: int, translate: int) -> None:
+        from timm.data.auto_augment import rand_augment_transform
+        from torchvision import transforms
+
+        self._arrays = pictures(side, count).permute(0, 2, 3, 1).contiguous().numpy()
+        crop = transforms.RandomCrop(side, padding=side // 8, padding_mode="reflect")
+        randaugment = rand_augment_transform(
+            f"rand-m{_MAGNITUDE}-n{_NUM_OPS}-p1.0", {"translate_const": translate, "img_mean": (128,) * 3}
+        )
+        self._noise = transforms.Compose([crop, transforms.RandomHorizontalFlip(), randaugment])
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getitem__(self, row: int) -> Tensor:
+        from PIL import Image
+
+        return torch.from_numpy(np.array(self._noise(Image.fromarray(self._arrays[row])))).permute(2, 0, 1)
+
+
+def timm_peer(case: Case, policy: Policy) -> Stopwatch:
+    dataset = PillowImages(case.side, max(256, 2**22 // case.side**2), policy.translate_const)
+    loader = DataLoader(
+        dataset, batch_size=min(64, case.batch), num_workers=os.cpu_count() or 1, persistent_workers=True
+    )
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        for _ in loader:
+            pass
+        return (time.perf_counter() - begun) / len(dataset)
+
+    seconds()
+    return seconds
+
+
+def torchvision_peer(case: Case, device: torch.device) -> Stopwatch:
+    from torchvision.transforms import v2
+
+    crop = v2.RandomCrop(case.side, padding=case.side // 8, padding_mode="reflect")
+    noise = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(_NUM_OPS, _MAGNITUDE)])
+    images = pictures(case.side, 32).to(device)
+    return stopwatch(lambda _: [noise(image) for image in images], len(images), device)
+
+
+def kornia_peer(case: Case, device: torch.device) -> Stopwatch:
+    import kornia.augmentation as kornia
+
+    noise: Any = nn.Sequential(
+        kornia.RandomCrop((case.side, case.side), padding=case.side // 8, padding_mode="reflect"),
+        kornia.RandomHorizontalFlip(),
+        kornia.auto.RandAugment(_NUM_OPS, _MAGNITUDE),
+    )
+    images = pictures(case.side, case.batch).to(device)
+    return stopwatch(lambda _: noise(images.float() / 255), case.batch, device)
+
+
+def contenders(case: Case, device: torch.device) -> dict[str, Stopwatch]:
+    """Ours by part, the ceiling, and the peers that are installed."""
+    config = AugmentConfig(crop="pad", flip=True, randaugment=f"rand-m{_MAGNITUDE}-n{_NUM_OPS}")
+    policy = build_policy(config, case.side)
+    works = {**ours(case, policy, device), "ceiling": ceiling(case, device)}
+    found = {name: stopwatch(work, case.batch, device) for name, work in works.items()}
+    found["timm"] = timm_peer(case, policy)
+    found["torchvision"] = torchvision_peer(case, device)
+    if importlib.util.find_spec("kornia") is None:
+        print("kornia is not installed: left out")
+    else:
+        found["kornia"] = kornia_peer(case, device)
+    return found
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def measure(name: str, case: Case, device: torch.device, repeats: int) -> None:
+    """Alternate all contenders and print a line each."""
+    print(f"\n{name}: {case.model}, {case.side} pixels, batch {case.batch}, {case.dtype}, {repeats} repeats")
+    found = contenders(case, device)
+    times: dict[str, list[float]] = {key: [] for key in found}
+    for _ in range(repeats):
+        for key, watch in found.items():
+            times[key].append(watch())
+    for key, values in times.items():
+        middle = statistics.median(values)
+        print(f"  {key:12}{1e6 * middle:12,.1f} us an image{1 / middle:14,.0f} images/s")
+    # the host's part runs beside the GPU's, not before it
+    parts = [times[key] for key in ("draw", "apply") if key in times]
+    noise = [sum(part) for part in zip(*parts, strict=True)]
+    share = [100 * a / b for a, b in zip(noise, times["ceiling"], strict=True)]
+    print(f"  noise / ceiling: {spread(share, '.2f')} %")
+    if "host" in times:
+        beside = [100 * a / b for a, b in zip(times["host"], times["ceiling"], strict=True)]
+        print(f"  host / ceiling: {spread(beside, '.2f')} %")
+    for peer in ("timm", "torchvision", "kornia"):
+        if peer in times:
+            ratio = [theirs / own for own, theirs in zip(noise, times[peer], strict=True)]
+            print(f"  images/s, ours / {peer}: {spread(ratio, '.2f')}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--cases", nargs="+", help=", ".join({**_CPU_CASES, **_GPU_CASES}))
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    on_gpu = device.type == "cuda"
+    cases = _GPU_CASES if on_gpu else _CPU_CASES
+    chosen = arguments.cases or list(cases)
+    if unknown := [name for name in chosen if name not in cases]:
+        parser.error(f"--cases {unknown[0]}: on this device there are {', '.join(cases)}")
+    place = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {place}, {os.cpu_count()} cores")
+    for name in chosen:
+        measure(name, cases[name], device, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

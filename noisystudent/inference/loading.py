@@ -1,0 +1,172 @@
+"""Find and load a trained model: of a run, a weights file, timm by name, or ONNX."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+
+from noisystudent import rundir
+from noisystudent.config import ModelConfig
+from noisystudent.data.imageset import Shown
+from noisystudent.errors import InputError
+from noisystudent.evaluate.subsets import imagenet_classes
+from noisystudent.models.classifier import first_line
+from noisystudent.models.registry import Classifier, build_model, load_weights
+from noisystudent.runtime import resolve_device
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """A model ready to be asked.
+
+    Attributes:
+        model: on `device`, in evaluation mode, noise off.
+        classes: in the order of its outputs; empty where the model does not name them.
+        path: the file its weights came from; None for weights that timm publishes.
+        view: how its makers show it images; None is this package's own clean view.
+    """
+
+    model: Classifier | OnnxModel
+    classes: tuple[str, ...]
+    path: Path | None
+    device: torch.device
+    view: Shown | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 → logits (B, K) float32."""
+        with torch.inference_mode():
+            logits: Tensor = self.model(images.to(self.device))
+        return logits
+
+
+def find_model(path: Path) -> Path:
+    """The weights meant by a .safetensors file, a model folder, or a run directory (last finished student).
+
+    Raises:
+        InputError: there are none.
+    """
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    students = [f"iteration-{index}/student" for index in range(rundir.student_count(path) or 0, 0, -1)]
+    for folder in (*students, "iteration-0/teacher"):
+        if _is_done(path / folder / "model.safetensors"):
+            return path / folder / "model.safetensors"
+    raise InputError(
+        f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file"
+    )
+
+
+def load_predictor(model: str | Path, device: str = "auto", *, checkpoint: Path | None = None) -> Predictor:
+    """Load a trained model; reads no pickled code.
+
+    Args:
+        model: a run directory, a model folder, a .safetensors or .onnx file, or a timm model by name.
+        device: auto, or a torch device.
+        checkpoint: weights for the timm model, in place of those that timm publishes.
+
+    Raises:
+        InputError: there is no such model, or a file does not say what it is.
+    """
+    path, place = Path(model), resolve_device(device)
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    if not path.exists() and timm.is_model(str(model).split(".")[0]):
+        return _published(str(model), place, checkpoint)
+    return _described(find_model(path), place)
+
+
+def _described(weights: Path, place: torch.device) -> Predictor:
+    """Weights with this package's description of their model."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            about = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights} is not a readable safetensors file ({error})") from error
+    if not {"architecture", "num_classes", "resolution", "classes", "options"} <= about.keys():
+        raise InputError(f"{weights} does not say what model it is; give one that `run` or `export` wrote")
+    config = ModelConfig(
+        name=about["architecture"], options=json.loads(about["options"]), dropout=0.0, stochastic_depth=0.0
+    )
+    model = build_model(config, int(about["num_classes"]), int(about["resolution"]))
+    load_weights(model, weights)
+    return Predictor(model.to(place).eval(), tuple(json.loads(about["classes"])), weights, place)
+
+
+def _published(name: str, place: torch.device, checkpoint: Path | None) -> Predictor:
+    """A timm model, with the resolution, crop and interpolation of its configuration."""
+    given: Any = timm.get_pretrained_cfg(name)  # timm has one for every model
+    shown = resolve_data_config(pretrained_cfg=given.to_dict(), use_test_size=True)
+    side = int(shown["input_size"][-1])
+    config = ModelConfig(name=name, pretrained=checkpoint is None, dropout=0.0, stochastic_depth=0.0)
+    model = build_model(config, given.num_classes, side)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    classes = imagenet_classes() if given.num_classes == len(imagenet_classes()) else ()
+    return Predictor(model.to(place).eval(), classes, checkpoint, place, partial(_as_published, shown))
+
+
+def _as_published(shown: dict[str, Any], image: Image.Image, side: int) -> Tensor:
+    """timm's own view for validation, as pixels; a side above the model's adds what lies around the view."""
+    wider = side / shown["input_size"][-1]
+    size = {"input_size": (3, side, side), "crop_pct": min(1.0, shown["crop_pct"] * wider)}
+    pixels: Tensor = create_transform(**(shown | size), is_training=False, normalize=False)(image)
+    return pixels
+
+
+class OnnxModel:
+    """A network in ONNX Runtime, on the CPU; it gives no gradients.
+
+    Attributes:
+        name: of the file.
+        num_classes: K.
+        resolution: side in pixels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise InputError(f"{path} needs {error.name}; pip install 'noisystudent[export]'") from error
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common base but this
+            raise InputError(f"{path} is no readable ONNX file ({first_line(error)})") from error
+        (images, *_), (logits, *_) = self._session.get_inputs(), self._session.get_outputs()
+        self._names = images.name, logits.name
+        self.about: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if images.type != "tensor(uint8)" or not {"classes", "resolution"} <= self.about.keys():
+            raise InputError(
+                f"{path} takes {images.type} images and has metadata {sorted(self.about)}; give one that"
+                " `export --format onnx` wrote: uint8 images, classes and resolution"
+            )
+        self.name, self.resolution = path.name, int(self.about["resolution"])
+        self.num_classes = len(json.loads(self.about["classes"]))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> logits (B, K) float32."""
+        (logits,) = self._session.run([self._names[1]], {self._names[0]: images.cpu().contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+
+def _onnx(path: Path) -> Predictor:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    model = OnnxModel(path)
+    return Predictor(model, tuple(json.loads(model.about["classes"])), path, resolve_device("cpu"))
+
+
+def _is_done(weights: Path) -> bool:
+    record = weights.with_name("stage.json")
+    return weights.is_file() and record.is_file() and rundir.read_json(record).get("status") == "done"

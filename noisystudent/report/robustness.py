@@ -1,0 +1,266 @@
+"""Arrange the section on robustness: the models beside each other, and on which images the last one errs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from noisystudent.report.figures import COLORS, Figure, finite, label
+from noisystudent.report.read import Model, Run
+
+Section = dict[str, Any]
+Table = Mapping[str, Mapping[str, float | None]]
+
+
+class Column(NamedTuple):
+    """A column of the table of models.
+
+    Attributes:
+        heading: what stands above it.
+        path: the keys under which a model has its number.
+        shown: the filter that writes it.
+        more: whether more is better.
+        interval: whether `low` and `high` beside the number are shown too.
+    """
+
+    heading: str
+    path: tuple[str, ...]
+    shown: str
+    more: bool
+    interval: bool = False
+
+
+GROUPS = {
+    "Clean": (Column("Top-1", ("clean", "value"), "percent", True),),
+    "Corruptions": (
+        Column("Error", ("c", "value"), "percent", False, interval=True),
+        Column("÷ teacher", ("to_teacher", "mce"), "decimals", False),
+    ),
+    "Perturbations": (
+        Column("Flips", ("p", "value"), "percent", False, interval=True),
+        Column("÷ teacher", ("to_teacher", "mfr"), "decimals", False),
+    ),
+    "FGSM, ε": tuple(Column(eps, ("fgsm", eps, "value"), "percent", True) for eps in ("2", "4", "8", "16")),
+    "PGD, ε": (
+        Column("16", ("pgd", "16", "value"), "percent", True),
+        Column("16 random", ("pgd", "16-random", "value"), "percent", True),
+    ),
+    "Calibration": (
+        Column("ECE", ("calibration", "ece"), "decimals", False),
+        Column("RMS", ("calibration", "rms"), "decimals", False),
+        Column("AURRA", ("calibration", "aurra"), "decimals", True),
+    ),
+}
+
+# (key, words, whether more is better)
+DIFFERENCES = (
+    ("clean", "clean top-1", True),
+    ("c", "corruption error", False),
+    ("p", "flip probability", False),
+    ("fgsm/8", "top-1 under FGSM of 8", True),
+    ("fgsm/16", "top-1 under FGSM of 16", True),
+)
+ALL_SEVERITIES = 5
+
+
+def robustness(run: Run, plots: dict[str, Figure]) -> Section | None:
+    """Return what the template shows, and add its figures to `plots`; None where nothing was measured."""
+    controls = [model for model in run.models if model.role == "control" and model.robustness]
+    models = [m for m in run.models if m.robustness and m.role != "control"] + controls[-1:]
+    tests = {test for model in models for test in model.robustness}
+    table = _table(models)
+    if not table["groups"]:
+        return None
+    return {
+        **table,
+        "set": "test" if any("test" in model.scores for model in run.models) else "val",
+        "images": _at(models[-1].robustness, ("images",)),
+        "sides": sorted({int(side) for m in models if (side := _at(m.robustness, ("constants",)))}),
+        "tests": tests,
+        "judged": _judged(models),
+        "minus": _minus(_judged(models)),
+        "level": (run.verdict or {}).get("level"),
+        "corruptions": _corruptions(models, plots),
+        "perturbations": _perturbations(models, plots),
+        "frost": all(model.robustness.get("frost", True) for model in models),
+    }
+
+
+def _table(models: Sequence[Model]) -> Section:
+    """Groups of columns that at least one model has, and a row of cells a model."""
+    groups = {
+        title: [c for c in columns if any(_at(model.robustness, c.path) is not None for model in models)]
+        for title, columns in GROUPS.items()
+    }
+    groups = {title: columns for title, columns in groups.items() if columns}
+    best = {c.path: _best(models, c) for columns in groups.values() for c in columns}
+    rows = [
+        (
+            model,
+            [[_cell(model, column, best[column.path]) for column in columns] for columns in groups.values()],
+        )
+        for model in models
+    ]
+    return {"groups": groups, "rows": rows}
+
+
+def _cell(model: Model, column: Column, best: float | None) -> Section:
+    value = _at(model.robustness, column.path)
+    ends = [_at(model.robustness, (*column.path[:-1], end)) for end in ("low", "high")]
+    return {
+        "value": value,
+        "shown": column.shown,
+        "interval": ends if column.interval and None not in ends else None,
+        "best": value is not None and value == best,
+    }
+
+
+def _best(models: Sequence[Model], column: Column) -> float | None:
+    if len(models) < 2:
+        return None
+    known = [value for model in models if (value := _at(model.robustness, column.path)) is not None]
+    return (max if column.more else min)(known, default=None)
+
+
+def _minus(judged: Model | None) -> list[tuple[str, list[Section]]]:
+    """What the last student gained on each rival, test by test, in the order in which one reads it."""
+    rivals = (judged.robustness.get("minus") or {}) if judged else {}
+    found = []
+    for rival in ("control", "teacher"):
+        rows = rivals.get(rival) or {}
+        parts = [
+            {"words": words, **{key: _at(rows[test], (key,)) for key in ("value", "low", "high")}}
+            | {"tone": _tone(rows[test], more)}
+            for test, words, more in DIFFERENCES
+            if rows.get(test)
+        ]
+        if parts:
+            found.append((rival, parts))
+    return found
+
+
+def _tone(row: Mapping[str, Any], more: bool) -> str:
+    """good or bad where the interval leaves out 0, else open."""
+    low, high = finite(row.get("low")), finite(row.get("high"))
+    if low is None or high is None or low <= 0 <= high:
+        return "open"
+    return "good" if (low > 0) == more else "bad"
+
+
+def _corruptions(models: Sequence[Model], plots: dict[str, Figure]) -> Section | None:
+    """Error of the last student and its rival by corruption, and of each severity as shaded cells."""
+    pair = _pair(models, "c")
+    tables: list[Table] = [model.robustness["c"].get("errors") or {} for model in pair]
+    names = _keys(tables)
+    if not names:
+        return None
+    severities = _keys(row for table in tables for row in table.values())
+    means = [{name: _mean(table.get(name, {}).values()) for name in names} for table in tables]
+    plots["robustness-c"] = dumbbells(names, list(zip(pair, means, strict=True)), "error, mean of severities")
+    largest = max(
+        (v for t in tables for row in t.values() for v in map(finite, row.values()) if v), default=1.0
+    )
+    rows = [
+        (_plain(name), [_shaded(table.get(name, {}), severities, largest) for table in tables])
+        for name in names
+    ]
+    every = [{s: _mean(row.get(s) for row in table.values()) for s in severities} for table in tables]
+    rows.append(("all", [_shaded(row, severities, largest) for row in every]))
+    few = severities if len(severities) < ALL_SEVERITIES else []
+    return {"models": pair, "severities": severities, "few": few, "rows": rows, "count": len(names)}
+
+
+def _shaded(row: Mapping[str, float | None], severities: Sequence[str], largest: float) -> list[Section]:
+    """A cell a severity and one of their mean; `shade` is the share of `largest` in per cent."""
+    values = [finite(row.get(severity)) for severity in severities]
+    return [
+        {"value": value, "shade": 0 if value is None else round(100 * value / largest)}
+        for value in (*values, _mean(values))
+    ]
+
+
+def _perturbations(models: Sequence[Model], plots: dict[str, Figure]) -> Section | None:
+    """Flip probability and top-5 distance of the last student and its rival by perturbation."""
+    pair = _pair(models, "p")
+    flips: list[Mapping[str, float | None]] = [model.robustness["p"].get("flips") or {} for model in pair]
+    names = _keys(flips)
+    if not names:
+        return None
+    plots["robustness-p"] = dumbbells(names, list(zip(pair, flips, strict=True)), "flip probability")
+    distances = [model.robustness["p"].get("t5d") or {} for model in pair]
+    rows = [
+        (_plain(name), [own.get(name) for own in flips], [own.get(name) for own in distances])
+        for name in names
+    ]
+    return {"models": pair, "rows": rows}
+
+
+def dumbbells(
+    names: Sequence[str], series: Sequence[tuple[Model, Mapping[str, float | None]]], title: str
+) -> Figure:
+    """A line a name, on it a mark a model at its share: the eye reads the distance between the marks."""
+    positions = list(range(len(names)))
+    values = [[finite(own.get(name)) for name in names] for _, own in series]
+    spans = [[v for v in at if v is not None] for at in zip(*values, strict=True)]
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [x for span in spans for x in (min(span, default=None), max(span, default=None), None)],
+            "y": [y for y in positions for _ in range(3)],
+            "line": {"color": "--quiet", "width": 3},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+    ]
+    for (model, _), own in zip(series, values, strict=True):
+        symbol = "diamond" if model.role == "control" else "circle"
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": model.name,
+                "x": own,
+                "y": positions,
+                "text": [label(_plain(name)) for name in names],
+                "marker": {"color": COLORS[model.role], "size": 9, "symbol": symbol},
+                "hovertemplate": "%{text}: %{x:.1%}<extra>%{fullData.name}</extra>",
+            }
+        )
+    ticks = {"tickvals": positions, "ticktext": [label(_plain(name)) for name in names]}
+    layout = {
+        "height": 110 + 24 * len(names),
+        "xaxis": {"title": {"text": title}, "tickformat": ".0%", "rangemode": "tozero", "nticks": 6},
+        "yaxis": {**ticks, "range": [len(names) - 0.5, -0.5], "zeroline": False, "showgrid": False},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _pair(models: Iterable[Model], test: str) -> list[Model]:
+    """Of those that did the test the last student and its rival: the control, else the teacher."""
+    ready = {model.role: model for model in models if model.robustness.get(test)}
+    return [ready[role] for role in ("student", "control", "teacher") if role in ready][:2]
+
+
+def _judged(models: Iterable[Model]) -> Model | None:
+    return next((model for model in reversed(list(models)) if model.role == "student"), None)
+
+
+def _at(record: Any, path: Iterable[str]) -> float | None:
+    for key in path:
+        record = record.get(key) if isinstance(record, Mapping) else None
+    return finite(record)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in map(finite, values) if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _keys(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Every key, in the order in which one first meets it."""
+    return list(dict.fromkeys(key for table in tables for key in table))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
