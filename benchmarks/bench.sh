@@ -12,7 +12,7 @@ export PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3
   echo "\`make bench\`, $(date +%F), $(nproc) cores ($(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1)),"
   "$python" -c "import platform, torch, timm; print('Python', platform.python_version(), 'torch', torch.__version__, 'timm', timm.__version__)"
 } > "$results"
-for call in step noise loader decode label selection startup corruptions "memory --sizes 10000 100000"; do
+for call in step noise loader decode label writing selection startup corruptions "memory --sizes 10000 100000"; do
   echo "== $call"
   { echo; echo "## python benchmarks/${call/ /.py }$([[ $call == *" "* ]] || echo .py)"; echo; } >> "$results"
   # shellcheck disable=SC2086

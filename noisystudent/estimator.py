@@ -18,7 +18,6 @@ from noisystudent.config import Config
 from noisystudent.data.sources import ArraySource, Sources
 from noisystudent.errors import InputError
 from noisystudent.inference import Images, Labeled, open_images, open_labeled
-from noisystudent.records import Selection
 from noisystudent.report import build
 from noisystudent.runtime import Silent, StopFlag, Voice
 
@@ -166,7 +165,7 @@ class NoisyStudent:
         if self.n_iter_ == 0:
             return np.empty(0, dtype=np.int64)
         path = self.run_ / f"iteration-{self.n_iter_}" / "selection.parquet"
-        kept = self_training.transduction(Selection(path, len(self.classes_)))
+        kept = _transduction(path)
         if not isinstance(sources.unlabeled, ArraySource):
             return kept
         # Copies and leaks are no rows of the pool: back to the rows of the array, which are its offsets.
@@ -176,3 +175,12 @@ class NoisyStudent:
         classes = np.full(len(sources.unlabeled), -1, dtype=np.int64)
         classes[manifest.column("offset").to_numpy()] = kept
         return classes
+
+
+def _transduction(selection: Path) -> NDArray[np.int64]:
+    """(N,) the class each pool image was trained as; -1 where it was not kept."""
+    found = pq.read_table(selection, columns=["row", "label", "repeats"])
+    row, label, repeats = (column.to_numpy() for column in found.columns)
+    classes = np.full(len(row), -1, dtype=np.int64)
+    classes[row] = np.where(repeats > 0, label, -1)
+    return classes

@@ -16,7 +16,7 @@ import tiny
 import torch
 from numpy.typing import NDArray
 
-from noisystudent import inference, self_training
+from noisystudent import inference, planning
 from noisystudent.config import Config, ModelConfig
 from noisystudent.data.loader import Chosen
 from noisystudent.data.prepare import Dataset, open_dataset
@@ -228,7 +228,7 @@ def contents(out: Path) -> dict[str, str]:
 
 
 def to_do(config: Config, out: Path) -> list[str]:
-    graph = self_training.plan(config, open_sources(config.data), out)
+    graph = planning.plan(config, open_sources(config.data), out)
     return [stage.name for stage in graph.stages() if state(stage).status is not Status.DONE]
 
 
@@ -291,8 +291,8 @@ def test_fewer_students_leave_the_others_on_the_shelf(images: Path, tmp_path: Pa
     two = contents(out)
     tiny.run(tiny.config(images, ("student.train.steps", 8)), out)
     assert inference.find_model(out) == out / "iteration-1" / "student" / "model.safetensors"
-    assert {row[0] for row in self_training.scores(out)} == {"teacher", "student-1", "control-1"}
-    assert not any(row[0].endswith("-2") for row in self_training.recorded(out))
+    assert {row[0] for row in planning.scores(out)} == {"teacher", "student-1", "control-1"}
+    assert not any(row[0].endswith("-2") for row in planning.recorded(out))
     assert "student 2" not in build(out).read_text()
     tiny.run(tiny.config(images, ("students", 2), ("student.train.steps", 8)), out)
     assert inference.find_model(out) == second

@@ -77,3 +77,9 @@ def test_the_docstring_names_the_stages_in_order() -> None:
     assert places == sorted(places)
     for stage in stages:
         importlib.import_module(f"noisystudent.{stage.removesuffix('/')}")
+
+
+def test_planning_needs_nothing_that_trains() -> None:
+    code = "import sys, noisystudent.planning; print(sorted({'torch', 'timm', 'scipy'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -72,19 +72,19 @@ def plan(
     recipe
         A recipe's name or a YAML file.
     """
-    from noisystudent import self_training
+    from noisystudent import planning
     from noisystudent.data.sources import open_sources
 
     config, folder = configure(recipe, settings, images, fields)
-    graph = self_training.plan(config, open_sources(config.data), folder)
-    screen.table(("stage", "state", "where"), self_training.states(graph, folder))
+    graph = planning.plan(config, open_sources(config.data), folder)
+    screen.table(("stage", "state", "where"), planning.states(graph, folder))
 
 
 def status(run: Path, /) -> None:
     """Where a run stands."""
-    from noisystudent import self_training
+    from noisystudent import planning
 
-    screen.table(("stage", "state", "seconds", "finished"), self_training.recorded(run))
+    screen.table(("stage", "state", "seconds", "finished"), planning.recorded(run))
 
 
 def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields: Fields) -> None:
@@ -99,7 +99,7 @@ def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields:
 
 
 def _run(config: Config, sources: Sources, folder: Path) -> None:
-    from noisystudent import self_training
+    from noisystudent import planning, self_training
     from noisystudent.report import build
     from noisystudent.rundir import read_json
 
@@ -107,7 +107,7 @@ def _run(config: Config, sources: Sources, folder: Path) -> None:
         voice.say(f"run: {folder}")
         self_training.self_train(config, sources, folder, stop=stop, voice=voice)
         page = build(folder)
-        screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), self_training.scores(folder))
+        screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), planning.scores(folder))
         verdict = read_json(folder / "verdict.json")
         for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):
             voice.say(line)

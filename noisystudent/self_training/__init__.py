@@ -11,15 +11,14 @@ from noisystudent.config import Config
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint
 from noisystudent.errors import RunError
+from noisystudent.graph import Iteration, build_graph
 from noisystudent.runtime import StopFlag, Voice, resolve_device
 from noisystudent.self_training import environment, judgement, pool
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.graph import Graph, Iteration, build_graph
-from noisystudent.self_training.status import recorded, scores, states, transduction
 from noisystudent.self_training.teaching import teach
 from noisystudent.stages import lock, run_stage
 
-__all__ = ["Graph", "audit", "plan", "recorded", "scores", "self_train", "states", "transduction"]
+__all__ = ["audit", "self_train"]
 
 _SETS = ("labeled", "val", "test", "pool")
 
@@ -72,13 +71,8 @@ def audit(config: Config, sources: Sources, out: Path, *, stop: StopFlag, voice:
     return [*lines, f"unreadable: {out / 'ledger.csv'}", f"duplicates and leaks: {out / 'leaks.csv'}"]
 
 
-def plan(config: Config, sources: Sources, run: Path) -> Graph:
-    """What `self_train` would run: the stages, whose states on disk tell what is done."""
-    return build_graph(config, listing_fingerprint(sources), run)
-
-
 def _prepare(config: Config, sources: Sources, run: Path, stop: StopFlag, voice: Voice) -> Context:
-    graph = plan(config, sources, run)
+    graph = build_graph(config, listing_fingerprint(sources), run)
     environment.describe(run, config)
 
     def scan() -> None:

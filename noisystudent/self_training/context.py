@@ -10,8 +10,8 @@ import torch
 from noisystudent.config import Config, LearnerConfig, StudentConfig
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.workers import worker_count
+from noisystudent.graph import Graph
 from noisystudent.runtime import StopFlag, Voice, torch_seed
-from noisystudent.self_training.graph import Graph
 from noisystudent.self_training.learner import Lesson
 
 

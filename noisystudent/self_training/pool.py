@@ -9,6 +9,7 @@ from pathlib import Path
 from noisystudent import rundir
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.data.loader import Chosen
+from noisystudent.graph import Iteration
 from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
@@ -17,7 +18,6 @@ from noisystudent.selection import select as select_images
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery, learner
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.graph import Iteration
 from noisystudent.self_training.learner import Lesson
 from noisystudent.stages import Stage, run_stage
 

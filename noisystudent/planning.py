@@ -1,4 +1,4 @@
-"""What is done, what is to do, and what came out: the run directory and the graph as rows of a table."""
+"""What would run, what is done, and what came out: as rows of a table, without anything that trains."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
 from noisystudent import rundir
+from noisystudent.config import Config
+from noisystudent.data.sources import Sources, listing_fingerprint
 from noisystudent.errors import InputError
-from noisystudent.records import Selection
-from noisystudent.self_training.graph import Graph
+from noisystudent.graph import Graph, build_graph
 from noisystudent.stages import Status, state
 
 Row = tuple[str, ...]
@@ -26,6 +23,11 @@ _TURN = (
     "student/stage.json",
     "control/stage.json",
 )
+
+
+def plan(config: Config, sources: Sources, run: Path) -> Graph:
+    """What `self_train` would run: the stages, whose states on disk tell what is done."""
+    return build_graph(config, listing_fingerprint(sources), run)
 
 
 def states(graph: Graph, run: Path) -> list[Row]:
@@ -82,13 +84,3 @@ def _recorded(path: Path) -> Row:
         "" if seconds is None else f"{seconds:,.1f}",
         found.get("finished") or "",
     )
-
-
-def transduction(selection: Selection) -> NDArray[np.int64]:
-    """(N,) the class each pool image was trained as; -1 where it was not kept."""
-    with pq.ParquetFile(selection.path) as file:
-        found = file.read(columns=["row", "label", "repeats"])
-    row, label, repeats = (found[name].to_numpy() for name in ("row", "label", "repeats"))
-    classes = np.full(len(row), -1, dtype=np.int64)
-    classes[row] = np.where(repeats > 0, label, -1)
-    return classes
