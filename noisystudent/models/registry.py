@@ -13,7 +13,7 @@ from torch import nn
 
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
-from noisystudent.models import small
+from noisystudent.models import scaling, small
 from noisystudent.models.classifier import Classifier, first_line, load_weights, save_weights
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Unavailable, pretrained_source
@@ -22,6 +22,7 @@ from noisystudent.runtime import torch_seed
 __all__ = ["Classifier", "build_model", "load_weights", "save_weights"]
 
 small.register()
+scaling.register()
 
 _UNEXPECTED = re.compile(r"unexpected keyword argument(?:\(s\))?:? \[?'(\w+)'")
 

@@ -1,0 +1,295 @@
+"""How large a network is: EfficientNet's compound scaling by phi or by a budget, and the next larger student.
+
+One step of phi makes a network 1.2 times deeper, 1.1 times wider, its images 1.15 times larger, and its
+multiply-adds about twice as many (Tan and Le, 2019: alpha * beta**2 * gamma**2 = 1.92).
+
+    >>> from_phi(1).model_config()  # of width 1.1, depth 1.2, at 256 pixels
+    >>> largest(multiply_adds, 1e9).model_config()  # the largest network of a billion multiply-adds an image
+
+Registered with timm, by `register`: efficientnet_scaled (options width and depth), efficientnet_l0 and
+efficientnet_l1 of the paper's first version, each also as tf_…, with TensorFlow's padding and batch-norm
+epsilon as in timm's own; wrn_scaled (options width, a whole number, and depth, 6 n + 4 layers).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.efficientnet import _gen_efficientnet
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from noisystudent.config import ModelConfig
+from noisystudent.errors import InputError
+from noisystudent.models import small
+
+ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
+PHI_RANGE = (-6.0, 12.0)  # 1.59 M parameters at 96 pixels … 415 M at 1200
+PHI_STEP = 0.01
+RESOLUTION_STEP = 8  # like channels; three of the five halvings are exact
+LARGEST_SIZE = 32  # of an option; beyond, a slip of the pen
+WRN_WIDTHS, WRN_DEPTHS = range(1, 33), range(10, 1000, 6)
+
+Measure = Callable[["Scaled"], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """One network of a scaled family.
+
+    Attributes:
+        name: of timm.
+        width: multiplier of the channels, rounded to multiples of 8; k of a wide ResNet.
+        depth: multiplier of each stage's blocks, rounded up; layers of a wide ResNet.
+        resolution: side in pixels of the images it learns from.
+        dropout: before the classifier. None: not published.
+        test_resolution: side in pixels it is judged at, where that is another.
+    """
+
+    name: str
+    width: float
+    depth: float
+    resolution: int
+    dropout: float | None
+    test_resolution: int | None = None
+
+    def model_config(self, stochastic_depth: float = 0.2) -> ModelConfig:
+        """What `build_model` takes; a dropout that was not published is 0.5, that of B6, B7 and L2."""
+        return ModelConfig(
+            name=self.name,
+            resolution=self.resolution,
+            dropout=0.5 if self.dropout is None else self.dropout,
+            stochastic_depth=stochastic_depth,
+            options={"width": self.width, "depth": self.depth} if self.name.endswith("_scaled") else {},
+        )
+
+
+# B0 to B7, L2: the published code; L0, L1 and the train resolution of L2: the first version of the paper.
+PUBLISHED = {
+    scaled.name.removeprefix("efficientnet_"): scaled
+    for scaled in (
+        Scaled("efficientnet_b0", 1.0, 1.0, 224, 0.2),
+        Scaled("efficientnet_b1", 1.0, 1.1, 240, 0.2),
+        Scaled("efficientnet_b2", 1.1, 1.2, 260, 0.3),
+        Scaled("efficientnet_b3", 1.2, 1.4, 300, 0.3),
+        Scaled("efficientnet_b4", 1.4, 1.8, 380, 0.4),
+        Scaled("efficientnet_b5", 1.6, 2.2, 456, 0.4),
+        Scaled("efficientnet_b6", 1.8, 2.6, 528, 0.5),
+        Scaled("efficientnet_b7", 2.0, 3.1, 600, 0.5),
+        Scaled("efficientnet_l0", 2.8, 3.7, 380, None, 600),
+        Scaled("efficientnet_l1", 3.9, 3.7, 380, None, 600),
+        Scaled("efficientnet_l2", 4.3, 5.3, 475, 0.5, 800),
+    )
+}
+
+
+def from_phi(phi: float, base: int = 224) -> Scaled:
+    """The EfficientNet of this phi; 0 is B0.
+
+    B1 to B7 lie near 1 to 7 in multiply-adds, but not on the line: their authors rounded the coefficients.
+    Dropout is the published trend, which holds for B0 to B7 with their number as phi: 0.2, and 0.1 more
+    every two steps up to 0.5.
+
+    Args:
+        phi: within PHI_RANGE.
+        base: side in pixels of the images at phi 0; scaled, it is rounded to a multiple of 8.
+
+    Raises:
+        InputError: phi is out of range, or base below 8.
+    """
+    low, high = PHI_RANGE
+    if not low <= phi <= high:
+        raise InputError(f"phi is {phi:g}; it lies between {low:g} and {high:g}")
+    if base < RESOLUTION_STEP:
+        raise InputError(f"base is {base}; at least {RESOLUTION_STEP} pixels")
+    steps = max(1, round(base * GAMMA**phi / RESOLUTION_STEP))
+    dropout = round(min(0.5, max(0.2, 0.2 + 0.1 * math.floor(phi / 2))), 1)
+    return Scaled(
+        "efficientnet_scaled", round(BETA**phi, 3), round(ALPHA**phi, 3), steps * RESOLUTION_STEP, dropout
+    )
+
+
+def efficientnets(base: int = 224) -> Sequence[Scaled]:
+    """The family of `from_phi`, from the smallest to the largest, PHI_STEP apart."""
+    first, last = (round(phi / PHI_STEP) for phi in PHI_RANGE)
+    return [from_phi(i * PHI_STEP, base) for i in range(first, last + 1)]
+
+
+def wide_resnets(depth: int = 28, resolution: int = 32) -> Sequence[Scaled]:
+    """WRN-depth-k for k = 1 … 32; those of models/small.py under their own names."""
+    return [
+        Scaled(
+            f"wrn{depth}_{k}" if (depth, k) in small.WIDE_RESNETS else "wrn_scaled", k, depth, resolution, 0.0
+        )
+        for k in WRN_WIDTHS
+    ]
+
+
+@lru_cache(maxsize=4096)
+def parameters(scaled: Scaled, num_classes: int = 1000) -> int:
+    """Number of weights, counted without allocating them."""
+    return sum(p.numel() for p in _on_meta(scaled, num_classes).parameters())
+
+
+@lru_cache(maxsize=4096)
+def multiply_adds(scaled: Scaled, num_classes: int = 1000) -> int:
+    """Of a forward pass of one image, in convolutions and linear layers; what papers call FLOPs."""
+    net = _on_meta(scaled, num_classes).eval()
+    images = torch.empty(1, 3, scaled.resolution, scaled.resolution, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(images)
+    return int(counter.get_total_flops()) // 2  # it counts a multiplication and an addition as two
+
+
+def largest(measure: Measure, budget: float, family: Sequence[Scaled] | None = None) -> Scaled:
+    """The largest network of a family whose measure is within the budget.
+
+    Measured are marks from the smallest network up to the first above the budget, then halves of that
+    interval: a dozen or two networks, none much larger than the budget, so `measure` may be a stopwatch.
+
+    Args:
+        measure: `parameters`, `multiply_adds`, or a function of your own, such as seconds a training step;
+            it grows along the family.
+        budget: in the units of `measure`.
+        family: from small to large. None: `efficientnets()`.
+
+    Raises:
+        InputError: even the smallest is above the budget.
+    """
+    family = efficientnets() if family is None else family
+    stride = max(1, len(family) // 18)
+    above = next((i for i in range(0, len(family), stride) if measure(family[i]) > budget), len(family))
+    if above == 0:
+        raise InputError(f"the budget is {budget:g}; the smallest network takes {measure(family[0]):g}")
+    fitting = bisect_right(family, budget, lo=above - stride, hi=above, key=measure)
+    return family[fitting - 1]
+
+
+def next_larger(name: str) -> str:
+    """The model one size up, for students that grow: b0 -> b1 … b7 -> l2, wrn28_2 -> wrn28_4, and so on.
+
+    B7 is followed by L2, as in the paper; L0 leads to L1 and L1 to L2, as in its first version. The prefix
+    tf_ is kept. The tag of published weights is not: it is no other model's.
+
+    Raises:
+        InputError: the largest of its kind, of no known kind, or sized by options: see `grown`.
+    """
+    larger = _LARGER.get(name.split(".")[0])
+    if larger is None:
+        remedy = "grown() scales it" if name.endswith("_scaled") else "name the student's model"
+        raise InputError(f"model.name is {name}, which has no next larger model by name; {remedy}")
+    return larger
+
+
+def grown(model: ModelConfig) -> ModelConfig:
+    """The next larger student, with the same noise and at the same resolution.
+
+    A model sized by options takes a step of phi in width and depth; a wide ResNet about twice its
+    multiply-adds.
+
+    Raises:
+        InputError: as `next_larger`, or its options are no sizes.
+    """
+    if not model.name.endswith("_scaled"):
+        return replace(model, name=next_larger(model.name))
+    if model.name == "wrn_scaled":
+        width = math.ceil(_number("width", model.options.get("width", 2)) * math.sqrt(2))
+        return replace(model, options=model.options | {"width": width})
+    sizes = {
+        key: round(_number(key, model.options.get(key, 1.0)) * factor, 3)
+        for key, factor in (("width", BETA), ("depth", ALPHA))
+    }
+    return replace(model, options=model.options | sizes)
+
+
+def _chains() -> dict[str, str]:
+    """Each model that has a larger one, and that."""
+    chains = [[f"resnet8_{width}" for width in small.RESNET8_WIDTHS]]
+    for layers in sorted({layers for layers, _ in small.WIDE_RESNETS}):
+        chains.append([f"wrn{depth}_{k}" for depth, k in small.WIDE_RESNETS if depth == layers])
+    for prefix in ("efficientnet_", "tf_efficientnet_"):
+        for sizes in ("b0 b1 b2 b3 b4 b5 b6 b7 l2", "l0 l1 l2"):
+            chains.append([prefix + size for size in sizes.split()])
+    return dict(pair for chain in chains for pair in pairwise(chain))
+
+
+_LARGER = _chains()
+
+
+def _number(key: str, value: object) -> float:
+    if isinstance(value, int | float) and 0 < value <= LARGEST_SIZE:
+        return value
+    raise InputError(f"model.options has {key!r} {value!r}; a number above 0, at most {LARGEST_SIZE}")
+
+
+def _on_meta(scaled: Scaled, num_classes: int) -> nn.Module:
+    with torch.device("meta"):
+        options = scaled.model_config().options
+        net: nn.Module = timm.create_model(scaled.name, num_classes=num_classes, **options)
+    return net
+
+
+def _efficientnet(name: str, sizes: tuple[float, float] | None = None, **kwargs: Any) -> nn.Module:
+    width, depth = sizes or (_number(key, kwargs.pop(key, 1.0)) for key in ("width", "depth"))
+    if name.startswith("tf_"):
+        kwargs = {"bn_eps": 1e-3, "pad_type": "same"} | kwargs
+    net: nn.Module = _gen_efficientnet(name, width, depth, **kwargs)
+    return net
+
+
+def _wide_resnet(
+    name: str, pretrained: bool = False, width: object = 2, depth: object = 28, **kwargs: Any
+) -> nn.Module:
+    if not isinstance(width, int) or not 1 <= width <= LARGEST_SIZE:
+        raise InputError(f"model.options has 'width' {width!r}; a whole number from 1 to {LARGEST_SIZE}")
+    if depth not in WRN_DEPTHS:
+        raise InputError(f"model.options has 'depth' {depth!r}; 6 n + 4 layers: 10, 16, 22, 28, 34, 40, …")
+    net: nn.Module = build_model_with_cfg(
+        small.wide_resnet, name, pretrained, width=width, depth=depth, **kwargs
+    )
+    return net
+
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {"wrn_scaled": _wide_resnet}
+for _prefix in ("", "tf_"):
+    _BUILDERS[f"{_prefix}efficientnet_scaled"] = _efficientnet
+    for _one in (PUBLISHED["l0"], PUBLISHED["l1"]):
+        _BUILDERS[_prefix + _one.name] = partial(_efficientnet, sizes=(_one.width, _one.depth))
+
+_CFG = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "first_conv": "conv_stem",
+    "classifier": "classifier",
+}
+default_cfgs = generate_default_cfgs(dict.fromkeys(_BUILDERS, _CFG))  # timm's name
+default_cfgs["wrn_scaled"] = small.default_cfgs["wrn28_2"]
+
+
+def _entrypoint(name: str, builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return builder(name, pretrained=pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    return entrypoint
+
+
+def register() -> None:
+    """Make timm know the networks of this module; once is enough, more does no harm."""
+    for name, builder in _BUILDERS.items():
+        if not timm.is_model(name):
+            register_model(_entrypoint(name, builder))
