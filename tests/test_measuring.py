@@ -20,7 +20,8 @@ from tiny import Capture, said
 
 from noisystudent import inference
 from noisystudent.config import ModelConfig
-from noisystudent.evaluate import released
+from noisystudent.errors import InputError
+from noisystudent.evaluate import writing
 from noisystudent.evaluate.corruptions import corrupt
 from noisystudent.evaluate.robustness import CORRUPTIONS
 from noisystudent.evaluate.subsets import imagenet_classes
@@ -79,7 +80,7 @@ def test_published_arrays_take_the_place_of_generated_ones(
         all_five = (
             corrupt(clean, made, severity, seed=0, rows=np.arange(len(clean))) for severity in range(1, 6)
         )
-        released.write_arrays(tmp_path / "cifar-10-c", name, all_five, labels)
+        writing.write_arrays(tmp_path / "cifar-10-c", name, all_five, labels)
     words = ("evaluate", finished, "--tests", "c", "--out")
     said(capsys, *words, tmp_path / "published.json", "--data", tmp_path / "cifar-10-c")
     said(capsys, *words, tmp_path / "generated.json", "--data", images / "test")
@@ -198,5 +199,7 @@ def test_onnx_gives_the_rows_of_the_model_it_was_made_of(
         assert found[".onnx"][key] == pytest.approx(value, abs=0.03), (
             key
         )  # a picture on the edge may tip over
+    with pytest.raises(InputError, match=r"--eval-size is 300; .* was exported for 224 pixels alone"):
+        inference.load_predictor(tmp_path / "lite0.onnx", size=300)
     assert tiny.call("evaluate", tmp_path / "lite0.onnx", "--data", photos, "--tests", "fgsm") == 2
-    assert "gives no gradients, as an ONNX file never does" in capsys.readouterr().err
+    assert "lite0.onnx gives no gradients, as an ONNX file never does" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from noisystudent.runtime import generator
 
 Answers = dict[str, NDArray[np.floating | np.integer | np.bool_]]
 """What one model did, image by image, by name: `clean`, `c/<corruption>/<severity>`, `fgsm/<eps>` and
-`pgd/<eps>` (N,) bool, right or not; `p/<perturbation>/flips` and `…/t5d` (N,) float32, means over a sequence;
+`pgd/<eps>` (N,) bool, right or not; `p/<perturbation>/flips`, `…/t5d` and `…/zipf` (N,) float32, a sequence;
 `calibration/<metric>` () float64."""
 
 

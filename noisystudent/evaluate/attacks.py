@@ -7,8 +7,9 @@ deviation are the model's own business, so both attacks work before normalizatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,6 +114,21 @@ def pgd(
     return found
 
 
+@contextmanager
+def fp32(device: torch.device) -> Iterator[None]:
+    """No rounding to fewer bits within: no autocast, and on a GPU no TF32, which cuDNN takes unasked."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 def _pixels(images: Tensor) -> Tensor:
     """A float32 copy that gradients may pass through, whatever mode the caller is in."""
     with torch.inference_mode(False):
@@ -123,11 +139,7 @@ def _ascent(logits: Logits, pixels: Tensor, labels: Tensor) -> Tensor:
     """Sign of the gradient of each image's own cross-entropy: -1, 0 or 1."""
     if isinstance(logits, nn.Module) and logits.training:
         raise InputError("the model is in training mode; attack it in evaluation mode")
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(pixels.device.type, enabled=False),
-    ):
+    with torch.inference_mode(False), torch.enable_grad(), fp32(pixels.device):
         images = pixels.clone().requires_grad_()
         output = logits(images)
         if not output.requires_grad:

@@ -21,8 +21,8 @@ def column(answers: Answers, level: float = 0.95) -> Column:
 
     Returns:
         Of clean, c, p, fgsm and pgd what `answers` has, as {value, low, high}; c and p also with their parts:
-        `errors` {corruption: {severity: error}}, `flips` and `t5d` {perturbation: mean}. calibration:
-        {metric: value}.
+        `errors` {corruption: {severity: error}}, `flips`, `t5d` and `zipf` {perturbation: mean}.
+        calibration: {metric: value}.
     """
     found: Column = {}
     if "clean" in answers:
@@ -33,14 +33,14 @@ def column(answers: Answers, level: float = 0.95) -> Column:
         for (name, severity), hits in cells.items():
             errors.setdefault(name, {})[severity] = float(1 - hits.mean())
         wrong = np.mean([~hits for hits in cells.values()], axis=0)  # (N,) share of each image's cells
-        found["c"] = mean(wrong, level) | {"errors": errors, "images": len(wrong)}
+        found["c"] = _share(wrong, level) | {"errors": errors, "images": len(wrong)}
     moved = _under(answers, "p")
     if moved:
-        flips = {name: values for (name, kind), values in moved.items() if kind == "flips"}
-        found["p"] = mean(np.mean(list(flips.values()), axis=0), level) | {
-            "flips": {name: float(values.mean()) for name, values in flips.items()},
-            "t5d": {name: float(values.mean()) for (name, kind), values in moved.items() if kind == "t5d"},
-        }
+        flips = [values for (_, kind), values in moved.items() if kind == "flips"]
+        means: dict[str, dict[str, float]] = {}
+        for (name, kind), values in moved.items():
+            means.setdefault(kind, {})[name] = float(values.mean())
+        found["p"] = _share(np.mean(flips, axis=0), level) | means
     for test in ("fgsm", "pgd"):
         hit = {eps: values for (eps,), values in _under(answers, test).items()}
         if hit:
@@ -135,8 +135,21 @@ def _errors(column: Column) -> dict[str, dict[int, float]]:
 
 
 def mean(values: NDArray[Any] | Sequence[float], level: float = 0.95) -> Column:
-    """Mean of (N,) numbers and its normal interval over images."""
+    """Mean of (N,) numbers and its interval over images: Wilson's of right or wrong ones, else normal."""
     numbers = np.asarray(values, dtype=np.float64)
-    half = float(stats.norm.ppf(0.5 + level / 2)) * float(numbers.std()) / max(1, len(numbers)) ** 0.5
-    mean = float(numbers.mean())
-    return {"value": mean, "low": mean - half, "high": mean + half}
+    count, mean = max(1, len(numbers)), float(numbers.mean())
+    far = float(stats.norm.ppf(0.5 + level / 2))
+    if np.asarray(values).dtype != np.bool_:
+        half = far * float(numbers.std()) / count**0.5
+        return {"value": mean, "low": mean - half, "high": mean + half}
+    # no image right of 40 is no proof that none ever is: the normal interval would be 0 to 0
+    middle = (mean + far**2 / (2 * count)) / (1 + far**2 / count)
+    half = far * (mean * (1 - mean) / count + far**2 / (4 * count**2)) ** 0.5 / (1 + far**2 / count)
+    low, high = min(mean, middle - half), max(mean, middle + half)
+    return {"value": mean, "low": max(0.0, low), "high": min(1.0, high)}
+
+
+def _share(values: NDArray[Any], level: float) -> Column:
+    """`mean` of shares, whose interval ends where shares do."""
+    found = mean(values, level)
+    return found | {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}

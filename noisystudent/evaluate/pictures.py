@@ -57,43 +57,47 @@ def generated(
     *,
     seed: int,
     frost: Frost | None,
+    jpeg: bool = False,
+    rows: NDArray[np.int64] | None = None,
 ) -> Pictures:
     """Corrupted and perturbed copies made on the way, on the device of the images.
 
     Args:
         clean: batches (B, 3, S, S) uint8 of clean views, from the beginning at each call.
-        wholes: the same images as (B, 3, W, W) whose middle S are the clean views: perturbations move what
-            lies around into the picture. W may be S.
+        wholes: the same images as (B, 3, H, W), to be cropped to S after they moved: what lies around the
+            middle moves into the picture. H and W may be S, and differ from batch to batch.
         labels: (N,) in the order of the batches.
         seed: of everything random.
         frost: photographs; None leaves frost out.
+        jpeg: save corrupted images as JPEG of quality 85, as the published ImageNet-C was.
+        rows: (N,) numbers of the images in their data set, by which each has its own chance, whichever others
+            are beside it; None counts them.
     """
+    numbers = np.arange(len(labels)) if rows is None else rows
 
     def labeled() -> Iterator[Labeled]:
-        for images, rows in _numbered(clean()):
-            yield images, labels[rows]
+        for images, part in _placed(clean()):
+            yield images, labels[part]
 
     def corrupted(name: str, severity: int) -> Iterator[Labeled]:
-        for images, rows in _numbered(clean()):
-            yield corrupt(images, name, severity, seed=seed, rows=rows, frost=frost), labels[rows]
+        for images, part in _placed(clean()):
+            made = corrupt(images, name, severity, seed=seed, rows=numbers[part], frost=frost, jpeg=jpeg)
+            yield made, labels[part]
 
     def perturbed(name: str) -> Iterator[Tensor]:
         side = next(iter(clean())).shape[-1]
-        for images, rows in _numbered(wholes()):
-            few = zip(
-                images.split(_SEQUENCES),
-                np.split(rows, range(_SEQUENCES, len(rows), _SEQUENCES)),
-                strict=True,
-            )
-            for part, own in few:
-                yield sequence(part, name, seed=seed, rows=own, crop=side)
+        for images, part in _placed(wholes()):
+            own = numbers[part]
+            for at in range(0, len(images), _SEQUENCES):
+                few = slice(at, at + _SEQUENCES)
+                yield sequence(images[few], name, seed=seed, rows=own[few], crop=side)
 
     names = tuple(name for name in robustness.CORRUPTIONS if name != "frost" or frost is not None)
     return Pictures(labeled, corrupted, perturbed, names)
 
 
-def _numbered(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+def _placed(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, slice]]:
     first = 0
     for images in batches:
-        yield images, np.arange(first, first + len(images))
+        yield images, slice(first, first + len(images))
         first += len(images)

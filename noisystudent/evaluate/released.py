@@ -1,21 +1,18 @@
-"""Published and written test sets: ImageNet-C and -P folders, CIFAR-10-C, CIFAR-100-C and CIFAR-10-P arrays.
+"""Read published test sets: ImageNet-C and -P folders, CIFAR-10-C, CIFAR-100-C and CIFAR-10-P arrays.
 
 Images are uint8 on the CPU. Whatever is wrong with a set is said at the call, before the first batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from noisystudent import rundir
 from noisystudent.errors import InputError, RunError
 
 Decode = Callable[[Path], Tensor]
@@ -23,17 +20,36 @@ Decode = Callable[[Path], Tensor]
 
 Labeled = Iterator[tuple[Tensor, NDArray[np.int64]]]
 
+Pick = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""Labels (N,) of a set to the rows to read, ascending; where nothing is labeled, N zeros."""
+
 SEVERITIES = 5
 
 
-def read_arrays(folder: Path, name: str, severity: int, *, batch_size: int) -> Labeled:
+def read_arrays(
+    folder: Path,
+    name: str,
+    severity: int,
+    *,
+    batch_size: int,
+    num_classes: int | None = None,
+    pick: Pick | None = None,
+) -> Labeled:
     """One cell of CIFAR-10-C or CIFAR-100-C: a fifth of `<name>.npy`, with `labels.npy`.
+
+    Args:
+        folder: of the set.
+        name: of the corruption.
+        severity: 1 … 5.
+        batch_size: how many images at a time.
+        num_classes: of the model: the labels have no names, so that only their number tells another set.
+        pick: None reads all.
 
     Yields:
         (B, 3, S, S) uint8 and (B,) int64.
 
     Raises:
-        InputError: a file is missing, the arrays are not such a set, or no such severity.
+        InputError: a file is missing, the arrays are not such a set or of other classes, or no such severity.
     """
     if not 1 <= severity <= SEVERITIES:
         raise InputError(f"the severity of {name} is {severity}; it is one of 1, 2, 3, 4, 5")
@@ -42,22 +58,24 @@ def read_arrays(folder: Path, name: str, severity: int, *, batch_size: int) -> L
         raise InputError(
             f"{folder / name}.npy holds {images.dtype} {images.shape}; uint8 (5 N, S, S, 3) is needed"
         )
-    if labels.shape != (len(images),):
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{folder / 'labels.npy'} holds {labels.shape} labels of {len(images)} images of {name}"
+            f"{folder / 'labels.npy'} holds {labels.dtype} {labels.shape}; {len(images)} integers"
+            f" for the images of {name} are needed"
         )
     count = len(images) // SEVERITIES
     first = (severity - 1) * count
+    own = np.asarray(labels[first : first + count], dtype=np.int64)
+    low, high = labels.min(), labels.max()
+    if num_classes is not None and (low != 0 or high + 1 != num_classes):
+        raise InputError(f"{folder / 'labels.npy'} has classes {low} to {high}; the model has {num_classes}")
+    rows = np.arange(count) if pick is None else pick(own)
+    return ((_channels_first(images[first + part]), own[part]) for part in _parts(rows, batch_size))
 
-    def read() -> Labeled:
-        for start in range(first, first + count, batch_size):
-            part = slice(start, min(start + batch_size, first + count))
-            yield _channels_first(images[part]), np.asarray(labels[part], dtype=np.int64)
 
-    return read()
-
-
-def read_sequence_arrays(folder: Path, name: str, *, batch_size: int) -> Iterator[Tensor]:
+def read_sequence_arrays(
+    folder: Path, name: str, *, batch_size: int, pick: Pick | None = None
+) -> Iterator[Tensor]:
     """CIFAR-10-P: `<name>.npy` of (N, T, S, S, 3), in the order of CIFAR-10's test set.
 
     Yields:
@@ -71,11 +89,19 @@ def read_sequence_arrays(folder: Path, name: str, *, batch_size: int) -> Iterato
         raise InputError(
             f"{folder / name}.npy holds {frames.dtype} {frames.shape}; uint8 (N, T, S, S, 3) is needed"
         )
-    return (_channels_first(frames[at : at + batch_size]) for at in range(0, len(frames), batch_size))
+    rows = np.arange(len(frames)) if pick is None else pick(np.zeros(len(frames), np.int64))
+    return (_channels_first(frames[part]) for part in _parts(rows, batch_size))
 
 
 def read_folder(
-    root: Path, name: str, severity: int, *, classes: Sequence[str], decode: Decode, batch_size: int
+    root: Path,
+    name: str,
+    severity: int,
+    *,
+    classes: Sequence[str],
+    decode: Decode,
+    batch_size: int,
+    pick: Pick | None = None,
 ) -> Labeled:
     """One cell of ImageNet-C: `<name>/<severity>/<class>/<image>`, also below a folder of its family.
 
@@ -86,6 +112,7 @@ def read_folder(
         classes: names of the class folders, in the order of the model's classes.
         decode: an image file to (3, S, S) uint8; the published set is only cropped, never resized.
         batch_size: how many images at a time.
+        pick: None reads all.
 
     Yields:
         (B, 3, S, S) uint8 and (B,) int64, by class and file name.
@@ -93,11 +120,17 @@ def read_folder(
     Raises:
         InputError: the folder is missing, empty, or has a class that is none of `classes`.
     """
-    return _read(_find(root, f"{name}/{severity}"), classes, decode, batch_size)
+    return _read(find(root, f"{name}/{severity}"), classes, decode, batch_size, pick)
 
 
 def read_sequence_folder(
-    root: Path, name: str, *, classes: Sequence[str], decode: Decode, batch_size: int
+    root: Path,
+    name: str,
+    *,
+    classes: Sequence[str],
+    decode: Decode,
+    batch_size: int,
+    pick: Pick | None = None,
 ) -> Labeled:
     """ImageNet-P: `<name>/<class>/<sequence>`, each a video or a folder of frames.
 
@@ -107,6 +140,7 @@ def read_sequence_folder(
         classes: names of the class folders, in the order of the model's classes.
         decode: a sequence to (T, 3, S, S) uint8: `read_video`, or `read_frames` with a decoder of images.
         batch_size: how many sequences at a time.
+        pick: None reads all.
 
     Yields:
         (B, T, 3, S, S) uint8 and (B,) int64.
@@ -114,7 +148,7 @@ def read_sequence_folder(
     Raises:
         InputError: the folder is missing, empty, or has a class that is none of `classes`.
     """
-    return _read(_find(root, name), classes, decode, batch_size)
+    return _read(find(root, name), classes, decode, batch_size, pick)
 
 
 def read_video(path: Path) -> Tensor:
@@ -149,68 +183,6 @@ def read_frames(folder: Path, decode: Decode) -> Tensor:
     return torch.stack([decode(path) for path in files])
 
 
-def write_arrays(folder: Path, name: str, images: Iterable[Tensor], labels: NDArray[np.int64]) -> None:
-    """Write `<name>.npy` and `labels.npy` as CIFAR-10-C does, whole or not at all.
-
-    Args:
-        folder: made if it does not exist.
-        name: of the corruption.
-        images: batches (B, 3, S, S) uint8: all images at severity 1, then all at 2, up to 5.
-        labels: (N,) of the images, once.
-
-    Raises:
-        InputError: not five times as many images as labels.
-        RunError: the disk is full or cannot be written.
-    """
-    written = 0
-    with rundir.atomic(folder / f"{name}.npy") as partial:
-        target: np.memmap[Any, np.dtype[np.uint8]] | None = None
-        for part in images:
-            pixels = part.permute(0, 2, 3, 1).cpu().numpy()
-            if target is None:
-                shape = (SEVERITIES * len(labels), *pixels.shape[1:])
-                target = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-            target[written : written + len(pixels)] = pixels[: len(target) - written]
-            written += len(pixels)
-        if target is None or written != len(target):
-            raise InputError(f"{name}: {written} images for {len(labels)} labels at {SEVERITIES} severities")
-        target.flush()
-    with rundir.atomic(folder / "labels.npy") as partial, partial.open("wb") as file:
-        np.save(file, np.tile(labels, SEVERITIES))
-
-
-def write_folder(
-    root: Path, name: str, severity: int, images: Iterable[Tensor], files: Sequence[str]
-) -> None:
-    """Write `<name>/<severity>/<class>/<image>.JPEG` of quality 85 as ImageNet-C does, whole or not at all.
-
-    Args:
-        root: of the set.
-        name: of the corruption.
-        severity: 1 … 5.
-        images: batches (B, 3, S, S) uint8, not yet saved as JPEG.
-        files: `<class>/<image>` of each image, with any ending.
-
-    Raises:
-        InputError: a name that leads elsewhere, or not one for each image.
-        RunError: the disk is full or cannot be written.
-    """
-    places = [PurePosixPath(file) for file in files]
-    for place in places:
-        if place.is_absolute() or ".." in place.parts or len(place.parts) != 2:
-            raise InputError(f"{str(place)!r} cannot be written below {root}; it should be <class>/<image>")
-    count = 0
-    with rundir.atomic(root / name / str(severity)) as partial:
-        for part in images:
-            for pixels, place in zip(part.permute(0, 2, 3, 1).cpu().numpy(), places[count:], strict=False):
-                target = partial / place.with_suffix(".JPEG")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(target, quality=85, optimize=True)
-            count += len(part)
-        if count != len(places):
-            raise InputError(f"{name}, severity {severity}: {count} images for {len(places)} names")
-
-
 def _array(path: Path) -> NDArray[np.generic]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -224,15 +196,29 @@ def _channels_first(images: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.array(np.moveaxis(images, -1, -3), order="C"))
 
 
-def _find(root: Path, within: str) -> Path:
-    """The folder `within`, below `root` or one of its folders (noise, blur, weather, digital, extra)."""
+def dimensions(path: Path) -> int | None:
+    """Of the array in a .npy file; None if it cannot be read."""
+    try:
+        return _array(path).ndim
+    except InputError:
+        return None
+
+
+def find(root: Path, within: str) -> Path:
+    """The folder `within`, below `root` or one of its folders (noise, blur, weather, digital, extra).
+
+    Raises:
+        InputError: there is none.
+    """
     for folder in (root / within, *sorted(root.glob(f"*/{within}"))):
         if folder.is_dir():
             return folder
     raise InputError(f"{root} has no folder {within}, nor has a folder in it; is the test set whole?")
 
 
-def _read(folder: Path, classes: Sequence[str], decode: Decode, batch_size: int) -> Labeled:
+def _read(
+    folder: Path, classes: Sequence[str], decode: Decode, batch_size: int, pick: Pick | None
+) -> Labeled:
     """Everything in the class folders, decoded, by class and name."""
     numbers = {name: number for number, name in enumerate(classes)}
     found = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -241,16 +227,24 @@ def _read(folder: Path, classes: Sequence[str], decode: Decode, batch_size: int)
         raise InputError(
             f"{folder} has the class {strange[0]}, which the model has not; it knows {len(classes)} classes"
         )
-    items = [(item, numbers[place.name]) for place in found for item in sorted(place.iterdir())]
+    items = [
+        (item, numbers[place.name])
+        for place in found
+        for item in sorted(place.iterdir())
+        if item.name[0] != "."
+    ]
     if not items:
         raise InputError(f"{folder} has no images; <class>/<image> is needed")
+    labels = np.array([label for _, label in items], dtype=np.int64)
+    rows = np.arange(len(items)) if pick is None else pick(labels)
+    return (
+        (torch.stack([decode(items[row][0]) for row in part]), labels[part])
+        for part in _parts(rows, batch_size)
+    )
 
-    def read() -> Labeled:
-        for start in range(0, len(items), batch_size):
-            part = items[start : start + batch_size]
-            yield torch.stack([decode(path) for path, _ in part]), np.array([label for _, label in part])
 
-    return read()
+def _parts(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _number(path: Path) -> tuple[int, str]:

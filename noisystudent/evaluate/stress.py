@@ -19,6 +19,8 @@ TESTS = ("clean", "calibration", "c", "p", "fgsm", "pgd")
 """What is measured on any labeled images."""
 
 _FRAMES = 512  # of sequences in one forward pass
+_ATTACKED_ON_CPU, _ATTACKED = 2**20, 2**22
+"""Pixels a channel attacked at a time, 20 and 83 images of 224: a gradient keeps what every layer made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +141,17 @@ def _perturbed(
     subjects: Mapping[str, Subject], pictures: Pictures, plan: Plan, name: str
 ) -> dict[str, Answers]:
     noise = robustness.against_first(name)
-    moved: dict[str, list[tuple[float, float]]] = {key: [] for key in subjects}
+    moved: dict[str, list[tuple[float, ...]]] = {key: [] for key in subjects}
     for frames in pictures.perturbed(name):
         for key, subject in subjects.items():
-            logits = [_host(subject.predict(part)) for part in frames.flatten(0, 1).split(_FRAMES)]
-            top = robustness.top5(np.concatenate(logits)).reshape(*frames.shape[:2], -1)  # (B, T, k)
-            moved[key] += [
-                (robustness.flip_probability(one[None, :, 0], noise), robustness.t5d(one[None], noise))
-                for one in top
-            ]
-    return {
-        key: dict(zip((f"p/{name}/flips", f"p/{name}/t5d"), np.array(pairs, np.float32).T, strict=True))
-        for key, pairs in moved.items()
-    }
+            said = [_host(subject.predict(part)) for part in frames.flatten(0, 1).split(_FRAMES)]
+            logits = np.concatenate(said).reshape(*frames.shape[:2], -1)  # (B, T, K)
+            for one in logits[:, None]:
+                top = robustness.top5(one)
+                flips = robustness.flip_probability(top[..., 0], noise)
+                moved[key].append((flips, robustness.t5d(top, noise), robustness.zipf(one, noise)))
+    kinds = [f"p/{name}/{kind}" for kind in ("flips", "t5d", "zipf")]
+    return {key: dict(zip(kinds, np.array(each, np.float32).T, strict=True)) for key, each in moved.items()}
 
 
 def _fgsm(subjects: Mapping[str, Subject], pictures: Pictures, plan: Plan, name: str) -> dict[str, Answers]:
@@ -189,14 +189,24 @@ def _attacked(
             raise InputError(f"{key} gives no gradients, as an ONNX file never does; leave out fgsm and pgd")
         hits: list[list[NDArray[np.bool_]]] = [[] for _ in names]
         first = 0
-        for images, labels in pictures.clean():
+        for images, labels in few(pictures.clean()):
             rows = np.arange(first, first + len(labels))
             truth = torch.from_numpy(labels).to(images.device)
             for own, moved in zip(hits, attack(subject.logits, images, truth, rows), strict=True):
-                own.append(_host(subject.logits(moved)).argmax(axis=1) == labels)
+                with torch.no_grad(), attacks.fp32(images.device):
+                    own.append(_host(subject.logits(moved)).argmax(axis=1) == labels)
             first += len(labels)
         found[key] = {name: np.concatenate(own) for name, own in zip(names, hits, strict=True)}
     return found
+
+
+def few(batches: Iterable[Labeled]) -> Iterator[Labeled]:
+    """The same images, no more at a time than an attack has memory for."""
+    for images, labels in batches:
+        limit = _ATTACKED_ON_CPU if images.device.type == "cpu" else _ATTACKED
+        size = max(1, limit // images[0, 0].numel())
+        for start in range(0, len(images), size):
+            yield images[start : start + size], labels[start : start + size]
 
 
 def _hits(subjects: Mapping[str, Subject], batches: Iterable[Labeled]) -> dict[str, NDArray[np.bool_]]:

@@ -1,10 +1,11 @@
 """A trained model by itself: load it, let it predict, label a pool, or be measured."""
 
+from noisystudent.inference.asked import Asked
 from noisystudent.inference.asking import Predicted, label, predict, read_labels, score
 from noisystudent.inference.images import Images, Labeled, open_images, open_labeled
 from noisystudent.inference.loading import Predictor, find_model, load_predictor
-from noisystudent.inference.measuring import Asked, measure
-from noisystudent.inference.rows import Row, write_rows
+from noisystudent.inference.measuring import measure
+from noisystudent.inference.rows import Row, check_out, write_rows
 
 __all__ = [
     "Asked",
@@ -13,6 +14,7 @@ __all__ = [
     "Predicted",
     "Predictor",
     "Row",
+    "check_out",
     "find_model",
     "label",
     "load_predictor",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from noisystudent.data.loader import clean_batches
 from noisystudent.data.scan import Job, list_items, scan
 from noisystudent.data.sources import ArraySource, Source, open_source
 from noisystudent.data.workers import worker_count
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, Stopped
 from noisystudent.inference.loading import Predictor
 from noisystudent.runtime import Silent, StopFlag, Voice
 
@@ -54,28 +54,40 @@ def open_labeled(given: Labeled) -> Source:
     return open_images(given, labeled=True)
 
 
-def views(
-    predictor: Predictor, images: ImageSet, rows: NDArray[np.int64], side: int | None = None
-) -> Iterator[Tensor]:
-    """Clean views (B, 3, S, S) uint8 of `rows` on the model's device.
-
-    Args:
-        predictor: whose view it is.
-        images: where the rows are.
-        rows: (N,) in this order.
-        side: None is the model's own resolution; a larger side adds what lies around its views.
-    """
-    own = predictor.model.resolution
-    wide = None if side in (None, own) or predictor.view is not None else images.squares(rows)
+def views(predictor: Predictor, images: ImageSet, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Clean views (B, 3, S, S) uint8 of `rows`, in this order, as the model sees them, on its device."""
     yield from clean_batches(
         replace(images, shown=predictor.view),
         rows,
-        resolution=own if side is None else side,
+        resolution=predictor.model.resolution,
         batch_size=_BATCH,
         device=predictor.device,
         workers=worker_count(None),
-        boxes=wide,
     )
+
+
+Batch = TypeVar("Batch", Tensor, tuple[Tensor, NDArray[np.int64]])
+
+
+def watched(batches: Iterable[Batch], task: str, total: int, stop: StopFlag, voice: Voice) -> Iterator[Batch]:
+    """The same batches; `stop` is asked before each, `voice` told of the images done unless `total` is 0."""
+    done = 0
+    for batch in batches:
+        halt(stop)
+        yield batch
+        done += len(batch[1] if isinstance(batch, tuple) else batch)
+        if total:
+            voice.progress(task, done, total)
+
+
+def halt(stop: StopFlag) -> None:
+    """Stop here if a signal asked for it; what was measured has been told, and a test leaves nothing on disk.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    if stop.signal is not None:
+        raise Stopped(f"stopped by {stop.signal}; what was measured is above, the same command measures anew")
 
 
 def stored_side(predictor: Predictor) -> int | None:

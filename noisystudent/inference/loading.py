@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from noisystudent.data.imageset import Shown
 from noisystudent.errors import InputError
 from noisystudent.evaluate.subsets import imagenet_classes
 from noisystudent.models.classifier import first_line
+from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import Classifier, build_model, load_weights
 from noisystudent.runtime import resolve_device
 
@@ -63,31 +65,38 @@ def find_model(path: Path) -> Path:
     for folder in (*students, "iteration-0/teacher"):
         if _is_done(path / folder / "model.safetensors"):
             return path / folder / "model.safetensors"
+    close = [] if path.exists() else get_close_matches(path.name, timm.list_models(), n=1)
     raise InputError(
         f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file"
+        + (f", or did you mean timm's {close[0]}?" if close else "")
     )
 
 
-def load_predictor(model: str | Path, device: str = "auto", *, checkpoint: Path | None = None) -> Predictor:
+def load_predictor(
+    model: str | Path, device: str = "auto", *, checkpoint: Path | None = None, size: int | None = None
+) -> Predictor:
     """Load a trained model; reads no pickled code.
 
     Args:
         model: a run directory, a model folder, a .safetensors or .onnx file, or a timm model by name.
         device: auto, or a torch device.
         checkpoint: weights for the timm model, in place of those that timm publishes.
+        size: side in pixels at which it is shown images; None is its own.
 
     Raises:
-        InputError: there is no such model, or a file does not say what it is.
+        InputError: there is no such model, a file does not say what it is, or an option it cannot have.
     """
     path, place = Path(model), resolve_device(device)
+    if not path.exists() and path.suffix != ".onnx" and timm.is_model(str(model).split(".")[0]):
+        return _published(str(model), place, checkpoint, size)
+    if checkpoint is not None:
+        raise InputError(f"--checkpoint is {checkpoint}; it goes with the name of a timm model, not {path}")
     if path.suffix == ".onnx":
-        return _onnx(path)
-    if not path.exists() and timm.is_model(str(model).split(".")[0]):
-        return _published(str(model), place, checkpoint)
-    return _described(find_model(path), place)
+        return _onnx(path, size)
+    return _described(find_model(path), place, size)
 
 
-def _described(weights: Path, place: torch.device) -> Predictor:
+def _described(weights: Path, place: torch.device, size: int | None) -> Predictor:
     """Weights with this package's description of their model."""
     try:
         with safe_open(weights, framework="pt") as file:
@@ -99,29 +108,35 @@ def _described(weights: Path, place: torch.device) -> Predictor:
     config = ModelConfig(
         name=about["architecture"], options=json.loads(about["options"]), dropout=0.0, stochastic_depth=0.0
     )
-    model = build_model(config, int(about["num_classes"]), int(about["resolution"]))
+    model = build_model(config, int(about["num_classes"]), size or int(about["resolution"]))
     load_weights(model, weights)
     return Predictor(model.to(place).eval(), tuple(json.loads(about["classes"])), weights, place)
 
 
-def _published(name: str, place: torch.device, checkpoint: Path | None) -> Predictor:
+def _published(name: str, place: torch.device, checkpoint: Path | None, size: int | None) -> Predictor:
     """A timm model, with the resolution, crop and interpolation of its configuration."""
     given: Any = timm.get_pretrained_cfg(name)  # timm has one for every model
     shown = resolve_data_config(pretrained_cfg=given.to_dict(), use_test_size=True)
-    side = int(shown["input_size"][-1])
+    side = size or int(shown["input_size"][-1])
+    shown["input_size"] = (3, side, side)
     config = ModelConfig(name=name, pretrained=checkpoint is None, dropout=0.0, stochastic_depth=0.0)
-    model = build_model(config, given.num_classes, side)
+    try:
+        model = build_model(config, given.num_classes, side)
+    except InputError as error:
+        if not isinstance(error.__cause__, Unavailable):
+            raise
+        raise InputError(
+            f"the published weights of {name} cannot be had: {error.__cause__}; give them with --checkpoint"
+        ) from error
     if checkpoint is not None:
         load_weights(model, checkpoint)
     classes = imagenet_classes() if given.num_classes == len(imagenet_classes()) else ()
     return Predictor(model.to(place).eval(), classes, checkpoint, place, partial(_as_published, shown))
 
 
-def _as_published(shown: dict[str, Any], image: Image.Image, side: int) -> Tensor:
-    """timm's own view for validation, as pixels; a side above the model's adds what lies around the view."""
-    wider = side / shown["input_size"][-1]
-    size = {"input_size": (3, side, side), "crop_pct": min(1.0, shown["crop_pct"] * wider)}
-    pixels: Tensor = create_transform(**(shown | size), is_training=False, normalize=False)(image)
+def _as_published(shown: dict[str, Any], image: Image.Image, _side: int) -> Tensor:
+    """timm's own view for validation, as pixels (3, S, S) uint8."""
+    pixels: Tensor = create_transform(**shown, is_training=False, normalize=False)(image)
     return pixels
 
 
@@ -160,10 +175,12 @@ class OnnxModel:
         return torch.from_numpy(logits)
 
 
-def _onnx(path: Path) -> Predictor:
+def _onnx(path: Path, size: int | None) -> Predictor:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     model = OnnxModel(path)
+    if size not in (None, model.resolution):
+        raise InputError(f"--eval-size is {size}; {path} was exported for {model.resolution} pixels alone")
     return Predictor(model, tuple(json.loads(model.about["classes"])), path, resolve_device("cpu"))
 
 

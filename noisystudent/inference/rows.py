@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,19 +24,37 @@ class Row(NamedTuple):
     note: str = ""
 
 
+def check_out(out: Path) -> None:
+    """See whether rows can be written to a file, before hours go into them; makes its folder.
+
+    Raises:
+        InputError: another ending, or a place that cannot be written.
+    """
+    if out.suffix not in (".json", ".csv"):
+        raise InputError(f"--out is {out}; the file must end in .json or .csv")
+    if out.is_dir():
+        raise InputError(f"--out is {out}, which is a folder; name a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out is {out}, which cannot be written: {error.strerror}") from error
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out is {out}, but {out.parent} cannot be written; name a file somewhere else")
+
+
 def write_rows(rows: Sequence[Row], out: Path) -> None:
     """All rows as .json or .csv, whole or not at all.
 
     Raises:
-        InputError: another ending.
+        InputError: as of `check_out`.
+        RunError: the disk is full.
     """
+    check_out(out)
     if out.suffix == ".json":
         rundir.write_json(out, [row._asdict() for row in rows])
-    elif out.suffix == ".csv":
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(Row._fields)
-        lines.writerows(rows)
-        rundir.write_text(out, text.getvalue())
-    else:
-        raise InputError(f"--out is {out}; the file must end in .json or .csv")
+        return
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(Row._fields)
+    lines.writerows(rows)
+    rundir.write_text(out, text.getvalue())

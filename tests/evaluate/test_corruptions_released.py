@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.evaluate import released
+from noisystudent.evaluate import released, writing
 from noisystudent.evaluate.corruptions import corrupt
 
 CLASSES = ("n01", "n02", "n03")
@@ -32,7 +32,7 @@ def test_arrays_come_back_cell_by_cell(tmp_path: Path) -> None:
     images, labels = noise(7, 32), np.array([3, 1, 4, 1, 5, 9, 2])
     made = cells(images, "contrast")
     batches = [part for cell in made for part in cell.split(3)]
-    released.write_arrays(tmp_path, "contrast", batches, labels)
+    writing.write_arrays(tmp_path, "contrast", batches, labels)
     assert np.load(tmp_path / "contrast.npy").shape == (35, 32, 32, 3)
     for severity in range(1, 6):
         found = list(released.read_arrays(tmp_path, "contrast", severity, batch_size=4))
@@ -45,7 +45,7 @@ def test_arrays_come_back_cell_by_cell(tmp_path: Path) -> None:
 def test_arrays_are_written_whole_or_not_at_all(tmp_path: Path, count: int) -> None:
     images = noise(count, 32)
     with pytest.raises(InputError, match=f"{5 * count} images for 5 labels"):
-        released.write_arrays(tmp_path, "fog", cells(images, "fog"), np.arange(5))
+        writing.write_arrays(tmp_path, "fog", cells(images, "fog"), np.arange(5))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,14 +53,14 @@ def test_folders_come_back_as_jpeg(tmp_path: Path) -> None:
     images, files = noise(4, 32), ["n02/a.png", "n01/b.png", "n02/c.png", "n01/a.jpg"]
     made = corrupt(images, "contrast", 2, seed=0, rows=np.arange(4))
     saved = corrupt(images, "contrast", 2, seed=0, rows=np.arange(4), jpeg=True)
-    released.write_folder(tmp_path, "contrast", 2, made.split(3), files)
+    writing.write_folder(tmp_path, "contrast", 2, made.split(3), files)
     found = list(released.read_folder(tmp_path, "contrast", 2, classes=CLASSES, decode=decode, batch_size=3))
     assert torch.equal(torch.cat([pixels for pixels, _ in found]), saved[[3, 1, 0, 2]])
     assert np.concatenate([labels for _, labels in found]).tolist() == [0, 0, 1, 1]
 
 
 def test_a_family_folder_above_is_accepted(tmp_path: Path) -> None:
-    released.write_folder(tmp_path / "noise", "shot_noise", 1, [noise(1, 32)], ["n01/a.png"])
+    writing.write_folder(tmp_path / "noise", "shot_noise", 1, [noise(1, 32)], ["n01/a.png"])
     found = released.read_folder(tmp_path, "shot_noise", 1, classes=CLASSES, decode=decode, batch_size=3)
     assert [labels.tolist() for _, labels in found] == [[0]]
 
@@ -110,7 +110,7 @@ def test_what_is_missing_is_named_at_the_call(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"labels\.npy"):
         released.read_arrays(tmp_path, "fog", 1, batch_size=2)
     np.save(tmp_path / "labels.npy", np.zeros(9, dtype=np.int64))
-    with pytest.raises(InputError, match="labels of 10 images"):
+    with pytest.raises(InputError, match="10 integers for the images of fog are needed"):
         released.read_arrays(tmp_path, "fog", 1, batch_size=2)
     with pytest.raises(InputError, match="severity of fog is 0"):
         released.read_arrays(tmp_path, "fog", 0, batch_size=2)
@@ -121,7 +121,7 @@ def test_what_is_missing_is_named_at_the_call(tmp_path: Path) -> None:
         released.read_sequence_arrays(tmp_path, "snow", batch_size=2)
     with pytest.raises(InputError, match="no folder fog/3"):
         released.read_folder(tmp_path, "fog", 3, **options)  # type: ignore[arg-type]
-    released.write_folder(tmp_path, "fog", 3, [images], ["cat/a.png"])
+    writing.write_folder(tmp_path, "fog", 3, [images], ["cat/a.png"])
     with pytest.raises(InputError, match="class cat"):
         released.read_folder(tmp_path, "fog", 3, **options)  # type: ignore[arg-type]
     (tmp_path / "rain" / "1" / "n01").mkdir(parents=True)
@@ -138,10 +138,23 @@ def test_what_is_missing_is_named_at_the_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["../a.png", "/n01/a.png", "a.png", "n01/x/../../a.png"])
 def test_a_name_cannot_lead_elsewhere(tmp_path: Path, file: str) -> None:
     with pytest.raises(InputError, match="<class>/<image>"):
-        released.write_folder(tmp_path, "fog", 1, [noise(1, 32)], [file])
+        writing.write_folder(tmp_path, "fog", 1, [noise(1, 32)], [file])
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "fog.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match=r"fog\.npy"):
         released.read_arrays(tmp_path, "fog", 1, batch_size=2)
+
+
+def test_two_images_never_become_one_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two images have one name but for its ending"):
+        writing.write_folder(tmp_path, "fog", 1, [noise(2, 32)], ["a/1.png", "a/1.jpg"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_file_manager_left_is_no_image(tmp_path: Path) -> None:
+    writing.write_folder(tmp_path, "fog", 1, [noise(1, 32)], ["n01/a.png"])
+    (tmp_path / "fog" / "1" / "n01" / ".DS_Store").write_bytes(b"")
+    found = released.read_folder(tmp_path, "fog", 1, classes=CLASSES, decode=decode, batch_size=3)
+    assert [labels.tolist() for _, labels in found] == [[0]]

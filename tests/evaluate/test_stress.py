@@ -129,6 +129,47 @@ def test_a_model_without_gradients_is_told_before_its_attack_and_keeps_the_rest(
     assert list(found["m"]) == ["clean"]
 
 
+def test_attacks_take_few_images_at_a_time_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient keeps what every layer made of every image: a batch for labeling is too much for it."""
+    whole = answers({"m": linear(0)}, plan("fgsm", "pgd"), batch=12)["m"]
+    monkeypatch.setattr("noisystudent.evaluate.stress._ATTACKED_ON_CPU", 4 * SIDE**2)
+    subject, seen = linear(0), []
+
+    def logits(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        assert subject.logits is not None
+        return subject.logits(images)
+
+    same(answers({"m": Subject(logits, logits)}, plan("fgsm", "pgd"), batch=12)["m"], whole)
+    assert max(seen) == 4
+
+
+def test_neither_tf32_nor_autocast_rounds_an_attack() -> None:
+    backends, subject = (torch.backends.cudnn, torch.backends.cuda.matmul), linear(0)
+    seen: list[bool] = []
+
+    def logits(images: Tensor) -> Tensor:
+        seen.extend([*(backend.allow_tf32 for backend in backends), torch.is_autocast_enabled("cpu")])
+        return subject.predict(images)
+
+    before = [backend.allow_tf32 for backend in backends]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answers({"m": Subject(logits, logits)}, plan("fgsm"))
+    assert seen and not any(seen)
+    assert [backend.allow_tf32 for backend in backends] == before
+
+
+def test_sequences_are_answered_one_by_one_as_defined() -> None:
+    found = answers({"m": linear(0)}, plan("p"))["m"]
+    frames = torch.cat(list(pictures().perturbed("tilt")))
+    logits = linear(0).predict(frames.flatten(0, 1)).detach().numpy().reshape(*frames.shape[:2], -1)
+    for row, one in enumerate(logits[:, None]):
+        top = robustness.top5(one)
+        assert found["p/tilt/flips"][row] == pytest.approx(robustness.flip_probability(top[..., 0], False))
+        assert found["p/tilt/t5d"][row] == pytest.approx(robustness.t5d(top, False))
+        assert found["p/tilt/zipf"][row] == pytest.approx(robustness.zipf(one, False))
+
+
 def test_an_unknown_test_is_named() -> None:
     with pytest.raises(InputError, match="there is no test 'x'; choose of clean, calibration, c, p"):
         answers({"m": linear(0)}, plan("x"))
