@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,7 @@ from demo import test_scores
 from table import show
 
 _SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
-_JUNK = 1000
+_JUNK, _WRONG_TAGS = 1000, 0.4
 
 
 def main() -> None:
@@ -59,7 +60,10 @@ def main() -> None:
 
 
 def lay_out(data: Path, junk: Path, work: Path, labels: int, pool: int | None) -> Path:
-    """Folders of images, made once: the first of labeled-4000.txt in each class, the rest is the pool."""
+    """Folders of images, made once: the first of labeled-4000.txt in each class, the rest is the pool.
+
+    `all/` has the labels of both; `tagged/` is the pool in folders of which four in ten name a wrong class.
+    """
     target = work / f"labels-{labels}-pool-{pool or 'all'}"
     if (target / "done").exists():
         return target
@@ -75,8 +79,17 @@ def lay_out(data: Path, junk: Path, work: Path, labels: int, pool: int | None) -
     rest += [name for name in (data / "labeled-4000.txt").read_text().split() if name not in set(chosen)]
     for name in chosen:
         _link(named[name], target / "labeled" / Path(name).relative_to("train"))
-    for name in rest if pool is None else _balanced(rest, pool):
+    rest = rest if pool is None else _balanced(rest, pool)
+    for name in rest:
         _link(named[name], target / "pool" / "real" / Path(name).relative_to("train"))
+    for name in (*chosen, *rest):
+        _link(named[name], target / "all" / Path(name).relative_to("train"))
+    classes, draw = sorted({name.split("/")[1] for name in named}), random.Random(0)
+    for name in rest:
+        own = classes.index(name.split("/")[1])
+        shift = draw.randrange(1, len(classes)) if draw.random() < _WRONG_TAGS else 0
+        tag = classes[(own + shift) % len(classes)]
+        _link(named[name], target / "tagged" / tag / name.replace("/", "-"))
     strangers = sorted(p for p in (unpacked / "junk").rglob("*") if p.is_file())
     for path in strangers[:: max(1, len(strangers) // _JUNK)][:_JUNK]:
         _link(path, target / "pool" / "junk" / f"{path.parent.name}-{path.name}")

@@ -15,6 +15,7 @@
     evaluate/       how good, and did it help: metrics, paired statistics
     self_training/  the algorithm: the only place where all parts meet
     report/         a run directory in, one HTML page out; export and inference stand beside it
+    ablation/       many runs, recipes by seeds, that share their stages; one table
     graph, stages   what a run consists of, what is done, what must run again; rundir: how it is kept
 
 Names below are loaded when first asked for: importing the package costs nothing.

@@ -13,6 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 _PLAIN_SECONDS = 15.0  # a plain line of progress at most this often
 
 
+def note(log: Path, line: str) -> None:
+    """Append a line to a log with the time, once the folder is there."""
+    if log.parent.is_dir():
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+
+
 class Terminal:
     """Speaks to a person; keeps what was said in a log file."""
 
@@ -28,9 +35,8 @@ class Terminal:
         """Print one line, and append it to the log with the time."""
         self._close_bar()
         self._console.print(escape(line))
-        if self._log is not None and self._log.parent.is_dir():
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        if self._log is not None:
+            note(self._log, line)
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Move the bar of `task`; away from a terminal, a line with rate and time left now and then."""

@@ -6,6 +6,9 @@ NoisyStudentError
 └── Stopped      75   a signal asked for it; everything is on disk, run again to resume
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class NoisyStudentError(Exception):
     """Base of every error this package raises on purpose."""
@@ -29,3 +32,9 @@ class Stopped(NoisyStudentError):
     """A signal asked the run to stop; the same command resumes it (EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A clause for a message that names the choice nearest to `word`; nothing where none is near."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

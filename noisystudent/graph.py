@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from noisystudent.config import (
     LearnerConfig,
     PseudoLabelConfig,
     StudentConfig,
+    TeacherConfig,
     TrainConfig,
 )
 from noisystudent.stages import Stage, fingerprint
@@ -24,9 +25,31 @@ _NEUTRAL: Mapping[type, frozenset[str]] = {
         {"labeled", "unlabeled", "val", "test", "workers", "max_bad_fraction", "pool_truth"}
     ),
     TrainConfig: frozenset({"log_steps", "eval_steps", "checkpoint_steps", "execution"}),
-    PseudoLabelConfig: frozenset({"batch_size", "part_size", "hard"}),
+    PseudoLabelConfig: frozenset({"batch_size", "part_size", "hard", "on_the_fly", "match_temperature"}),
 }
 _FORMAT = 1  # raised when a stage's files change meaning, so that older runs redo it
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is judged.
+
+    Attributes:
+        iteration: 0 for the teacher.
+        role: teacher, student or control.
+        training: its stage.
+        finetuning: the stage after it, if there is one.
+    """
+
+    iteration: int
+    role: str
+    training: Stage
+    finetuning: Stage | None = None
+
+    @property
+    def last(self) -> Stage:
+        """The stage whose weights speak."""
+        return self.finetuning or self.training
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +60,22 @@ class Iteration:
     config: StudentConfig
     labels: Stage
     selection: Stage
-    student: Stage
-    control: Stage | None
+    student: Model
+    control: Model | None
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Every stage of a run."""
+    """Every stage of a run.
+
+    Attributes:
+        companions: teachers of iteration 0 beside the first.
+    """
 
     data: Stage
-    teacher: Stage
+    pretraining: Stage | None
+    teacher: Model
+    companions: tuple[Model, ...]
     filter: Stage | None
     filter_labels: Stage | None
     iterations: tuple[Iteration, ...]
@@ -54,50 +83,71 @@ class Graph:
 
     def stages(self) -> list[Stage]:
         """All stages in the order in which they run."""
-        found = [self.data, self.teacher, self.filter, self.filter_labels]
+        found = [self.data, self.filter, self.filter_labels, self.pretraining]
+        for model in (self.teacher, *self.companions):
+            found += [model.training, model.finetuning]
         for turn in self.iterations:
-            found += [turn.labels, turn.selection, turn.student, turn.control]
+            found += [turn.labels, turn.selection]
+            for trained in (turn.student, turn.control):
+                found += [trained.training, trained.finetuning] if trained is not None else []
         return [stage for stage in (*found, self.judgement) if stage is not None]
 
-    def models(self) -> list[tuple[int, str, Stage]]:
-        """(iteration, role, stage) of every model that is judged, in order of training."""
-        found = [(0, "teacher", self.teacher)]
-        for turn in self.iterations:
-            found.append((turn.index, "student", turn.student))
-            if turn.control is not None:
-                found.append((turn.index, "control", turn.control))
-        return found
+    def models(self) -> list[Model]:
+        """Every model that is judged, in order of training."""
+        trained = [model for turn in self.iterations for model in (turn.student, turn.control)]
+        return [self.teacher, *(model for model in trained if model is not None)]
 
 
 def build_graph(config: Config, listing: str, run: Path) -> Graph:
     """The stages of `config` on inputs whose listing has the fingerprint `listing`, kept under `run`."""
     data = _stage("data", run / "data", config=_significant(config.data), listing=listing, seed=config.seed)
     first = run / "iteration-0"
-    teacher = _learner_stage("teacher", first / "teacher", config.teacher, data, config.seed)
+    pretraining = None
+    if config.pretrain is not None:
+        pretraining = _training("pretraining", first / "pretraining", config.pretrain, data, config.seed)
+    started: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
+    teacher, *companions = (
+        _model(0, "teacher", first / name, config.teacher, data, config.seed, numbered, name)
+        for name, numbered in _teachers(config.ensemble, started)
+    )
     filter_model, filter_labels = None, None
     if config.filter is not None and config.students:
         said = _significant(config.students[0].pseudo_label)
-        filter_model = _learner_stage("filter", first / "filter", config.filter, data, config.seed)
+        filter_model = _training("filter", first / "filter", config.filter, data, config.seed)
         path = run / "iteration-1" / "filter-labels"
         filter_labels = _stage("filter-labels", path, config=said, model=filter_model.fingerprint)
     turns: list[Iteration] = []
     for index in range(1, len(config.students) + 1):
         before = turns[-1] if turns else None
-        with_control = config.control and index == len(config.students)
-        turns.append(_iteration(config, index, run, data, teacher, filter_labels, before, with_control))
-    graph = Graph(data, teacher, filter_model, filter_labels, tuple(turns), data)
-    models = {stage.name: stage.fingerprint for _, _, stage in graph.models()}
+        speakers = [before.student] if before else [teacher, *companions]
+        turns.append(_iteration(config, index, run, data, speakers, filter_labels, before))
+    graph = Graph(
+        data, pretraining, teacher, tuple(companions), filter_model, filter_labels, tuple(turns), data
+    )
+    return dataclasses.replace(graph, judgement=_judgement(config, run, graph))
+
+
+def _teachers(ensemble: int, started: dict[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
+    """(name, what sets it apart) of each; a lone one is as it would be without the choice."""
+    yield "teacher", started
+    for number in range(2, ensemble + 1):
+        yield f"teacher-{number}", started | {"number": number}
+
+
+def _judgement(config: Config, run: Path, graph: Graph) -> Stage:
+    stages = [stage for model in graph.models() for stage in (model.training, model.finetuning) if stage]
     judgement = _stage(
         "judgement",
         run / "verdict.json",
         config=_significant(config.evaluate),
         truth=config.data.pool_truth,
-        **models,
+        **{stage.name: stage.fingerprint for stage in stages},
     )
-    evaluations = [run / f"iteration-{index}" / "evaluation.json" for index in range(len(turns) + 1)]
+    evaluations = [
+        run / f"iteration-{index}" / "evaluation.json" for index in range(len(config.students) + 1)
+    ]
     galleries = [file.with_name("gallery.json") for file in evaluations[1:]]
-    judgement = dataclasses.replace(judgement, also=(run / "metrics.jsonl", *evaluations, *galleries))
-    return dataclasses.replace(graph, judgement=judgement)
+    return dataclasses.replace(judgement, also=(run / "metrics.jsonl", *evaluations, *galleries))
 
 
 def _iteration(
@@ -105,18 +155,17 @@ def _iteration(
     index: int,
     run: Path,
     data: Stage,
-    teacher: Stage,
+    speakers: list[Model],
     filter_labels: Stage | None,
     before: Iteration | None,
-    with_control: bool,
 ) -> Iteration:
     student, seed, folder = config.students[index - 1], config.seed, run / f"iteration-{index}"
-    speaker = before.student if before else teacher
+    first, *others = [speaker.last.fingerprint for speaker in speakers]
     labels = _stage(
         f"labels-{index}",
         folder / "labels",
         config=_significant(student.pseudo_label),
-        model=speaker.fingerprint,
+        model=[first, *others] if others else first,
     )
     selection = _stage(
         f"selection-{index}",
@@ -131,18 +180,43 @@ def _iteration(
         selection = dataclasses.replace(selection, also=(folder / "filter-selection.parquet",))
     shared: dict[str, object] = {
         "ratio": student.unlabeled_ratio,
-        "initial": speaker.fingerprint if student.init == "teacher" else None,
+        "initial": first if student.init == "teacher" else None,
         "iteration": index,
     }
-    taught: dict[str, object] = {"selection": selection.fingerprint, "hard": student.pseudo_label.hard}
-    trained = _learner_stage(f"student-{index}", folder / "student", student, data, seed, **shared, **taught)
+    said = student.pseudo_label
+    taught: dict[str, object] = {"selection": selection.fingerprint, "joint": student.joint}
+    taught |= {name: getattr(said, name) for name in ("hard", "on_the_fly", "match_temperature")}
+    trained = _model(index, "student", folder / "student", student, data, seed, shared | taught)
     control = None
-    if with_control:
-        control = _learner_stage(f"control-{index}", folder / "control", student, data, seed, **shared)
+    if config.control and index == len(config.students):
+        control = _model(index, "control", folder / "control", student, data, seed, shared)
     return Iteration(index, student, labels, selection, trained, control)
 
 
-def _learner_stage(
+def _model(
+    iteration: int,
+    role: str,
+    path: Path,
+    learner: TeacherConfig,
+    data: Stage,
+    seed: int,
+    inputs: Mapping[str, object],
+    name: str | None = None,
+) -> Model:
+    name = name or f"{role}-{iteration}"
+    training = _training(name, path, learner, data, seed, **inputs)
+    finetuning = None
+    if learner.finetune is not None:
+        finetuning = _stage(
+            f"{name}-finetune",
+            path / "finetune",
+            config=_significant(learner.finetune),
+            model=training.fingerprint,
+        )
+    return Model(iteration, role, training, finetuning)
+
+
+def _training(
     name: str, path: Path, learner: LearnerConfig, data: Stage, seed: int, **inputs: object
 ) -> Stage:
     parts = {part: _significant(getattr(learner, part)) for part in ("model", "augment", "train")}

@@ -15,13 +15,21 @@ from noisystudent.stages import Status, state
 
 Row = tuple[str, ...]
 
-# Records of an iteration, in the order in which it makes them.
+# Records of the first iteration and of the others, in the order in which they are made.
+_FIRST = (
+    "filter/stage.json",
+    "pretraining/stage.json",
+    "teacher*/stage.json",
+    "teacher*/finetune/stage.json",
+)
 _TURN = (
     "filter-labels/stage.json",
     "labels/stage.json",
     "selection.stage.json",
     "student/stage.json",
+    "student/finetune/stage.json",
     "control/stage.json",
+    "control/finetune/stage.json",
 )
 
 
@@ -69,10 +77,10 @@ def scores(run: Path) -> list[Row]:
 
 def _records(run: Path) -> Iterator[Path]:
     """The stage records that exist, in order."""
-    names = ["data/stage.json", "iteration-0/teacher/stage.json", "iteration-0/filter/stage.json"]
     turns = range(1, 1 + (rundir.student_count(run) or 0))
+    names = ["data/stage.json", *(f"iteration-0/{name}" for name in _FIRST)]
     names += [f"iteration-{i}/{name}" for i in turns for name in _TURN]
-    return (run / name for name in (*names, "verdict.stage.json") if (run / name).is_file())
+    return (path for name in (*names, "verdict.stage.json") for path in sorted(run.glob(name)))
 
 
 def _recorded(path: Path) -> Row:

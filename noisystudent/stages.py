@@ -72,6 +72,11 @@ class Stage:
         """The stage.json in the folder, or beside the file."""
         return self.path.with_suffix(".stage.json") if self.path.suffix else self.path / "stage.json"
 
+    @property
+    def pieces(self) -> tuple[Path, ...]:
+        """What moves together; a file's record last, so that a half-moved stage still says what it is."""
+        return (self.path, *self.also, *((self.record,) if self.path.suffix else ()))
+
 
 def fingerprint(*parts: object) -> str:
     """Sha256 in hex of dataclasses, mappings, sequences, paths, strings, numbers: equal values, equal digest.
@@ -115,10 +120,10 @@ def state(stage: Stage) -> State:
     record = _read_record(stage)
     if record is None:
         # What is of unknown origin is not this stage's, and is not thrown away either.
-        unknown = any(_filled(piece) for piece in _pieces(stage))
+        unknown = any(_filled(piece) for piece in stage.pieces)
         return State(Status.STALE, (_NO_RECORD,)) if unknown else State(Status.ABSENT)
     if record["fingerprint"] == stage.fingerprint:
-        finished = record["status"] == "done" and all(piece.exists() for piece in _pieces(stage))
+        finished = record["status"] == "done" and all(piece.exists() for piece in stage.pieces)
         return State(Status.DONE if finished else Status.PARTIAL)
     names = sorted(record["inputs"].keys() | stage.inputs.keys())
     changed = tuple(name for name in names if record["inputs"].get(name) != stage.inputs.get(name))
@@ -146,7 +151,7 @@ def run_stage(stage: Stage, work: Callable[[], Facts | None], notify: Callable[[
     current = state(stage)
     if current.status is Status.STALE:
         why = ", ".join(current.changed)
-        notify(f"{stage.name}: made from other inputs ({why}); kept in {_supersede(stage)}")
+        notify(f"{stage.name}: made from other inputs ({why}); kept in {supersede(stage)}")
     if current.status is not Status.DONE and _restore(stage):
         notify(f"{stage.name}: brought back from {_SUPERSEDED}")
     status = state(stage).status
@@ -201,22 +206,17 @@ def _filled(path: Path) -> bool:
     return any(not (file.name.startswith(".") and file.name.endswith(".partial")) for file in path.iterdir())
 
 
-def _pieces(stage: Stage) -> tuple[Path, ...]:
-    """What moves together; a file's record moves last, so that a half-moved stage still says what it is."""
-    return (stage.path, *stage.also, *((stage.record,) if stage.path.suffix else ()))
-
-
 def _run_dir(stage: Stage) -> Path:
     """The nearest folder above that this process has locked; without a lock, the stage's own parent."""
     return next((folder for folder in stage.path.parents if folder.resolve() in _owned), stage.path.parent)
 
 
-def _supersede(stage: Stage) -> Path:
-    """Put away what is there; returns the folder it is in."""
+def supersede(stage: Stage) -> Path:
+    """Put away what is there of `stage`; returns the folder it is in."""
     record, run = _read_record(stage), _run_dir(stage)
     digest = _NO_RECORD if record is None else record["fingerprint"][:8]
     wanted = shelf = run / _SUPERSEDED / f"{stage.name}-{digest}"
-    here = [piece.relative_to(run) for piece in _pieces(stage) if piece.exists()]
+    here = [piece.relative_to(run) for piece in stage.pieces if piece.exists()]
     number = 1
     while any((shelf / piece).exists() for piece in here):
         number += 1
@@ -231,7 +231,7 @@ def _restore(stage: Stage) -> bool:
     run = _run_dir(stage)
     shelf = run / _SUPERSEDED / f"{stage.name}-{stage.fingerprint[:8]}"
     moved = False
-    for piece in reversed(_pieces(stage)):
+    for piece in reversed(stage.pieces):
         kept = shelf / piece.relative_to(run)
         if kept.exists() and not _filled(piece):
             rundir.remove(piece)

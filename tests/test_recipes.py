@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisystudent import recipes
-from noisystudent.config import Config, LearnerConfig, StudentConfig
+from noisystudent.config import (
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    LearnerConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from noisystudent.errors import InputError
 from noisystudent.evaluate import guards
 
@@ -118,6 +124,7 @@ def test_the_papers_run_takes_steps_at_a_tiny_size(
         ("student.selection.per_class", 4),
     ]
     given += [("student.selection.threshold", 0.0)]
+    given += [("student.finetune", {"steps": 2, "resolution": 48, "frozen_blocks": 2})]
     config = recipes.load("imagenet-l2", given)
     tiny.run(config, tmp_path)
     hashes, labels = [], []
@@ -223,7 +230,14 @@ _FIELDS = [row[0] for row in recipes.field_help()]
 @given(st.sampled_from(_FIELDS))
 def test_every_field_can_be_given_its_own_default(dotted: str) -> None:
     """Saying what is so anyway changes nothing, whatever the field."""
-    plain = dataclasses.replace(Config(), filter=LearnerConfig(), students=(StudentConfig(),))
+    longer = FinetuneConfig(epochs=1.5)
+    plain = Config(
+        data=DataConfig(pool_tags=True),
+        pretrain=LearnerConfig(),
+        teacher=TeacherConfig(finetune=longer),
+        filter=LearnerConfig(),
+        students=(StudentConfig(finetune=longer),),
+    )
     raw = yaml.safe_load(recipes.dump(plain))
     value: Any = raw
     for key in dotted.split("."):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError
 
 from noisystudent.cli import loop, parts
+from noisystudent.cli.ablate import ablate
 from noisystudent.cli.fields import take_fields
 from noisystudent.errors import InputError, NoisyStudentError
 
@@ -22,7 +23,7 @@ app = App(
     help_epilogue="Any field of the configuration is a flag: --teacher.train.epochs 30. "
     "`noisystudent fields` lists them, `noisystudent recipes` lists the recipes. --debug shows tracebacks.",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, *parts.COMMANDS)
+COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS)
 for place, command in enumerate(COMMANDS):
     app.command(command, sort_key=place)
 

@@ -48,6 +48,9 @@ class Loop(Settings):
     """Settings of a run with students."""
 
     students: Annotated[int | None, Parameter(help="How many students, one after the other.")] = None
+    ensemble: Annotated[
+        int | None, Parameter(help="How many first teachers, whose probabilities are averaged.")
+    ] = None
     control: Annotated[
         bool | None, Parameter(help="Train the last student's twin on labels alone, to compare with.")
     ] = None

@@ -165,13 +165,14 @@ def export(
 
 
 def recipes(name: str | None = None, /) -> None:
-    """List the recipes, or print one."""
+    """List the recipes, those of one run and then those for `ablate`, or print one."""
     from noisystudent import recipes as shelf
 
     if name is not None:
         print(shelf.text(name))
     else:
-        said = ((each, shelf.text(each).splitlines()[0].lstrip("# ")) for each in shelf.names())
+        shipped = (*shelf.names(), *shelf.matrices())
+        said = ((each, shelf.text(each).splitlines()[0].lstrip("# ")) for each in shipped)
         screen.table(("recipe", "what it is"), list(said))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,15 +16,28 @@ from torch.multiprocessing.reductions import shared_cache
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from noisystudent.data.imageset import ImageSet
+from noisystudent.data.streams import Stream
 from noisystudent.data.workers import context, quiet_worker
 from noisystudent.errors import RunError
 from noisystudent.records import Batch
-from noisystudent.runtime import generator
 
 Rows = NDArray[np.int64]
 
 Boxes = Callable[[str, int, NDArray[np.int32]], NDArray[np.float32] | None]
 """(stream, step, sizes (B, 2)) to crop windows (B, 4) as fractions (top, left, height, width), or None."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A teacher that answers while its student learns.
+
+    Attributes:
+        resolution: side R in pixels of the clean views it is shown.
+        answer: (b, 3, R, R) uint8 on the device to probabilities (b, K) float32 there.
+    """
+
+    resolution: int
+    answer: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,12 +47,12 @@ class Chosen:
     Attributes:
         rows: (n,) rows of the pool.
         repeats: (n,) how often each stands in an epoch of the pool.
-        targets: positions (b,) in `rows` to pseudo-labels (b, K) float32.
+        targets: positions (b,) in `rows` to pseudo-labels (b, K) float32; or who makes them on the way.
     """
 
     rows: NDArray[np.int64]
     repeats: NDArray[np.int32]
-    targets: Callable[[Rows], NDArray[np.float32]]
+    targets: Callable[[Rows], NDArray[np.float32]] | Speaker
 
 
 class Part(NamedTuple):
@@ -46,44 +60,6 @@ class Part(NamedTuple):
 
     rows: Rows
     boxes: NDArray[np.float32] | None
-
-
-class _Stream:
-    """Positions of an endless stream of permutations of n; keeps the permutation of one epoch."""
-
-    def __init__(self, n: int, batch: int, seed: int, name: str) -> None:
-        if n < 1:
-            raise RunError(f"the {name} set has no image to draw from; give it images or train without it")
-        self._n, self._batch, self._seed, self._name = n, batch, seed, name
-        self._epoch, self._order = -1, np.empty(0, np.int32)
-
-    def at(self, step: int) -> Rows:
-        """(batch,) positions step·batch … (step+1)·batch - 1 of the stream."""
-        first, last = step * self._batch, (step + 1) * self._batch
-        pieces = []
-        for epoch in range(first // self._n, -(-last // self._n)):
-            start = epoch * self._n
-            pieces.append(self._permutation(epoch)[max(first - start, 0) : last - start])
-        return np.concatenate(pieces).astype(np.int64)
-
-    def _permutation(self, epoch: int) -> NDArray[Any]:
-        if epoch != self._epoch:
-            kind = np.int32 if self._n < 2**31 else np.int64  # half the memory for a pool of 100 million
-            self._order = np.arange(self._n, dtype=kind)
-            generator(self._seed, self._name, epoch).shuffle(self._order)
-            self._epoch = epoch
-        return self._order
-
-
-def index_stream(n: int, batch: int, seed: int, stream: str, step: int) -> Rows:
-    """Positions step·batch … (step+1)·batch - 1 of an endless stream: epoch e is a permutation of 0 … n-1.
-
-    The stream does not depend on `batch`; a batch larger than n spans several epochs.
-
-    Returns:
-        (batch,) int64.
-    """
-    return _Stream(n, batch, seed, stream).at(step)
 
 
 def joint_batches(
@@ -128,12 +104,13 @@ def joint_batches(
             waiting.append(joint.draw(step))
             yield joint.parts(step, waiting[-1], boxes)
 
+    joint.listen(range(start, stop), workers, device)
     for images in _fetched(joint.sets, requests(), resolution, workers, device, boxes is not None):
         labels, targets = joint.answers(waiting.popleft())
         yield Batch(
             images=images,
-            labels=torch.from_numpy(labels).to(device, non_blocking=True),
-            pool_targets=torch.from_numpy(targets).to(device, non_blocking=True),
+            labels=labels.to(device, non_blocking=True),
+            pool_targets=targets.to(device, non_blocking=True),
         )
 
 
@@ -149,13 +126,14 @@ class _Joint:
         seed: int,
     ) -> None:
         self.sets: tuple[ImageSet, ...] = (labeled,)
-        self._streams = [_Stream(len(labeled), sizes[0], seed, "labeled")]
+        self._streams = [Stream(len(labeled), sizes[0], seed, "labeled")]
         self._chosen = chosen if pool is not None else None
+        self._spoken: Iterator[Tensor] | None = None
         self._no_targets = np.empty((0, len(labeled.classes)), np.float32)
         if pool is not None and chosen is not None:
             self.sets += (pool,)
             self._expanded = np.repeat(np.arange(len(chosen.rows), dtype=np.int32), chosen.repeats)
-            self._streams.append(_Stream(len(self._expanded), sizes[1], seed, "pool"))
+            self._streams.append(Stream(len(self._expanded), sizes[1], seed, "pool"))
 
     def draw(self, step: int) -> list[Rows]:
         """Rows of the labelled set, then positions in the chosen images."""
@@ -171,10 +149,25 @@ class _Joint:
             for name, images, own in named
         )
 
-    def answers(self, drawn: list[Rows]) -> tuple[Rows, NDArray[np.float32]]:
+    def answers(self, drawn: list[Rows]) -> tuple[Tensor, Tensor]:
         """Labels (L,) and pseudo-labels (B-L, K) of what was drawn."""
-        targets = self._no_targets if self._chosen is None else self._chosen.targets(drawn[1])
-        return self.sets[0].labels[drawn[0]], targets
+        labels = torch.from_numpy(self.sets[0].labels[drawn[0]])
+        if self._spoken is not None:
+            return labels, next(self._spoken)
+        stored = None if self._chosen is None else self._chosen.targets
+        targets = stored(drawn[1]) if callable(stored) else self._no_targets
+        return labels, torch.from_numpy(targets)
+
+    def listen(self, steps: range, workers: int, device: torch.device) -> None:
+        """Where a `Speaker` labels the pool images, begin to show it those of each step."""
+        chosen = self._chosen
+        if chosen is None or not isinstance(chosen.targets, Speaker):
+            return
+        speaker, stream = chosen.targets, copy(self._streams[1])  # it is not where `draw` is
+        drawn = (self._expanded[stream.at(step)] for step in steps)
+        requests = ((Part(chosen.rows[at], None),) for at in drawn)
+        views = _fetched((self.sets[1],), requests, speaker.resolution, workers, device, cropped=False)
+        self._spoken = map(speaker.answer, views)
 
 
 def clean_batches(

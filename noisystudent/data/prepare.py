@@ -35,7 +35,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Dataset:
-    """The sets of a run, ready to be fetched from; `notes` are lines the user should see."""
+    """The sets of a run, ready to be fetched from.
+
+    Attributes:
+        notes: lines the user should see.
+        tags: with data.pool_tags the folder names of the pool, which its labels number.
+    """
 
     classes: tuple[str, ...]
     labeled: ImageSet
@@ -43,6 +48,7 @@ class Dataset:
     test: ImageSet | None
     pool: ImageSet
     notes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
     def to_device(self, device: torch.device) -> Dataset:
         """The same sets, each with its resident pixels on a GPU if they fit there."""
@@ -79,7 +85,7 @@ def prepare(
         scans: dict[str, Scan] = {}
         for name, source in sources.named():
             # a pool may have a million folders: only those named as a class are its hidden truth
-            known = frozenset(scans["labeled"].names) if name == "pool" else None
+            known = frozenset(scans["labeled"].names) if name == "pool" and not config.pool_tags else None
             listing = list_items(source, scratch / f"{name}.listing", stop, known)
             _check_listing(name, listing.names, source.name)
             side = config.resolution if _stays(config, name, len(listing.index), store) else None
@@ -90,15 +96,13 @@ def prepare(
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
         _write_leaks(out / "leaks.csv", scans, leaks)
         require_images(members, scans, out / "leaks.csv")
-        _write_rows(store, out / "manifest.parquet", scans, members, classes)
+        _write_rows(store, out / "manifest.parquet", scans, members, classes, config.pool_tags)
         remove(scratch)
     said = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
     said += _bad_notes(scans)
-    sets = {
-        name: {"scan": part, "resident": scans[part].storage is not None}
-        for name, (part, _) in members.items()
-    }
+    sets = _places(members, scans)
     content = {"format": _FORMAT, "classes": classes, "notes": said + class_notes + notes, "sets": sets}
+    content["tags"] = scans["pool"].names if config.pool_tags and "pool" in scans else []
     write_json(out / "dataset.json", content)
     return open_dataset(out, config, sources)
 
@@ -131,7 +135,8 @@ def open_dataset(out: Path, config: DataConfig, sources: Sources) -> Dataset:
 
     test = opened("test") if "test" in content["sets"] else None
     notes = tuple(content["notes"])
-    return Dataset(classes, opened("labeled"), opened("val"), test, opened("pool"), notes)
+    tags = tuple(content.get("tags", ()))
+    return Dataset(classes, opened("labeled"), opened("val"), test, opened("pool"), notes, tags)
 
 
 def _stays(config: DataConfig, name: str, count: int, store: Path) -> bool:
@@ -204,7 +209,12 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[str, ..
 
 
 def _write_rows(
-    store: Path, manifest: Path, scans: dict[str, Scan], members: Members, classes: tuple[str, ...]
+    store: Path,
+    manifest: Path,
+    scans: dict[str, Scan],
+    members: Members,
+    classes: tuple[str, ...],
+    tagged: bool,
 ) -> None:
     """Each set's rows as `store/<set>.arrow`, and all of them in the manifest, a batch at a time."""
     schema = pa.schema([("set", pa.string()), ("row", pa.int64()), *SCHEMA])
@@ -215,12 +225,20 @@ def _write_rows(
             with writer(store / f"{name}.arrow", SCHEMA) as append:
                 done = 0
                 for batch in _kept(scans[part].index, mask):
-                    final = _relabeled(batch, codes, name == "pool")
+                    final = _relabeled(batch, codes, name == "pool", tagged)
                     append(final)
                     numbers = pa.array(np.arange(done, done + len(final)))
                     columns = [pa.array([name] * len(final)), numbers, *final.columns]
                     parquet.write_table(pa.Table.from_arrays(columns, schema=schema))
                     done += len(final)
+
+
+def _places(members: Members, scans: dict[str, Scan]) -> dict[str, dict[str, object]]:
+    """In which scan each set is found, and whether its pixels are kept."""
+    return {
+        name: {"scan": part, "resident": scans[part].storage is not None}
+        for name, (part, _) in members.items()
+    }
 
 
 def _kept(index: Index, mask: Mask) -> Iterator[Any]:
@@ -233,10 +251,12 @@ def _kept(index: Index, mask: Mask) -> Iterator[Any]:
         start += batch.num_rows
 
 
-def _relabeled(batch: Any, codes: NDArray[np.int32], is_pool: bool) -> Any:
-    """Label numbers of the scan as class numbers; the pool's are its hidden truth."""
-    labels = codes[batch.column("label").to_numpy()]
+def _relabeled(batch: Any, codes: NDArray[np.int32], is_pool: bool, tagged: bool) -> Any:
+    """Label numbers of the scan as class numbers; the pool's are its hidden truth, and its tags if wanted."""
+    tags = batch.column("label").to_numpy()
+    labels = codes[tags]
     unknown = np.full(len(labels), -1, np.int32)
-    given = {"label": unknown if is_pool else labels, "truth": labels if is_pool else unknown}
+    of_pool = {"label": tags if tagged else unknown, "truth": labels}
+    given = of_pool if is_pool else {"label": labels, "truth": unknown}
     columns = [pa.array(given[name]) if name in given else batch.column(name) for name in SCHEMA.names]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

@@ -18,15 +18,15 @@ def worker_count(workers: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def context() -> BaseContext:
+def context(module: str = "noisystudent.data.loader") -> BaseContext:
     """A start method that is safe beside torch's and CUDA's threads, which a plain fork is not.
 
-    The fork server imports this package once; its children start in milliseconds.
+    The fork server imports `module` once; its children start in milliseconds.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     chosen = multiprocessing.get_context("forkserver")
-    chosen.set_forkserver_preload(["noisystudent.data.loader"])
+    chosen.set_forkserver_preload([module])
     return chosen
 
 
@@ -34,12 +34,16 @@ def quiet_worker(_number: int = 0) -> None:
     """One thread, and Ctrl-C left to the parent, which ends its workers in order, or by its own death."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """Neither a pool of processes nor the fork server notices that its owner was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def end_with_parent() -> None:
+    """Neither a pool of processes nor the fork server notices that its owner was killed: end this then."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -63,8 +63,9 @@ def find_model(path: Path) -> Path:
         return path / "model.safetensors"
     students = [f"iteration-{index}/student" for index in range(rundir.student_count(path) or 0, 0, -1)]
     for folder in (*students, "iteration-0/teacher"):
-        if _is_done(path / folder / "model.safetensors"):
-            return path / folder / "model.safetensors"
+        for home in (path / folder / "finetune", path / folder):
+            if _is_done(home / "model.safetensors"):
+                return home / "model.safetensors"
     close = [] if path.exists() else get_close_matches(path.name, timm.list_models(), n=1)
     raise InputError(
         f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file"

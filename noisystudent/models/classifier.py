@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,34 @@ class Classifier(nn.Module):
         cfg: Any = net.pretrained_cfg  # timm sets it on every model
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(cfg[key]).view(1, 3, 1, 1), persistent=False)
+
+        self._frozen: tuple[str, ...] = ()
+
+    def freeze(self, blocks: int) -> None:
+        """Keep weights, batch-norm statistics and all branches of the stem and the first `blocks` blocks.
+
+        Blocks are timm's, those of its layer-wise learning rates; see Touvron et al. 2019 (arXiv 1906.06423).
+
+        Raises:
+            InputError: the network does not tell its blocks, or has no more than so many.
+        """
+        stem, *rest = _parameter_groups(self.net)
+        if blocks > len(rest) - 1:  # the last group is the head
+            raise InputError(
+                f"finetune.frozen_blocks is {blocks}; {self.name} has {max(len(rest) - 1, 0)} blocks"
+            )
+        for name in (name for group in (stem, *rest[:blocks]) for name in group):
+            self.net.get_parameter(name).requires_grad = False
+        self._frozen = (*{name.rpartition(".")[0] for name in stem}, *map(_common_module, rest[:blocks]))
+        self.noise.spare([self.net.get_submodule(name) for name in self._frozen])
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As of any module; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.net.get_submodule(name).eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8, in any memory format -> logits (B, K) float32, under autocast too."""
@@ -97,6 +126,45 @@ def load_weights(classifier: Classifier, path: Path) -> None:
     state = _read(path)
     _check_tensors(classifier, path, state)
     classifier.net.load_state_dict(state)
+
+
+def load_trunk(classifier: Classifier, path: Path) -> None:
+    """As `load_weights`, of the same network with other classes: all but the classifier.
+
+    Raises:
+        InputError: no such file, or one of another model.
+    """
+    _check_architecture(classifier, path)
+    own, state = classifier.net.state_dict(), _read(path)
+    head = _head_prefixes(classifier.net)
+    for key, value in state.items():
+        if not key.startswith(head) and (key not in own or own[key].shape != value.shape):
+            raise InputError(f"{path} has {key!r} of shape {tuple(value.shape)}; {classifier.name} has not")
+    kept = {key: value for key, value in state.items() if not key.startswith(head)}
+    lacking = [key for key in classifier.net.load_state_dict(kept, strict=False).missing_keys]
+    if foreign := [key for key in lacking if not key.startswith(head)]:
+        raise InputError(f"{path} lacks {foreign[0]!r}; {classifier.name} has it")
+
+
+def _head_prefixes(net: Any) -> tuple[str, ...]:
+    said = net.pretrained_cfg["classifier"]
+    return tuple(f"{name}." for name in ((said,) if isinstance(said, str) else said))
+
+
+def _parameter_groups(net: Any) -> list[list[str]]:
+    """Names of parameters: of the stem, of each block, of the head."""
+    if not hasattr(net, "group_matcher"):
+        raise InputError(
+            f"finetune.frozen_blocks is given, but {type(net).__name__} does not tell its blocks"
+        )
+    found: dict[int, list[str]] = timm.models.group_parameters(net, net.group_matcher(coarse=False))
+    return [found[number] for number in sorted(found)]
+
+
+def _common_module(names: Sequence[str]) -> str:
+    """The innermost module that holds all of these parameters."""
+    folders = [name.rpartition(".")[0].replace(".", "/") for name in names]
+    return os.path.commonpath(folders).replace("/", ".")
 
 
 def first_line(error: Exception) -> str:

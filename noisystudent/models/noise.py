@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -101,6 +102,12 @@ class ModelNoise:
         for path, mask in zip(self._paths, self._path_masks, strict=True):
             path.mask = mask
         self._drawn = True
+
+    def spare(self, modules: Iterable[nn.Module]) -> None:
+        """From now on drop no branch inside these modules of the network."""
+        inside = {id(part) for module in modules for part in module.modules()}
+        spared = torch.tensor([id(path) in inside for path in self._paths], device=self._path_rates.device)
+        self._path_rates = torch.where(spared, 0.0, self._path_rates) if self._paths else self._path_rates
 
     def off(self) -> None:
         """No noise until the next `draw`."""

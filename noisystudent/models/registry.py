@@ -14,12 +14,12 @@ from torch import nn
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
 from noisystudent.models import scaling, small
-from noisystudent.models.classifier import Classifier, first_line, load_weights, save_weights
+from noisystudent.models.classifier import Classifier, first_line, load_trunk, load_weights, save_weights
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Unavailable, pretrained_source
 from noisystudent.runtime import torch_seed
 
-__all__ = ["Classifier", "build_model", "load_weights", "save_weights"]
+__all__ = ["Classifier", "build_model", "load_trunk", "load_weights", "save_weights"]
 
 small.register()
 scaling.register()

@@ -110,6 +110,14 @@ class SmallNet(nn.Module):
         self.reset_classifier(num_classes, global_pool)
         self.apply(_init_weights)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's way to tell the stem, the blocks and the head apart by the names of parameters."""
+        resnet8 = [
+            (rf"^body\.{name}\.", (i,)) for i, name in enumerate(("down1", "block1", "down2", "block2"))
+        ]
+        wide = r"^body\.group(\d+)\." if coarse else r"^body\.group(\d+)\.(\d+)\."
+        return {"stem": r"^body\.stem\.", "blocks": [(wide, None), *resnet8, (r"^body\.bn\.", (99999,))]}
+
     def get_classifier(self) -> nn.Module:
         """The last linear layer, or an identity when there are no classes."""
         classifier: nn.Module = self.fc
@@ -185,11 +193,6 @@ def resnet8(
 
     Not He's CIFAR ResNet-8: it is the ResNet-9 of the DAWNBench entries with one convolution less.
     """
-
-    def _conv_bn_relu(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            _conv(channels_in, channels_out, stride), nn.BatchNorm2d(channels_out), nn.ReLU()
-        )
 
     rates = _linear_rule(drop_path_rate, 2)
     layers: OrderedDict[str, nn.Module] = OrderedDict(

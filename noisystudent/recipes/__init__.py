@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import functools
 import inspect
 import itertools
@@ -16,15 +15,13 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from noisystudent import config as _config
 from noisystudent.config import Config, StudentConfig
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, did_you_mean
+from noisystudent.recipes.shelf import matrices, names, read, text
 
 T = TypeVar("T")
 Raw = dict[str, Any]
@@ -35,40 +32,15 @@ _DURATIONS = frozenset({"epochs", "steps"})
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
-def names() -> list[str]:
-    """The recipes that ship with the package."""
-    files = resources.files("noisystudent.recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
-def text(recipe: str) -> str:
-    """The YAML of a shipped recipe or of a file.
-
-    Raises:
-        InputError: neither a recipe nor a file.
-    """
-    if recipe in names():
-        return (resources.files("noisystudent.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path.read_text(encoding="utf-8")
-    raise InputError(
-        f"no recipe or YAML file {recipe!r}{_did_you_mean(recipe, names())}; recipes: {', '.join(names())}"
-    )
-
-
 def load(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
     """Read a recipe and apply `(dotted.field, value)` overrides, which win over the file.
 
     Raises:
         InputError: an unknown key, a value of the wrong type, or a value out of range; names file and field.
     """
-    try:
-        raw = yaml.safe_load(text(recipe)) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{recipe} holds a {type(raw).__name__}; a recipe is a mapping of fields")
+    raw = read(recipe)
+    if "cells" in raw:
+        raise InputError(f"{recipe} is a matrix of runs, not one run; noisystudent ablate {recipe} runs it")
     return resolve(raw, overrides, origin=recipe)
 
 
@@ -122,8 +94,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
     merged: Raw = {
         key: _merge({}, value) if isinstance(value, Mapping) else value for key, value in base.items()
     }
-    if _DURATIONS & over.keys() and len(_DURATIONS & over.keys()) == 1:
-        for name in _DURATIONS - over.keys():
+    said = {name for name in _DURATIONS if over.get(name) is not None}
+    if len(said) == 1:
+        for name in _DURATIONS - said:
             merged.pop(name, None)
     for key, value in over.items():
         inner = merged.get(key)
@@ -160,7 +133,7 @@ def _require_field(dotted: str) -> None:
     known = _field_names()
     whole = any(field.startswith(f"{name}.") for field in known)  # a section given as a mapping
     if not (whole or name in known or name == "students" or ".options." in name):
-        raise InputError(f"no field {dotted!r}{_did_you_mean(dotted, known)}")
+        raise InputError(f"no field {dotted!r}{did_you_mean(dotted, known)}")
 
 
 def _override(raw: Raw, path: list[str], value: Any) -> None:
@@ -183,11 +156,6 @@ def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
     raw["students"] = entries
 
 
-def _did_you_mean(word: str, choices: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _build(cls: type[T], raw: Mapping[str, Any], origin: str, prefix: str) -> T:
     """A dataclass from a mapping; unknown keys and wrong types are errors that name the dotted field."""
     if not isinstance(raw, Mapping):
@@ -198,7 +166,7 @@ def _build(cls: type[T], raw: Mapping[str, Any], origin: str, prefix: str) -> T:
         known.append("student")
     for key in raw:
         if key not in known:
-            raise InputError(f"{origin}: unknown key '{prefix}{key}'{_did_you_mean(str(key), known)}")
+            raise InputError(f"{origin}: unknown key '{prefix}{key}'{did_you_mean(str(key), known)}")
     values = {key: _convert(hints[key], value, origin, f"{prefix}{key}") for key, value in raw.items()}
     try:
         return cls(**values)
@@ -231,7 +199,7 @@ def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
     if kind is typing.Literal:
         if value in arguments:
             return value
-        right = f"one of {', '.join(map(str, arguments))}{_did_you_mean(str(value), map(str, arguments))}"
+        right = f"one of {', '.join(map(str, arguments))}{did_you_mean(str(value), map(str, arguments))}"
     else:
         try:
             return _scalar(hint, value)
@@ -257,11 +225,9 @@ def _scalar(hint: Any, value: Any) -> Any:
 def _field_docs(cls: type) -> dict[str, str]:
     """Field name → the string literal that stands under it, inherited fields included."""
     docs: dict[str, str] = {}
-    tree = ast.parse(inspect.getsource(_config))
-    bodies = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
-    for parent in reversed(cls.__mro__):
-        body = bodies.get(parent.__name__, [])
-        for field, doc in itertools.pairwise(body):
+    for parent in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        (tree,) = ast.parse(inspect.getsource(parent)).body
+        for field, doc in itertools.pairwise(typing.cast(ast.ClassDef, tree).body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)
@@ -272,4 +238,15 @@ def _field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-__all__ = ["Config", "StudentConfig", "dump", "field_help", "load", "names", "resolve", "text"]
+__all__ = [
+    "Config",
+    "StudentConfig",
+    "dump",
+    "field_help",
+    "load",
+    "matrices",
+    "names",
+    "read",
+    "resolve",
+    "text",
+]

@@ -68,7 +68,7 @@ def render(run: Run) -> str:
         "config": run.config,
     }
     return (
-        _environment()
+        environment()
         .get_template("template.html")
         .render(
             run=run,
@@ -82,18 +82,19 @@ def render(run: Run) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this folder, everything in them escaped."""
+    made = Environment(
         loader=PackageLoader("noisystudent.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         percent=percent, signed=signed, decimals=decimals, count=count, p_value=p_value, sha256=_sha256
     )
-    return environment
+    return made
 
 
 def percent(value: Any, digits: int = 2, unit: str = "\u202f%") -> str:

@@ -187,7 +187,9 @@ def _model(
     if not (scores or robustness or (folder / role).is_dir()):
         return None
     lines = _metric_lines(folder / role / "metrics.jsonl")
-    files = {name: folder / role / f"predictions-{name}.npz" for name in SETS}
+    second = folder / role / "finetune"  # its scores are those of the second training
+    home = second if second.is_dir() else folder / role
+    files = {name: home / f"predictions-{name}.npz" for name in SETS}
     return Model(
         role=role,
         iteration=index,

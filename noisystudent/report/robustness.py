@@ -57,8 +57,8 @@ DIFFERENCES = (
     ("clean", "clean top-1", True),
     ("c", "corruption error", False),
     ("p", "flip probability", False),
+    ("fgsm/2", "top-1 under FGSM of 2", True),
     ("fgsm/8", "top-1 under FGSM of 8", True),
-    ("fgsm/16", "top-1 under FGSM of 16", True),
 )
 ALL_SEVERITIES = 5
 

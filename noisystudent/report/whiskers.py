@@ -1,4 +1,4 @@
-"""The dot-and-whisker figure of the verdict: plain HTML, so that it shows without JavaScript."""
+"""The dot-and-whisker figure of paired differences: plain HTML, so that it shows without JavaScript."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from noisystudent.report.read import Record
 def whiskers(comparisons: Mapping[str, Record]) -> dict[str, Any]:
     """Place each paired difference and its interval on one axis, in per cent of the axis width.
 
+    Args:
+        comparisons: name to difference, low, high and, where there are several, `each` of them.
+
     Returns:
-        `rows` {name: {low, dot, width}}, and `ticks` [(position, value in percentage points)].
+        `rows` {name: {low, dot, width}, and each where given}, and `ticks` [(position, value in percentage
+        points)].
     """
     ends = [finite(row.get(key)) for row in comparisons.values() for key in ("low", "high", "difference")]
+    ends += [finite(one) for row in comparisons.values() for one in row.get("each", ())]
     values = [0.0, *(100 * end for end in ends if end is not None)]
     low, high = min(values), max(values)
     step = _nice_step((high - low) / 4)
@@ -25,13 +30,15 @@ def whiskers(comparisons: Mapping[str, Record]) -> dict[str, Any]:
     def position(value: float) -> float:
         return round(100 * (value / step - first) / (last - first), 2)
 
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, row in comparisons.items():
         left, dot, right = (finite(row.get(key)) for key in ("low", "difference", "high"))
         if left is not None and dot is not None and right is not None:
             start = position(100 * left)
             width = round(position(100 * right) - start, 2)
+            each = [position(100 * one) for one in row.get("each", ())]
             rows[name] = {"low": start, "dot": position(100 * dot), "width": width}
+            rows[name] |= {"each": each} if each else {}
     ticks = [(position(i * step), round(i * step, 10)) for i in range(first, last + 1)]
     return {"rows": rows, "ticks": ticks}
 

@@ -28,6 +28,7 @@ _SAID = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
+_ABOVE = tuple(reason for reason in REASONS if reason in ("kept", "over_quota", "below_top_fraction"))
 _REASON = pa.field("reason", pa.dictionary(pa.uint8(), pa.string()))
 SCHEMA = pa.schema([*_SAID, ("repeats", pa.int32()), _REASON])
 # neither hashes nor confidences repeat: compressing and counting them costs time and saves nothing
@@ -76,6 +77,8 @@ def _literal(path: Path) -> str:
 def open_labels(connection: duckdb.DuckDBPyConnection, labels: PseudoLabels) -> None:
     """Make `labels(row, content_hash, label, confidence)` out of all Parquet files of the folder.
 
+    `candidates` are those a rule may choose from: all, unless `restrict` says otherwise.
+
     Raises:
         RunError: there are none, or they are of other classes.
     """
@@ -83,12 +86,18 @@ def open_labels(connection: duckdb.DuckDBPyConnection, labels: PseudoLabels) -> 
     if not paths:
         raise RunError(f"{labels.path} holds no pseudo-labels; label the pool first")
     connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(_SAID.names)} FROM {parquet(paths)}")
+    restrict(connection, "true")
     ((lowest, highest),) = connection.execute("SELECT min(label), max(label) FROM labels").fetchall()
     if lowest is not None and not 0 <= lowest <= highest < labels.num_classes:
         raise RunError(
             f"{labels.path} holds classes {lowest} to {highest}, not 0 to {labels.num_classes - 1};"
             " label the pool again"
         )
+
+
+def restrict(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
+    """Let `candidates` be the labels that meet an SQL condition."""
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW candidates AS SELECT * FROM labels WHERE {condition}")
 
 
 def write(
@@ -209,7 +218,7 @@ def summary(selection: Selection) -> dict[str, Any]:
     names = ("label", "predicted", "above_threshold", "kept", "total", "min_confidence")
     with database(selection.path, "2GB", None) as connection:
         rows = connection.execute(
-            f"""SELECT label, count(*), count(*) FILTER (reason <> 'below_threshold'),
+            f"""SELECT label, count(*), count(*) FILTER (reason IN {_ABOVE}),
                 count(*) FILTER (repeats > 0), sum(repeats)::BIGINT, min(confidence) FILTER (repeats > 0)
             FROM {parquet([selection.path])} GROUP BY label"""
         ).fetchall()

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-REASONS = ("kept", "below_threshold", "over_quota", "below_top_fraction")
-_KEPT, _BELOW_THRESHOLD, _OVER_QUOTA, _BELOW_TOP_FRACTION = map(np.uint8, range(len(REASONS)))
+REASONS = ("kept", "below_threshold", "over_quota", "below_top_fraction", "too_confident", "not_looked_at")
+_KEPT, _BELOW_THRESHOLD, _OVER_QUOTA, _BELOW_TOP_FRACTION, _TOO_CONFIDENT, _NOT_LOOKED_AT = map(
+    np.uint8, range(len(REASONS))
+)
 _SOONER, _LATER = np.float32(-1), np.float32(2)  # than any confidence
 
 
@@ -141,6 +143,48 @@ def draw(content_hash: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = bits ^ (bits >> np.uint64(31))
     return mixed
+
+
+@dataclass(frozen=True, slots=True)
+class Above:
+    """Every image of a confidence above the threshold, once."""
+
+    threshold: float
+
+    def __call__(self, images: Images) -> Decision:
+        """The rule for some images."""
+        kept = images.confidence.astype(np.float64) > self.threshold
+        return Decision(kept.astype(np.int32), np.where(kept, _KEPT, _BELOW_THRESHOLD))
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """A rule for the images it may choose from.
+
+    Attributes:
+        decide: the rule.
+        highest: confidences above it are out.
+        share: of all images, those whose hashes begin with the smallest numbers.
+    """
+
+    decide: Decide
+    highest: float
+    share: float
+
+    def __call__(self, images: Images) -> Decision:
+        """The rule for some images."""
+        unseen = images.content_hash[:, 0] >= np.uint64(first_unseen(self.share))
+        if self.share == 1.0:
+            unseen[:] = False
+        out = unseen | (images.confidence.astype(np.float64) > self.highest)
+        repeats, reason = self.decide(images)
+        why = np.where(unseen, _NOT_LOOKED_AT, _TOO_CONFIDENT)
+        return Decision(np.where(out, np.int32(0), repeats), np.where(out, why, reason))
+
+
+def first_unseen(share: float) -> int:
+    """The first 8 bytes of the smallest hash that is not among this share of all, as a number."""
+    return min(int(share * 2**64), 2**64 - 1)
 
 
 def everything(images: Images) -> Decision:

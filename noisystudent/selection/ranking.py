@@ -25,8 +25,8 @@ _COUNT = """
 CREATE OR REPLACE TEMP TABLE counted AS
 SELECT label, {within} AS within, {bucket} AS bucket, count(*) AS n
 """
-_COUNT_ALL = ", count(*) FILTER (confidence::DOUBLE > {threshold}) AS above FROM labels GROUP BY ALL"
-_COUNT_ASKED = "FROM labels WHERE (label, {within}) IN (SELECT (label, bucket) FROM asked) GROUP BY ALL"
+_COUNT_ALL = ", count(*) FILTER (confidence::DOUBLE > {threshold}) AS above FROM candidates GROUP BY ALL"
+_COUNT_ASKED = "FROM candidates WHERE (label, {within}) IN (SELECT (label, bucket) FROM asked) GROUP BY ALL"
 
 # a place is the nth in its bucket, of `rows`
 _ASK = """
@@ -40,9 +40,9 @@ FROM summed JOIN asked USING (label) WHERE within = asked.bucket AND nth > upto 
 
 _FIND = """
 SELECT label, place, confidence, content_hash, row FROM (
-    SELECT labels.label, place, confidence, content_hash, row, nth, row_number() OVER (
-        PARTITION BY labels.label, place ORDER BY confidence DESC, content_hash, row) AS n
-    FROM labels JOIN asked ON labels.label = asked.label AND {key} = bucket
+    SELECT chosen.label, place, confidence, content_hash, row, nth, row_number() OVER (
+        PARTITION BY chosen.label, place ORDER BY confidence DESC, content_hash, row) AS n
+    FROM candidates AS chosen JOIN asked ON chosen.label = asked.label AND {key} = bucket
 ) WHERE n = nth
 """
 

@@ -19,8 +19,17 @@ from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.runtime import torch_seed
-from noisystudent.selection.database import database, open_labels, parquet, write
-from noisystudent.selection.decisions import Decide, Mark, Official, Paper, everything
+from noisystudent.selection.database import database, open_labels, parquet, restrict, write
+from noisystudent.selection.decisions import (
+    Above,
+    Among,
+    Decide,
+    Mark,
+    Official,
+    Paper,
+    everything,
+    first_unseen,
+)
 from noisystudent.selection.ranking import count_classes, images_at
 
 
@@ -39,7 +48,8 @@ def select(
     evenly to exactly K, the most confident once more than the others (arXiv 1911.04252 §3.1).
     official: the published filter_unlabel.py: a threshold in steps of 0.01 per class, above which every image
     has K / n copies, stochastically rounded; here the draw is a pure function of (seed, content hash).
-    all: every image once.
+    threshold: every image above the threshold once. all: every image once.
+    Images above max_confidence, or outside pool_fraction, are out before any of this.
     With per_class None, K is the mean number of candidates of the classes that have any.
 
     Args:
@@ -60,14 +70,36 @@ def select(
         )
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
-        if config.mode == "paper":
-            decide: Decide = _paper(connection, config, labels.num_classes)
-        elif config.mode == "official":
-            decide = _official(connection, config, labels.num_classes, seed)
-        else:
-            decide = everything
+        decide = _rule(connection, config, labels.num_classes, seed)
         write(connection, "labels", out, decide)
     return Selection(out, labels.num_classes)
+
+
+def _rule(
+    connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int, seed: int
+) -> Decide:
+    limited = config.max_confidence < 1.0 or config.pool_fraction < 1.0
+    if limited:
+        restrict(connection, _condition(config))
+    match config.mode:
+        case "paper":
+            decide: Decide = _paper(connection, config, num_classes)
+        case "official":
+            decide = _official(connection, config, num_classes, seed)
+        case "threshold":
+            decide = Above(config.threshold)
+        case "all":
+            decide = everything
+    return Among(decide, config.max_confidence, config.pool_fraction) if limited else decide
+
+
+def _condition(config: SelectionConfig) -> str:
+    """What `Among` lets in, in SQL; with an exponent DuckDB reads a double, not a decimal."""
+    said = f"confidence::DOUBLE <= {config.max_confidence:.17e}"
+    if config.pool_fraction < 1.0:
+        bound = "".join(f"\\x{byte:02X}" for byte in first_unseen(config.pool_fraction).to_bytes(8))
+        said += f" AND content_hash < '{bound}'::BLOB"
+    return said
 
 
 def reassign(
@@ -161,7 +193,7 @@ def _official(
     lowest = round(config.threshold * 100)
     bins = connection.execute(
         f"""SELECT label, floor(confidence::DOUBLE * 100)::INTEGER AS bin, count(*)
-        FROM labels WHERE bin >= {lowest} GROUP BY label, bin ORDER BY label, bin DESC"""
+        FROM candidates WHERE bin >= {lowest} GROUP BY label, bin ORDER BY label, bin DESC"""
     ).fetchall()
     candidates: dict[int, int] = {}
     for label, _, count in bins:

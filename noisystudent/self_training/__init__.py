@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from noisystudent.graph import Iteration, build_graph
 from noisystudent.runtime import StopFlag, Voice, resolve_device
 from noisystudent.self_training import environment, judgement, pool
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.teaching import teach
+from noisystudent.self_training.learner import WEIGHTS, Lesson
+from noisystudent.self_training.teaching import finetune, pretrain, teach
 from noisystudent.stages import lock, run_stage
 
 __all__ = ["audit", "self_train"]
@@ -37,21 +39,41 @@ def self_train(config: Config, sources: Sources, run: Path, *, stop: StopFlag, v
         context = _prepare(config, sources, run, stop, voice)
         graph = context.graph
         if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
-            filtering = context.lesson(config.filter, graph.filter.path, 0, "filter")
+            filtering = context.lesson(config.filter, graph.filter.path, "filter")
             teach(context, graph.filter, filtering)
-            pool.label(context, graph.filter_labels, filtering, config.students[0].pseudo_label)
-        teacher = context.lesson(config.teacher, graph.teacher.path, 0, "teacher")
-        teach(context, graph.teacher, teacher)
+            pool.label(context, graph.filter_labels, [filtering], config.students[0].pseudo_label)
+        teachers = _first_teachers(context)
         before: Iteration | None = None
         for turn in graph.iterations:
-            pool.label(context, turn.labels, teacher, turn.config.pseudo_label)
+            pool.label(context, turn.labels, teachers, turn.config.pseudo_label)
             pool.select(context, turn, before)
-            student = pool.student(context, turn, teacher)
-            teach(context, turn.student, student, partial(pool.study, context, turn))
+            student = pool.student(context, turn, teachers[0])
+            teach(context, turn.student.training, student, partial(pool.study, context, turn, teachers))
+            student = finetune(context, turn.student, student)
             if turn.control is not None:
-                teach(context, turn.control, pool.control(context, turn, teacher))
-            teacher, before = student, turn
+                control = pool.control(context, turn, teachers[0])
+                teach(context, turn.control.training, control)
+                finetune(context, turn.control, control)
+            teachers, before = [student], turn
         judgement.judge(context)
+
+
+def _first_teachers(context: Context) -> list[Lesson]:
+    """One, or several alike but for their seed, which start from the pretrained weights if there are any."""
+    graph, config = context.graph, context.config
+    initial = None
+    if graph.pretraining is not None and config.pretrain is not None:
+        pretraining = context.tagged(config.pretrain, graph.pretraining.path)
+        pretrain(context, graph.pretraining, pretraining)
+        initial = pretraining.folder / WEIGHTS
+    found = []
+    for number, model in enumerate((graph.teacher, *graph.companions), start=1):
+        stream = "iteration-0" if number == 1 else f"iteration-0/{number}"
+        lesson = context.lesson(config.teacher, model.training.path, stream)
+        lesson = replace(lesson, initial=initial, new_head=initial is not None)
+        teach(context, model.training, lesson)
+        found.append(finetune(context, model, lesson))
+    return found
 
 
 def audit(config: Config, sources: Sources, out: Path, *, stop: StopFlag, voice: Voice) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from noisystudent.config import Config, LearnerConfig, StudentConfig
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.workers import worker_count
+from noisystudent.errors import InputError
 from noisystudent.graph import Graph
 from noisystudent.runtime import StopFlag, Voice, torch_seed
 from noisystudent.self_training.learner import Lesson
@@ -32,10 +34,12 @@ class Context:
         """Decoding processes."""
         return worker_count(self.config.data.workers)
 
-    def lesson(self, learner: LearnerConfig, folder: Path, iteration: int, role: str = "student") -> Lesson:
-        """A training without pool images; a student and its control share one seed, hence noise and order."""
+    def lesson(self, learner: LearnerConfig, folder: Path, stream: str) -> Lesson:
+        """A training without pool images; `stream` names what is random in it.
+
+        A student and its control have one stream, `iteration-<number>`, hence the same noise and order.
+        """
         ratio = learner.unlabeled_ratio if isinstance(learner, StudentConfig) else 0
-        stream = "filter" if role == "filter" else f"iteration-{iteration}"
         return Lesson(
             learner=learner,
             dataset=self.dataset,
@@ -46,3 +50,16 @@ class Context:
             workers=self.workers,
             ratio=ratio,
         )
+
+    def tagged(self, learner: LearnerConfig, folder: Path) -> Lesson:
+        """A training on the pool under the names of its folders; nothing of it is compared with val.
+
+        Raises:
+            InputError: the pool has fewer than two such names.
+        """
+        pool, tags = self.dataset.pool, self.dataset.tags
+        if len(tags) < 2:
+            raise InputError(f"pretrain needs a pool in two or more named folders; this one has {len(tags)}")
+        named = replace(pool.subset(np.flatnonzero(pool.labels >= 0)), classes=tags)
+        dataset = replace(self.dataset, classes=tags, labeled=named)
+        return replace(self.lesson(learner, folder, "pretraining"), dataset=dataset, looks=False)

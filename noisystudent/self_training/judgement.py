@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,15 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.evaluate import suite, verdict
 from noisystudent.evaluate.reasons import Context as Circumstances
 from noisystudent.evaluate.suite import Predictions
+from noisystudent.graph import Model
 from noisystudent.self_training import learner, pool, robustness
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
-from noisystudent.stages import Stage, run_stage
+from noisystudent.self_training.teaching import finetuned
+from noisystudent.stages import run_stage
+
+BEFORE = " before finetuning"
+"""Marks the scores of a model as it was before its second training."""
 
 Found = dict[tuple[int, str, str], Predictions]
 
@@ -24,11 +30,14 @@ def judge(context: Context) -> None:
 
     def work() -> None:
         found: Found = {}
-        for iteration, role, stage in context.graph.models():
-            lesson = _lesson(context, iteration, role, stage)
-            for name, images in _sets(context).items():
-                found[iteration, role, name] = _predictions(context, stage, lesson, name, images)
-        lessons = {(i, role): _lesson(context, i, role, stage) for i, role, stage in context.graph.models()}
+        lessons = {(model.iteration, model.role): _lesson(context, model) for model in context.graph.models()}
+        for model in context.graph.models():
+            first = lessons[model.iteration, model.role]
+            last = finetuned(first, model)
+            asked = [(model.role, last)] + ([(f"{model.role}{BEFORE}", first)] if last is not first else [])
+            for (role, lesson), (name, images) in itertools.product(asked, _sets(context).items()):
+                found[model.iteration, role, name] = _predictions(context, lesson, name, images)
+        # as in the paper, on the models before the finetuning: a higher resolution costs robustness
         _write_evaluations(context, found, robustness.measure(context, lessons))
         rundir.write_json(context.run / "verdict.json", _verdict(context, found))
 
@@ -42,14 +51,16 @@ def _sets(context: Context) -> dict[str, ImageSet]:
     return sets
 
 
-def _lesson(context: Context, iteration: int, role: str, stage: Stage) -> Lesson:
-    config = context.config.teacher if role == "teacher" else context.config.students[iteration - 1]
-    return context.lesson(config, stage.path, iteration, role)
+def _lesson(context: Context, model: Model) -> Lesson:
+    """Its first training."""
+    students = context.config.students
+    config = context.config.teacher if model.role == "teacher" else students[model.iteration - 1]
+    return context.lesson(config, model.training.path, f"iteration-{model.iteration}")
 
 
-def _predictions(context: Context, stage: Stage, lesson: Lesson, name: str, images: ImageSet) -> Predictions:
+def _predictions(context: Context, lesson: Lesson, name: str, images: ImageSet) -> Predictions:
     """Read from disk where the training left them (val), else made now."""
-    path = stage.path / f"predictions-{name}.npz"
+    path = lesson.folder / f"predictions-{name}.npz"
     if name == "val" and path.is_file():
         return suite.load_predictions(path)
     context.stop.check()

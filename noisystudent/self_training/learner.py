@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noisystudent.augment import ops, plan, policies
-from noisystudent.config import LearnerConfig
+from noisystudent.config import AugmentConfig, FinetuneConfig, LearnerConfig
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.loader import Chosen, clean_batches, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.evaluate import suite
-from noisystudent.models.registry import Classifier, build_model, load_weights, save_weights
+from noisystudent.models.registry import Classifier, build_model, load_trunk, load_weights, save_weights
 from noisystudent.records import Batch
 from noisystudent.runtime import StopFlag, resolve_dtype
 from noisystudent.self_training.noise import LessonNoise
 from noisystudent.train.loop import fit
+from noisystudent.train.optim import lr_at
 
 Predict = Callable[[Tensor], Tensor]
+
+WEIGHTS = "model.safetensors"
+_CLEAN = AugmentConfig(crop="none", flip=False, randaugment=None, labeled=False, pool=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +40,14 @@ class Lesson:
         chosen: the pool images and their pseudo-labels; None for a teacher or a control.
         ratio: pool images for each labelled one. Without `chosen` those rows of the batch are labelled images
             too, so a control sees as many images a step as its student.
+        joint: labelled images stand in the batches; without them, pool images alone.
         hard: the pseudo-labels are one-hot, hence smoothed like given labels.
+        temperature: of the student, see `joint_loss`.
         initial: weights to start from; None is from scratch.
+        new_head: `initial` is of other classes: all but the classifier is taken over.
+        frozen_blocks: see `Classifier.freeze`; None: all learn.
+        lr: step -> learning rate; None: as the learner's schedule says.
+        looks: at val on the way, for the learning curve.
     """
 
     learner: LearnerConfig
@@ -49,8 +59,14 @@ class Lesson:
     workers: int
     chosen: Chosen | None = None
     ratio: int = 0
+    joint: bool = True
     hard: bool = False
+    temperature: float = 1.0
     initial: Path | None = None
+    new_head: bool = False
+    frozen_blocks: int | None = None
+    lr: Callable[[int], float] | None = None
+    looks: bool = True
 
     @property
     def steps_per_epoch(self) -> float:
@@ -69,7 +85,7 @@ class Lesson:
         batch = self.learner.train.batch_size
         if self.chosen is None or len(self.chosen.rows) == 0:
             return batch * (1 + self.ratio), 0
-        return batch, batch * self.ratio
+        return (batch, batch * self.ratio) if self.joint else (0, batch * (1 + self.ratio))
 
 
 def train(
@@ -80,7 +96,9 @@ def train(
     classes = lesson.dataset.classes
     model = build_model(learner.model, len(classes), lesson.resolution, seed=lesson.seed, notify=notify)
     if lesson.initial is not None:
-        load_weights(model, lesson.initial)
+        (load_trunk if lesson.new_head else load_weights)(model, lesson.initial)
+    if lesson.frozen_blocks is not None:
+        model.freeze(lesson.frozen_blocks)
     model.to(device)
     averaged = fit(
         model,
@@ -95,12 +113,51 @@ def train(
         device=device,
         dtype=resolve_dtype(learner.train.precision, device),
         stop=stop,
-        evaluate=partial(_look_at_val, lesson),
+        lr=lesson.lr,
+        pool_temperature=lesson.temperature,
+        evaluate=partial(_look_at_val, lesson) if lesson.looks else None,
         on_log=on_log,
         notify=notify,
     )
     assert isinstance(averaged, Classifier)
-    save_weights(averaged, lesson.folder / "model.safetensors", classes)
+    save_weights(averaged, lesson.folder / WEIGHTS, classes)
+
+
+def finetuning(lesson: Lesson, config: FinetuneConfig, folder: Path) -> Lesson:
+    """The second training of a finished lesson's model: labelled images alone, by default as they are.
+
+    The learning rate is the tail of the first training's, as in the published code (main.py:582), unless the
+    configuration has a peak of its own.
+    """
+    first = lesson.learner.train
+    batch_size = config.batch_size or first.batch_size
+    train = replace(first, batch_size=batch_size, steps=config.steps, epochs=config.epochs)
+    if config.lr is not None:
+        train = replace(train, lr=config.lr, schedule="cosine", warmup_epochs=0.0)
+    learner = replace(
+        lesson.learner, train=train, augment=lesson.learner.augment if config.augment else _CLEAN
+    )
+    second = replace(
+        lesson,
+        learner=learner,
+        folder=folder,
+        resolution=config.resolution or lesson.resolution,
+        chosen=None,
+        ratio=0,
+        initial=lesson.folder / WEIGHTS,
+        new_head=False,
+        frozen_blocks=config.frozen_blocks,
+    )
+    if config.lr is not None:
+        return second
+    skipped = max(0, lesson.total_steps - second.total_steps)
+    scaled = replace(first, batch_size=batch_size)
+
+    def tail(step: int) -> float:
+        at = min(skipped + step, lesson.total_steps - 1)
+        return lr_at(at, scaled, lesson.steps_per_epoch, lesson.total_steps)
+
+    return replace(second, lr=tail)
 
 
 def load(lesson: Lesson) -> Classifier:
@@ -108,7 +165,7 @@ def load(lesson: Lesson) -> Classifier:
     model = build_model(
         lesson.learner.model, len(lesson.dataset.classes), lesson.resolution, pretrained=False
     )
-    load_weights(model, lesson.folder / "model.safetensors")
+    load_weights(model, lesson.folder / WEIGHTS)
     return model.to(lesson.device).eval()
 
 
@@ -141,7 +198,7 @@ def clean_views(
 
 
 def noised_views(
-    model: Classifier, lesson: Lesson, images: ImageSet, batch_size: int
+    models: Sequence[Classifier], lesson: Lesson, images: ImageSet, batch_size: int
 ) -> Callable[[NDArray[np.int64]], Iterator[Tensor]]:
     """As `clean_views`, but with all training noise on: the paper's 'noised teacher' ablation (Table 6)."""
     policy = policies.build_policy(lesson.learner.augment, lesson.resolution)
@@ -150,9 +207,9 @@ def noised_views(
     def views(rows: NDArray[np.int64]) -> Iterator[Tensor]:
         first = int(rows[0]) if len(rows) else 0
         for batch in clean(rows):
-            model.noise.draw(
-                lesson.seed, first, torch.ones(len(batch), dtype=torch.bool, device=lesson.device)
-            )
+            active = torch.ones(len(batch), dtype=torch.bool, device=lesson.device)
+            for model in models:
+                model.noise.draw(lesson.seed, first, active)
             drawn = plan.draw(policy, lesson.seed, "labeling", first, len(batch), lesson.resolution)
             yield ops.apply(batch, drawn)
             first += len(batch)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from noisystudent import rundir
 from noisystudent.config import PseudoLabelConfig
-from noisystudent.data.loader import Chosen
+from noisystudent.data.loader import Chosen, Speaker
 from noisystudent.graph import Iteration
-from noisystudent.pseudo_label import label_images, read_targets
+from noisystudent.models.registry import Classifier
+from noisystudent.pseudo_label import averaged, label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.selection import chosen, reassign
@@ -24,19 +28,22 @@ from noisystudent.stages import Stage, run_stage
 TARGETS = "targets.npy"  # in a student's folder while it learns
 
 
-def label(context: Context, stage: Stage, teacher: Lesson, config: PseudoLabelConfig) -> None:
-    """Let the noise-free teacher label every image of the pool, at its own resolution, from clean views."""
+def label(context: Context, stage: Stage, teachers: Sequence[Lesson], config: PseudoLabelConfig) -> None:
+    """Let the noise-free teacher label every image of the pool, at its own resolution, from clean views.
+
+    Several teachers, alike but for their seed, answer as one.
+    """
     pool = context.dataset.pool
 
     def work() -> None:
-        model = learner.load(teacher)
+        models = [learner.load(teacher) for teacher in teachers]
         views = (
-            learner.noised_views(model, teacher, pool, config.batch_size)
+            learner.noised_views(models, teachers[0], pool, config.batch_size)
             if config.noise
-            else learner.clean_views(teacher, pool, config.batch_size)
+            else learner.clean_views(teachers[0], pool, config.batch_size)
         )
         label_images(
-            learner.predictor(model, teacher),
+            _answering(models, teachers, config),
             views,
             pool.ids,
             pool.content_hash,
@@ -48,6 +55,24 @@ def label(context: Context, stage: Stage, teacher: Lesson, config: PseudoLabelCo
         )
 
     run_stage(stage, work, context.voice.say)
+
+
+def _answering(
+    models: Sequence[Classifier], teachers: Sequence[Lesson], config: PseudoLabelConfig
+) -> learner.Predict:
+    predicts = [learner.predictor(model, teacher) for model, teacher in zip(models, teachers, strict=True)]
+    return averaged(predicts, flip=config.flip, scales=config.scales)
+
+
+def _speaker(teachers: Sequence[Lesson], config: PseudoLabelConfig) -> Speaker:
+    """Labels made in the student's step: rounded as stored ones are, so that the two are alike."""
+    predict = _answering([learner.load(teacher) for teacher in teachers], teachers, config)
+
+    def answer(images: Tensor) -> Tensor:
+        probs = torch.softmax(predict(images) / config.temperature, dim=1).half().float()
+        return probs / probs.sum(dim=1, keepdim=True)
+
+    return Speaker(teachers[0].resolution, answer)
 
 
 def select(context: Context, turn: Iteration, before: Iteration | None) -> None:
@@ -63,16 +88,24 @@ def select(context: Context, turn: Iteration, before: Iteration | None) -> None:
 
 def student(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
     """The student's lesson, its pool images still to come: see `study`."""
-    lesson = context.lesson(turn.config, turn.student.path, turn.index)
-    initial = teacher.folder / "model.safetensors" if turn.config.init == "teacher" else None
-    return dataclasses.replace(lesson, hard=turn.config.pseudo_label.hard, initial=initial)
+    said = turn.config.pseudo_label
+    return dataclasses.replace(
+        context.lesson(turn.config, turn.student.training.path, f"iteration-{turn.index}"),
+        joint=turn.config.joint,
+        hard=said.hard,
+        temperature=said.temperature if said.match_temperature else 1.0,
+        initial=teacher.folder / learner.WEIGHTS if turn.config.init == "teacher" else None,
+    )
 
 
-def study(context: Context, turn: Iteration, lesson: Lesson) -> Lesson:
-    """The lesson with the selected pool images and the teacher's word on them, copied to its folder."""
+def study(context: Context, turn: Iteration, teachers: Sequence[Lesson], lesson: Lesson) -> Lesson:
+    """The lesson with the selected pool images and the teachers' word on them, copied to its folder."""
     rows, repeats = chosen(_selection(context, turn))
     if len(rows) == 0:
         return lesson
+    if turn.config.pseudo_label.on_the_fly:
+        speaker = _speaker(teachers, turn.config.pseudo_label)
+        return dataclasses.replace(lesson, chosen=Chosen(rows, repeats, speaker))
     said = _labels(context, turn.labels.path)
     targets = read_targets(said, rows, hard=lesson.hard, out=lesson.folder / TARGETS)
     return dataclasses.replace(lesson, chosen=Chosen(rows, repeats, targets))
@@ -80,7 +113,7 @@ def study(context: Context, turn: Iteration, lesson: Lesson) -> Lesson:
 
 def control(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
     """The student's twin: same network, steps, noise, images a step; but every image has a given label."""
-    folder = turn.student.path.with_name("control")
+    folder = turn.student.training.path.with_name("control")
     return dataclasses.replace(student(context, turn, teacher), folder=folder)
 
 

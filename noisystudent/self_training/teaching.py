@@ -7,8 +7,10 @@ from collections.abc import Callable
 from torch.utils.tensorboard import SummaryWriter
 
 from noisystudent import rundir
+from noisystudent.config import TeacherConfig
 from noisystudent.errors import RunError
 from noisystudent.evaluate import guards, suite
+from noisystudent.graph import Model
 from noisystudent.self_training import learner
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
@@ -32,18 +34,7 @@ def teach(
     """
 
     def work() -> None:
-        full = lesson if study is None else study(lesson)
-        context.voice.say(_announcement(stage, full))
-        with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=0) as board:
-
-            def on_log(line: dict[str, float]) -> None:
-                step = int(line["step"])
-                for name, value in line.items():
-                    if name != "step":
-                        board.add_scalar(name, value, step)
-                context.voice.progress(stage.name, step, lesson.total_steps)
-
-            learner.train(full, context.stop, context.voice.say, on_log)
+        _train(context, stage, lesson if study is None else study(lesson))
         val = lesson.dataset.val
         probs = learner.probabilities(learner.load(lesson), lesson, val, batch_size=512)
         suite.save_predictions(stage.path / "predictions-val.npz", probs, val.labels)
@@ -51,6 +42,41 @@ def teach(
 
     run_stage(stage, work, context.voice.say)
     _guard(context, stage)
+
+
+def pretrain(context: Context, stage: Stage, lesson: Lesson) -> None:
+    """Train `lesson`, which knows none of the classes, unless it is done."""
+    run_stage(stage, lambda: _train(context, stage, lesson), context.voice.say)
+
+
+def finetune(context: Context, model: Model, lesson: Lesson) -> Lesson:
+    """Train the model of `lesson` a second time where its configuration says so; returns what speaks."""
+    second = finetuned(lesson, model)
+    if model.finetuning is not None:
+        teach(context, model.finetuning, second)
+    return second
+
+
+def finetuned(lesson: Lesson, model: Model) -> Lesson:
+    """The last lesson of a model: `lesson`, or the second training after it."""
+    config = lesson.learner
+    if model.finetuning is None or not isinstance(config, TeacherConfig) or config.finetune is None:
+        return lesson
+    return learner.finetuning(lesson, config.finetune, model.finetuning.path)
+
+
+def _train(context: Context, stage: Stage, lesson: Lesson) -> None:
+    context.voice.say(_announcement(stage, lesson))
+    with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=0) as board:
+
+        def on_log(line: dict[str, float]) -> None:
+            step = int(line["step"])
+            for name, value in line.items():
+                if name != "step":
+                    board.add_scalar(name, value, step)
+            context.voice.progress(stage.name, step, lesson.total_steps)
+
+        learner.train(lesson, context.stop, context.voice.say, on_log)
 
 
 def _announcement(stage: Stage, lesson: Lesson) -> str:
@@ -68,7 +94,8 @@ def _guard(context: Context, stage: Stage) -> None:
     if stage.name.startswith("control-"):
         return  # nothing is learnt from the control
     iterations = context.graph.iterations
-    speaks = bool(iterations) and stage != iterations[-1].student  # the last student teaches nobody
+    last = iterations[-1].student if iterations else None  # the last student teaches nobody
+    speaks = last is not None and stage not in (last.training, last.finetuning)
     able, sentence = guards.teacher_above_chance(found.labels, found.probs)
     if not able and speaks:
         raise RunError(f"{stage.name}: {sentence}; the run stops before it labels anything with it")

@@ -45,6 +45,8 @@ def fit(
     device: torch.device,
     dtype: torch.dtype,
     stop: StopFlag,
+    lr: Callable[[int], float] | None = None,
+    pool_temperature: float = 1.0,
     evaluate: Evaluate | None = None,
     on_log: OnLog | None = None,
     notify: Callable[[str], None] | None = None,
@@ -67,6 +69,8 @@ def fit(
         device: where to train.
         dtype: of the forward pass.
         stop: asked before each step.
+        lr: step -> learning rate. None: the schedule of `config` over these steps.
+        pool_temperature: see `joint_loss`.
         evaluate: given the averaged model every `config.eval_steps` and at the end; its answer is logged.
         on_log: sees each line of metrics.jsonl.
         notify: told how steps are executed.
@@ -83,13 +87,15 @@ def fit(
         raise RunError(
             f"the checkpoint in {folder} is at step {state.step} of {total_steps}; delete it to start anew"
         )
-    lr = partial(lr_at, config=config, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+    if lr is None:
+        lr = partial(lr_at, config=config, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
     train_step = TrainStep(
         noise=noise,
         lr=lr,
         config=config,
         num_classes=num_classes,
         hard_pool=hard_pool,
+        pool_temperature=pool_temperature,
         dtype=dtype,
     )
     journal = Journal(folder / "metrics.jsonl", state.step)

@@ -29,19 +29,22 @@ def joint_loss(
     smoothing: float,
     hard_pool: bool,
     normalization: Normalization,
+    pool_temperature: float = 1.0,
 ) -> Tensor:
     """Loss of a joint batch, labelled rows first (Xie et al. 2020, arXiv 1911.04252, Alg. 1 and §3.1).
 
-    Without pool rows the three normalisations are the same number: the labelled mean.
+    Without pool rows, or without labelled ones, the three normalisations are the same number: the mean.
 
     Args:
         logits: (B, K) of any floating type; the loss is computed in float32.
-        labels: (L,) int64, 1 ≤ L ≤ B; always smoothed.
+        labels: (L,) int64, 0 ≤ L ≤ B; always smoothed.
         pool_targets: (B-L, K) probabilities of the rows after the labelled ones; never smoothed when soft.
         smoothing: mass spread over all classes, in [0, 1).
         hard_pool: learn the most likely class of each pool row, smoothed, in place of its probabilities.
         normalization: joint: mean over the batch (§3.1). equal: labelled mean + pool mean (Alg. 1).
             official: (sum over the batch) / L, the published code (main.py:547-550).
+        pool_temperature: T of distillation (Hinton et al. 2015, arXiv 1503.02531): the logits of pool rows
+            are divided by it, and their losses multiplied by its square, which keeps the size of gradients.
 
     Returns:
         () float32.
@@ -51,7 +54,10 @@ def joint_loss(
         pool_targets = _one_hot(pool_targets.argmax(dim=1), num_classes, smoothing)
     targets = torch.cat([_one_hot(labels, num_classes, smoothing), pool_targets.float()])
     losses = soft_cross_entropy(logits, targets)  # (B,)
-    if normalization == "joint" or len(losses) == num_labeled:
+    if pool_temperature != 1.0:
+        cooled = soft_cross_entropy(logits[num_labeled:].float() / pool_temperature, pool_targets)
+        losses = torch.cat([losses[:num_labeled], cooled * pool_temperature**2])
+    if normalization == "joint" or num_labeled in (0, len(losses)):
         return losses.mean()
     if normalization == "equal":
         return losses[:num_labeled].mean() + losses[num_labeled:].mean()

@@ -42,7 +42,7 @@ class TrainStep:
         lr: step -> learning rate.
         config: loss, clipping, average and memory format.
         num_classes: K.
-        hard_pool: see `joint_loss`.
+        hard_pool, pool_temperature: see `joint_loss`.
         dtype: of the forward pass; float32 switches autocast off.
     """
 
@@ -52,6 +52,7 @@ class TrainStep:
     num_classes: int
     hard_pool: bool
     dtype: torch.dtype
+    pool_temperature: float = 1.0
 
     def prepare(self, state: TrainState, batch: Batch) -> None:
         """Learning rate, decay of the average and noise of step `state.step`."""
@@ -86,7 +87,10 @@ class TrainStep:
     def forward(
         self, model: nn.Module, images: Tensor, labels: Tensor, pool_targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Loss before the update, and the share of the labelled rows that are right: () float32 each."""
+        """Loss before the update, and the share of right answers among the labelled rows: () float32 each.
+
+        Without labelled rows it is the share that agrees with the pseudo-labels.
+        """
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = model(images)
         if logits.shape != (len(images), self.num_classes):
@@ -101,6 +105,8 @@ class TrainStep:
             smoothing=self.config.label_smoothing,
             hard_pool=self.hard_pool,
             normalization=self.config.normalization,
+            pool_temperature=self.pool_temperature,
         )
-        right = logits[: len(labels)].detach().argmax(dim=1) == labels
+        known = labels if len(labels) else pool_targets.argmax(dim=1)
+        right = logits[: len(known)].detach().argmax(dim=1) == known
         return loss, right.float().mean()

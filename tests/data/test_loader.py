@@ -14,9 +14,10 @@ from image_files import encoded, labeled_folder, random_images, write_folder
 from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.config import DataConfig
-from noisystudent.data.loader import Chosen, clean_batches, index_stream, joint_batches
+from noisystudent.data.loader import Chosen, clean_batches, joint_batches
 from noisystudent.data.prepare import Dataset, prepare
 from noisystudent.data.sources import open_sources
+from noisystudent.data.streams import Stream
 from noisystudent.errors import RunError
 from noisystudent.records import Batch
 from noisystudent.runtime import StopFlag
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 @given(n=st.integers(1, 40), batch=st.integers(1, 90), seed=st.integers(0, 3), epochs=st.integers(1, 3))
 def test_each_epoch_is_a_permutation(n: int, batch: int, seed: int, epochs: int) -> None:
     steps = -(-n * epochs // batch)
-    stream = np.concatenate([index_stream(n, batch, seed, "labeled", step) for step in range(steps)])
+    stream = np.concatenate([Stream(n, batch, seed, "labeled").at(step) for step in range(steps)])
     for epoch in range(epochs):
         assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
 
@@ -36,13 +37,13 @@ def test_each_epoch_is_a_permutation(n: int, batch: int, seed: int, epochs: int)
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 40), batch=st.integers(1, 30), times=st.integers(1, 5), step=st.integers(0, 5))
 def test_the_stream_does_not_depend_on_the_batch_size(n: int, batch: int, times: int, step: int) -> None:
-    large = index_stream(n, batch * times, 7, "pool", step)
-    small = [index_stream(n, batch, 7, "pool", step * times + part) for part in range(times)]
+    large = Stream(n, batch * times, 7, "pool").at(step)
+    small = [Stream(n, batch, 7, "pool").at(step * times + part) for part in range(times)]
     assert np.array_equal(large, np.concatenate(small))
 
 
 def test_streams_and_seeds_differ() -> None:
-    orders = {tuple(index_stream(50, 50, seed, name, 0)) for seed in (0, 1) for name in ("labeled", "pool")}
+    orders = {tuple(Stream(50, 50, seed, name).at(0)) for seed in (0, 1) for name in ("labeled", "pool")}
     assert len(orders) == 4
 
 
@@ -114,10 +115,10 @@ def test_a_large_jpeg_has_its_own_size_and_one_clean_view_from_memory_from_files
 def test_rows_carry_their_own_labels_and_targets(tmp_path: Path) -> None:
     data, chosen = made(tmp_path, "resident"), chosen_rows()
     for step, batch in enumerate(batches(data)):
-        rows = index_stream(len(data.labeled), 4, 1, "labeled", step)
+        rows = Stream(len(data.labeled), 4, 1, "labeled").at(step)
         assert torch.equal(batch.images[:4], data.labeled.fetch(rows, 8))
         assert batch.labels.tolist() == data.labeled.labels[rows].tolist()
-        at = np.array([0, 0, 0, 2])[index_stream(4, 3, 1, "pool", step)]
+        at = np.array([0, 0, 0, 2])[Stream(4, 3, 1, "pool").at(step)]
         assert torch.equal(batch.images[4:], data.pool.fetch(chosen.rows[at], 8))
         assert np.array_equal(batch.pool_targets.numpy(), chosen.targets(at))
 

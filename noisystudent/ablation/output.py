@@ -1,0 +1,82 @@
+"""The table as JSON, CSV and a page in the output folder, and as lines for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from noisystudent.report.ablation import write_page
+from noisystudent.rundir import write_json, write_text
+
+Row = tuple[str, ...]
+
+_COLUMNS = (
+    *("name", "of", "set", "n", "top1", "low", "high"),
+    *("difference", "difference_low", "difference_high", "over", "p_value", "gap_closed"),
+)
+
+
+def write(content: Mapping[str, Any], out: Path) -> Path:
+    """Write ablation.json, ablation.csv and ablation.html, each at once; returns the page."""
+    write_json(out / "ablation.json", content)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow((*_COLUMNS, "failed"))
+    for cell in content["cells"]:
+        shown = ["" if cell[name] is None else cell[name] for name in _COLUMNS]
+        rows.writerow([*shown, "; ".join(_failures(cell))])
+    write_text(out / "ablation.csv", text.getvalue())
+    return write_page(content, out / "ablation.html")
+
+
+def lines(content: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """Header and rows of the table; the gap only where all labels are known, remarks where there are any."""
+    shares, level = content["cells"], f"{content['level']:.0%}"
+    header = [
+        "cell",
+        "n",
+        "set",
+        "top-1",
+        f"{level} over seeds",
+        "minus base",
+        level,
+        "gap closed",
+        "remarks",
+    ]
+    rows = [_line(cell, content["base"]) for cell in shares]
+    kept = [i for i in range(len(header)) if i not in (4, 7, 8) or any(row[i] for row in rows)]
+    return tuple(header[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+
+
+def _line(cell: Mapping[str, Any], base: str) -> Row:
+    mean, difference = cell["top1"], cell["difference"]
+    over = {"images": " (images)", "seeds": ""}.get(cell["over"], "")
+    return (
+        cell["name"],
+        str(cell["n"]),
+        cell["set"] or "",
+        "" if mean is None else f"{mean:.2%}",
+        "" if cell["low"] is None else f"{100 * cell['low']:.2f} to {100 * cell['high']:.2f}",
+        ("base" if cell["name"] == base else "") if difference is None else f"{100 * difference:+.2f}",
+        ""
+        if difference is None
+        else f"{100 * cell['difference_low']:+.2f} to {100 * cell['difference_high']:+.2f}{over}",
+        "" if cell["gap_closed"] is None else f"{cell['gap_closed']:.0%}",
+        "; ".join(_remarks(cell)),
+    )
+
+
+def _remarks(cell: Mapping[str, Any]) -> list[str]:
+    missing = ", ".join(map(str, cell["missing"]))
+    return _failures(cell) + ([f"not run: seed {missing}"] if missing else [])
+
+
+def _failures(cell: Mapping[str, Any]) -> list[str]:
+    """One line a reason, with the seeds it befell."""
+    seeds: dict[str, list[str]] = {}
+    for seed, reason in cell["failed"].items():
+        seeds.setdefault(reason, []).append(seed)
+    return [f"seed {', '.join(befell)} failed: {reason}" for reason, befell in seeds.items()]

@@ -1,0 +1,21 @@
+"""What a run is: frozen dataclasses in pipeline order; the string under a field is its help text."""
+
+from noisystudent.config.images import AugmentConfig, DataConfig
+from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
+from noisystudent.config.run import Config, EvaluateConfig, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "LearnerConfig",
+    "ModelConfig",
+    "PseudoLabelConfig",
+    "SelectionConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+]
