@@ -129,6 +129,34 @@ def test_what_was_computed_before_an_error_is_kept(
     assert "top1" in told.out and ("clean", "top1") in rows(out)
 
 
+def test_c_and_p_come_before_a_higher_resolution(finished: Path, images: Path, tmp_path: Path) -> None:
+    """As in the paper: of a run whose student was fine-tuned at more pixels, unless a file is named."""
+    run, data = tmp_path / "run", images / "test"
+    shutil.copytree(finished, run)
+    student, larger = inference.load_predictor(finished, "cpu"), run / "iteration-1" / "student" / "finetune"
+
+    def second(side: int) -> Path:
+        model = build_model(
+            ModelConfig(name=student.model.name, dropout=0, stochastic_depth=0), 3, side, seed=3
+        )
+        save_weights(model, larger / "model.safetensors", student.classes)
+        (larger / "stage.json").write_text(json.dumps({"status": "done"}))
+        return run
+
+    def told(model: Path, size: int | None = None) -> dict[tuple[str, str], inference.Row]:
+        asked = inference.Asked(tests=("clean", "c"), write=tmp_path / "copies" if size is None else None)
+        found = inference.measure(inference.load_predictor(model, "cpu", size=size), data, asked)
+        return {(row.test, row.measure): row for row in found}
+
+    before, after = told(finished), told(second(24))
+    assert after["c", "mean error"].value == before["c", "mean error"].value
+    assert after["c", "mean error"].note.endswith(f"before its fine-tuning, of {tiny.SIDE} pixels")
+    assert after["clean", "nll"].value != before["clean", "nll"].value
+    for model, size in ((larger, 24), (second(24), 24), (second(tiny.SIDE), tiny.SIDE)):
+        assert "before its" not in told(model, size)["c", "mean error"].note
+    assert inference.load_predictor(run, "cpu").before is None
+
+
 # --- a timm model with real weights on real photographs ---
 
 
@@ -203,3 +231,19 @@ def test_onnx_gives_the_rows_of_the_model_it_was_made_of(
         inference.load_predictor(tmp_path / "lite0.onnx", size=300)
     assert tiny.call("evaluate", tmp_path / "lite0.onnx", "--data", photos, "--tests", "fgsm") == 2
     assert "lite0.onnx gives no gradients, as an ONNX file never does" in capsys.readouterr().err
+
+
+def test_the_options_of_the_command_reach_the_test(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ("evaluate", finished, "--data", images / "test", "--tests", "c", "--fast")
+    told = said(
+        capsys, *words, "--jpeg", "--source-size", 32, "--eval-size", 24, "--write", tmp_path / "copies"
+    )
+    assert "regenerated at 32 pixels, constants of 32, shown at 24, saved as JPEG 85" in told
+    assert (tmp_path / "copies" / "fog.npy").is_file()
+    assert tiny.call(*words, "--t5d", tmp_path / "none.json") == 2
+    assert "none.json cannot be read as JSON" in capsys.readouterr().err
+    assert tiny.call(*words, "--out", tmp_path / "rows.txt") == 2
+    ended = capsys.readouterr()
+    assert "must end in .json or .csv" in ended.err and not ended.out  # before anything was measured

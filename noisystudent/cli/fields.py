@@ -80,7 +80,45 @@ class Images(Labels):
     ] = ()
 
 
-NO_SETTINGS, NO_LOOP, NO_LABELS, NO_IMAGES = Settings(), Loop(), Labels(), Images()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Tests:
+    """What a model is tested on, and how."""
+
+    tests: Annotated[
+        str,
+        Parameter(help="Some of clean, calibration, c, p, fgsm, pgd, a, r, v2, sketch, real, with commas."),
+    ] = "clean"
+    fast: Annotated[
+        bool, Parameter(help="Severities 1, 3 and 5, on a stratified sample of 1,000 images.")
+    ] = False
+    frost: Annotated[
+        Path | None, Parameter(help="Folder of the six photographs that the corruption frost needs.")
+    ] = None
+    real_labels: Annotated[Path | None, Parameter(help="ReaL's real.json; default: timm's copy.")] = None
+    t5d: Annotated[
+        Path | None,
+        Parameter(
+            help="JSON of AlexNet's top-5 distance by perturbation, to normalise p's; none is published."
+        ),
+    ] = None
+    jpeg: Annotated[
+        bool, Parameter(help="Save generated corruptions as JPEG of quality 85 first, as ImageNet-C was.")
+    ] = False
+    source_size: Annotated[
+        int | None,
+        Parameter(help="Make c and p at 32, 64, 224 or 299 pixels, then resize; default: the model's view."),
+    ] = None
+    write: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for generated corruptions: like CIFAR-10-C below 224 pixels, else ImageNet-C."
+        ),
+    ] = None
+    seed: Annotated[int, Parameter(help="Of everything random.")] = 0
+
+
+NO_SETTINGS, NO_LOOP, NO_LABELS, NO_IMAGES, NO_TESTS = Settings(), Loop(), Labels(), Images(), Tests()
 
 
 def take_fields(tokens: Sequence[str]) -> tuple[list[Field], list[str]]:

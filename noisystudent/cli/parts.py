@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from noisystudent.cli import screen
-from noisystudent.cli.fields import Device, Fields, Folders, student_section
+from noisystudent.cli.fields import NO_TESTS, Device, Fields, Folders, Tests, student_section
 
 
 def label(model: Path, /, *, unlabeled: Folders, out: Path, device: Device = "auto", fields: Fields) -> None:
@@ -60,13 +60,10 @@ def evaluate(
     /,
     *,
     data: Folders,
-    tests: str = "clean",
-    fast: bool = False,
+    asked: Tests = NO_TESTS,
     checkpoint: Path | None = None,
-    frost: Path | None = None,
-    real_labels: Path | None = None,
+    eval_size: int | None = None,
     out: Path | None = None,
-    seed: int = 0,
     device: Device = "auto",
 ) -> None:
     """Accuracy and robustness of a trained model, any timm model or an ONNX file on labelled images.
@@ -78,28 +75,22 @@ def evaluate(
     data
         Labelled images; or a folder of `val` and published sets: imagenet-a, imagenet-r, imagenetv2, sketch,
         imagenet-c, imagenet-p, cifar-10-c, cifar-10-p.
-    tests
-        Some of clean, calibration, c, p, fgsm, pgd, a, r, v2, sketch, real, with commas.
-    fast
-        Severities 1, 3 and 5, on a stratified sample of 1,000 images.
     checkpoint
         Weights for the timm model, in place of those that timm publishes.
-    frost
-        Folder of the six photographs that the corruption frost needs.
-    real_labels
-        ReaL's real.json; default: timm's copy.
+    eval_size
+        Side in pixels at which the model is shown images; default: its own.
     out
         A .json or .csv file that also gets the numbers, after each test.
-    seed
-        Of everything random.
     """
     from noisystudent import inference
 
-    predictor = inference.load_predictor(model, device, checkpoint=checkpoint)
-    chosen = tuple(filter(None, (test.strip() for test in tests.split(","))))
-    asked = inference.Asked(tests=chosen, fast=fast, frost=frost, real_labels=real_labels, seed=seed)
+    if out is not None:
+        inference.check_out(out)
+    predictor = inference.load_predictor(model, device, checkpoint=checkpoint, size=eval_size)
+    tests = tuple(filter(None, (test.strip() for test in asked.tests.split(","))))
+    wanted = inference.Asked(**(vars(asked) | {"tests": tests}))
     with screen.voice() as (voice, stop):
-        screen.measured(inference.measure(predictor, data, asked, stop=stop, voice=voice), out)
+        screen.measured(inference.measure(predictor, data, wanted, stop=stop, voice=voice), out)
 
 
 def predict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import Classifier, build_model, load_weights
 from noisystudent.runtime import resolve_device
 
+_SECOND = "finetune"  # folder of a second training, in that of the first
+
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
@@ -36,6 +38,7 @@ class Predictor:
         classes: in the order of its outputs; empty where the model does not name them.
         path: the file its weights came from; None for weights that timm publishes.
         view: how its makers show it images; None is this package's own clean view.
+        before: weights of the same model of a run before it was fine-tuned at a higher resolution.
     """
 
     model: Classifier | OnnxModel
@@ -43,6 +46,7 @@ class Predictor:
     path: Path | None
     device: torch.device
     view: Shown | None = None
+    before: Path | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 → logits (B, K) float32."""
@@ -63,7 +67,7 @@ def find_model(path: Path) -> Path:
         return path / "model.safetensors"
     students = [f"iteration-{index}/student" for index in range(rundir.student_count(path) or 0, 0, -1)]
     for folder in (*students, "iteration-0/teacher"):
-        for home in (path / folder / "finetune", path / folder):
+        for home in (path / folder / _SECOND, path / folder):
             if _is_done(home / "model.safetensors"):
                 return home / "model.safetensors"
     close = [] if path.exists() else get_close_matches(path.name, timm.list_models(), n=1)
@@ -94,7 +98,13 @@ def load_predictor(
         raise InputError(f"--checkpoint is {checkpoint}; it goes with the name of a timm model, not {path}")
     if path.suffix == ".onnx":
         return _onnx(path, size)
-    return _described(find_model(path), place, size)
+    found = find_model(path)
+    predictor, first = _described(found, place, size), found.parent.parent / found.name
+    if found.parent.name != _SECOND or path in (found, found.parent) or size is not None:
+        return predictor
+    with safe_open(first, framework="pt") as file:
+        lower = int(file.metadata()["resolution"]) < predictor.model.resolution
+    return replace(predictor, before=first if lower else None)
 
 
 def _described(weights: Path, place: torch.device, size: int | None) -> Predictor:

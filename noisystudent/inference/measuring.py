@@ -20,7 +20,7 @@ from noisystudent.evaluate.subsets import imagenet_classes
 from noisystudent.inference import imagenet, telling
 from noisystudent.inference.asked import Asked
 from noisystudent.inference.images import Labeled, halt, watched
-from noisystudent.inference.loading import Predictor
+from noisystudent.inference.loading import Predictor, load_predictor
 from noisystudent.inference.rows import Row
 from noisystudent.inference.showing import Scene, scene
 from noisystudent.models.registry import Classifier
@@ -48,22 +48,17 @@ def measure(
     """
     distances = _check(predictor, asked)
     voice, stop = voice or Silent(), stop or StopFlag()
-    tests = [test for test in TESTS if test in asked.tests]
-    if tests:
-        with scene(predictor, data, asked, stop, voice) as shown:
+    for model, tests, when in _models(predictor, asked):
+        with scene(model, data, replace(asked, tests=tests), stop, voice) as shown:
             answers: Answers = {}
             for test in tests:
-                pictures = _watched(shown, test, stop, voice)
+                pictures, note = _watched(shown, test, stop, voice), shown.notes[test] + when
                 if test == "clean":
-                    yield from _clean(predictor, pictures, answers, shown.notes[test])
+                    yield from _clean(model, pictures, answers, note)
                     continue
-                protocol = _prepared(shown, test, predictor, asked)
-                yield from _stressed(
-                    test, predictor, pictures, asked, answers, shown.notes[test], stop, voice
-                )
-                yield from telling.rows(
-                    test, answers, predictor, shown.notes[test], distances=distances, protocol=protocol
-                )
+                protocol = _prepared(shown, test, model, asked)
+                yield from _stressed(test, model, pictures, asked, answers, note, stop, voice)
+                yield from telling.rows(test, answers, model, note, distances=distances, protocol=protocol)
     for test in dict.fromkeys(asked.tests):
         if test in imagenet.SETS:
             yield from imagenet.measure(predictor, data, test, asked.real_labels, stop, voice)
@@ -88,6 +83,17 @@ def _check(predictor: Predictor, asked: Asked) -> dict[str, float] | None:
     if asked.write is not None and "c" not in asked.tests:
         raise InputError("--write needs c among --tests: it writes the corrupted images of that test")
     return None if asked.t5d is None else robustness.read_t5d_normalizer(asked.t5d)
+
+
+def _models(predictor: Predictor, asked: Asked) -> Iterator[tuple[Predictor, tuple[str, ...], str]]:
+    """A model, its tests, and what to say of it: as in the paper c and p come before a higher resolution."""
+    tests = tuple(test for test in TESTS if test in asked.tests)
+    own = tests if predictor.before is None else tuple(test for test in tests if test not in ("c", "p"))
+    if own:
+        yield predictor, own, ""
+    if rest := tuple(test for test in tests if test not in own):
+        first = load_predictor(predictor.before or "", str(predictor.device))
+        yield first, rest, f", the model before its fine-tuning, of {first.model.resolution} pixels"
 
 
 def _prepared(shown: Scene, test: str, predictor: Predictor, asked: Asked) -> str:

@@ -75,7 +75,7 @@ def scene(predictor: Predictor, data: Labeled, asked: Asked, stop: StopFlag, voi
             raise InputError(f"{source.name} has images of one class only; a test needs two classes or more")
         rows = stratified(images.labels, FAST_IMAGES if asked.fast else len(images), asked.seed)
         made = _generated(predictor, images, rows, asked, frost)
-        if asked.write is not None:
+        if asked.write is not None and "c" in asked.tests:
             made = _written(made, predictor, images, rows, asked, stop, voice)
         notes = _notes(predictor, asked, made, len(rows)) | notes
         shown = _fitted(made, predictor) if asked.source_size else made
