@@ -56,6 +56,13 @@ def test_every_operation_equals_pillow_at_224(magnitude: int) -> None:
     assert_equals_pillow(images, one_of_each(48, 224, magnitude, seed=magnitude))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("magnitude", range(31))
+def test_every_operation_equals_pillow_on_two_hundred_images_at_224(magnitude: int) -> None:
+    images = np.roll(synthetic(224, 200), magnitude, axis=0)
+    assert_equals_pillow(images, one_of_each(200, 224, magnitude, seed=magnitude))
+
+
 @pytest.mark.parametrize("side", [32, 224])
 def test_every_operation_equals_pillow_on_photographs(side: int) -> None:
     images = photos(side)
