@@ -17,6 +17,7 @@ from noisystudent.config import (
     TeacherConfig,
     TrainConfig,
 )
+from noisystudent.rundir import FINETUNE
 from noisystudent.stages import Stage, fingerprint
 
 # Fields that change how fast a run goes, where, or what it logs, not its results: editing redoes nothing.
@@ -209,7 +210,7 @@ def _model(
     if learner.finetune is not None:
         finetuning = _stage(
             f"{name}-finetune",
-            path / "finetune",
+            path / FINETUNE,
             config=_significant(learner.finetune),
             model=training.fingerprint,
         )

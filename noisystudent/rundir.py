@@ -16,6 +16,9 @@ import yaml
 
 from noisystudent.errors import RunError
 
+FINETUNE = "finetune"
+"""Folder of a model's second training, in that of the first."""
+
 
 def sync_folder(path: Path) -> None:
     """Make renames inside `path` survive a power cut."""

@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,14 +28,6 @@ from noisystudent.models.registry import build_model, save_weights
 
 PHOTOS = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
 WITHOUT_FROST = [name for name in CORRUPTIONS if name != "frost"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(path: Path) -> dict[tuple[str, str], float]:

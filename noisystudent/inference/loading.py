@@ -26,8 +26,6 @@ from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import Classifier, build_model, load_weights
 from noisystudent.runtime import resolve_device
 
-_SECOND = "finetune"  # folder of a second training, in that of the first
-
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
@@ -67,7 +65,7 @@ def find_model(path: Path) -> Path:
         return path / "model.safetensors"
     students = [f"iteration-{index}/student" for index in range(rundir.student_count(path) or 0, 0, -1)]
     for folder in (*students, "iteration-0/teacher"):
-        for home in (path / folder / _SECOND, path / folder):
+        for home in (path / folder / rundir.FINETUNE, path / folder):
             if _is_done(home / "model.safetensors"):
                 return home / "model.safetensors"
     close = [] if path.exists() else get_close_matches(path.name, timm.list_models(), n=1)
@@ -100,7 +98,7 @@ def load_predictor(
         return _onnx(path, size)
     found = find_model(path)
     predictor, first = _described(found, place, size), found.parent.parent / found.name
-    if found.parent.name != _SECOND or path in (found, found.parent) or size is not None:
+    if found.parent.name != rundir.FINETUNE or path in (found, found.parent) or size is not None:
         return predictor
     with safe_open(first, framework="pt") as file:
         lower = int(file.metadata()["resolution"]) < predictor.model.resolution

@@ -141,7 +141,7 @@ def load_trunk(classifier: Classifier, path: Path) -> None:
         if not key.startswith(head) and (key not in own or own[key].shape != value.shape):
             raise InputError(f"{path} has {key!r} of shape {tuple(value.shape)}; {classifier.name} has not")
     kept = {key: value for key, value in state.items() if not key.startswith(head)}
-    lacking = [key for key in classifier.net.load_state_dict(kept, strict=False).missing_keys]
+    lacking = classifier.net.load_state_dict(kept, strict=False).missing_keys
     if foreign := [key for key in lacking if not key.startswith(head)]:
         raise InputError(f"{path} lacks {foreign[0]!r}; {classifier.name} has it")
 

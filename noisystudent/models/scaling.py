@@ -24,7 +24,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.efficientnet import _gen_efficientnet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -260,7 +260,7 @@ def _wide_resnet(
     return net
 
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"wrn_scaled": _wide_resnet}
+_BUILDERS: dict[str, small.Builder] = {"wrn_scaled": _wide_resnet}
 for _prefix in ("", "tf_"):
     _BUILDERS[f"{_prefix}efficientnet_scaled"] = _efficientnet
     for _one in (PUBLISHED["l0"], PUBLISHED["l1"]):
@@ -280,16 +280,6 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(_BUILDERS, _CFG))  # timm's n
 default_cfgs["wrn_scaled"] = small.default_cfgs["wrn28_2"]
 
 
-def _entrypoint(name: str, builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return builder(name, pretrained=pretrained, **kwargs)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    return entrypoint
-
-
 def register() -> None:
-    """Make timm know the networks of this module; once is enough, more does no harm."""
-    for name, builder in _BUILDERS.items():
-        if not timm.is_model(name):
-            register_model(_entrypoint(name, builder))
+    """Make timm know the networks of this module."""
+    small.register_all(_BUILDERS, __name__)

@@ -11,7 +11,7 @@ efficientnet_b0_32px    4.02 M                   the SVHN run of the official co
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
+
+Builder = Callable[..., nn.Module]
+"""(name, pretrained=…, further arguments of timm.create_model) to a network."""
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -259,17 +262,22 @@ def _cfg(name: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({name: _cfg(name) for name in _BUILDERS})  # timm's name
 
 
-def _entrypoint(name: str, builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _entrypoint(name: str, builder: Builder, module: str) -> Callable[..., nn.Module]:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        net: nn.Module = build_model_with_cfg(builder, name, pretrained, **kwargs)
-        return net
+        return builder(name, pretrained=pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__module__ = module  # where timm looks for the description
     return entrypoint
 
 
-def register() -> None:
-    """Make timm know the networks of this module; once is enough, more does no harm."""
-    for name, builder in _BUILDERS.items():
+def register_all(builders: Mapping[str, Builder], module: str) -> None:
+    """Make timm know some networks, which `default_cfgs` of `module` describes; again does no harm."""
+    for name, builder in builders.items():
         if not timm.is_model(name):
-            register_model(_entrypoint(name, builder))
+            register_model(_entrypoint(name, builder, module))
+
+
+def register() -> None:
+    """Make timm know the networks of this module."""
+    register_all({name: partial(build_model_with_cfg, net) for name, net in _BUILDERS.items()}, __name__)

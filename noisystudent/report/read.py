@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.rundir import read_json, student_count
+from noisystudent.rundir import FINETUNE, read_json, student_count
 
 Record = Mapping[str, Any]
 Curve = list[tuple[int, float]]
@@ -187,7 +187,7 @@ def _model(
     if not (scores or robustness or (folder / role).is_dir()):
         return None
     lines = _metric_lines(folder / role / "metrics.jsonl")
-    second = folder / role / "finetune"  # its scores are those of the second training
+    second = folder / role / FINETUNE  # its scores are those of the second training
     home = second if second.is_dir() else folder / role
     files = {name: home / f"predictions-{name}.npz" for name in SETS}
     return Model(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,6 @@ from noisystudent.evaluate.pictures import Pictures, generated
 from noisystudent.evaluate.stress import TESTS, Plan, Subject, stress
 
 SIDE, COUNT, CLASSES = 16, 12, 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(batch: int = 5) -> Pictures:
