@@ -28,6 +28,7 @@ from noisystudent.augment import policies
 from noisystudent.config import AugmentConfig, LearnerConfig, ModelConfig, TrainConfig
 from noisystudent.models.registry import Classifier, build_model
 from noisystudent.records import Batch
+from noisystudent.runtime import resolve_device
 from noisystudent.self_training.noise import LessonNoise
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema
@@ -254,13 +255,13 @@ def measure(name: str, bench: Bench, forms: list[str], repeats: int, budget: flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--cases", nargs="+", help="demo, cifar10-cpu, or model@side")
     parser.add_argument("--forms", nargs="+", choices=["eager", "compiled", "captured"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--budget", type=float, default=40, help="seconds of timing a case")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device = resolve_device(arguments.device)
     on_gpu = device.type == "cuda"
     forms = arguments.forms or (["eager", "captured"] if on_gpu else ["eager"])
     place = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"

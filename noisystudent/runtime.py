@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,13 +39,13 @@ def torch_seed(seed: int, stream: str, *counters: int) -> int:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU; any other name is torch's.
+    """`auto` is the first GPU, else the CPU; any other name is torch's. A CPU is made ready for networks.
 
     Raises:
         InputError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -52,7 +54,24 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(
             f"device is {name!r}, which is not usable here ({reason}); try auto or cpu"
         ) from error
+    if device.type == "cpu":
+        _keep_freed_memory()
     return device
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+
+
+def _keep_freed_memory() -> None:
+    """Let freed memory stay with this process, where the C library is glibc; elsewhere nothing.
+
+    Every pass allocates and frees the same activations. What goes back to the system in between is zeroed by
+    it and mapped again page by page, which made labelling on two cores up to 1.8 times slower. Blocks above
+    1 GiB still go back.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:

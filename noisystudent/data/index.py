@@ -68,21 +68,28 @@ class Index:
 
     def take(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """A fixed-width column at `rows`, reading nothing else."""
-        where = np.searchsorted(self._starts, rows, side="right") - 1
         out = np.empty((len(rows), *_empty(name).shape[1:]), _empty(name).dtype)
+        for batch, mine, local in self._places(rows):
+            out[mine] = _view(batch, name)[local]
+        return out
+
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """The ids at `rows`, reading nothing else."""
+        out = np.empty(len(rows), object)
+        for batch, mine, local in self._places(rows):
+            out[mine] = batch.column("id").take(pa.array(local)).to_numpy(zero_copy_only=False)
+        ids: list[str] = out.tolist()
+        return ids
+
+    def _places(self, rows: NDArray[np.int64]) -> Iterator[tuple[Any, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each record batch that holds some of `rows`: the batch, which of `rows`, and where in the batch."""
+        where = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(where, kind="stable")
         numbers, first = np.unique(where[order], return_index=True)
         for number, mine in zip(
             numbers, np.split(order, first[1:]), strict=False
         ):  # without rows, one empty split
-            out[mine] = _view(self.batches[number], name)[rows[mine] - self._starts[number]]
-        return out
-
-    def ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """The ids at `rows`, read one by one from the mapped file."""
-        where = np.searchsorted(self._starts, rows, side="right") - 1
-        local = rows - self._starts[where]
-        return [self.batches[b].column("id")[int(i)].as_py() for b, i in zip(where, local, strict=True)]
+            yield self.batches[number], mine, rows[mine] - self._starts[number]
 
 
 @contextmanager

@@ -69,8 +69,8 @@ def label_images(
     total = len(content_hash)
     starts = range(0, max(total, 1), config.part_size)  # an empty pool has one empty part
     _make_room(out, len(starts))
-    with ThreadPoolExecutor(2) as pool:
-        ear, pen = _Hand(pool), _Hand(pool)
+    with ThreadPoolExecutor(1) as thread:
+        pen = _Pen(thread)
         for index, first in enumerate(starts):
             stop.check()
             rows = np.arange(first, min(first + config.part_size, total), dtype=np.int64)
@@ -78,7 +78,7 @@ def label_images(
             about = _footer(first, len(rows), teacher)
             if not _is_whole(part_path(out, index), about, own_hash):
                 batches = _watched(images(rows) if len(rows) else iter(()), first, total, stop, progress)
-                said = _said(teacher, batches, rows, ids, ear)
+                said = _said(teacher, batches, rows, ids)
                 pen.do(_write_part, part_path(out, index), rows, ids, own_hash, said, about)
             progress(first + len(rows), total)
         pen.rest()
@@ -92,17 +92,17 @@ def _make_room(out: Path, count: int) -> None:
         remove(beyond)
 
 
-class _Hand:
-    """Does one thing at a time, in a thread, so that the model need not wait for it."""
+class _Pen:
+    """Does one thing at a time, in a thread, so that the model need not wait for the disk."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
         self._job: Future[None] | None = None
 
     def do(self, work: Callable[..., None], *given: Any) -> None:
         """Begin, once the thing before is done."""
         self.rest()
-        self._job = self._pool.submit(work, *given)
+        self._job = self._thread.submit(work, *given)
 
     def rest(self) -> None:
         """Wait, and raise what it raised."""
@@ -130,16 +130,18 @@ def _said(
     batches: Iterator[Tensor],
     rows: NDArray[np.int64],
     ids: Callable[[NDArray[np.int64]], list[str]],
-    ear: _Hand,
 ) -> pa.Table:
     """What the teacher says of the images of one part."""
     fields = teacher.fields()
     # made whole at the start: small arrays kept from batch to batch would lie between the large ones the
     # teacher frees, and hold their memory
     said = {field.name: _empty(field.type, len(rows)) for field in fields}
-
-    def keep(answer: Answer, here: slice) -> None:
-        probs = answer()
+    done = 0
+    for probs in _answers(teacher, batches):
+        here = slice(done, done + len(probs))
+        done += len(probs)
+        if done > len(rows):
+            continue
         bad = np.isnan(probs[:, 0])
         if bad.any():
             first = ids(rows[here][bad][:1])[0]
@@ -148,20 +150,24 @@ def _said(
             )
         for name, values in teacher.columns(probs).items():
             said[name][here] = values
-
-    done = 0
-    for batch in batches:
-        here = slice(done, done + len(batch))
-        done += len(batch)
-        if done <= len(rows):
-            ear.do(keep, teacher.ask(batch), here)
-    ear.rest()
     if done != len(rows):
         raise RunError(
             f"{done} images came for the {len(rows)} pool rows from {rows[0]}; the pool has changed"
         )
     columns = [lists(values) if values.ndim == 2 else pa.array(values) for values in said.values()]
     return pa.table(columns, schema=pa.schema(fields))
+
+
+def _answers(teacher: Teacher, batches: Iterator[Tensor]) -> Iterator[NDArray[np.float32]]:
+    """Probabilities batch by batch, each handed out once the next is asked for: no GPU waits for the host."""
+    waiting: Answer | None = None
+    for batch in batches:
+        asked = teacher.ask(batch)
+        if waiting is not None:
+            yield waiting()
+        waiting = asked
+    if waiting is not None:
+        yield waiting()
 
 
 def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from noisystudent.pseudo_label.top import top_k
 Columns = dict[str, NDArray[Any]]
 
 Answer = Callable[[], NDArray[np.float32]]
-"""Gives the probabilities (b, K) of b images; a row whose logits are not finite is NaN."""
+"""Gives the probabilities (b, K) of b images; NaN stands first where the logits are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,10 @@ class Teacher:
                 f"the teacher's logits are {tuple(logits.shape)}, not {wanted}; is it another run's?"
             )
         # a sum is finite only if all logits are; softmax alone would hide one of minus infinity
-        finite = torch.isfinite(logits.sum(dim=1, keepdim=True))
-        return _fetch(torch.softmax(logits / torch.where(finite, self.temperature, torch.nan), dim=1))
+        diverged = ~torch.isfinite(logits.sum(dim=1))
+        probs = torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=1)
+        probs[:, 0].masked_fill_(diverged, torch.nan)
+        return _fetch(probs)
 
     def columns(self, probs: NDArray[np.float32]) -> Columns:
         """(b, K) probabilities -> the columns that depend on them, b rows each."""
