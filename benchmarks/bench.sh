@@ -12,11 +12,17 @@ export PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3
   echo "\`make bench\`, $(date +%F), $(nproc) cores ($(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1)),"
   "$python" -c "import platform, torch, timm; print('Python', platform.python_version(), 'torch', torch.__version__, 'timm', timm.__version__)"
 } > "$results"
-for call in step noise loader decode label writing selection startup corruptions "memory --sizes 10000 100000"; do
+calls=(
+  "step --budget 20" noise "loader --seconds 0.5" decode "label --seconds 3" "writing --rows 1000000"
+  "selection --rows 1000000" "selection --rows 100000000 --repeats 1" startup corruptions
+  "memory --sizes 10000 100000"
+)
+for call in "${calls[@]}"; do
+  read -r name arguments <<< "$call"
   echo "== $call"
-  { echo; echo "## python benchmarks/${call/ /.py }$([[ $call == *" "* ]] || echo .py)"; echo; } >> "$results"
+  { echo; echo "## python benchmarks/$name.py${arguments:+ $arguments}"; echo; } >> "$results"
   # shellcheck disable=SC2086
-  set -- $call
-  "$python" "benchmarks/$1.py" "${@:2}" | tee /dev/stderr | sed 's/^/    /' >> "$results"
+  "$python" "benchmarks/$name.py" $arguments | tee /dev/stderr | sed 's/^/    /' >> "$results"
 done
 echo "$results"
+printf '\nAll in %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60)) | tee -a "$results"

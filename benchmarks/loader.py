@@ -41,9 +41,9 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.data.loader import clean_batches, joint_batches
 from noisystudent.data.prepare import prepare
 from noisystudent.data.sources import open_sources
-from noisystudent.runtime import StopFlag
+from noisystudent.runtime import StopFlag, resolve_device
 
-_CPU = torch.device("cpu")
+_CPU = resolve_device("cpu")
 _BATCH, _SMALL, _ENDLESS = 32, 32, 1_000_000
 _RATIOS = [("folder", "peer"), ("folder", "decoder"), ("cache", "peer"), ("cache", "folder")]
 Stream = Iterator[int]

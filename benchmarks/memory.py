@@ -43,13 +43,13 @@ from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import worker_count
 from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.records import PseudoLabels, Selection
-from noisystudent.runtime import StopFlag
+from noisystudent.runtime import StopFlag, resolve_device
 from noisystudent.selection import chosen, select
 
 _CLASSES, _SIDE, _LABELED, _SHARD = 10, 32, 200, 10_000
 _LIMIT = 100  # bytes an image
 _STEPS, _BATCH = 20, 128
-_CPU = torch.device("cpu")
+_CPU = resolve_device("cpu")
 Row = dict[str, Any]
 """What one run took: images, kept, bytes of memory, and `stages`."""
 
