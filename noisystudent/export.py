@@ -44,7 +44,9 @@ def export(run: Path, out: Path) -> str:
     predictor = load_predictor(run, device="cpu")
     if not isinstance(predictor.model, Classifier):
         raise InputError(f"{run} is exported already; give a run directory, a model folder or .safetensors")
-    return writers[out.suffix](predictor.model, predictor.classes, out)
+    # as timm makes networks, so that their logits can be compared bit for bit
+    model = predictor.model.to(memory_format=torch.contiguous_format)
+    return writers[out.suffix](model, predictor.classes, out)
 
 
 def _safetensors(model: Classifier, classes: tuple[str, ...], out: Path) -> str:

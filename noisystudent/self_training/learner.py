@@ -166,10 +166,11 @@ def load(lesson: Lesson) -> Classifier:
         lesson.learner.model, len(lesson.dataset.classes), lesson.resolution, pretrained=False
     )
     load_weights(model, lesson.folder / WEIGHTS)
-    return model.to(lesson.device).eval()
+    layout = torch.channels_last if lesson.learner.train.channels_last else torch.preserve_format
+    return model.to(lesson.device).to(memory_format=layout).eval()
 
 
-def predictor(model: nn.Module, lesson: Lesson) -> Predict:
+def predictor(model: Predict, lesson: Lesson) -> Predict:
     """uint8 images (B, 3, S, S) → logits (B, K) float32: no noise, running statistics, training precision."""
     device = lesson.device
     dtype = resolve_dtype(lesson.learner.train.precision, device)

@@ -13,7 +13,6 @@ from noisystudent import rundir
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.data.loader import Chosen, Speaker
 from noisystudent.graph import Iteration
-from noisystudent.models.registry import Classifier
 from noisystudent.pseudo_label import averaged, label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
@@ -22,6 +21,7 @@ from noisystudent.selection import select as select_images
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery, learner
 from noisystudent.self_training.context import Context
+from noisystudent.self_training.labeler import labeler
 from noisystudent.self_training.learner import Lesson
 from noisystudent.stages import Stage, run_stage
 
@@ -37,13 +37,17 @@ def label(context: Context, stage: Stage, teachers: Sequence[Lesson], config: Ps
 
     def work() -> None:
         models = [learner.load(teacher) for teacher in teachers]
+        predicts = [
+            labeler(model, teacher, len(pool), config.batch_size, context.voice.say)
+            for model, teacher in zip(models, teachers, strict=True)
+        ]
         views = (
             learner.noised_views(models, teachers[0], pool, config.batch_size)
             if config.noise
             else learner.clean_views(teachers[0], pool, config.batch_size)
         )
         label_images(
-            _answering(models, teachers, config),
+            averaged(predicts, flip=config.flip, scales=config.scales),
             views,
             pool.ids,
             pool.content_hash,
@@ -57,16 +61,10 @@ def label(context: Context, stage: Stage, teachers: Sequence[Lesson], config: Ps
     run_stage(stage, work, context.voice.say)
 
 
-def _answering(
-    models: Sequence[Classifier], teachers: Sequence[Lesson], config: PseudoLabelConfig
-) -> learner.Predict:
-    predicts = [learner.predictor(model, teacher) for model, teacher in zip(models, teachers, strict=True)]
-    return averaged(predicts, flip=config.flip, scales=config.scales)
-
-
 def _speaker(teachers: Sequence[Lesson], config: PseudoLabelConfig) -> Speaker:
     """Labels made in the student's step: rounded as stored ones are, so that the two are alike."""
-    predict = _answering([learner.load(teacher) for teacher in teachers], teachers, config)
+    predicts = [learner.predictor(learner.load(teacher), teacher) for teacher in teachers]
+    predict = averaged(predicts, flip=config.flip, scales=config.scales)
 
     def answer(images: Tensor) -> Tensor:
         probs = torch.softmax(predict(images) / config.temperature, dim=1).half().float()
