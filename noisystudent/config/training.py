@@ -75,7 +75,7 @@ class TrainConfig:
     """Memory format of images and weights."""
     execution: Literal["auto", "eager", "compiled", "captured"] = "auto"
     """How steps run, with the same numbers. captured: compiled, and replayed as one CUDA graph. auto: the
-    fastest that works; on a CPU eager. Unless eager, pools of 500,000 images and more are labelled compiled."""
+    fastest that works; on a CPU eager. Pools from 500,000 images on are labelled compiled, unless eager."""
     log_steps: int = 50
     """Steps between two lines of metrics.jsonl."""
     eval_steps: int | None = None
