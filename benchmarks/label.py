@@ -113,7 +113,8 @@ def case(part: str, name: str, device: torch.device, arguments: argparse.Namespa
         device=device,
         workers=0 if part == "resident" else arguments.workers or on_cpu,
     )
-    built = build_model(config.model, len(dataset.classes), side, seed=0).to(device).eval()
+    built = build_model(config.model, len(dataset.classes), side, seed=0).to(device)
+    built = built.to(memory_format=torch.channels_last).eval()  # as `learner.load` does
     return Case(lesson, built, dataset.labeled, folder, arguments.work, arguments.batch)
 
 

@@ -30,7 +30,7 @@ teacher:
   model: {{name: resnet8_32, resolution: {_LOW}, dropout: 0.1, stochastic_depth: 0.1}}
   augment: {{crop: inception, randaugment: null}}
   train: {{steps: 2000, batch_size: 128, lr: 0.2, warmup_epochs: 2, ema_decay: 0.99, precision: bf16}}
-  finetune: {{epochs: 1.5, resolution: {_HIGH}, frozen_blocks: 1, lr: 0.02}}
+  finetune: {{epochs: 1.5, resolution: {_HIGH}, frozen_blocks: 1, lr: 0.1}}
 """
 
 
