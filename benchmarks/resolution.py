@@ -58,8 +58,7 @@ def main() -> None:
         models = json.loads((run / "iteration-0" / "evaluation.json").read_text())["models"]
         found["first at 48"].append(models["teacher before finetuning"]["test"]["top1"])
         found["second at 64"].append(models["teacher"]["test"]["top1"])
-        first = load_predictor(run / "iteration-0" / "teacher" / "model.safetensors")
-        first.model.resolution = _HIGH
+        first = load_predictor(run / "iteration-0" / "teacher" / "model.safetensors", size=_HIGH)
         found["first at 64"].append(score(first, str(work / "test"))[0]["top1"])
     for name, values in found.items():
         print(

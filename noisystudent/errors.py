@@ -38,3 +38,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A clause for a message that names the choice nearest to `word`; nothing where none is near."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: Exception) -> str:
+    """An error of another library in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,6 +17,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.nn import functional
 
+from noisystudent.errors import first_line
+
 _LARGE_VIEW = 224
 _MARGIN = 32
 _SPARE = 2  # pixels that a reduced window keeps for each pixel of the result, as in Pillow's thumbnails
@@ -83,7 +85,7 @@ def decode(
         except DecodeError:
             raise
         except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise DecodeError(f"broken {_kind(data)}: {reason}") from error
 
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from noisystudent import rundir
 from noisystudent.config import ModelConfig
 from noisystudent.data.imageset import Shown
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, first_line
 from noisystudent.evaluate.subsets import imagenet_classes
-from noisystudent.models.classifier import first_line
 from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import Classifier, build_model, load_weights
 from noisystudent.runtime import resolve_device

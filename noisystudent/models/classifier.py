@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from noisystudent.config import ModelConfig
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, first_line
 from noisystudent.models.noise import ModelNoise
 from noisystudent.rundir import atomic
 
@@ -165,11 +165,6 @@ def _common_module(names: Sequence[str]) -> str:
     """The innermost module that holds all of these parameters."""
     folders = [name.rpartition(".")[0].replace(".", "/") for name in names]
     return os.path.commonpath(folders).replace("/", ".")
-
-
-def first_line(error: Exception) -> str:
-    """An error of another library in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read(path: Path) -> dict[str, Tensor]:

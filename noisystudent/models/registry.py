@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from noisystudent.config import ModelConfig
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, first_line
 from noisystudent.models import scaling, small
-from noisystudent.models.classifier import Classifier, first_line, load_trunk, load_weights, save_weights
+from noisystudent.models.classifier import Classifier, load_trunk, load_weights, save_weights
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Unavailable, pretrained_source
 from noisystudent.runtime import torch_seed

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from noisystudent.errors import first_line
 from noisystudent.models.registry import Classifier
 from noisystudent.self_training import learner
 from noisystudent.self_training.learner import Lesson, Predict
@@ -42,8 +43,9 @@ def labeler(
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                notify(f"the labelling network cannot be compiled here ({reason}); it runs as it is")
+                notify(
+                    f"the labelling network cannot be compiled here ({first_line(error)}); it runs as it is"
+                )
                 compiled = None
         return eager(batch)
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import torch
 
-from noisystudent.errors import RunError
+from noisystudent.errors import RunError, first_line
 from noisystudent.records import Batch
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.step import TrainStep
@@ -68,8 +68,7 @@ class Executor:
         except RuntimeError as error:
             if form == "eager":
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._give_up(reason, error)
+            self._give_up(first_line(error), error)
             self._try(batch)
             return
         if self._taken == 0 and form != "eager":

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.data.sources.base import Item, digest, file_signature, missing_label
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class NpzSource:
         except KeyError as error:
             raise InputError(f"{self.name}: no array `images` in it") from error
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise InputError(f"{self.name}: not an .npz of plain arrays ({reason})") from error
 
     def __len__(self) -> int:
