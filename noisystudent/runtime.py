@@ -75,10 +75,16 @@ def _keep_freed_memory() -> None:
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 on a GPU and fp32 on a CPU."""
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    """`auto` is bf16 on a GPU and fp32 on a CPU.
+
+    Raises:
+        InputError: it is none of auto, fp32, bf16.
+    """
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    known["auto"] = known["bf16" if device.type == "cuda" else "fp32"]
+    if precision not in known:
+        raise InputError(f"precision is {precision!r}; one of auto, fp32, bf16")
+    return known[precision]
 
 
 class StopFlag:

@@ -101,6 +101,25 @@ def test_a_teacher_that_guesses_stops_the_run_before_it_labels(
     assert not (out / "iteration-1").exists()
 
 
+@pytest.mark.parametrize("name", ["noise", "hard", "on_the_fly", "match_temperature"])
+def test_label_refuses_what_only_a_student_has(
+    name: str, finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--unlabeled", images / "val", "--out", tmp_path / "labels", f"--pseudo_label.{name}", "true")
+    assert f"pseudo_label.{name} is true; it is for the student" in refused(
+        capsys, 2, "label", finished, *words
+    )
+    assert not (tmp_path / "labels").exists()
+
+
+def test_select_refuses_what_only_a_run_has(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (finished / "iteration-1" / "labels", "--out", tmp_path / "kept.parquet")
+    said = refused(capsys, 2, "select", *words, "--selection.reassign", "true")
+    assert "selection.reassign is true; it is for the second student" in said
+
+
 def test_a_folder_of_labels_is_not_given_to_another_model(
     finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +127,8 @@ def test_a_folder_of_labels_is_not_given_to_another_model(
     assert tiny.call("label", finished, *words) == 0
     assert tiny.call("label", finished, *words) == 0, "the same again goes on"
     capsys.readouterr()
-    said = refused(capsys, 2, "label", finished / "iteration-0" / "teacher", *words)
-    assert f"--out {tmp_path}/labels holds the labels of another model; choose another folder" in said
+    for other in ((finished / "iteration-0" / "teacher",), (finished, "--pseudo_label.flip", "true")):
+        said = refused(capsys, 2, "label", *other, *words)
+        assert f"--out {tmp_path}/labels holds the labels of another model or of other transforms" in said
     said = refused(capsys, 2, "label", finished, "--unlabeled", images / "val", "--out", finished)
     assert f"--out {finished} holds something else; choose a new folder" in said

@@ -127,6 +127,31 @@ def test_label_says_what_the_run_said(finished: Path, images: Path, tmp_path: Pa
     assert (colder > np.concatenate(warm)).all()
 
 
+def test_label_averages_over_mirror_images(finished: Path, images: Path, tmp_path: Path) -> None:
+    words = ("--unlabeled", images / "pool", "--out", tmp_path / "labels")
+    assert tiny.call("label", finished, *words, "--pseudo_label.flip", "true") == 0
+    labels = pq.read_table(tmp_path / "labels" / "part-00000.parquet")
+    predictor = inference.load_predictor(finished, "cpu")
+    pool = inference.open_images(images / "pool", labeled=False)
+    with inference.images.scanned(pool, None, None, None, stored=None) as (found, _):
+        (views,) = inference.images.views(predictor, found, np.arange(len(found)))
+    wanted = (predictor(views).softmax(1) + predictor(views.flip(3)).softmax(1)) / 2
+    np.testing.assert_allclose(np.stack(labels["probs"].to_numpy()), wanted.numpy(), atol=1e-3)
+
+
+def test_precision_is_that_of_the_forward_pass(finished: Path, images: Path, capsys: Capture) -> None:
+    exact, rounded = (
+        inference.predict(
+            inference.load_predictor(finished, "cpu", precision=precision), images / "test"
+        ).probs
+        for precision in ("auto", "bf16")
+    )
+    assert (exact != rounded).any()
+    np.testing.assert_allclose(exact, rounded, atol=0.05)
+    assert tiny.call("evaluate", finished, "--data", images / "test", "--precision", "fp16") == 2
+    assert "--precision" in tiny.one_line(capsys)
+
+
 def test_select_says_what_the_run_said(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     labels, out = finished / "iteration-1" / "labels", tmp_path / "chosen.parquet"
     line = said(capsys, "select", labels, "--out", out)

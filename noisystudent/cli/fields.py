@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
@@ -23,6 +23,10 @@ Fields = Annotated[list[Field], Parameter(parse=False)]
 
 Folders = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=False)]
 Device = Annotated[str, Parameter(help="auto, or a torch device.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    Parameter(help="Of the model; auto is bf16 on a GPU and fp32 on a CPU. An ONNX file has its own."),
+]
 
 
 @Parameter(name="*")

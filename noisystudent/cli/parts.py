@@ -8,10 +8,20 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from noisystudent.cli import screen
-from noisystudent.cli.fields import NO_TESTS, Device, Fields, Folders, Tests, student_section
+from noisystudent.cli.fields import NO_TESTS, Device, Fields, Folders, Precision, Tests, student_section
+from noisystudent.errors import InputError
 
 
-def label(model: Path, /, *, unlabeled: Folders, out: Path, device: Device = "auto", fields: Fields) -> None:
+def label(
+    model: Path,
+    /,
+    *,
+    unlabeled: Folders,
+    out: Path,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    fields: Fields,
+) -> None:
     """Let a trained model label a pool: Parquet parts of class, confidence and probabilities.
 
     Parameters
@@ -26,7 +36,7 @@ def label(model: Path, /, *, unlabeled: Folders, out: Path, device: Device = "au
     from noisystudent import inference
 
     config = student_section("pseudo_label", fields)
-    predictor = inference.load_predictor(model, device)
+    predictor = inference.load_predictor(model, device, precision=precision)
     with screen.voice() as (voice, stop):
         labels, bad = inference.label(predictor, unlabeled, config, out, stop=stop, voice=voice)
         voice.say(f"pseudo-labels: {labels.path}")
@@ -50,6 +60,8 @@ def select(labels: Path, /, *, out: Path, seed: int = 0, fields: Fields) -> None
     from noisystudent.selection import summary
 
     config = student_section("selection", fields)
+    if config.reassign:
+        raise InputError("selection.reassign is true; it is for the second student of a run, not for select")
     selection = select_images(inference.read_labels(labels), config, seed=seed, out=out)
     found = summary(selection)
     print(f"{found['kept']:,} of {found['images']:,} images kept, {found['total']:,} with repeats: {out}")
@@ -65,6 +77,7 @@ def evaluate(
     eval_size: int | None = None,
     out: Path | None = None,
     device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Accuracy and robustness of a trained model, any timm model or an ONNX file on labelled images.
 
@@ -86,7 +99,9 @@ def evaluate(
 
     if out is not None:
         inference.check_out(out)
-    predictor = inference.load_predictor(model, device, checkpoint=checkpoint, size=eval_size)
+    predictor = inference.load_predictor(
+        model, device, checkpoint=checkpoint, size=eval_size, precision=precision
+    )
     tests = tuple(filter(None, (test.strip() for test in asked.tests.split(","))))
     wanted = inference.Asked(**(vars(asked) | {"tests": tests}))
     with screen.voice() as (voice, stop):
@@ -101,6 +116,7 @@ def predict(
     out: Path | None = None,
     format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
     device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Class and probabilities of images; unreadable ones are named and get no row.
 
@@ -117,7 +133,7 @@ def predict(
     """
     from noisystudent import inference, predictions
 
-    predictor = inference.load_predictor(model, device)
+    predictor = inference.load_predictor(model, device, precision=precision)
     with screen.voice() as (voice, stop):
         found = inference.predict(predictor, images, stop=stop, voice=voice)
     predictions.write(found, predictor.classes, out, format)

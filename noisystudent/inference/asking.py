@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from noisystudent import rundir
 from noisystudent.config import PseudoLabelConfig
@@ -24,12 +26,14 @@ from noisystudent.inference.images import (
     stored_side,
     views,
 )
-from noisystudent.inference.loading import Predictor
-from noisystudent.pseudo_label import label_images
+from noisystudent.inference.loading import OnnxModel, Predictor
+from noisystudent.models.registry import asked
+from noisystudent.pseudo_label import averaged, label_images, labeler
 from noisystudent.records import PseudoLabels
 from noisystudent.runtime import Silent, StopFlag, Voice
 
 _CLAIM = "labels.json"
+_OF_A_STUDENT = ("noise", "hard", "on_the_fly", "match_temperature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +97,19 @@ def label(
         The pseudo-labels, and (name, reason) of every image that could not be read.
 
     Raises:
-        InputError: `out` holds something else, or what another model said.
+        InputError: `out` holds something else, or what another model said; or `config` asks for what stored
+            labels of clean images cannot have.
     """
     stop, voice = stop or StopFlag(), voice or Silent()
+    for name in _OF_A_STUDENT:
+        if getattr(config, name):
+            raise InputError(f"pseudo_label.{name} is true; it is for the student of a run, not for label")
     source = open_images(images, labeled=False)
-    _claim(out, predictor)
+    _claim(out, predictor, config)
     with scanned(source, None, stop, voice, stored=stored_side(predictor)) as (found, bad):
         labels = label_images(
-            predictor,
-            partial(views, predictor, found),
+            _speaker(predictor, len(found), config, voice),
+            partial(views, predictor, found, batch_size=config.batch_size),
             found.ids,
             found.content_hash,
             num_classes=len(predictor.classes),
@@ -113,17 +121,33 @@ def label(
         return labels, bad
 
 
-def _claim(out: Path, predictor: Predictor) -> None:
+def _speaker(
+    predictor: Predictor, images: int, config: PseudoLabelConfig, voice: Voice
+) -> Callable[[Tensor], Tensor]:
+    model = predictor.model
+    if isinstance(model, OnnxModel):
+        one: Callable[[Tensor], Tensor] = predictor
+    else:
+        answering = partial(asked, device=predictor.device, dtype=predictor.dtype)
+        one = labeler(model, answering, images=images, batch_size=config.batch_size, notify=voice.say)
+    return averaged([one], flip=config.flip, scales=config.scales)
+
+
+def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
     """Say in `out` whose labels it holds: two models' parts must not meet, nor other files pass for parts."""
     if predictor.path is None:
         weights = predictor.model.name  # as timm publishes them
     else:
         with predictor.path.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
-    about, claim = {"classes": list(predictor.classes), "weights": weights}, out / _CLAIM
+    about: dict[str, object] = {"classes": list(predictor.classes), "weights": weights}
+    about |= {"flip": config.flip, "scales": list(config.scales)}
+    claim = out / _CLAIM
     if claim.is_file():
         if rundir.read_json(claim) != about:
-            raise InputError(f"--out {out} holds the labels of another model; choose another folder")
+            raise InputError(
+                f"--out {out} holds the labels of another model or of other transforms; choose another folder"
+            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} holds something else; choose a new folder")
     else:

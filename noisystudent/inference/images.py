@@ -54,13 +54,15 @@ def open_labeled(given: Labeled) -> Source:
     return open_images(given, labeled=True)
 
 
-def views(predictor: Predictor, images: ImageSet, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+def views(
+    predictor: Predictor, images: ImageSet, rows: NDArray[np.int64], batch_size: int = _BATCH
+) -> Iterator[Tensor]:
     """Clean views (B, 3, S, S) uint8 of `rows`, in this order, as the model sees them, on its device."""
     yield from clean_batches(
         replace(images, shown=predictor.view),
         rows,
         resolution=predictor.model.resolution,
-        batch_size=_BATCH,
+        batch_size=batch_size,
         device=predictor.device,
         workers=worker_count(None),
     )

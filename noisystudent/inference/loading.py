@@ -22,8 +22,8 @@ from noisystudent.data.imageset import Shown
 from noisystudent.errors import InputError, first_line
 from noisystudent.evaluate.subsets import imagenet_classes
 from noisystudent.models.pretrained import Unavailable
-from noisystudent.models.registry import Classifier, build_model, load_weights
-from noisystudent.runtime import resolve_device
+from noisystudent.models.registry import Classifier, asked, build_model, load_weights
+from noisystudent.runtime import resolve_device, resolve_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Predictor:
         path: the file its weights came from; None for weights that timm publishes.
         view: how its makers show it images; None is this package's own clean view.
         before: weights of the same model of a run before it was fine-tuned at a higher resolution.
+        dtype: of the forward pass; an ONNX file has its own.
     """
 
     model: Classifier | OnnxModel
@@ -44,12 +45,11 @@ class Predictor:
     device: torch.device
     view: Shown | None = None
     before: Path | None = None
+    dtype: torch.dtype = torch.float32
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 → logits (B, K) float32."""
-        with torch.inference_mode():
-            logits: Tensor = self.model(images.to(self.device))
-        return logits
+        return asked(self.model, self.device, self.dtype)(images)
 
 
 def find_model(path: Path) -> Path:
@@ -75,7 +75,12 @@ def find_model(path: Path) -> Path:
 
 
 def load_predictor(
-    model: str | Path, device: str = "auto", *, checkpoint: Path | None = None, size: int | None = None
+    model: str | Path,
+    device: str = "auto",
+    *,
+    checkpoint: Path | None = None,
+    size: int | None = None,
+    precision: str = "auto",
 ) -> Predictor:
     """Load a trained model; reads no pickled code.
 
@@ -84,17 +89,24 @@ def load_predictor(
         device: auto, or a torch device.
         checkpoint: weights for the timm model, in place of those that timm publishes.
         size: side in pixels at which it is shown images; None is its own.
+        precision: auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU. An ONNX file has its own.
 
     Raises:
         InputError: there is no such model, a file does not say what it is, or an option it cannot have.
     """
     path, place = Path(model), resolve_device(device)
+    dtype = resolve_dtype(precision, place)
     if not path.exists() and path.suffix != ".onnx" and timm.is_model(str(model).split(".")[0]):
-        return _published(str(model), place, checkpoint, size)
+        return replace(_published(str(model), place, checkpoint, size), dtype=dtype)
     if checkpoint is not None:
         raise InputError(f"--checkpoint is {checkpoint}; it goes with the name of a timm model, not {path}")
     if path.suffix == ".onnx":
         return _onnx(path, size)
+    return replace(_own(path, place, size), dtype=dtype)
+
+
+def _own(path: Path, place: torch.device, size: int | None) -> Predictor:
+    """Of a run, or of a file that this package wrote."""
     found = find_model(path)
     predictor, first = _described(found, place, size), found.parent.parent / found.name
     if found.parent.name != rundir.FINETUNE or path in (found, found.parent) or size is not None:

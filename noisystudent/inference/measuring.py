@@ -93,6 +93,7 @@ def _models(predictor: Predictor, asked: Asked) -> Iterator[tuple[Predictor, tup
         yield predictor, own, ""
     if rest := tuple(test for test in tests if test not in own):
         first = load_predictor(predictor.before or "", str(predictor.device))
+        first = replace(first, dtype=predictor.dtype)
         yield first, rest, f", the model before its fine-tuning, of {first.model.resolution} pixels"
 
 

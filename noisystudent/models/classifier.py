@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError, first_line
 from noisystudent.models.noise import ModelNoise
 from noisystudent.rundir import atomic
+
+Predict = Callable[[Tensor], Tensor]
 
 
 class Classifier(nn.Module):
@@ -80,6 +82,24 @@ class Classifier(nn.Module):
         """(B, 3, S, S) uint8, in any memory format -> logits (B, K) float32, under autocast too."""
         logits: Tensor = self.net((images / 255 - self.mean) / self.std)
         return logits.float()
+
+
+def asked(model: Predict, device: torch.device, dtype: torch.dtype) -> Predict:
+    """uint8 images (B, 3, S, S) on any device -> logits (B, K) float32, without gradients.
+
+    Args:
+        model: a classifier, or its compiled form, in evaluation mode on `device`.
+        device: of the model.
+        dtype: of the forward pass; float32 switches autocast off.
+    """
+
+    @torch.inference_mode()
+    def predict(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(images.to(device, non_blocking=True))
+        return logits.float()
+
+    return predict
 
 
 def save_weights(classifier: Classifier, path: Path, classes: Sequence[str] = ()) -> None:

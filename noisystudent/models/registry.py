@@ -14,12 +14,12 @@ from torch import nn
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError, first_line
 from noisystudent.models import scaling, small
-from noisystudent.models.classifier import Classifier, load_trunk, load_weights, save_weights
+from noisystudent.models.classifier import Classifier, asked, load_trunk, load_weights, save_weights
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Unavailable, pretrained_source
 from noisystudent.runtime import torch_seed
 
-__all__ = ["Classifier", "build_model", "load_trunk", "load_weights", "save_weights"]
+__all__ = ["Classifier", "asked", "build_model", "load_trunk", "load_weights", "save_weights"]
 
 small.register()
 scaling.register()

@@ -18,6 +18,7 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.data.loader import Chosen, clean_batches, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.evaluate import suite
+from noisystudent.models import registry
 from noisystudent.models.registry import Classifier, build_model, load_trunk, load_weights, save_weights
 from noisystudent.records import Batch
 from noisystudent.runtime import StopFlag, resolve_dtype
@@ -172,16 +173,7 @@ def load(lesson: Lesson) -> Classifier:
 
 def predictor(model: Predict, lesson: Lesson) -> Predict:
     """uint8 images (B, 3, S, S) → logits (B, K) float32: no noise, running statistics, training precision."""
-    device = lesson.device
-    dtype = resolve_dtype(lesson.learner.train.precision, device)
-
-    @torch.inference_mode()
-    def predict(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits: Tensor = model(images.to(device, non_blocking=True))
-        return logits.float()
-
-    return predict
+    return registry.asked(model, lesson.device, resolve_dtype(lesson.learner.train.precision, lesson.device))
 
 
 def clean_views(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from noisystudent import rundir
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.data.loader import Chosen, Speaker
 from noisystudent.graph import Iteration
-from noisystudent.pseudo_label import averaged, label_images, read_targets
+from noisystudent.models.registry import Classifier
+from noisystudent.pseudo_label import averaged, label_images, labeler, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.selection import chosen, reassign
@@ -21,7 +23,6 @@ from noisystudent.selection import select as select_images
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery, learner
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.labeler import labeler
 from noisystudent.self_training.learner import Lesson
 from noisystudent.stages import Stage, run_stage
 
@@ -38,7 +39,7 @@ def label(context: Context, stage: Stage, teachers: Sequence[Lesson], config: Ps
     def work() -> None:
         models = [learner.load(teacher) for teacher in teachers]
         predicts = [
-            labeler(model, teacher, len(pool), config.batch_size, context.voice.say)
+            _asked(context, model, teacher, config.batch_size)
             for model, teacher in zip(models, teachers, strict=True)
         ]
         views = (
@@ -59,6 +60,14 @@ def label(context: Context, stage: Stage, teachers: Sequence[Lesson], config: Ps
         )
 
     run_stage(stage, work, context.voice.say)
+
+
+def _asked(context: Context, model: Classifier, teacher: Lesson, batch_size: int) -> learner.Predict:
+    answering = partial(learner.predictor, lesson=teacher)
+    if teacher.learner.train.execution == "eager":
+        return answering(model)
+    images, notify = len(context.dataset.pool), context.voice.say
+    return labeler(model, answering, images=images, batch_size=batch_size, notify=notify)
 
 
 def _speaker(teachers: Sequence[Lesson], config: PseudoLabelConfig) -> Speaker:

@@ -5,35 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisystudent.errors import first_line
-from noisystudent.models.registry import Classifier
-from noisystudent.self_training import learner
-from noisystudent.self_training.learner import Lesson, Predict
+
+Predict = Callable[[Tensor], Tensor]
 
 WORTH_COMPILING = 500_000
 """Images from which on a fifth of the time is more than the compilation."""
 
 
 def labeler(
-    model: Classifier, lesson: Lesson, images: int, batch_size: int, notify: Callable[[str], None]
+    model: nn.Module,
+    answering: Callable[[Predict], Predict],
+    *,
+    images: int,
+    batch_size: int,
+    notify: Callable[[str], None],
 ) -> Predict:
-    """As `learner.predictor`, but batches of `batch_size` go through a compiled network if `images` are many.
+    """How `model` is asked about `images` images: compiled for batches of `batch_size` if they are many.
 
     Others, as the last one, go through the network as it is; so do all once compilation has failed.
 
     Args:
-        model: of the lesson, loaded.
-        lesson: `train.execution` eager forbids compilation.
+        model: (b, 3, S, S) uint8 -> (b, K) logits, in evaluation mode.
+        answering: gives a network its device, precision and mode; called with `model` and its compiled form.
         images: how many will come.
         batch_size: of all batches but the last.
         notify: told why nothing is compiled, where it should have been.
     """
-    eager = learner.predictor(model, lesson)
-    if images < WORTH_COMPILING or lesson.learner.train.execution == "eager":
+    eager = answering(model)
+    if images < WORTH_COMPILING:
         return eager
-    compiled: Predict | None = learner.predictor(torch.compile(model, dynamic=False), lesson)
+    compiled: Predict | None = answering(torch.compile(model, dynamic=False))
 
     def predict(batch: Tensor) -> Tensor:
         nonlocal compiled
