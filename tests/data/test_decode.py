@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import encoded
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from noisystudent.data.decode import DecodeError, crop_resize, decode, view
 
@@ -76,6 +77,51 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     expected = chw(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert torch.equal(pixels(data), expected)
     assert decode(data, LIMIT).size == ((16, 24) if orientation < 5 else (24, 16))
+
+
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    channels=st.sampled_from(["L", "RGB"]),
+    options=st.fixed_dictionaries({"quality": st.integers(1, 100), "progressive": st.booleans()}),
+    colours=st.sampled_from([{}, {"subsampling": 0}, {"subsampling": 1}, {"keep_rgb": True}]),
+    resolution=st.sampled_from([None, 1, 4, 9]),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_jpeg_is_what_pillow_makes_of_it(
+    size: tuple[int, int],
+    channels: str,
+    options: dict[str, int],
+    colours: dict[str, int],
+    resolution: int | None,
+) -> None:
+    noise = np.random.default_rng(size).integers(0, 256, (*size, 3), dtype=np.uint8)
+    data = encoded(np.asarray(Image.fromarray(noise).convert(channels)), "JPEG", **options, **colours)
+    picture, wanted = decode(data, LIMIT, resolution), Image.open(io.BytesIO(data))
+    if picture.factor > 1:
+        wanted.draft(None, (wanted.width // picture.factor, wanted.height // picture.factor))
+    np.testing.assert_array_equal(picture.pixels, np.asarray(wanted.convert("RGB")))
+
+
+def test_sound_jpegs_go_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_image: Image.Image) -> None:
+        raise AssertionError("loaded by Pillow")
+
+    data = encoded(ramp(40, 30), "JPEG")
+    monkeypatch.setattr(JpegImageFile, "load", load)
+    assert decode(data, LIMIT).size == (40, 30)
+    with pytest.raises(DecodeError, match="loaded by Pillow"):
+        decode(damaged(data), LIMIT)
+
+
+def damaged(data: bytes) -> bytes:
+    """Without some of its scan, which decoders forgive."""
+    return data[:-60] + data[-20:]
+
+
+def test_what_pillow_forgives_is_forgiven() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = damaged(encoded(noise, "JPEG"))
+    assert torch.equal(pixels(data), chw(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
@@ -217,7 +263,7 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_a_large_jpeg_is_decoded_smaller_but_never_below_twice_the_view(resolution: int, factor: int) -> None:
     picture = decode(encoded(smooth(270, 400), "JPEG"), LIMIT, resolution)
     assert (picture.size, picture.factor) == ((270, 400), factor)
-    assert picture.image.size == (-(-400 // factor), -(-270 // factor))
+    assert picture.pixels.shape == (-(-270 // factor), -(-400 // factor), 3)
     assert factor in (1, 8) or 270 / (2 * factor) < 2 * resolution <= 270 / factor
     assert decode(encoded(smooth(270, 400)), LIMIT, resolution).factor == 1, "only JPEG has smaller decodings"
 
