@@ -2,8 +2,10 @@
 
     python benchmarks/noise.py
     python benchmarks/noise.py --cases demo cifar10-cpu --repeats 7
+    python benchmarks/noise.py --cases cifar10-cpu --num-ops 1
 
-All noise here is a random crop of the reflected image, a flip and RandAugment with N = 2, M = 9, on uint8.
+All noise here is a random crop of the reflected image, a flip and RandAugment with M = 9 and N = 2, or as
+given, on uint8.
 ours: two plans drawn (for labelled and for pool rows) and applied; on a GPU the kernels are compiled and
 captured, and the host's part, drawing and packing, runs beside them. ceiling: forward, backward and optimiser
 of the case's network on one fixed batch, on a GPU compiled and captured as well; the share is ours / ceiling.
@@ -38,7 +40,7 @@ from noisystudent.models.registry import build_model
 from noisystudent.runtime import resolve_device
 from noisystudent.train.optim import build_optimizer
 
-_CLASSES, _NUM_OPS, _MAGNITUDE = 10, 2, 9
+_CLASSES, _MAGNITUDE = 10, 9
 _BUDGET = 0.3  # seconds a contender is timed for in each repeat, at least
 Work = Callable[[int], object]
 """One call of a contender, by number."""
@@ -47,12 +49,13 @@ Stopwatch = Callable[[], float]
 
 
 class Case(NamedTuple):
-    """A network, its images and its joint batch, an eighth of it labelled."""
+    """A network, its images, its joint batch, an eighth of it labelled, and N of RandAugment."""
 
     model: str
     side: int
     batch: int
     dtype: torch.dtype
+    num_ops: int = 2
 
 
 _CPU_CASES = {
@@ -154,14 +157,14 @@ def pictures(side: int, count: int) -> Tensor:
 class PillowImages(Dataset[Tensor]):
     """Random images under timm's RandAugment, and torchvision's crop and flip, on Pillow images."""
 
-    def __init__(self, side: int, count: int, translate: int) -> None:
+    def __init__(self, side: int, count: int, num_ops: int, translate: int) -> None:
         from timm.data.auto_augment import rand_augment_transform
         from torchvision import transforms
 
         self._arrays = pictures(side, count).permute(0, 2, 3, 1).contiguous().numpy()
         crop = transforms.RandomCrop(side, padding=side // 8, padding_mode="reflect")
         randaugment = rand_augment_transform(
-            f"rand-m{_MAGNITUDE}-n{_NUM_OPS}-p1.0", {"translate_const": translate, "img_mean": (128,) * 3}
+            f"rand-m{_MAGNITUDE}-n{num_ops}-p1.0", {"translate_const": translate, "img_mean": (128,) * 3}
         )
         self._noise = transforms.Compose([crop, transforms.RandomHorizontalFlip(), randaugment])
 
@@ -175,7 +178,8 @@ class PillowImages(Dataset[Tensor]):
 
 
 def timm_peer(case: Case, policy: Policy) -> Stopwatch:
-    dataset = PillowImages(case.side, max(256, 2**22 // case.side**2), policy.translate_const)
+    count = max(256, 2**22 // case.side**2)
+    dataset = PillowImages(case.side, count, case.num_ops, policy.translate_const)
     loader = DataLoader(
         dataset, batch_size=min(64, case.batch), num_workers=os.cpu_count() or 1, persistent_workers=True
     )
@@ -194,7 +198,7 @@ def torchvision_peer(case: Case, device: torch.device) -> Stopwatch:
     from torchvision.transforms import v2
 
     crop = v2.RandomCrop(case.side, padding=case.side // 8, padding_mode="reflect")
-    noise = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(_NUM_OPS, _MAGNITUDE)])
+    noise = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(case.num_ops, _MAGNITUDE)])
     images = pictures(case.side, 32).to(device)
     return stopwatch(lambda _: [noise(image) for image in images], len(images), device)
 
@@ -205,7 +209,7 @@ def kornia_peer(case: Case, device: torch.device) -> Stopwatch:
     noise: Any = nn.Sequential(
         kornia.RandomCrop((case.side, case.side), padding=case.side // 8, padding_mode="reflect"),
         kornia.RandomHorizontalFlip(),
-        kornia.auto.RandAugment(_NUM_OPS, _MAGNITUDE),
+        kornia.auto.RandAugment(case.num_ops, _MAGNITUDE),
     )
     images = pictures(case.side, case.batch).to(device)
     return stopwatch(lambda _: noise(images.float() / 255), case.batch, device)
@@ -213,7 +217,7 @@ def kornia_peer(case: Case, device: torch.device) -> Stopwatch:
 
 def contenders(case: Case, device: torch.device) -> dict[str, Stopwatch]:
     """Ours by part, the ceiling, and the peers that are installed."""
-    config = AugmentConfig(crop="pad", flip=True, randaugment=f"rand-m{_MAGNITUDE}-n{_NUM_OPS}")
+    config = AugmentConfig(crop="pad", flip=True, randaugment=f"rand-m{_MAGNITUDE}-n{case.num_ops}")
     policy = build_policy(config, case.side)
     works = {**ours(case, policy, device), "ceiling": ceiling(case, device)}
     found = {name: stopwatch(work, case.batch, device) for name, work in works.items()}
@@ -233,7 +237,8 @@ def spread(values: list[float], form: str) -> str:
 
 def measure(name: str, case: Case, device: torch.device, repeats: int) -> None:
     """Alternate all contenders and print a line each."""
-    print(f"\n{name}: {case.model}, {case.side} pixels, batch {case.batch}, {case.dtype}, {repeats} repeats")
+    settings = f"{case.side} pixels, batch {case.batch}, {case.dtype}, N = {case.num_ops}, {repeats} repeats"
+    print(f"\n{name}: {case.model}, {settings}")
     found = contenders(case, device)
     times: dict[str, list[float]] = {key: [] for key in found}
     for _ in range(repeats):
@@ -260,6 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cases", nargs="+", help=", ".join({**_CPU_CASES, **_GPU_CASES}))
+    parser.add_argument("--num-ops", type=int, default=2, help="N of RandAugment")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
@@ -271,7 +277,7 @@ def main() -> None:
     place = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {place}, {os.cpu_count()} cores")
     for name in chosen:
-        measure(name, cases[name], device, arguments.repeats)
+        measure(name, cases[name]._replace(num_ops=arguments.num_ops), device, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def environment() -> Environment:
 def percent(value: Any, digits: int = 2, unit: str = "\u202f%") -> str:
     """0.9132 -> 91.32 %, with a space that does not break."""
     number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{100 * number:.{digits}f}{unit}"
+    return NO_NUMBER if number is None else f"{100 * number:.{digits}f}{unit}".replace("-", "−")
 
 
 def signed(value: Any, digits: int = 2) -> str:

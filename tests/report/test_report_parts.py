@@ -99,6 +99,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
     ("shown", "expected"),
     [
         (percent(0.9132), "91.32\u202f%"),
+        (percent(-0.18, 0), "−18\u202f%"),
         (signed(-0.0132), "−1.32"),
         (signed(0.5, 0), "+50"),
         (decimals(0.04217), "0.042"),
