@@ -8,13 +8,15 @@ resident: `label_images` over decoded images, against the same predictor called 
 batches without a model (decoder), and the ceiling. On a CPU they would share the cores, so the stream has one
 worker and the model one thread. peer: timm's loader over the same files, the network, softmax, to numpy.
 Images are CIFAR-10's from shared/data, resized to the case's side; a short set is gone through again until
-a run takes about --seconds.
+a run takes about --seconds. The clock starts with the first batch: to start workers takes as long for a
+thousand images as for ten million.
 Every repeat times all in turn; ratios are taken within a repeat: median (least … greatest).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import statistics
 import tarfile
@@ -37,7 +39,7 @@ from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import worker_count
 from noisystudent.models.registry import Classifier, build_model
 from noisystudent.pseudo_label import label_images
-from noisystudent.runtime import StopFlag, resolve_device
+from noisystudent.runtime import StopFlag, resolve_device, resolve_dtype
 from noisystudent.self_training import learner
 from noisystudent.self_training.learner import Lesson
 
@@ -46,6 +48,8 @@ _CPU_CASES = {"demo": ("resnet8_16", 16, "fp32"), "cifar10-cpu": ("resnet8_16", 
 _GPU_CASES = ("wrn28_2@32", "resnet50@224", "efficientnet_b0@224")
 _LIMITS = {"resident": 0.95, "stream": 0.90}
 Rows = NDArray[np.int64]
+Contender = Callable[[int], float]
+"""Goes through so many images; how many seconds it took once the first batch had come."""
 Times = dict[str, list[float]]
 """Images a second of each contender, a figure a repeat."""
 
@@ -84,8 +88,12 @@ class Case:
     work: Path
     batch: int
 
-    def views(self, rows: Rows) -> Iterator[Tensor]:
-        return learner.clean_views(self.lesson, self.images, self.batch)(rows % len(self.images))
+    def views(self, requests: Iterator[Rows]) -> Iterator[Tensor]:
+        wrapped = (rows % len(self.images) for rows in requests)
+        return learner.pool_views(self.lesson, self.images)(wrapped)
+
+    def requests(self, images: int) -> Iterator[Rows]:
+        return (np.arange(at, at + self.batch) for at in range(0, images, self.batch))
 
     def predict(self, images: Tensor) -> Tensor:
         return learner.predictor(self.model, self.lesson)(images)
@@ -147,9 +155,10 @@ def labeling(part: str, name: str, device: torch.device, arguments: argparse.Nam
     if part == "stream" and device.type == "cpu":
         torch.set_num_threads(1)
     found = case(part, name, device, arguments)
-    contenders: dict[str, Callable[[int], None]] = {
+    batch = next(found.views(found.requests(found.batch)))
+    contenders: dict[str, Contender] = {
         "ours": lambda n: ours(found, n),
-        "ceiling": lambda n: ceiling(found, n),
+        "ceiling": lambda n: ceiling(found, batch, n),
     }
     if part == "stream":
         contenders |= {"decoder": lambda n: decoder(found, n), "peer": lambda n: peer(found, n)}
@@ -166,13 +175,32 @@ def labeling(part: str, name: str, device: torch.device, arguments: argparse.Nam
     torch.set_num_threads(threads)
 
 
-def ours(found: Case, images: int) -> None:
+class Clock:
+    """Starts when the first of some batches has come."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def watch(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same batches."""
+        first = next(batches)
+        self._started = time.perf_counter()
+        yield first
+        yield from batches
+
+    def seconds(self, found: Case) -> float:
+        """Since then."""
+        found.sync()
+        return time.perf_counter() - self._started
+
+
+def ours(found: Case, images: int) -> float:
     out = found.work / "labels"
     shutil.rmtree(out, ignore_errors=True)
-    hashes = found.images.content_hash
+    hashes, clock = found.images.content_hash, Clock()
     label_images(
         learner.predictor(found.model, found.lesson),
-        found.views,
+        lambda requests: clock.watch(found.views(requests)),
         lambda rows: found.images.ids(rows % len(found.images)),
         np.resize(hashes, (images, hashes.shape[1])),
         num_classes=found.model.num_classes,
@@ -180,23 +208,24 @@ def ours(found: Case, images: int) -> None:
         out=out,
         stop=StopFlag(),
     )
+    return clock.seconds(found)
 
 
-def ceiling(found: Case, images: int) -> None:
-    batch = next(found.views(np.arange(found.batch)))
-    predict = learner.predictor(found.model, found.lesson)
+def ceiling(found: Case, batch: Tensor, images: int) -> float:
+    clock, predict = Clock(), learner.predictor(found.model, found.lesson)
     for _ in range(images // found.batch):
         predict(batch)
-    found.sync()
+    return clock.seconds(found)
 
 
-def decoder(found: Case, images: int) -> None:
-    for _ in found.views(np.arange(images)):
+def decoder(found: Case, images: int) -> float:
+    clock = Clock()
+    for _ in clock.watch(found.views(found.requests(images))):
         pass
-    found.sync()
+    return clock.seconds(found)
 
 
-def peer(found: Case, images: int) -> None:
+def peer(found: Case, images: int) -> float:
     """What timm's inference script does, on the same network under the same precision."""
     side, device = found.lesson.resolution, found.lesson.device
     loader = timm.data.create_loader(
@@ -207,44 +236,39 @@ def peer(found: Case, images: int) -> None:
         num_workers=found.lesson.workers,
         crop_pct=1.0,
         device=device,
-        persistent_workers=False,
+        persistent_workers=found.lesson.workers > 0,
     )
-    dtype = learner.resolve_dtype(found.lesson.learner.train.precision, device)
+    dtype = resolve_dtype(found.lesson.learner.train.precision, device)
     net: nn.Module = found.model.net
-    done, said = 0, []
+    clock, said = Clock(), []
+    endless = (views for _ in itertools.count() for views, _ in loader)
+    done = 0
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        while done < images:
-            for views, _ in loader:
-                said.append(net(views.to(device)).float().softmax(dim=1).cpu().numpy())
-                done += len(views)
-                if done >= images:
-                    break
+        for views in clock.watch(endless):
+            said.append(net(views.to(device)).float().softmax(dim=1).cpu().numpy())
+            done += len(views)
+            if done >= images:
+                break
     np.concatenate(said)
+    return clock.seconds(found)
 
 
 # --- timing ---
 
 
-def enough(run: Callable[[int], None], arguments: argparse.Namespace) -> int:
+def enough(run: Contender, arguments: argparse.Namespace) -> int:
     """So many images that a run takes about --seconds, in whole batches; also warms up."""
     count = 4 * arguments.batch
-    while True:
-        begun = time.perf_counter()
-        run(count)
-        spent = time.perf_counter() - begun
-        if spent > arguments.seconds / 4:
-            whole = count * arguments.seconds / spent / arguments.batch
-            return max(1, round(whole)) * arguments.batch
+    while (spent := run(count)) < arguments.seconds / 4:
         count *= 2
+    return max(1, round(count * arguments.seconds / spent / arguments.batch)) * arguments.batch
 
 
-def alternate(contenders: dict[str, Callable[[int], None]], counts: dict[str, int], repeats: int) -> Times:
+def alternate(contenders: dict[str, Contender], counts: dict[str, int], repeats: int) -> Times:
     times: Times = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
-            begun = time.perf_counter()
-            run(counts[name])
-            times[name].append(counts[name] / (time.perf_counter() - begun))
+            times[name].append(counts[name] / run(counts[name]))
     return times
 
 

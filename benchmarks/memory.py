@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.config import DataConfig, PseudoLabelConfig, SelectionConfig
-from noisystudent.data.loader import Chosen, clean_batches, joint_batches
+from noisystudent.data.loader import Chosen, joint_batches, requested_batches
 from noisystudent.data.prepare import Dataset, prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import worker_count
@@ -222,10 +222,8 @@ def _label(dataset: Dataset, out: Path) -> PseudoLabels:
     def predict(images: Tensor) -> Tensor:
         return -20 * torch.cdist(_pooled(images), weights)
 
-    def images(rows: NDArray[np.int64]) -> Iterator[Tensor]:
-        return clean_batches(
-            pool, rows, resolution=_SIDE, batch_size=512, device=_CPU, workers=worker_count(None)
-        )
+    def images(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
+        return requested_batches(pool, requests, resolution=_SIDE, device=_CPU, workers=worker_count(None))
 
     return label_images(
         predict,

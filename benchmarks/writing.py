@@ -76,7 +76,7 @@ def write_ours(logits: Tensor, rows: int, arguments: argparse.Namespace) -> None
     shutil.rmtree(out, ignore_errors=True)
     label_images(
         lambda images: logits[next(asked) % _LOGITS, : len(images)],
-        lambda own: (blank[: len(own) - at] for at in range(0, len(own), batch)),
+        lambda requests: (blank[: len(own)] for own in requests),
         lambda own: names[: len(own)],
         hashes,
         num_classes=logits.shape[2],

@@ -29,10 +29,9 @@ class Pool:
         self.calls = 0
         self.before_call: Callable[[int], None] = lambda call: None
 
-    def images(self, rows: NDArray[np.int64]) -> Iterator[Tensor]:
-        for start in range(0, len(rows), CONFIG.batch_size):
-            chunk = torch.from_numpy(rows[start : start + CONFIG.batch_size].astype(np.uint8))
-            yield chunk[:, None, None, None].expand(-1, 3, 2, 2)
+    def images(self, requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
+        for rows in requests:
+            yield torch.from_numpy(rows.astype(np.uint8))[:, None, None, None].expand(-1, 3, 2, 2)
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         return [f"images/{row}.png" for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from labeled_pool import CONFIG, column, contents, pool
+from numpy.typing import NDArray
+from torch import Tensor
 
 from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.pseudo_label import label_images, read_targets, summary
@@ -114,8 +116,14 @@ def test_a_teacher_of_other_classes_missing_images_and_bad_top_k_are_refused(tmp
     run = dict(content_hash=said.content_hash, config=CONFIG, out=tmp_path, stop=StopFlag())
     with pytest.raises(RunError, match=r"\(4, 6\), not \(4, 7\)"):
         label_images(said.predict, said.images, said.ids, num_classes=7, **run)  # type: ignore[arg-type]
-    with pytest.raises(RunError, match="9 images came for the 10 pool rows"):
-        label_images(said.predict, lambda rows: said.images(rows[:9]), said.ids, num_classes=6, **run)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="8 images came for the 10 pool rows"):
+        label_images(
+            said.predict,
+            lambda requests: said.images(rows[:3] for rows in requests),
+            said.ids,
+            num_classes=6,
+            **run,
+        )  # type: ignore[arg-type]
     with pytest.raises(InputError, match="top_k is 0"):
         said.label(tmp_path, replace(CONFIG, top_k=0))
     assert list(tmp_path.iterdir()) == []
@@ -130,6 +138,21 @@ def test_an_empty_pool(tmp_path: Path, classes: int) -> None:
         assert targets(np.empty(0, dtype=np.int64)).shape == (0, classes)
     found = summary(labels, truth=np.empty(0, dtype=np.int64))
     assert found["images"] == 0 and found["mean_confidence"] is None and found["accuracy"] is None
+
+
+def test_images_are_asked_for_once_in_batches_that_lie_within_a_part(tmp_path: Path) -> None:
+    said, asked = pool(), list[list[int]]()
+
+    def images(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
+        batches = list(requests)
+        asked.append([len(rows) for rows in batches])
+        return said.images(iter(batches))
+
+    arguments = (said.predict, images, said.ids, said.content_hash)
+    for _ in range(2):
+        label_images(*arguments, num_classes=6, config=CONFIG, out=tmp_path, stop=StopFlag())
+        (tmp_path / "part-00001.parquet").unlink()
+    assert asked == [[4, 4, 2, 4, 4, 2, 4, 3], [4, 4, 2]]
 
 
 def test_progress_counts_every_image_once_and_skipped_parts_too(tmp_path: Path) -> None:

@@ -126,11 +126,9 @@ class ImageSet:
             RunError: an image vanished or changed since it was scanned.
         """
         if self.direct(resolution, boxes is not None):
-            stored = self.index.take("stored", self._own(rows))
-            if self._on_device is not None:
-                at = torch.from_numpy(stored).to(self._on_device.device, non_blocking=True)
-                return self._on_device[at]
-            return torch.from_numpy(self._pixels[stored])
+            pixels = torch.from_numpy(self._pixels) if self._on_device is None else self._on_device
+            at = torch.from_numpy(self._stored[rows])
+            return pixels.index_select(0, at.to(pixels.device, non_blocking=True))
         views = list(self.views(rows, resolution, boxes))
         return torch.stack(views) if views else torch.empty((0, 3, resolution, resolution), dtype=torch.uint8)
 
@@ -163,7 +161,13 @@ class ImageSet:
 
     @cached_property
     def _pixels(self) -> NDArray[np.uint8]:
-        return np.load(self.storage, mmap_mode="r", allow_pickle=False)  # type: ignore[arg-type,no-any-return]
+        # copy on write: torch remarks on arrays that are read-only
+        return np.load(self.storage, mmap_mode="c", allow_pickle=False)  # type: ignore[arg-type,no-any-return]
+
+    @cached_property
+    def _stored(self) -> NDArray[np.int64]:
+        # in memory: between two passes of a network, each call that looks into a file costs tenths of a ms
+        return self._column("stored")
 
     def _own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return rows if self.rows is None else self.rows[rows]

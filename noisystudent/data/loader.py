@@ -199,6 +199,14 @@ def clean_batches(
     yield from _fetched((images,), parts, resolution, workers, device, cropped=boxes is not None)
 
 
+def requested_batches(
+    images: ImageSet, requests: Iterator[Rows], *, resolution: int, device: torch.device, workers: int
+) -> Iterator[Tensor]:
+    """As `clean_batches`, for the rows of one batch after the other."""
+    parts = ((Part(rows, None),) for rows in requests)
+    yield from _fetched((images,), parts, resolution, workers, device, cropped=False)
+
+
 class _Fetcher(Dataset[Tensor | RunError]):
     """What a worker holds: the sets; asked for a tuple of parts, it gives their pixels joined."""
 

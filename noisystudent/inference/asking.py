@@ -22,6 +22,7 @@ from noisystudent.inference.images import (
     class_numbers,
     open_images,
     open_labeled,
+    requested_views,
     scanned,
     stored_side,
     views,
@@ -109,7 +110,7 @@ def label(
     with scanned(source, None, stop, voice, stored=stored_side(predictor)) as (found, bad):
         labels = label_images(
             _speaker(predictor, len(found), config, voice),
-            partial(views, predictor, found, batch_size=config.batch_size),
+            partial(requested_views, predictor, found),
             found.ids,
             found.content_hash,
             num_classes=len(predictor.classes),

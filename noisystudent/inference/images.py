@@ -16,7 +16,7 @@ from torch import Tensor
 from noisystudent.config import DataConfig
 from noisystudent.data.assign import label_map
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.loader import clean_batches
+from noisystudent.data.loader import requested_batches
 from noisystudent.data.scan import Job, list_items, scan
 from noisystudent.data.sources import ArraySource, Source, open_source
 from noisystudent.data.workers import worker_count
@@ -54,15 +54,20 @@ def open_labeled(given: Labeled) -> Source:
     return open_images(given, labeled=True)
 
 
-def views(
-    predictor: Predictor, images: ImageSet, rows: NDArray[np.int64], batch_size: int = _BATCH
-) -> Iterator[Tensor]:
+def views(predictor: Predictor, images: ImageSet, rows: NDArray[np.int64]) -> Iterator[Tensor]:
     """Clean views (B, 3, S, S) uint8 of `rows`, in this order, as the model sees them, on its device."""
-    yield from clean_batches(
+    requests = (rows[at : at + _BATCH] for at in range(0, len(rows), _BATCH))
+    yield from requested_views(predictor, images, requests)
+
+
+def requested_views(
+    predictor: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
+) -> Iterator[Tensor]:
+    """The same for the rows of one batch after the other."""
+    yield from requested_batches(
         replace(images, shown=predictor.view),
-        rows,
+        requests,
         resolution=predictor.model.resolution,
-        batch_size=batch_size,
         device=predictor.device,
         workers=worker_count(None),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,14 @@ _ENCODING: dict[str, Any] = {
 }
 
 
+Rows = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 
 def label_images(
     predict: Callable[[Tensor], Tensor],
-    images: Callable[[NDArray[np.int64]], Iterator[Tensor]],
-    ids: Callable[[NDArray[np.int64]], list[str]],
+    images: Callable[[Iterator[Rows]], Iterator[Tensor]],
+    ids: Callable[[Rows], list[str]],
     content_hash: NDArray[np.uint8],
     *,
     num_classes: int,
@@ -52,11 +55,12 @@ def label_images(
 
     Args:
         predict: (b, 3, S, S) uint8 -> (b, num_classes) logits, on any device: the EMA weights without noise.
-        images: rows of the pool -> their images, in that order, in batches of any size.
+        images: rows of each batch -> its images, one after the other; called once, so that decoding goes on
+            from part to part. A batch lies within a part, so batches are the same after a stop.
         ids: rows of the pool -> their names.
         content_hash: (N, 16), one row a pool image.
         num_classes: number of classes, K.
-        config: temperature, part size and how many probabilities are kept above 256 classes.
+        config: temperature, batch and part size, and how many probabilities are kept above 256 classes.
         out: folder of the parts.
         stop: asked between batches.
         progress: told (images done, N) after every batch.
@@ -66,23 +70,55 @@ def label_images(
         Stopped: `stop` was set; all finished parts are on disk.
     """
     teacher = Teacher(predict, num_classes, config.temperature, config.top_k)
-    total = len(content_hash)
-    starts = range(0, max(total, 1), config.part_size)  # an empty pool has one empty part
-    _make_room(out, len(starts))
+    parts, total = _parts(out, config.part_size, content_hash, teacher), len(content_hash)
+    _make_room(out, len(parts))
+    missing = {part for part in parts if not _is_whole(part)}
+    requests = [rows for part in parts if part in missing for rows in _cut(part.rows, config.batch_size)]
+    stream = images(map(_rows, requests)) if requests else iter(())
     with ThreadPoolExecutor(1) as thread:
         pen = _Pen(thread)
-        for index, first in enumerate(starts):
+        for part in parts:
             stop.check()
-            rows = np.arange(first, min(first + config.part_size, total), dtype=np.int64)
-            own_hash = content_hash[first : first + len(rows)]
-            about = _footer(first, len(rows), teacher)
-            if not _is_whole(part_path(out, index), about, own_hash):
-                batches = _watched(images(rows) if len(rows) else iter(()), first, total, stop, progress)
-                said = _said(teacher, batches, rows, ids)
-                pen.do(_write_part, part_path(out, index), rows, ids, own_hash, said, about)
-            progress(first + len(rows), total)
+            if part in missing:
+                batches = islice(stream, len(_cut(part.rows, config.batch_size)))
+                watched = _watched(batches, part.rows.start, total, stop, progress)
+                pen.do(_write, part, _said(teacher, watched, _rows(part.rows), ids), ids)
+            progress(part.rows.stop, total)
         pen.rest()
     return PseudoLabels(out, num_classes)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """A file of pseudo-labels, written or not.
+
+    Attributes:
+        path: of the file.
+        rows: of the pool.
+        content_hash: (rows, 16).
+        about: the footer it must have.
+    """
+
+    path: Path
+    rows: range
+    content_hash: NDArray[np.uint8]
+    about: dict[str, str]
+
+
+def _parts(out: Path, part_size: int, content_hash: NDArray[np.uint8], teacher: Teacher) -> list[_Part]:
+    cuts = _cut(range(len(content_hash)), part_size) or [range(0)]  # an empty pool has one empty part
+    return [
+        _Part(part_path(out, index), rows, content_hash[rows.start : rows.stop], _footer(rows, teacher))
+        for index, rows in enumerate(cuts)
+    ]
+
+
+def _cut(rows: range, size: int) -> list[range]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def _rows(rows: range) -> Rows:
+    return np.arange(rows.start, rows.stop, dtype=np.int64)
 
 
 def _make_room(out: Path, count: int) -> None:
@@ -128,8 +164,8 @@ def _watched(
 def _said(
     teacher: Teacher,
     batches: Iterator[Tensor],
-    rows: NDArray[np.int64],
-    ids: Callable[[NDArray[np.int64]], list[str]],
+    rows: Rows,
+    ids: Callable[[Rows], list[str]],
 ) -> pa.Table:
     """What the teacher says of the images of one part."""
     fields = teacher.fields()
@@ -177,46 +213,40 @@ def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
     return np.empty(rows, kind.to_pandas_dtype())
 
 
-def _write_part(
-    path: Path,
-    rows: NDArray[np.int64],
-    ids: Callable[[NDArray[np.int64]], list[str]],
-    content_hash: NDArray[np.uint8],
-    said: pa.Table,
-    about: dict[str, str],
-) -> None:
-    """Write one part atomically; columns as in `records.PseudoLabels`."""
+def _write(part: _Part, said: pa.Table, ids: Callable[[Rows], list[str]]) -> None:
+    """Write a part atomically; columns as in `records.PseudoLabels`."""
+    rows = _rows(part.rows)
     images = {
         "row": pa.array(rows),
         "id": pa.array(ids(rows), pa.string()),
-        "content_hash": hashes(content_hash),
+        "content_hash": hashes(part.content_hash),
     }
     table = pa.table([*images.values(), *said.columns], names=[*images, *said.column_names])
-    with atomic(path) as partial:
-        pq.write_table(table.replace_schema_metadata(about), partial, **_ENCODING)
+    with atomic(part.path) as partial:
+        pq.write_table(table.replace_schema_metadata(part.about), partial, **_ENCODING)
     pa.default_memory_pool().release_unused()  # else the writer's buffers stay beside the next part's
 
 
-def _footer(first_row: int, rows: int, teacher: Teacher) -> dict[str, str]:
+def _footer(part: range, teacher: Teacher) -> dict[str, str]:
     return {
         "format": FORMAT,
-        "first_row": str(first_row),
-        "rows": str(rows),
+        "first_row": str(part.start),
+        "rows": str(len(part)),
         "num_classes": str(teacher.num_classes),
         "temperature": repr(teacher.temperature),
         "stored": str(teacher.stored),
     }
 
 
-def _is_whole(path: Path, about: dict[str, str], content_hash: NDArray[np.uint8]) -> bool:
+def _is_whole(part: _Part) -> bool:
     """Whether the part is there, readable, and of exactly these images and settings."""
-    if not path.exists():
+    if not part.path.exists():
         return False
     try:
-        if footer(path) != about:
+        if footer(part.path) != part.about:
             return False
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(part.path) as file:
             found = file.read(columns=["content_hash"]).column(0)
     except (RunError, OSError, pa.ArrowException):
         return False  # half a file, or another program's: the part is redone
-    return bool(found.equals(pa.chunked_array([hashes(content_hash)])))
+    return bool(found.equals(pa.chunked_array([hashes(part.content_hash)])))

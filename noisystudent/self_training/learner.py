@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from noisystudent.augment import ops, plan, policies
 from noisystudent.config import AugmentConfig, FinetuneConfig, LearnerConfig
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.loader import Chosen, clean_batches, joint_batches
+from noisystudent.data.loader import Chosen, clean_batches, joint_batches, requested_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.evaluate import suite
 from noisystudent.models import registry
@@ -27,6 +28,8 @@ from noisystudent.train.loop import fit
 from noisystudent.train.optim import lr_at
 
 Predict = Callable[[Tensor], Tensor]
+PoolViews = Callable[[Iterator[NDArray[np.int64]]], Iterator[Tensor]]
+"""Rows of each batch -> its images."""
 
 WEIGHTS = "model.safetensors"
 _CLEAN = AugmentConfig(crop="none", flip=False, randaugment=None, labeled=False, pool=False)
@@ -190,22 +193,30 @@ def clean_views(
     )
 
 
-def noised_views(
-    models: Sequence[Classifier], lesson: Lesson, images: ImageSet, batch_size: int
-) -> Callable[[NDArray[np.int64]], Iterator[Tensor]]:
-    """As `clean_views`, but with all training noise on: the paper's 'noised teacher' ablation (Table 6)."""
-    policy = policies.build_policy(lesson.learner.augment, lesson.resolution)
-    clean = clean_views(lesson, images, batch_size)
+def pool_views(lesson: Lesson, images: ImageSet) -> PoolViews:
+    """As `clean_views`, for the rows of one batch after the other."""
+    return partial(
+        requested_batches,
+        images,
+        resolution=lesson.resolution,
+        device=lesson.device,
+        workers=lesson.workers,
+    )
 
-    def views(rows: NDArray[np.int64]) -> Iterator[Tensor]:
-        first = int(rows[0]) if len(rows) else 0
-        for batch in clean(rows):
+
+def noised_views(models: Sequence[Classifier], lesson: Lesson, images: ImageSet) -> PoolViews:
+    """As `pool_views`, but with all training noise on: the paper's 'noised teacher' ablation (Table 6)."""
+    policy = policies.build_policy(lesson.learner.augment, lesson.resolution)
+    clean = pool_views(lesson, images)
+
+    def views(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
+        requests, asked = tee(requests)
+        for rows, batch in zip(asked, clean(requests), strict=True):
             active = torch.ones(len(batch), dtype=torch.bool, device=lesson.device)
             for model in models:
-                model.noise.draw(lesson.seed, first, active)
-            drawn = plan.draw(policy, lesson.seed, "labeling", first, len(batch), lesson.resolution)
+                model.noise.draw(lesson.seed, int(rows[0]), active)
+            drawn = plan.draw(policy, lesson.seed, "labeling", int(rows[0]), len(batch), lesson.resolution)
             yield ops.apply(batch, drawn)
-            first += len(batch)
 
     return views
 

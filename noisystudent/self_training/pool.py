@@ -43,9 +43,9 @@ def label(context: Context, stage: Stage, teachers: Sequence[Lesson], config: Ps
             for model, teacher in zip(models, teachers, strict=True)
         ]
         views = (
-            learner.noised_views(models, teachers[0], pool, config.batch_size)
+            learner.noised_views(models, teachers[0], pool)
             if config.noise
-            else learner.clean_views(teachers[0], pool, config.batch_size)
+            else learner.pool_views(teachers[0], pool)
         )
         label_images(
             averaged(predicts, flip=config.flip, scales=config.scales),

@@ -143,7 +143,7 @@ def labeled(model: nn.Module, side: int, out: Path) -> NDArray[np.float32]:
     """(3, K): what it says of three images, read from the part it wrote."""
     label_images(
         torch.inference_mode()(model),
-        lambda rows: iter([images(len(rows), side, 9)]),
+        lambda requests: (images(len(rows), side, 9) for rows in requests),
         lambda rows: [f"{row}.png" for row in rows],
         np.arange(48, dtype=np.uint8).reshape(3, 16),
         num_classes=CLASSES,
