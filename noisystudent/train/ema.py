@@ -23,24 +23,28 @@ def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 class Ema:
     """Average of parameters and floating buffers (batch-norm statistics); other buffers are copied.
 
+    Args:
+        model: what is averaged; from now on its tensors stay where they are, and change in place.
+
     Attributes:
         module: a copy of the model on the same device, always in evaluation mode, without gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        # gathered once: to walk over a model takes longer than to average a small one
+        self._averaged, self._copied = _tensors(self.module)
+        self._floating, self._counters = _tensors(model)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, decay: Tensor) -> None:
-        """Keep `decay` of the distance to `model`: () float32 on its device, as `decay_at` says.
+    def update(self, decay: Tensor) -> None:
+        """Keep `decay` of the distance to the model: () float32 on its device, as `decay_at` says.
 
         A tensor, since a number would be baked into a captured CUDA graph.
         """
-        averaged, copied = _tensors(self.module)
-        floating, counters = _tensors(model)
-        if averaged:
-            torch._foreach_sub_(averaged, floating)
-            torch._foreach_mul_(averaged, decay)
-            torch._foreach_add_(averaged, floating)
-        if copied:
-            torch._foreach_copy_(copied, counters)
+        if self._averaged:
+            torch._foreach_sub_(self._averaged, self._floating)
+            torch._foreach_mul_(self._averaged, decay)
+            torch._foreach_add_(self._averaged, self._floating)
+        if self._copied:
+            torch._foreach_copy_(self._copied, self._counters)

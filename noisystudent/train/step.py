@@ -81,7 +81,7 @@ class TrainStep:
             clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update(state.model, state.decay)
+        state.ema.update(state.decay)
         state.window.add_(torch.stack([loss.detach(), top1]))
 
     def forward(

@@ -42,7 +42,7 @@ def advance(state: TrainState, steps: int) -> TrainState:
         loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update(state.model, torch.tensor(decay_at(state.step, 0.9)))
+        state.ema.update(torch.tensor(decay_at(state.step, 0.9)))
         state.window += loss.detach()
         state.step += 1
     return state

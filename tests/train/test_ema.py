@@ -34,7 +34,7 @@ def test_average_is_the_closed_form_over_parameters_and_statistics() -> None:
     history = [{k: v.clone() for k, v in model.state_dict().items()}]
     for step in range(12):
         move(model, step)
-        ema.update(model, torch.tensor(decay_at(step, 0.6)))
+        ema.update(torch.tensor(decay_at(step, 0.6)))
         history.append({k: v.clone() for k, v in model.state_dict().items()})
     weights = [1.0]
     for step in range(12):  # Σ_i weight_i · value_i, the start included
@@ -54,7 +54,7 @@ def test_past_the_warm_up_it_agrees_with_timm() -> None:
     ema, reference = Ema(model), ModelEmaV3(model, decay=0.9)
     for step in range(200, 210):  # (1+t)/(10+t) > 0.9
         move(model, step)
-        ema.update(model, torch.tensor(decay_at(step, 0.9)))
+        ema.update(torch.tensor(decay_at(step, 0.9)))
         reference.update(model)
     for ours, theirs in zip(
         ema.module.state_dict().values(), reference.module.state_dict().values(), strict=True
@@ -66,7 +66,7 @@ def test_decay_zero_is_the_model_itself() -> None:
     model = make_model()
     ema = Ema(model)
     move(model, 1)
-    ema.update(model, torch.tensor(0.0))
+    ema.update(torch.tensor(0.0))
     for ours, theirs in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 
