@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from label import alternate, show
+from label import Contender, alternate, show
 from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
@@ -49,13 +50,13 @@ def writing(classes: int, arguments: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     shape = (_LOGITS, arguments.batch, classes)
     logits = torch.from_numpy(4 * rng.standard_normal(shape, np.float32))
-    contenders: dict[str, Callable[[int], None]] = {
-        "ours": lambda n: write_ours(logits, n, arguments),
-        "plain": lambda n: write_plain(logits, n, arguments),
+    contenders: dict[str, Contender] = {
+        "ours": timed(lambda n: write_ours(logits, n, arguments)),
+        "plain": timed(lambda n: write_plain(logits, n, arguments)),
     }
     contenders["ours"](_PART)
     table = pq.read_table(arguments.work / "labels" / "part-00000.parquet")
-    contenders["ceiling"] = lambda n: write_table(table, n, arguments)
+    contenders["ceiling"] = timed(lambda n: write_table(table, n, arguments))
     counts = {"ours": arguments.rows, "ceiling": arguments.rows, "plain": max(_PART, arguments.rows // 10)}
     times = alternate(contenders, counts, arguments.repeats)
     size = sum(path.stat().st_size for path in (arguments.work / "labels").iterdir()) / arguments.rows
@@ -63,6 +64,15 @@ def writing(classes: int, arguments: argparse.Namespace) -> None:
     show(times, "ceiling")
     slowest = min(times["ours"])
     print(f"{'':10}over 200,000 rows a second in every repeat: {'yes' if slowest > 200_000 else 'NO'}")
+
+
+def timed(work: Callable[[int], None]) -> Contender:
+    def seconds(rows: int) -> float:
+        begun = time.perf_counter()
+        work(rows)
+        return time.perf_counter() - begun
+
+    return seconds
 
 
 def write_ours(logits: Tensor, rows: int, arguments: argparse.Namespace) -> None:
