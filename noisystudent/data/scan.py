@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.sources import ArraySource, Item, Source
 from noisystudent.data.workers import context, quiet_worker
+from noisystudent.errors import RunError
 from noisystudent.runtime import StopFlag
 
 Progress = Callable[[str, int, int], None]
@@ -223,6 +225,11 @@ def _results(index: Index, job: Job, workers: int) -> Iterator[tuple[Any, Looked
                     yield _finished(index, *waiting.popleft())
             while waiting:
                 yield _finished(index, *waiting.popleft())
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker died while the images were scanned; try fewer data.workers, or more memory;"
+                " a script of your own needs `if __name__ == '__main__':`"
+            ) from error
         finally:
             executor.shutdown(cancel_futures=True)
 

@@ -108,3 +108,15 @@ def test_workers_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"of the workers {pids} some still run")
+
+
+def test_a_worker_that_dies_in_a_scan_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_FEW", 0)
+    monkeypatch.setattr(
+        scan, "context", lambda: multiprocessing.get_context("fork")
+    )  # inherits the next line
+    monkeypatch.setattr(scan, "look", die)
+    config = config_of(tmp_path, workers=1)
+    with pytest.raises(RunError, match=r"a worker died while the images were scanned; try fewer"):
+        prepare(config, open_sources(config), tmp_path / "data", 0, StopFlag())
+    assert not (tmp_path / "data" / "dataset.json").exists()
