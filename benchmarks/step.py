@@ -14,6 +14,7 @@ repeat, medians and ranges over the repeats.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -119,8 +120,10 @@ def ours(bench: Bench, form: str) -> Callable[[int], None]:
         window=torch.zeros(2, device=bench.device),
         decay=torch.zeros((), device=bench.device),
     )
+    noise = LessonNoise(model, learner, policy, 0, bench.case.side)
+    batches = noise.ahead(itertools.cycle(bench.batches), 0)
     step = TrainStep(
-        noise=LessonNoise(model, learner, policy, 0, bench.case.side),
+        noise=noise,
         lr=lambda step: 0.01,
         config=config,
         num_classes=_CLASSES,
@@ -128,7 +131,7 @@ def ours(bench: Bench, form: str) -> Callable[[int], None]:
         dtype=bench.case.dtype,
     )
     execute = Executor(step, state, lambda line: print(f"    ours: {line}"))
-    return lambda number: execute(bench.batches[number % len(bench.batches)])
+    return lambda _: execute(next(batches))
 
 
 def ceiling(bench: Bench, form: str) -> Callable[[int], None]:

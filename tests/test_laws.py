@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
-import torch
-from numpy.typing import NDArray
 
 from noisystudent import inference, planning
-from noisystudent.config import Config, ModelConfig
-from noisystudent.data.loader import Chosen
-from noisystudent.data.prepare import Dataset, open_dataset
+from noisystudent.config import Config
 from noisystudent.data.sources import open_sources
-from noisystudent.models import build_model
 from noisystudent.report import build
 from noisystudent.self_training import learner
-from noisystudent.self_training.learner import Lesson
 from noisystudent.stages import Status, state
 
 
@@ -73,40 +65,17 @@ def test_a_pool_of_copies_of_val_is_refused(images: Path, tmp_path: Path) -> Non
 # --- what goes in comes out ---
 
 
-def opened(images: Path, out: Path) -> tuple[Config, Dataset]:
-    config = tiny.config(images)
-    return config, open_dataset(out / "data", config.data, open_sources(config.data))
-
-
-def lesson(config: Config, dataset: Dataset, folder: Path, **augment: Any) -> Lesson:
-    """The student of a run, on every image of the pool, with told differences in its input noise."""
-    student = config.students[0]
-    rows = np.arange(len(dataset.pool))
-    soft = np.eye(len(dataset.classes), dtype=np.float32)[rows % len(dataset.classes)]
-    return Lesson(
-        learner=dataclasses.replace(student, augment=dataclasses.replace(student.augment, **augment)),
-        dataset=dataset,
-        folder=folder,
-        seed=3,
-        resolution=tiny.SIDE,
-        device=torch.device("cpu"),
-        workers=0,
-        chosen=Chosen(rows, np.ones(len(rows), np.int32), lambda at: soft[at]),
-        ratio=student.unlabeled_ratio,
-    )
-
-
 def test_given_labels_never_change(images: Path, finished: Path, tmp_path: Path) -> None:
     for row in pq.read_table(finished / "data" / "manifest.parquet").to_pylist():
         given = -1 if row["set"] == "pool" else tiny.CLASSES.index(row["id"].split("/")[0])
         assert row["label"] == given
-    config, dataset = opened(images, finished)
+    config, dataset = tiny.opened(images, finished)
     truth: dict[bytes, int] = {}
     for kind in range(len(tiny.CLASSES)):
         for pixels in tiny.pictures(kind, tiny.PER_CLASS["labeled"], 0):
             truth[pixels.transpose(2, 0, 1).tobytes()] = kind
     seen = 0
-    for batch in learner._batches(lesson(config, dataset, tmp_path), 0, 20):
+    for batch in learner._batches(tiny.lesson(config, dataset, tmp_path), 0, 20):
         assert len(batch.labels) == 6 and len(batch.pool_targets) == 12
         for image, label in zip(batch.images, batch.labels.tolist(), strict=False):
             assert truth[image.numpy().tobytes()] == label
@@ -161,59 +130,6 @@ def test_soft_labels_are_the_teachers_probabilities(images: Path, finished: Path
     np.testing.assert_allclose(probs, said.probs, atol=6e-4)  # half a float16 step below 1
     np.testing.assert_allclose([row["confidence"] for row in stored], said.probs.max(axis=1), rtol=1e-5)
     assert [row["label"] for row in stored] == said.probs.argmax(axis=1).tolist()
-
-
-# --- noise that is off for the pool leaves the labels' noise as it was ---
-
-
-def noised(lesson: Lesson) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Clean and noised images of three steps."""
-    noise = learner._noise(build_model(lesson.learner.model, 3, lesson.resolution), lesson)
-    for step, batch in enumerate(learner._batches(lesson, 0, 3)):
-        noise.draw(batch, step)
-        yield batch.images.numpy(), noise.apply(batch.images).numpy()
-
-
-@pytest.mark.parametrize("crop", ["pad", "inception"])
-@pytest.mark.parametrize("off", ["pool", "labeled"])
-def test_pixels_of_one_part_do_not_feel_the_noise_of_the_other(
-    images: Path, finished: Path, tmp_path: Path, crop: str, off: str
-) -> None:
-    config, dataset = opened(images, finished)
-    both = noised(lesson(config, dataset, tmp_path, crop=crop))
-    one = noised(lesson(config, dataset, tmp_path, crop=crop, **{off: False}))
-    clean = noised(lesson(config, dataset, tmp_path, crop="none", flip=False, randaugment=None))
-    quiet, loud = (slice(6, None), slice(6)) if off == "pool" else (slice(6), slice(6, None))
-    for (_, with_both), (_, with_one), (original, _) in zip(both, one, clean, strict=True):
-        assert np.array_equal(with_both[loud], with_one[loud])
-        assert not np.array_equal(with_both[quiet], with_one[quiet])
-        assert np.array_equal(with_one[quiet], original[quiet]), "off is the clean view"
-
-
-def test_model_noise_of_the_labels_does_not_feel_the_pools(
-    images: Path, finished: Path, tmp_path: Path
-) -> None:
-    config, dataset = opened(images, finished)
-    plain = lesson(config, dataset, tmp_path)
-    batch = next(learner._batches(plain, 0, 1))
-    outputs = {}
-    for name in ("both", "labeled only"):
-        model_config = dataclasses.replace(
-            plain.learner.model, dropout=0.5, stochastic_depth=0.5, noise_pool=name == "both"
-        )
-        model = build_model(model_config, 3, tiny.SIDE, seed=1).eval()
-        with torch.no_grad():
-            clean = model(batch.images)
-            changed = dataclasses.replace(
-                plain, learner=dataclasses.replace(plain.learner, model=model_config)
-            )
-            learner._noise(model, changed).draw(batch, 0)
-            outputs[name] = model(batch.images)
-    assert torch.equal(outputs["both"][:6], outputs["labeled only"][:6])
-    assert not torch.equal(outputs["both"][:6], clean[:6])
-    assert not torch.equal(outputs["both"][6:], clean[6:])
-    assert torch.equal(outputs["labeled only"][6:], clean[6:])
-    assert isinstance(model_config, ModelConfig)
 
 
 # --- run again ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import resource
@@ -22,9 +23,12 @@ from safetensors.torch import load_file
 from noisystudent import self_training
 from noisystudent.cli import main
 from noisystudent.config import Config
+from noisystudent.data.loader import Chosen
+from noisystudent.data.prepare import Dataset, open_dataset
 from noisystudent.data.sources import open_sources
 from noisystudent.recipes import resolve
 from noisystudent.runtime import StopFlag
+from noisystudent.self_training.learner import Lesson
 
 Capture = pytest.CaptureFixture[str]
 
@@ -189,3 +193,27 @@ def manifest(out: Path) -> list[dict[str, Any]]:
     """A row an image in use."""
     rows: list[dict[str, Any]] = pq.read_table(out / "data" / "manifest.parquet").to_pylist()
     return rows
+
+
+def opened(images: Path, out: Path) -> tuple[Config, Dataset]:
+    """What a finished run was of."""
+    asked = config(images)
+    return asked, open_dataset(out / "data", asked.data, open_sources(asked.data))
+
+
+def lesson(asked: Config, dataset: Dataset, folder: Path, **augment: Any) -> Lesson:
+    """The student of a run, on every image of the pool, with told differences in its input noise."""
+    student = asked.students[0]
+    rows = np.arange(len(dataset.pool))
+    soft = np.eye(len(dataset.classes), dtype=np.float32)[rows % len(dataset.classes)]
+    return Lesson(
+        learner=dataclasses.replace(student, augment=dataclasses.replace(student.augment, **augment)),
+        dataset=dataset,
+        folder=folder,
+        seed=3,
+        resolution=SIDE,
+        device=torch.device("cpu"),
+        workers=0,
+        chosen=Chosen(rows, np.ones(len(rows), np.int32), lambda at: soft[at]),
+        ratio=student.unlabeled_ratio,
+    )

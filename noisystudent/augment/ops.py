@@ -14,7 +14,7 @@ from noisystudent.augment.policies import Op
 from noisystudent.augment.program import FILL, Layer, Program, compile_plan
 from noisystudent.errors import InputError
 
-BLOCK = 2**21
+BLOCK = 2**22
 """Pixel values noised at a time on a CPU: bounds the memory of int64 indices."""
 
 

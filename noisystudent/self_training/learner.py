@@ -104,10 +104,11 @@ def train(
     if lesson.frozen_blocks is not None:
         model.freeze(lesson.frozen_blocks)
     model.to(device)
+    noise = _noise(model, lesson)
     averaged = fit(
         model,
-        batches=partial(_batches, lesson),
-        noise=_noise(model, lesson),
+        batches=lambda start, stop: noise.ahead(_batches(lesson, start, stop), start),
+        noise=noise,
         config=learner.train,
         total_steps=lesson.total_steps,
         steps_per_epoch=lesson.steps_per_epoch,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import torch
 from torch import Tensor
 
@@ -34,28 +37,58 @@ class LessonNoise:
         self._seed, self._side = seed, resolution
         self._plan = plan.identity(policy, 0, resolution)
         self._program: Program | None = None  # the plan on a GPU, at an address that captured kernels know
+        self._ahead: dict[int, Tensor] = {}  # by step, images that have their noise
+        self._noised: Tensor | None = None  # those of the step last drawn
+
+    def ahead(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
+        """The batches of steps `start`, …; on a CPU several small ones get their input noise together.
+
+        Noise is some hundred calls, which take longer than the pixels of a small batch.
+        """
+        for first in batches:
+            together = 1 if first.images.is_cuda else max(1, ops.BLOCK // first.images.numel())
+            group = [first, *islice(batches, together - 1)]
+            if len(group) > 1:
+                drawn = plan.join([self._drawn(start + n, batch) for n, batch in enumerate(group)])
+                noised = ops.apply(torch.cat([batch.images for batch in group]), drawn)
+                sizes = [len(batch.images) for batch in group]
+                self._ahead = dict(enumerate(noised.split(sizes), start))
+            yield from group
+            start += len(group)
 
     def draw(self, batch: Batch, step: int) -> None:
         """Fix the noise of a step; see `train.step.Noise`."""
-        sizes = len(batch.labels), len(batch.pool_targets)
-        config = self._learner.augment
-        parts = (("labeled", config.labeled, sizes[0]), ("pool", config.pool, sizes[1]))
-        self._plan = plan.join([self._drawn(step, *part) for part in parts])
+        self._noised = self._ahead.pop(step, None)
+        if self._noised is None:
+            self._plan = self._drawn(step, batch)
         if batch.images.is_cuda:
             self._load(batch.images.device)
-        active = torch.empty(sum(sizes), dtype=torch.bool, device=batch.images.device)
-        active[: sizes[0]] = self._learner.model.noise_labeled
-        active[sizes[0] :] = self._learner.model.noise_pool
-        self._model.noise.draw(self._seed, step, active, split=sizes[0])
+        labeled = len(batch.labels)
+        active = torch.empty(len(batch.images), dtype=torch.bool, device=batch.images.device)
+        active[:labeled] = self._learner.model.noise_labeled
+        active[labeled:] = self._learner.model.noise_pool
+        self._model.noise.draw(self._seed, step, active, split=labeled)
 
     def apply(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> the same with the input noise last drawn."""
+        if self._noised is not None:
+            return self._noised
         return ops.apply(images, self._plan) if self._program is None else ops.run(images, self._program)
 
-    def _drawn(self, step: int, stream: str, on: bool, rows: int) -> plan.Plan:
-        if not on:
-            return plan.identity(self._policy, rows, self._side)
-        return plan.draw(self._policy, self._seed, stream, step, rows, self._side)
+    def _drawn(self, step: int, batch: Batch) -> plan.Plan:
+        config = self._learner.augment
+        parts = (
+            ("labeled", config.labeled, len(batch.labels)),
+            ("pool", config.pool, len(batch.pool_targets)),
+        )
+        return plan.join(
+            [
+                plan.draw(self._policy, self._seed, stream, step, rows, self._side)
+                if on
+                else plan.identity(self._policy, rows, self._side)
+                for stream, on, rows in parts
+            ]
+        )
 
     def _load(self, device: torch.device) -> None:
         drawn = compile_plan(self._plan, device, grouped=False)
