@@ -13,7 +13,7 @@ export PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3
   "$python" -c "import platform, torch, timm; print('Python', platform.python_version(), 'torch', torch.__version__, 'timm', timm.__version__)"
 } > "$results"
 calls=(
-  "step --budget 20" noise "loader --seconds 0.5" decode "label --seconds 3" "writing --rows 1000000"
+  "step --budget 20" noise "loader --seconds 0.5" decode "label --seconds 2" "writing --rows 1000000"
   "selection --rows 1000000" "selection --rows 100000000 --repeats 1" startup corruptions
   "memory --sizes 10000 100000"
 )

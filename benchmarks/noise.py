@@ -6,9 +6,10 @@
 
 All noise here is a random crop of the reflected image, a flip and RandAugment with M = 9 and N = 2, or as
 given, on uint8.
-ours: two plans drawn (for labelled and for pool rows) and applied; on a GPU the kernels are compiled and
-captured, and the host's part, drawing and packing, runs beside them. ceiling: forward, backward and optimiser
-of the case's network on one fixed batch, on a GPU compiled and captured as well; the share is ours / ceiling.
+ours: two plans drawn (for labelled and for pool rows) and applied; on a CPU to as many batches at once as in
+training; on a GPU to one, by kernels compiled and captured, beside which the host draws and packs the next.
+ceiling: forward, backward and optimiser of the case's network on one fixed batch, on a GPU compiled and
+captured as well; the share is ours / ceiling.
 timm: Pillow RandAugment in a DataLoader with as many workers as cores. torchvision: transforms.v2, one image
 after the other in one process. kornia: on batches; it draws operations once a batch, not once an image.
 Each repeat times all in turn; ratios are within a repeat, medians and ranges over the repeats. A peer that is
@@ -128,14 +129,23 @@ def ceiling(case: Case, device: torch.device) -> Work:
     return recorded(step) if on_gpu else step
 
 
+def together(case: Case, device: torch.device) -> int:
+    """Batches that get their noise at once, as in `LessonNoise.ahead`."""
+    return 1 if device.type == "cuda" else max(1, ops.BLOCK // (3 * case.side**2 * case.batch))
+
+
 def ours(case: Case, policy: Policy, device: torch.device) -> dict[str, Work]:
-    """The parts of our noise: what the host draws, and what is done to the pixels."""
-    images = pictures(case.side, case.batch).to(device)
+    """The parts of our noise of some batches: what the host draws, and what is done to the pixels."""
+    batches = together(case, device)
+    images = pictures(case.side, batches * case.batch).to(device)
     labeled = case.batch // 8
+    parts = (("labeled", labeled), ("pool", case.batch - labeled))
 
     def draw(step: int) -> plan.Plan:
-        parts = (("labeled", labeled), ("pool", case.batch - labeled))
-        return plan.join([plan.draw(policy, 0, stream, step, rows, case.side) for stream, rows in parts])
+        steps = range(step * batches, (step + 1) * batches)
+        return plan.join(
+            [plan.draw(policy, 0, stream, step, rows, case.side) for step in steps for stream, rows in parts]
+        )
 
     if device.type != "cuda":
         plans = [draw(step) for step in range(16)]
@@ -219,8 +229,9 @@ def contenders(case: Case, device: torch.device) -> dict[str, Stopwatch]:
     """Ours by part, the ceiling, and the peers that are installed."""
     config = AugmentConfig(crop="pad", flip=True, randaugment=f"rand-m{_MAGNITUDE}-n{case.num_ops}")
     policy = build_policy(config, case.side)
-    works = {**ours(case, policy, device), "ceiling": ceiling(case, device)}
-    found = {name: stopwatch(work, case.batch, device) for name, work in works.items()}
+    rows = case.batch * together(case, device)
+    found = {name: stopwatch(work, rows, device) for name, work in ours(case, policy, device).items()}
+    found["ceiling"] = stopwatch(ceiling(case, device), case.batch, device)
     found["timm"] = timm_peer(case, policy)
     found["torchvision"] = torchvision_peer(case, device)
     if importlib.util.find_spec("kornia") is None:
