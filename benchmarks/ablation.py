@@ -12,18 +12,15 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 
-from cifar10 import _SHARED, lay_out
+from cifar10 import add_sources, lay_out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ablation")
     parser.add_argument("--labels", type=int, default=1000, help="labelled images, balanced over the classes")
-    parser.add_argument("--data", type=Path, default=_SHARED / "cifar10")
-    parser.add_argument("--junk", type=Path, default=_SHARED / "tinyimagenet" / "other-classes.tar.xz")
-    parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/cifar10"))
+    add_sources(parser)
     arguments, others = parser.parse_known_args()
     layout = lay_out(arguments.data, arguments.junk, arguments.work, arguments.labels, None)
     pool = "tagged" if arguments.ablation == "ablation-rivals" else "pool"

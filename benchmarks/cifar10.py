@@ -34,9 +34,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=4000, help="labelled images, balanced over the classes")
     parser.add_argument("--pool", type=int, help="real pool images; default: all that are not labelled")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--data", type=Path, default=_SHARED / "cifar10")
-    parser.add_argument("--junk", type=Path, default=_SHARED / "tinyimagenet" / "other-classes.tar.xz")
-    parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/cifar10"))
+    add_sources(parser)
     arguments, overrides = parser.parse_known_args()
     layout = lay_out(arguments.data, arguments.junk, arguments.work, arguments.labels, arguments.pool)
     rows = []
@@ -57,6 +55,23 @@ def main() -> None:
         subprocess.run(command, check=True)
         rows.append({"seed": seed, "seconds": time.perf_counter() - started, **read(run)})
     show(rows)
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """--data, --junk and --work, the first three of `lay_out`."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=_SHARED / "cifar10",
+        help="folder with train.tar.xz and test.tar.xz, of <set>/<class>/<image>, and labeled-4000.txt",
+    )
+    parser.add_argument(
+        "--junk",
+        type=Path,
+        default=_SHARED / "tinyimagenet" / "other-classes.tar.xz",
+        help="archive of images of other classes, the strangers of the pool",
+    )
+    parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/cifar10"), help="what is made")
 
 
 def lay_out(data: Path, junk: Path, work: Path, labels: int, pool: int | None) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 from noisystudent.evaluate.verdict import paired_over_seeds
 from noisystudent.inference import load_predictor, score
 
-_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "tinyimagenet"
+_SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 _LOW, _HIGH = 48, 64
 _RECIPE = f"""
 data: {{resolution: {_HIGH}, plane: resident, val_fraction: 0.05}}
@@ -34,10 +34,10 @@ teacher:
 """
 
 
-def unpacked(work: Path) -> Path:
+def unpacked(data: Path, work: Path) -> Path:
     for name in ("train", "test"):
         if not (work / name).is_dir():
-            with tarfile.open(_DATA / f"{name}.tar.xz") as archive:
+            with tarfile.open(data / f"{name}.tar.xz") as archive:
                 archive.extractall(work, filter="data")
     return work
 
@@ -45,9 +45,15 @@ def unpacked(work: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=_SHARED / "tinyimagenet",
+        help="folder with train.tar.xz and test.tar.xz, of <set>/<class>/<image>",
+    )
     parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/resolution"))
     arguments, fields = parser.parse_known_args()
-    work = unpacked(arguments.work)
+    work = unpacked(arguments.data, arguments.work)
     (work / "recipe.yaml").write_text(_RECIPE)
     found: dict[str, list[float]] = {"first at 48": [], "first at 64": [], "second at 64": []}
     for seed in arguments.seeds:

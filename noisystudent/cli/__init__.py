@@ -20,8 +20,9 @@ app = App(
     help="Labelled images and a pile of unlabelled ones in; a better classifier, and the proof of it, out.",
     version_flags=["--version"],
     help_format="plaintext",
-    help_epilogue="Any field of the configuration is a flag: --teacher.train.epochs 30. "
-    "`noisystudent fields` lists them, `noisystudent recipes` lists the recipes. --debug shows tracebacks.",
+    help_epilogue="Fields of the configuration are flags of all that trains: --teacher.train.epochs 30; "
+    "label takes --pseudo_label.FIELD, select --selection.FIELD. `noisystudent fields` lists them, "
+    "`noisystudent recipes` the recipes. --debug shows tracebacks.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS)
 for place, command in enumerate(COMMANDS):

@@ -97,7 +97,7 @@ class Tests:
         bool, Parameter(help="Severities 1, 3 and 5, on a stratified sample of 1,000 images.")
     ] = False
     frost: Annotated[
-        Path | None, Parameter(help="Folder of the six photographs that the corruption frost needs.")
+        Path | None, Parameter(help="Folder of frost1.png … frost5.jpg, that the corruption frost needs.")
     ] = None
     real_labels: Annotated[Path | None, Parameter(help="ReaL's real.json; default: timm's copy.")] = None
     t5d: Annotated[

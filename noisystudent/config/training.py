@@ -13,7 +13,7 @@ class ModelConfig:
     """What learns, and its noise."""
 
     name: str = "efficientnet_b0"
-    """Any timm model name, or wrn28_2 … wrn28_10, efficientnet_b0_32px."""
+    """Any timm model name, or resnet8_16 … resnet8_64, wrn10_1 … wrn28_10, efficientnet_b0_32px."""
     pretrained: bool = False
     """Start from timm's published weights (downloaded by timm). A clear error if they cannot be had."""
     pretrained_fallback: bool = False
