@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from noisystudent.errors import InputError, Stopped
+from noisystudent.errors import InputError, RunError, Stopped
 
 
 def _key(seed: int, stream: str, counters: tuple[int, ...]) -> bytes:
@@ -110,12 +110,19 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """A `StopFlag` bound to SIGTERM and SIGINT for the length of the block (main thread only)."""
+    """A `StopFlag` bound to SIGTERM and SIGINT for the length of the block (main thread only).
+
+    Raises:
+        Stopped: the block failed after a signal: one to a whole group of processes ends its workers, too.
+    """
     flag = StopFlag()
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, flag._handle) for number in numbers]
     try:
         yield flag
+    except RunError:
+        flag.check()
+        raise
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

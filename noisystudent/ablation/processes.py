@@ -72,7 +72,7 @@ def side_by_side(
                 if not _hear(connection, working[connection], voice):
                     worker = working.pop(connection)
                     connection.close()
-                    if not (told and worker.stopped):
+                    if stop.signal is None or not worker.stopped:
                         ended(worker.run, worker.outcome)
     stop.check()
 

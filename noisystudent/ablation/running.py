@@ -127,6 +127,7 @@ def attempt(name: str, config: Config, folder: Path, out: Path, stop: StopFlag, 
     except Stopped:
         raise
     except NoisyStudentError as error:
+        stop.check()  # a signal to the whole group of processes ends this one's workers, too
         reason = str(error)
     except Exception as error:  # the other cells stand, whatever befell this one
         reason = f"{type(error).__name__}: {error}"

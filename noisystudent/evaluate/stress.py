@@ -76,7 +76,7 @@ def stress(
     parts = list(_parts(plan, pictures))
     for done, (kind, name) in enumerate(parts):
         progress(done, len(parts))
-        missing = {key: subject for key, subject in subjects.items() if not _has(answers[key], kind, name)}
+        missing = {key: one for key, one in subjects.items() if not _has(answers[key], plan, kind, name)}
         if missing:
             for key, found in _DO[kind](missing, pictures, plan, name).items():
                 answers[key].update(found)
@@ -96,7 +96,19 @@ def _parts(plan: Plan, pictures: Pictures) -> Iterator[tuple[str, str]]:
             yield test, ""
 
 
-def _has(answers: Answers, kind: str, name: str) -> bool:
+def asked(answers: Answers, plan: Plan) -> Answers:
+    """Those that `plan` asks for: a file may hold more, of an earlier plan."""
+
+    def wanted(key: str) -> bool:
+        test, *parts = key.split("/")
+        return test in plan.tests and (test != "c" or int(parts[1]) in plan.severities)
+
+    return {key: values for key, values in answers.items() if wanted(key)}
+
+
+def _has(answers: Answers, plan: Plan, kind: str, name: str) -> bool:
+    if kind == "c":
+        return all(f"c/{name}/{severity}" in answers for severity in plan.severities)
     start = f"{kind}/{name}/" if name else kind
     return any(key == start or key.startswith(f"{start.rstrip('/')}/") for key in answers)
 

@@ -19,7 +19,7 @@ from noisystudent.evaluate.answers import Answers, load_answers, save_answers, s
 from noisystudent.evaluate.corruptions import Frost, find_frost
 from noisystudent.evaluate.corruptions import column as constants_column
 from noisystudent.evaluate.pictures import Pictures, generated, remembered
-from noisystudent.evaluate.stress import Plan, Subject, stress
+from noisystudent.evaluate.stress import Plan, Subject, asked, stress
 from noisystudent.self_training import learner
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
@@ -77,7 +77,7 @@ def _answers(
 ) -> dict[Key, Answers]:
     """Of models of one resolution; read back as far as they were made."""
     side = next(iter(group.values())).resolution
-    digest = fingerprint(images.content_hash.tobytes().hex(), side, plan.seed, frost is not None)
+    digest = fingerprint(images.content_hash.tobytes().hex(), side, plan.seed, frost and frost.digest())
     paths = {key: lesson.folder / "robustness.npz" for key, lesson in group.items()}
     of_these = json.dumps([digest])
     found = {_name(key): load_answers(path, of_these) for key, path in paths.items()}
@@ -95,7 +95,7 @@ def _answers(
         save,
         lambda done, total: context.voice.progress("robustness", done, total),
     )
-    return {key: found[_name(key)] for key in group}
+    return {key: asked(found[_name(key)], plan) for key in group}
 
 
 def _name(key: Key) -> str:

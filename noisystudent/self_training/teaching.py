@@ -16,6 +16,7 @@ from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
 from noisystudent.self_training.pool import TARGETS
 from noisystudent.stages import Stage, run_stage
+from noisystudent.train import checkpoint
 
 
 def teach(
@@ -67,7 +68,9 @@ def finetuned(lesson: Lesson, model: Model) -> Lesson:
 
 def _train(context: Context, stage: Stage, lesson: Lesson) -> None:
     context.voice.say(_announcement(stage, lesson))
-    with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=0) as board:
+    begun = checkpoint.saved_step(lesson.folder / "checkpoint")
+    # what a killed training drew beyond its snapshot is drawn again
+    with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=begun + 1) as board:
 
         def on_log(line: dict[str, float]) -> None:
             step = int(line["step"])

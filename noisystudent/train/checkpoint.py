@@ -43,6 +43,7 @@ class TrainState:
         ema: its moving average.
         optimizer: over the parameters of `model`; a snapshot holds its tensors, not its settings.
         window: (2,) float32 on the device: sums of loss and top-1 over the steps since the log's last line.
+        logged: the step of that line.
         decay: () float32 on the device: the average's in the step at hand; no part of a snapshot.
         step: steps done.
     """
@@ -53,12 +54,23 @@ class TrainState:
     window: Tensor
     decay: Tensor
     step: int = 0
+    logged: int = 0
 
 
 def latest(folder: Path) -> Path | None:
     """The snapshot with the most steps, or None; a half-written one never bears the name."""
     paths = [path for path in folder.glob("step-*") if _SNAPSHOT.fullmatch(path.name)]
-    return max(paths, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return max(paths, key=_step, default=None)
+
+
+def saved_step(folder: Path) -> int:
+    """How many steps the latest snapshot holds; 0 without one."""
+    snapshot = latest(folder)
+    return 0 if snapshot is None else _step(snapshot)
+
+
+def _step(snapshot: Path) -> int:
+    return int(snapshot.name.removeprefix("step-"))
 
 
 def save(state: TrainState, folder: Path) -> None:
@@ -109,7 +121,7 @@ def load(state: TrainState, path: Path) -> None:
             entry[key] = read if isinstance(value, Tensor) else type(value)(read.item())
     lenient = StateDictOptions(strict=False)
     set_optimizer_state_dict(state.model, state.optimizer, optimizer_state, options=lenient)
-    state.step = int(contents["step"])
+    state.step, state.logged = int(contents["step"]), int(contents["logged"])
 
 
 def _optimizer_state(state: TrainState) -> dict[str, Any]:
@@ -123,7 +135,8 @@ def _contents(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, T
     contents |= {f"ema.{name}": tensor for name, tensor in state.ema.module.state_dict().items()}
     for name, entry in optimizer_state["state"].items():
         contents |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
-    return contents | {"window": state.window, "step": torch.tensor(state.step)}
+    counts = {"step": torch.tensor(state.step), "logged": torch.tensor(state.logged)}
+    return contents | {"window": state.window} | counts
 
 
 def _require_same(saved: dict[str, str], contents: dict[str, Tensor], path: Path) -> None:

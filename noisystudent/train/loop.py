@@ -99,7 +99,7 @@ def fit(
         dtype=dtype,
     )
     journal = Journal(folder / "metrics.jsonl", state.step)
-    log = _Log(journal, lr, config.log_steps, steps_per_epoch, on_log)
+    log = _Log(journal, lr, steps_per_epoch, on_log)
     execute = Executor(train_step, state, notify or (lambda line: None))
     _run(state, execute, config, batches, total_steps, stop, evaluate, log, folder / "checkpoint")
     return state.ema.module
@@ -136,11 +136,7 @@ def _run(
     """Steps and, once in a while, a line, a look at val, a snapshot; at the end a line and a look."""
     saved = state.step
     eval_steps = config.eval_steps or math.ceil(total_steps / _LOOKS)
-    for batch in batches(state.step, total_steps):
-        if stop.signal is not None:
-            if state.step > saved:
-                _save(state, log, snapshots)
-            stop.check()
+    for batch in _until_stopped(batches(state.step, total_steps), stop):
         execute(batch)
         log.images += len(batch.images)
         last = state.step == total_steps
@@ -152,8 +148,24 @@ def _run(
         if not last and state.step % config.checkpoint_steps == 0:
             _save(state, log, snapshots)
             saved = state.step
+    if state.step < total_steps and stop.signal is not None:
+        if state.step > saved:
+            _save(state, log, snapshots)
+        stop.check()
     if state.step != total_steps:
         raise RunError(f"training ended at step {state.step} of {total_steps}: the loader ran out of batches")
+
+
+def _until_stopped(batches: Iterator[Batch], stop: StopFlag) -> Iterator[Batch]:
+    """The same batches until a signal comes; one to the whole group of processes ends the loader's first."""
+    try:
+        for batch in batches:
+            if stop.signal is not None:
+                return
+            yield batch
+    except RunError:
+        if stop.signal is None:
+            raise
 
 
 def _save(state: TrainState, log: _Log, snapshots: Path) -> None:
@@ -168,7 +180,6 @@ class _Log:
 
     journal: Journal
     lr: Callable[[int], float]
-    log_steps: int
     steps_per_epoch: float
     on_log: OnLog | None
     images: int = 0
@@ -182,7 +193,7 @@ class _Log:
     def write_training(self, state: TrainState) -> None:
         """Means over the steps since the line before; the rate, since that, a look or a snapshot."""
         loss, top1 = self._read(state)
-        steps = (state.step - 1) % self.log_steps + 1
+        steps = state.step - state.logged
         self.write(
             {
                 "step": state.step,
@@ -194,6 +205,7 @@ class _Log:
             }
         )
         state.window.zero_()
+        state.logged = state.step
         self.restart_clock()
 
     def settle(self, state: TrainState) -> None:

@@ -14,7 +14,7 @@ from noisystudent.errors import InputError, RunError
 from noisystudent.evaluate import columns, robustness
 from noisystudent.evaluate.answers import Answers, load_answers, save_answers, stratified
 from noisystudent.evaluate.pictures import Pictures, generated
-from noisystudent.evaluate.stress import TESTS, Plan, Subject, stress
+from noisystudent.evaluate.stress import TESTS, Plan, Subject, asked, stress
 
 SIDE, COUNT, CLASSES = 16, 12, 3
 
@@ -41,9 +41,9 @@ def plan(*tests: str, severities: tuple[int, ...] = (1, 5)) -> Plan:
     return Plan(tests=tests, severities=severities, seed=0)
 
 
-def answers(subjects: dict[str, Subject], asked: Plan, batch: int = 5) -> dict[str, Answers]:
+def answers(subjects: dict[str, Subject], wanted: Plan, batch: int = 5) -> dict[str, Answers]:
     found: dict[str, Answers] = {name: {} for name in subjects}
-    stress(subjects, pictures(batch), asked, found, lambda: None, lambda done, total: None)
+    stress(subjects, pictures(batch), wanted, found, lambda: None, lambda done, total: None)
     return found
 
 
@@ -205,6 +205,14 @@ def test_a_perfect_rival_gives_no_ratio() -> None:
 
 
 # --- kept on disk ---
+
+
+@pytest.mark.parametrize("severities", [(1, 5), (1,)])
+def test_after_another_plan_a_plan_finds_what_it_finds_alone(severities: tuple[int, ...]) -> None:
+    found = answers({"m": linear(0)}, plan("clean", "c", "fgsm", severities=(5,)))
+    changed = plan("clean", "c", severities=severities)
+    stress({"m": linear(0)}, pictures(), changed, found, lambda: None, lambda done, total: None)
+    same(asked(found["m"], changed), answers({"m": linear(0)}, changed)["m"])
 
 
 def test_answers_come_back_for_the_same_images_and_plan_only(tmp_path: Path) -> None:

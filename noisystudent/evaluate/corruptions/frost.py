@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -32,6 +33,13 @@ class Frost:
 
     pictures: tuple[Tensor, ...]
     source: str
+
+    def digest(self) -> str:
+        """Of the pixels."""
+        found = hashlib.blake2b(digest_size=16)
+        for picture in self.pictures:
+            found.update(picture.numpy().tobytes())
+        return found.hexdigest()
 
     def scaled(self, scale: float, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All pictures end to end, at `scale` times their size, or larger where `side` would not fit.

@@ -1,0 +1,68 @@
+"""A training that a signal stops, with all that it hits, and that goes on with another log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from tiny_training import Training, flip_some, make_batches
+from torch import Tensor
+
+from noisystudent.errors import RunError, Stopped
+from noisystudent.records import Batch
+from noisystudent.runtime import StopFlag, stop_on_signal
+
+Make = Callable[..., Training]
+
+
+def lines(run: Training) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def stopping_at(step: int, flag: StopFlag) -> Callable[[Batch, int], Tensor]:
+    def augment(batch: Batch, current: int) -> Tensor:
+        if current == step:
+            flag.signal = "SIGTERM"
+        return flip_some(batch, current)
+
+    return augment
+
+
+def test_a_line_is_the_mean_since_the_one_before_though_lines_come_more_often_now(training: Make) -> None:
+    every = training("every", log_steps=1)
+    every.run()
+    flag = StopFlag()
+    with pytest.raises(Stopped):
+        training("cut", log_steps=5, stop=flag, changes={"augment": stopping_at(7, flag)}).run()
+    resumed = training("cut", log_steps=3)
+    resumed.run()
+    steps = [0, *(int(line["step"]) for line in lines(resumed))]
+    assert steps[:4] == [0, 5, 9, 12]
+    for line, before in zip(lines(resumed), steps, strict=False):
+        for key in ("loss", "train_top1"):
+            since = [other[key] for other in lines(every)[before : int(line["step"])]]
+            assert line[key] == pytest.approx(np.mean(since), rel=1e-5)
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_loader_that_dies_of_the_signal_too_loses_no_step(training: Make, signalled: bool) -> None:
+    flag = StopFlag()
+
+    def dying(start: int, stop: int) -> Iterator[Batch]:
+        yield from make_batches(start, 9)
+        flag.signal = "SIGTERM" if signalled else None
+        raise RunError("a decoding worker died")
+
+    with pytest.raises(Stopped if signalled else RunError):
+        training(stop=flag, changes={"batches": dying}).run()
+    snapshots = [path.name for path in (training().folder / "checkpoint").iterdir()]
+    assert snapshots == ["step-00000009" if signalled else "step-00000007"]
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_what_fails_after_a_signal_was_stopped(signalled: bool) -> None:
+    with pytest.raises(Stopped if signalled else RunError), stop_on_signal() as flag:
+        flag.signal = "SIGTERM" if signalled else None
+        raise RunError("a worker died while the images were scanned")
