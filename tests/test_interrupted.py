@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # Real processes, to be killed for real.
 FORK = multiprocessing.get_context("forkserver")
@@ -89,11 +90,20 @@ def lines(path: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in found]
 
 
+def curves(run: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
+    """As TensorBoard shows them."""
+    events = EventAccumulator(str(run / "tensorboard" / stage)).Reload()
+    names = set(events.Tags()["scalars"]) - {"images_per_second"}
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
 def assert_same(out: Path, reference: Path) -> None:
     """Weights, learning curves, pseudo-labels, selection, scores and verdict, bit for bit."""
     for model in ("iteration-0/teacher", "iteration-1/student", "iteration-1/control"):
         assert tiny.weights(out, model) == tiny.weights(reference, model), model
         assert lines(out / model / "metrics.jsonl") == lines(reference / model / "metrics.jsonl")
+    for stage in ("teacher", "student-1", "control-1"):
+        assert curves(out, stage) == curves(reference, stage)
     parts = sorted(path.name for path in (reference / "iteration-1" / "labels").glob("*.parquet"))
     for name in ("selection.parquet", *(f"labels/{part}" for part in parts)):
         here, there = (pq.read_table(run / "iteration-1" / name) for run in (out, reference))

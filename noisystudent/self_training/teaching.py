@@ -17,6 +17,7 @@ from noisystudent.self_training.learner import Lesson
 from noisystudent.self_training.pool import TARGETS
 from noisystudent.stages import Stage, run_stage
 from noisystudent.train import checkpoint
+from noisystudent.train.journal import kept
 
 
 def teach(
@@ -68,17 +69,22 @@ def finetuned(lesson: Lesson, model: Model) -> Lesson:
 
 def _train(context: Context, stage: Stage, lesson: Lesson) -> None:
     context.voice.say(_announcement(stage, lesson))
-    begun = checkpoint.saved_step(lesson.folder / "checkpoint")
-    # what a killed training drew beyond its snapshot is drawn again
-    with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=begun + 1) as board:
+    with SummaryWriter(str(context.run / "tensorboard" / stage.name), purge_step=0) as board:
 
-        def on_log(line: dict[str, float]) -> None:
-            step = int(line["step"])
+        def draw(line: dict[str, float]) -> None:
             for name, value in line.items():
                 if name != "step":
-                    board.add_scalar(name, value, step)
-            context.voice.progress(stage.name, step, lesson.total_steps)
+                    board.add_scalar(name, value, int(line["step"]))
 
+        def on_log(line: dict[str, float]) -> None:
+            draw(line)
+            context.voice.progress(stage.name, int(line["step"]), lesson.total_steps)
+
+        # a killed training drew more than it can go on from, and lost some of it: all is drawn again
+        for line in kept(
+            lesson.folder / "metrics.jsonl", checkpoint.saved_step(lesson.folder / "checkpoint")
+        ):
+            draw(line)
         learner.train(lesson, context.stop, context.voice.say, on_log)
 
 

@@ -15,7 +15,7 @@ class Journal:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        rundir.write_text(path, "".join(_lines_up_to(path, step)))
+        rundir.write_text(path, rundir.json_lines(kept(path, step)))
 
     def append(self, line: dict[str, float]) -> None:
         """Write one line at once, so that a kill loses at most this one.
@@ -35,16 +35,16 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
+def kept(path: Path, step: int) -> list[dict[str, float]]:
     """The whole lines before the first that is torn or later than `step`."""
-    kept: list[str] = []
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
-    ):
+    found: list[dict[str, float]] = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
         try:
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
+            read = json.loads(line)
+            if not line.endswith("\n") or read["step"] > step:
                 break
         except (json.JSONDecodeError, KeyError, TypeError):  # torn by a power cut
             break
-        kept.append(line)
-    return kept
+        found.append(read)
+    return found
