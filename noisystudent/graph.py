@@ -11,12 +11,14 @@ from typing import Any
 from noisystudent.config import (
     Config,
     DataConfig,
+    EvaluateConfig,
     LearnerConfig,
     PseudoLabelConfig,
     StudentConfig,
     TeacherConfig,
     TrainConfig,
 )
+from noisystudent.config.check import require
 from noisystudent.rundir import FINETUNE
 from noisystudent.stages import Stage, fingerprint
 
@@ -26,6 +28,7 @@ _NEUTRAL: Mapping[type, frozenset[str]] = {
         {"labeled", "unlabeled", "val", "test", "workers", "max_bad_fraction", "pool_truth"}
     ),
     TrainConfig: frozenset({"log_steps", "eval_steps", "checkpoint_steps", "execution"}),
+    EvaluateConfig: frozenset({"batch_size"}),
     PseudoLabelConfig: frozenset({"batch_size", "part_size", "hard", "on_the_fly", "match_temperature"}),
 }
 _FORMAT = 1  # raised when a stage's files change meaning, so that older runs redo it
@@ -100,7 +103,12 @@ class Graph:
 
 
 def build_graph(config: Config, listing: str, run: Path) -> Graph:
-    """The stages of `config` on inputs whose listing has the fingerprint `listing`, kept under `run`."""
+    """The stages of `config` on inputs whose listing has the fingerprint `listing`, kept under `run`.
+
+    Raises:
+        InputError: a training has no length.
+    """
+    _require_lengths(config)
     data = _stage("data", run / "data", config=_significant(config.data), listing=listing, seed=config.seed)
     first = run / "iteration-0"
     pretraining = None
@@ -126,6 +134,14 @@ def build_graph(config: Config, listing: str, run: Path) -> Graph:
         data, pretraining, teacher, tuple(companions), filter_model, filter_labels, tuple(turns), data
     )
     return dataclasses.replace(graph, judgement=_judgement(config, run, graph))
+
+
+def _require_lengths(config: Config) -> None:
+    named = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
+    named |= {f"students.{number}": student for number, student in enumerate(config.students)}
+    for name, learner in named.items():
+        given = learner is None or learner.train.epochs is not None or learner.train.steps is not None
+        require(given, f"{name}.train has neither epochs nor steps; give one of the two")
 
 
 def _teachers(ensemble: int, started: dict[str, object]) -> Iterator[tuple[str, dict[str, object]]]:

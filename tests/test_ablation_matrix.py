@@ -281,15 +281,16 @@ def test_the_table_and_the_page_say_it_all(content: dict[str, Any], tmp_path: Pa
 
 def test_each_process_has_its_share_of_threads_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(processes, "worker_count", lambda _workers: 12)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert [processes._share(place, 3) for place in range(2)] == [processes._Share(2, None)] * 2
+    assert [processes._share(place, 3) for place in range(2)] == [processes._Share(2, 4, None)] * 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [processes._share(place, 16).device for place in range(4)] == ["0", "1", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [processes._share(place, 16) for place in (1, 2)] == [
-        processes._Share(1, "7"),
-        processes._Share(1, "5"),
+        processes._Share(1, 1, "7"),
+        processes._Share(1, 1, "5"),
     ]

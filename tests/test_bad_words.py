@@ -75,6 +75,15 @@ def test_a_wrong_word_in_a_file(
     assert expected in said and str(path) in said
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_training_without_a_length(
+    images: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    words = ("--out", tmp_path / "run", "--teacher.train.steps", "null")
+    said = refused(capsys, 2, command, recipe, *tiny.flags(images), *words)
+    assert "teacher.train has neither epochs nor steps; give one of the two" in said
+
+
 def test_fields_for_a_command_that_has_none(
     finished: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

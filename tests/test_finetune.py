@@ -53,6 +53,18 @@ def lessons(images: Path, out: Path, *fields: tuple[str, Any]) -> tuple[learner.
     return first, finetuned(first, model)
 
 
+def test_weights_that_are_replaced_are_not_asked_for(images: Path, tmp_path: Path) -> None:
+    """None were published of this network: to look for them would be an error."""
+    fields = [("student.init", "teacher"), ("control", False)]
+    plain, asking = (
+        tiny.config(images, *fields, *more) for more in ((), [("student.model.pretrained", True)])
+    )
+    for name, config in (("plain", plain), ("asking", asking)):
+        tiny.run(config, tmp_path / name)
+    model = "iteration-1/student"
+    assert tiny.weights(tmp_path / "plain", model) == tiny.weights(tmp_path / "asking", model)
+
+
 def test_the_first_training_is_what_it_would_be_without_the_second(finished: Path, longer: Path) -> None:
     for model in ("iteration-0/teacher", "iteration-1/student", "iteration-1/control"):
         assert tiny.weights(longer, model) == tiny.weights(finished, model)

@@ -12,7 +12,7 @@ import tiny
 import torch
 from numpy.typing import NDArray
 
-from noisystudent.augment import ops
+from noisystudent.augment import ops, plan, policies
 from noisystudent.config import ModelConfig
 from noisystudent.models import build_model
 from noisystudent.self_training import learner
@@ -59,6 +59,23 @@ def test_noise_of_several_batches_at_once_is_that_of_each(
         for noise in (each, several):
             noise.draw(batch, step)
         assert torch.equal(several.apply(batch.images), each.apply(batch.images))
+
+
+@pytest.mark.parametrize("crop", ["none", "pad", "inception"])
+def test_a_noised_labeller_crops_as_its_training_did(
+    images: Path, finished: Path, tmp_path: Path, crop: str
+) -> None:
+    config, dataset = tiny.opened(images, finished)
+    lesson = tiny.lesson(config, dataset, tmp_path, crop=crop, flip=False, randaugment=None)
+    rows = np.arange(4, 12)
+    model = build_model(lesson.learner.model, 3, lesson.resolution)
+    (seen,) = learner.noised_views([model], lesson, dataset.pool)(iter([rows]))
+    policy = policies.build_policy(lesson.learner.augment, lesson.resolution)
+    boxes = plan.crop_boxes(policy, lesson.seed, "labeling", 4, dataset.pool.view_sizes(rows))
+    views = dataset.pool.fetch(rows, lesson.resolution, boxes)
+    moved = ops.apply(views, plan.draw(policy, lesson.seed, "labeling", 4, len(rows), lesson.resolution))
+    assert torch.equal(seen, moved)
+    assert torch.equal(seen, dataset.pool.fetch(rows, lesson.resolution)) == (crop == "none")
 
 
 def test_model_noise_of_the_labels_does_not_feel_the_pools(

@@ -14,7 +14,8 @@ def ceiling(config: Config, folders: tuple[str, ...]) -> Config:
     """The run of one teacher that is the control of `config` in everything but its labelled images.
 
     Same network, noise, schedule, steps and images a step; where the control's weights start from a
-    teacher's, these start from scratch.
+    teacher's, these start from scratch. A finetuning at the training's rate sees `1 + unlabeled_ratio` times
+    as many images a step, since that rate goes with the size of the batch.
 
     Args:
         config: with a student and its control.

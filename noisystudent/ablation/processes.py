@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 from noisystudent.ablation.running import Ended, Library, Run, attempt
 from noisystudent.config import Config
-from noisystudent.data.workers import context, end_with_parent
+from noisystudent.data.workers import context, end_with_parent, worker_count
 from noisystudent.errors import Stopped
 from noisystudent.runtime import StopFlag, Voice, stop_on_signal
 
@@ -37,9 +37,10 @@ class _Worker:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What of the machine one process has: threads, and a device of its own where there are several."""
+    """What of the machine one process has; a device of its own where there are several."""
 
     threads: int
+    workers: int
     device: str | None
 
 
@@ -81,7 +82,10 @@ def _share(place: int, processes: int) -> _Share:
     visible = os.environ.get(_VISIBLE)
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     threads = max(1, torch.get_num_threads() // processes)
-    return _Share(threads, names[place % len(names)] if names and torch.cuda.is_available() else None)
+    workers = max(1, worker_count(None) // processes)
+    return _Share(
+        threads, workers, names[place % len(names)] if names and torch.cuda.is_available() else None
+    )
 
 
 def _start_ready(
@@ -163,6 +167,8 @@ def _work(connection: Connection, name: str, config: Config, folder: Path, out: 
     if share.device is not None and config.device in ("auto", "cuda"):
         os.environ[_VISIBLE] = share.device
     torch.set_num_threads(share.threads)
+    if config.data.workers is None:
+        config = replace(config, data=replace(config.data, workers=share.workers))
     with stop_on_signal() as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent passes it on
         end_with_parent()  # else it would stand in the way of the next call

@@ -7,6 +7,8 @@ from typing import Literal
 
 from noisystudent.config.check import require
 
+_PILLOW_PIXELS = 178_956_970
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -33,7 +35,7 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     """Share of unreadable images, per set, above which the run stops."""
     max_pixels: int = 100_000_000
-    """An image with more pixels than this is refused as a decompression bomb."""
+    """An image with more pixels than this is refused as a decompression bomb; at most Pillow's own limit."""
     pool_truth: bool = False
     """Pool folder names are the hidden truth: used to score pseudo-labels, never to train."""
     pool_tags: bool = False
@@ -43,6 +45,10 @@ class DataConfig:
         require(
             0.0 < self.val_fraction < 1.0,
             f"data.val_fraction is {self.val_fraction}; it lies between 0 and 1",
+        )
+        require(
+            1 <= self.max_pixels <= _PILLOW_PIXELS,
+            f"data.max_pixels is {self.max_pixels}; 1 to {_PILLOW_PIXELS}, Pillow's own limit",
         )
         require(self.resolution >= 8, f"data.resolution is {self.resolution}; at least 8 pixels")
         require(

@@ -27,7 +27,7 @@ class PseudoLabelConfig:
     scales: tuple[float, ...] = (1.0,)
     """Average them over the image at these multiples of the teacher's resolution as well."""
     batch_size: int = 512
-    """Images a forward pass when labelling and evaluating."""
+    """Images a forward pass when labelling."""
     part_size: int = 65_536
     """Images a Parquet part; a killed labelling run loses at most one part."""
     top_k: int = 32
@@ -44,6 +44,10 @@ class PseudoLabelConfig:
         require(
             not (self.match_temperature and self.hard),
             "pseudo_label.match_temperature is true, but hard labels have no temperature",
+        )
+        require(
+            not (self.noise and self.on_the_fly),
+            "pseudo_label.noise is true, but a teacher that speaks in the student's step has none",
         )
         require(self.batch_size >= 1, f"pseudo_label.batch_size is {self.batch_size}; at least 1")
         require(self.top_k >= 1, f"pseudo_label.top_k is {self.top_k}; at least 1")

@@ -15,6 +15,8 @@ from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfi
 class EvaluateConfig:
     """How good."""
 
+    batch_size: int = 512
+    """Images a forward pass when a model is scored."""
     ece_bins: int = 15
     """Bins of the expected calibration error."""
     resamples: int = 10_000
@@ -32,6 +34,7 @@ class EvaluateConfig:
     package, else 14 corruptions are done."""
 
     def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"evaluate.batch_size is {self.batch_size}; at least 1")
         require(self.ece_bins >= 1, f"evaluate.ece_bins is {self.ece_bins}; at least 1")
         require(self.resamples >= 1, f"evaluate.resamples is {self.resamples}; at least 1")
         require(0.0 < self.level < 1.0, f"evaluate.level is {self.level}; it lies between 0 and 1")

@@ -88,13 +88,16 @@ class TrainConfig:
             self.epochs is None or self.steps is None,
             f"train.epochs is {self.epochs} and train.steps is {self.steps}; give one of the two",
         )
-        require(self.batch_size >= 1, f"train.batch_size is {self.batch_size}; at least 1")
+        require(self.epochs is None or self.epochs > 0, f"train.epochs is {self.epochs}; above 0")
+        require(self.lr >= 0, f"train.lr is {self.lr}; 0 or more")
+        require(self.decay_epochs > 0, f"train.decay_epochs is {self.decay_epochs}; above 0")
         require(0.0 <= self.ema_decay < 1.0, f"train.ema_decay is {self.ema_decay}; it lies in [0, 1)")
         require(
             0.0 <= self.label_smoothing < 1.0, f"train.label_smoothing is {self.label_smoothing}; in [0, 1)"
         )
-        for name in ("log_steps", "checkpoint_steps"):
-            require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; at least 1")
+        for name in ("steps", "batch_size", "log_steps", "eval_steps", "checkpoint_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"train.{name} is {value}; at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -200,11 +200,17 @@ def clean_batches(
 
 
 def requested_batches(
-    images: ImageSet, requests: Iterator[Rows], *, resolution: int, device: torch.device, workers: int
+    images: ImageSet,
+    requests: Iterator[Rows],
+    *,
+    resolution: int,
+    device: torch.device,
+    workers: int,
+    boxes: Callable[[Rows], NDArray[np.float32] | None] | None = None,
 ) -> Iterator[Tensor]:
-    """As `clean_batches`, for the rows of one batch after the other."""
-    parts = ((Part(rows, None),) for rows in requests)
-    yield from _fetched((images,), parts, resolution, workers, device, cropped=False)
+    """As `clean_batches`, for the rows of one batch after the other; `boxes` gives the windows of a batch."""
+    parts = ((Part(rows, None if boxes is None else boxes(rows)),) for rows in requests)
+    yield from _fetched((images,), parts, resolution, workers, device, cropped=boxes is not None)
 
 
 class _Fetcher(Dataset[Tensor | RunError]):

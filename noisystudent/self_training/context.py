@@ -49,6 +49,7 @@ class Context:
             device=self.device,
             workers=self.workers,
             ratio=ratio,
+            scored=self.config.evaluate.batch_size,
         )
 
     def tagged(self, learner: LearnerConfig, folder: Path) -> Lesson:

@@ -64,7 +64,7 @@ def _predictions(context: Context, lesson: Lesson, name: str, images: ImageSet) 
     if name == "val" and path.is_file():
         return suite.load_predictions(path)
     context.stop.check()
-    probs = learner.probabilities(learner.load(lesson), lesson, images, batch_size=512)
+    probs = learner.probabilities(learner.load(lesson), lesson, images)
     suite.save_predictions(path, probs, images.labels)
     return Predictions(probs, images.labels)
 

@@ -28,6 +28,8 @@ from noisystudent.train.loop import fit
 from noisystudent.train.optim import lr_at
 
 Predict = Callable[[Tensor], Tensor]
+Boxes = Callable[[NDArray[np.int64]], NDArray[np.float32] | None]
+"""Rows of a batch -> the windows (B, 4) that are shown of them."""
 PoolViews = Callable[[Iterator[NDArray[np.int64]]], Iterator[Tensor]]
 """Rows of each batch -> its images."""
 
@@ -52,6 +54,7 @@ class Lesson:
         frozen_blocks: see `Classifier.freeze`; None: all learn.
         lr: step -> learning rate; None: as the learner's schedule says.
         looks: at val on the way, for the learning curve.
+        scored: images a forward pass when the model is.
     """
 
     learner: LearnerConfig
@@ -71,6 +74,7 @@ class Lesson:
     frozen_blocks: int | None = None
     lr: Callable[[int], float] | None = None
     looks: bool = True
+    scored: int = 512
 
     @property
     def steps_per_epoch(self) -> float:
@@ -98,7 +102,14 @@ def train(
     """Train, resume if there is something to resume, and leave `model.safetensors` of the EMA weights."""
     learner, device = lesson.learner, lesson.device
     classes = lesson.dataset.classes
-    model = build_model(learner.model, len(classes), lesson.resolution, seed=lesson.seed, notify=notify)
+    model = build_model(
+        learner.model,
+        len(classes),
+        lesson.resolution,
+        seed=lesson.seed,
+        pretrained=learner.model.pretrained and lesson.initial is None,
+        notify=notify,
+    )
     if lesson.initial is not None:
         (load_trunk if lesson.new_head else load_weights)(model, lesson.initial)
     if lesson.frozen_blocks is not None:
@@ -194,25 +205,30 @@ def clean_views(
     )
 
 
-def pool_views(lesson: Lesson, images: ImageSet) -> PoolViews:
-    """As `clean_views`, for the rows of one batch after the other."""
+def pool_views(lesson: Lesson, images: ImageSet, boxes: Boxes | None = None) -> PoolViews:
+    """As `clean_views`, for the rows of one batch after the other; `boxes` are windows in their place."""
     return partial(
         requested_batches,
         images,
         resolution=lesson.resolution,
         device=lesson.device,
         workers=lesson.workers,
+        boxes=boxes,
     )
 
 
 def noised_views(models: Sequence[Classifier], lesson: Lesson, images: ImageSet) -> PoolViews:
     """As `pool_views`, but with all training noise on: the paper's 'noised teacher' ablation (Table 6)."""
     policy = policies.build_policy(lesson.learner.augment, lesson.resolution)
-    clean = pool_views(lesson, images)
+
+    def boxes(rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        return plan.crop_boxes(policy, lesson.seed, "labeling", int(rows[0]), images.view_sizes(rows))
+
+    cropped = pool_views(lesson, images, boxes if policy.crop == "inception" else None)
 
     def views(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
         requests, asked = tee(requests)
-        for rows, batch in zip(asked, clean(requests), strict=True):
+        for rows, batch in zip(asked, cropped(requests), strict=True):
             active = torch.ones(len(batch), dtype=torch.bool, device=lesson.device)
             for model in models:
                 model.noise.draw(lesson.seed, int(rows[0]), active)
@@ -222,9 +238,9 @@ def noised_views(models: Sequence[Classifier], lesson: Lesson, images: ImageSet)
     return views
 
 
-def probabilities(model: nn.Module, lesson: Lesson, images: ImageSet, batch_size: int) -> NDArray[np.float32]:
+def probabilities(model: nn.Module, lesson: Lesson, images: ImageSet) -> NDArray[np.float32]:
     """(N, K) class probabilities of clean images."""
-    views = clean_views(lesson, images, batch_size)
+    views = clean_views(lesson, images, lesson.scored)
     return suite.predict_probs(predictor(model, lesson), views(np.arange(len(images))))
 
 
@@ -260,6 +276,6 @@ def _noise(model: Classifier, lesson: Lesson) -> LessonNoise:
 
 def _look_at_val(lesson: Lesson, averaged: nn.Module) -> dict[str, float]:
     """One point of the learning curve."""
-    probs = probabilities(averaged, lesson, lesson.dataset.val, batch_size=512)
+    probs = probabilities(averaged, lesson, lesson.dataset.val)
     scores = suite.score(probs, lesson.dataset.val.labels)
     return {f"val_{name}": value for name, value in scores.items()}

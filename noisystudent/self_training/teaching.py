@@ -38,7 +38,7 @@ def teach(
     def work() -> None:
         _train(context, stage, lesson if study is None else study(lesson))
         val = lesson.dataset.val
-        probs = learner.probabilities(learner.load(lesson), lesson, val, batch_size=512)
+        probs = learner.probabilities(learner.load(lesson), lesson, val)
         suite.save_predictions(stage.path / "predictions-val.npz", probs, val.labels)
         rundir.remove(stage.path / TARGETS)
 
