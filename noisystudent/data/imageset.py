@@ -89,7 +89,7 @@ class ImageSet:
 
     def squares(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(B, 4) boxes of the middle squares of whole images, as wide as they go."""
-        size = np.stack([self._column(name)[rows] for name in ("height", "width")], axis=1).astype(np.float64)
+        size = self.sizes[rows].astype(np.float64)
         share = size.min(axis=1, keepdims=True) / size
         return np.concatenate([(1 - share) / 2, share], axis=1).astype(np.float32)
 

@@ -177,14 +177,6 @@ def confusion(probs: Floats, labels: Ints) -> NDArray[np.int64]:
     return np.bincount(cells, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
 
 
-def per_class_accuracy(probs: Floats, labels: Ints) -> NDArray[np.float64]:
-    """(K,) share of each class's images that is right; NaN for a class without images."""
-    check(probs, labels)
-    total = np.bincount(labels, minlength=probs.shape[1])
-    right = np.bincount(labels, weights=correct(probs, labels), minlength=probs.shape[1])
-    return np.asarray(np.where(total > 0, right / np.maximum(total, 1), np.nan))
-
-
 def _by_confidence(probs: Floats, labels: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(N,) confidence, ascending, and whether each is right.
 
