@@ -169,14 +169,6 @@ def real_accuracy(predictions: Ints, label_sets: Sequence[Collection[int]]) -> f
     return sum(hits) / len(hits)
 
 
-def confusion(probs: Floats, labels: Ints) -> NDArray[np.int64]:
-    """(K, K) counts: row is the label, column the predicted class."""
-    check(probs, labels)
-    classes = probs.shape[1]
-    cells = labels.astype(np.int64) * classes + probs.argmax(axis=1)
-    return np.bincount(cells, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
-
-
 def _by_confidence(probs: Floats, labels: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(N,) confidence, ascending, and whether each is right.
 

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from noisystudent.errors import InputError
 from noisystudent.evaluate import metrics
+from noisystudent.report.measures import confusion
 
 torch.set_num_threads(1)
 
@@ -62,7 +63,7 @@ def test_agrees_with_torchmetrics_and_scikit_learn(case: Case) -> None:
         np.square(probs - one_hot).sum(axis=1).mean(), abs=1e-6
     )
     predicted = probs.argmax(axis=1)
-    table = metrics.confusion(probs, labels)
+    table = confusion(probs, labels)
     assert (table == sklearn_metrics.confusion_matrix(labels, predicted, labels=range(classes))).all()
 
 
