@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -21,10 +20,15 @@ def note(log: Path, line: str) -> None:
 
 
 class Terminal:
-    """Speaks to a person; keeps what was said in a log file."""
+    """Speaks to a person; keeps what was said in a log file.
 
-    def __init__(self, log: Path | None = None) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+    Args:
+        log: the file.
+        apart: speak on standard error, since standard output is for programs.
+    """
+
+    def __init__(self, log: Path | None = None, *, apart: bool = False) -> None:
+        self._console = Console(highlight=False, soft_wrap=True, stderr=apart)
         self._log = log
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -40,7 +44,7 @@ class Terminal:
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Move the bar of `task`; away from a terminal, a line with rate and time left now and then."""
-        if sys.stdout.isatty():
+        if self._console.is_terminal:
             self._move_bar(task, done, total)
         else:
             self._plain(task, done, total)

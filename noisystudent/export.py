@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.inference import load_predictor
+from noisystudent.inference import check_file, load_predictor
 from noisystudent.models.registry import Classifier, save_weights
 from noisystudent.rundir import atomic
 
@@ -35,12 +35,13 @@ def export(run: Path, out: Path) -> str:
         The line of Python that loads it.
 
     Raises:
-        InputError: no model in `run`, another ending, or the extra `export` is not installed.
+        InputError: no model in `run`, another ending or a folder, or the extra `export` is not installed.
         RunError: what was written does not give the same logits.
     """
     writers: dict[str, _Writer] = {".safetensors": _safetensors, ".onnx": _onnx}
     if out.suffix not in writers:
         raise InputError(f"--out is {out}; the file must end in {' or '.join(writers)}")
+    check_file(out)
     predictor = load_predictor(run, device="cpu")
     if not isinstance(predictor.model, Classifier):
         raise InputError(f"{run} is exported already; give a run directory, a model folder or .safetensors")

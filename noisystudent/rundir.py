@@ -48,7 +48,8 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`, for the caller to make a file or folder of; rename it on success.
 
     Raises:
-        RunError: the disk is full or cannot be written; `path` is as it was before.
+        RunError: the disk is full or cannot be written, or a file would take the place of a folder; `path` is
+            as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -56,7 +57,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield partial
         _sync_tree(partial)
-        if path.is_dir():
+        if path.is_dir() and partial.is_dir():
             remove(path)
         os.replace(partial, path)
         sync_folder(path.parent)

@@ -129,6 +129,19 @@ def test_select_refuses_what_only_a_run_has(
     assert "selection.reassign is true; it is for the second student" in said
 
 
+@pytest.mark.parametrize("command", ["predict", "select", "export"])
+def test_a_folder_is_not_taken_for_a_file(
+    finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    out = tmp_path / "keep.safetensors"
+    out.mkdir()
+    (out / "precious.txt").write_text("x")
+    given = {"select": (finished / "iteration-1" / "labels",), "predict": (finished, images / "val")}
+    said = refused(capsys, 2, command, *given.get(command, (finished,)), "--out", out)
+    assert f"--out is {out}, which is a folder; name a file" in said
+    assert (out / "precious.txt").read_text() == "x"
+
+
 def test_a_folder_of_labels_is_not_given_to_another_model(
     finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from noisystudent.data.sources import open_sources
 from noisystudent.errors import InputError
 from noisystudent.graph import build_graph
 from noisystudent.models.registry import build_model
+from noisystudent.report.read import read_run
 from noisystudent.self_training import learner
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.teaching import finetuned
@@ -112,6 +114,21 @@ def test_the_second_training_is_judged_beside_the_first_and_speaks(longer: Path)
     assert models["student"] != models["student before finetuning"]
     assert inference.load_predictor(longer).model.resolution == 24
     assert "student-1-finetune" in {row[0] for row in planning.recorded(longer)}
+
+
+def test_a_second_training_that_is_not_asked_for_any_more_does_not_speak(
+    images: Path, longer: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(longer, out)
+    student = out / "iteration-1" / "student"
+    said = tiny.run(tiny.config(images, ("control", False)), out)
+    assert inference.find_model(out) == student / "model.safetensors"
+    assert {model.role for model in read_run(out).models if model.iteration == 1} == {"student"}
+    assert sum("not asked for any more; kept in" in line for line in said) == 3
+    said = tiny.run(tiny.config(images, SECOND), out)
+    assert inference.find_model(out) == student / "finetune" / "model.safetensors"
+    assert not any("steps of" in line for line in said), "all of it comes back"
 
 
 def test_another_second_training_redoes_no_first(images: Path, longer: Path) -> None:

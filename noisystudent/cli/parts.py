@@ -62,6 +62,7 @@ def select(labels: Path, /, *, out: Path, seed: int = 0, fields: Fields) -> None
     config = student_section("selection", fields)
     if config.reassign:
         raise InputError("selection.reassign is true; it is for the second student of a run, not for select")
+    inference.check_file(out)
     selection = select_images(inference.read_labels(labels), config, seed=seed, out=out)
     found = summary(selection)
     print(f"{found['kept']:,} of {found['images']:,} images kept, {found['total']:,} with repeats: {out}")
@@ -104,7 +105,7 @@ def evaluate(
     )
     tests = tuple(filter(None, (test.strip() for test in asked.tests.split(","))))
     wanted = inference.Asked(**(vars(asked) | {"tests": tests}))
-    with screen.voice() as (voice, stop):
+    with screen.voice(apart=True) as (voice, stop):
         screen.measured(inference.measure(predictor, data, wanted, stop=stop, voice=voice), out)
 
 
@@ -133,10 +134,12 @@ def predict(
     """
     from noisystudent import inference, predictions
 
+    if out is not None:
+        inference.check_file(out)
     predictor = inference.load_predictor(model, device, precision=precision)
-    with screen.voice() as (voice, stop):
+    with screen.voice(apart=True) as (voice, stop):
         found = inference.predict(predictor, images, stop=stop, voice=voice)
-    predictions.write(found, predictor.classes, out, format)
+    predictions.write(found, predictor.names, out, format)
     screen.tell_bad(found.bad)
 
 
@@ -168,7 +171,8 @@ def export(
     from noisystudent.export import export as write
 
     ending = ".onnx" if format == "onnx" else ".safetensors"
-    print(write(run, out or run.with_name(f"{run.name}{ending}")))
+    whole = run.resolve()  # `.` has no name
+    print(write(run, out or whole.with_name(f"{whole.name}{ending}")))
 
 
 def recipes(name: str | None = None, /) -> None:

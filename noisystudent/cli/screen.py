@@ -21,12 +21,12 @@ _WIDTH = 4096  # no row is folded where the output is not a terminal
 
 
 @contextmanager
-def voice(log: Path | None = None) -> Iterator[tuple[Terminal, StopFlag]]:
-    """Something to speak through, and the flag that SIGTERM and Ctrl-C raise, for the length of the block."""
+def voice(log: Path | None = None, *, apart: bool = False) -> Iterator[tuple[Terminal, StopFlag]]:
+    """Something to speak through, `apart` from what is printed, and the flag of SIGTERM and Ctrl-C."""
     from noisystudent.console import Terminal
     from noisystudent.runtime import stop_on_signal
 
-    terminal = Terminal(log)
+    terminal = Terminal(log, apart=apart)
     with stop_on_signal() as stop:
         try:
             yield terminal, stop

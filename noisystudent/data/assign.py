@@ -104,15 +104,23 @@ def assign(
     return members, leaks, notes
 
 
-def require_images(members: Members, scans: dict[str, Scan], leaks: Path) -> None:
-    """Stop when a set that was given has lost every image to another.
+def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str, ...], leaks: Path) -> None:
+    """Stop when a set that was given, or a class of the labels, has lost every image to another set.
 
     Raises:
-        InputError: naming the set and the file that says why.
+        InputError: naming it and the file that says why.
     """
     for name, (_, mask) in members.items():
         if not mask.any() and (name != "pool" or "pool" in scans):
             raise InputError(f"{name}: every image is also in another set; {leaks} says which")
+    labeled = scans["labeled"]
+    kept = labeled.index.take("label", np.flatnonzero(members["labeled"][1]))
+    left = np.bincount(label_map(labeled.names, classes)[kept], minlength=len(classes))
+    if lost := [name for name, count in zip(classes, left, strict=True) if count == 0]:
+        raise InputError(
+            f"labeled: every image of {len(lost)} classes ({_few(lost)}) is also in val or test;"
+            f" {leaks} says which"
+        )
 
 
 def _pool(index: Index, held: dict[str, Contents], members: Members, leaks: list[Leak]) -> Mask:

@@ -21,6 +21,8 @@ from torch.nn import functional
 
 from noisystudent.errors import first_line
 
+# no others: Pillow hands PostScript to another program, and the pile may come from anywhere
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 _LARGE_VIEW = 224
 _MARGIN = 32
 _SPARE = 2  # pixels that a reduced window keeps for each pixel of the result, as in Pillow's thumbnails
@@ -84,7 +86,7 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; what matters raises
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 return _pixels(image, data, max_pixels, resolution, box)
         except UnidentifiedImageError as error:
             raise DecodeError(f"not an image (starts with {data[:12]!r})") from error

@@ -18,7 +18,7 @@ from torch import Tensor
 from noisystudent.data.decode import Box, DecodeError, crop_resize, decode, view
 from noisystudent.data.index import HASH_BYTES, Index
 from noisystudent.data.sources import Source
-from noisystudent.errors import RunError
+from noisystudent.errors import InputError, RunError
 
 _DEVICE_SHARE = 0.4
 _WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
@@ -188,7 +188,7 @@ class ImageSet:
             if self.shown is not None and box is None:
                 return self.shown(decode(data, self.max_pixels).image, resolution)
             return view(decode(data, self.max_pixels, resolution, box), resolution, box)
-        except (OSError, DecodeError) as error:
+        except (OSError, DecodeError, InputError) as error:
             raise RunError(
                 f"{self.source.name}: {name} cannot be read any more ({error}); bring it back"
             ) from error

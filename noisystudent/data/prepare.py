@@ -95,13 +95,14 @@ def prepare(
         classes, class_notes = classes_of(scans)
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
         _write_leaks(out / "leaks.csv", scans, leaks)
-        require_images(members, scans, out / "leaks.csv")
+        require_images(members, scans, classes, out / "leaks.csv")
         _write_rows(store, out / "manifest.parquet", scans, members, classes, config.pool_tags)
         remove(scratch)
     said = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
     said += _bad_notes(scans)
     sets = _places(members, scans)
     content = {"format": _FORMAT, "classes": classes, "notes": said + class_notes + notes, "sets": sets}
+    content["counts"] = {name: int(mask.sum()) for name, (_, mask) in members.items()}
     content["tags"] = scans["pool"].names if config.pool_tags and "pool" in scans else []
     write_json(out / "dataset.json", content)
     return open_dataset(out, config, sources)

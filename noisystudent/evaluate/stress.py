@@ -19,6 +19,8 @@ TESTS = ("clean", "calibration", "c", "p", "fgsm", "pgd")
 """What is measured on any labeled images."""
 
 _FRAMES = 512  # of sequences in one forward pass
+_SHOWN = 2**24
+"""Pixels a channel shown to a model at a time, 334 images of 224."""
 _ATTACKED_ON_CPU, _ATTACKED = 2**20, 2**22
 """Pixels a channel attacked at a time, 20 and 83 images of 224: a gradient keeps what every layer made."""
 
@@ -156,7 +158,8 @@ def _perturbed(
     moved: dict[str, list[tuple[float, ...]]] = {key: [] for key in subjects}
     for frames in pictures.perturbed(name):
         for key, subject in subjects.items():
-            said = [_host(subject.predict(part)) for part in frames.flatten(0, 1).split(_FRAMES)]
+            parts = frames.flatten(0, 1).split(at_once(frames.shape[-1], _FRAMES))
+            said = [_host(subject.predict(part)) for part in parts]
             logits = np.concatenate(said).reshape(*frames.shape[:2], -1)  # (B, T, K)
             for one in logits[:, None]:
                 top = robustness.top5(one)
@@ -210,6 +213,11 @@ def _attacked(
             first += len(labels)
         found[key] = {name: np.concatenate(own) for name, own in zip(names, hits, strict=True)}
     return found
+
+
+def at_once(side: int, most: int) -> int:
+    """How many images of this side a model is shown at a time: `most`, or fewer where they are large."""
+    return max(1, min(most, _SHOWN // side**2))
 
 
 def few(batches: Iterable[Labeled]) -> Iterator[Labeled]:

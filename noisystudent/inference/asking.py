@@ -26,6 +26,7 @@ from noisystudent.inference.images import (
     scanned,
     stored_side,
     views,
+    watched,
 )
 from noisystudent.inference.loading import OnnxModel, Predictor
 from noisystudent.models.registry import asked
@@ -60,8 +61,11 @@ def predict(
     with scanned(source, None, stop, voice, stored=stored_side(predictor)) as (found, bad):
         rows = np.arange(len(found))
         if len(rows) == 0:
-            return Predicted([], np.empty((0, len(predictor.classes)), np.float32), bad)
-        probs = suite.predict_probs(predictor, views(predictor, found, rows))
+            return Predicted([], np.empty((0, predictor.model.num_classes), np.float32), bad)
+        seen = watched(
+            views(predictor, found, rows), "predicting", len(rows), stop or StopFlag(), voice or Silent()
+        )
+        probs = suite.predict_probs(predictor, seen)
         return Predicted(found.ids(rows), probs, bad)
 
 
@@ -79,7 +83,11 @@ def score(
     """
     numbers = partial(class_numbers, predictor.classes)
     with scanned(open_labeled(labeled), numbers, stop, voice, stored=stored_side(predictor)) as (found, bad):
-        probs = suite.predict_probs(predictor, views(predictor, found, np.arange(len(found))))
+        rows = np.arange(len(found))
+        seen = watched(
+            views(predictor, found, rows), "scoring", len(rows), stop or StopFlag(), voice or Silent()
+        )
+        probs = suite.predict_probs(predictor, seen)
         return suite.score(probs, found.labels), bad
 
 
@@ -113,7 +121,7 @@ def label(
             partial(requested_views, predictor, found),
             found.ids,
             found.content_hash,
-            num_classes=len(predictor.classes),
+            num_classes=predictor.model.num_classes,
             config=config,
             out=out,
             stop=stop,
@@ -141,7 +149,7 @@ def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
     else:
         with predictor.path.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
-    about: dict[str, object] = {"classes": list(predictor.classes), "weights": weights}
+    about: dict[str, object] = {"classes": list(predictor.names), "weights": weights}
     about |= {"flip": config.flip, "scales": list(config.scales)}
     claim = out / _CLAIM
     if claim.is_file():
@@ -161,7 +169,7 @@ def read_labels(path: Path) -> PseudoLabels:
     Raises:
         InputError: the folder is something else.
     """
-    run_folder = path.parent.parent / "data" / "dataset.json"
+    run_folder = path.resolve().parent.parent / "data" / "dataset.json"
     if (path / _CLAIM).is_file():
         return PseudoLabels(path, len(rundir.read_json(path / _CLAIM)["classes"]))
     if run_folder.is_file():

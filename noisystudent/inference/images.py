@@ -21,6 +21,7 @@ from noisystudent.data.scan import Job, list_items, scan
 from noisystudent.data.sources import ArraySource, Source, open_source
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError, Stopped
+from noisystudent.evaluate.stress import at_once
 from noisystudent.inference.loading import Predictor
 from noisystudent.runtime import Silent, StopFlag, Voice
 
@@ -56,7 +57,8 @@ def open_labeled(given: Labeled) -> Source:
 
 def views(predictor: Predictor, images: ImageSet, rows: NDArray[np.int64]) -> Iterator[Tensor]:
     """Clean views (B, 3, S, S) uint8 of `rows`, in this order, as the model sees them, on its device."""
-    requests = (rows[at : at + _BATCH] for at in range(0, len(rows), _BATCH))
+    size = at_once(predictor.model.resolution, _BATCH)
+    requests = (rows[at : at + size] for at in range(0, len(rows), size))
     yield from requested_views(predictor, images, requests)
 
 
@@ -88,13 +90,13 @@ def watched(batches: Iterable[Batch], task: str, total: int, stop: StopFlag, voi
 
 
 def halt(stop: StopFlag) -> None:
-    """Stop here if a signal asked for it; what was measured has been told, and a test leaves nothing on disk.
+    """Stop here if a signal asked for it; what was found has been told, and nothing is left on disk.
 
     Raises:
         Stopped: a signal came.
     """
     if stop.signal is not None:
-        raise Stopped(f"stopped by {stop.signal}; what was measured is above, the same command measures anew")
+        raise Stopped(f"stopped by {stop.signal}; what was found is above, the same command begins anew")
 
 
 def stored_side(predictor: Predictor) -> int | None:

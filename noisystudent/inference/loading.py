@@ -47,6 +47,11 @@ class Predictor:
     before: Path | None = None
     dtype: torch.dtype = torch.float32
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its outputs: the classes, or numbers where the model does not name them."""
+        return self.classes or tuple(map(str, range(self.model.num_classes)))
+
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 → logits (B, K) float32."""
         return asked(self.model, self.device, self.dtype)(images)

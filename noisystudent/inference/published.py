@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def fit(images: Tensor, predictor: Predictor) -> Tensor:
     """Pixels (B, 3, S, S) at the model's resolution and on its device: bicubic, without a second crop."""
     side = predictor.model.resolution
     if images.shape[-1] != side:
-        images = functional.interpolate(images, (side, side), mode="bicubic", antialias=True)
+        resize = partial(functional.interpolate, size=(side, side), mode="bicubic", antialias=True)
+        # a GPU has it for floating point alone
+        images = resize(images.float()).round().clamp(0, 255).byte() if images.is_cuda else resize(images)
     return images.to(predictor.device)
 
 

@@ -32,6 +32,15 @@ def check_out(out: Path) -> None:
     """
     if out.suffix not in (".json", ".csv"):
         raise InputError(f"--out is {out}; the file must end in .json or .csv")
+    check_file(out)
+
+
+def check_file(out: Path) -> None:
+    """See whether a file can be written; makes its folder.
+
+    Raises:
+        InputError: it is a folder, or in one that cannot be written.
+    """
     if out.is_dir():
         raise InputError(f"--out is {out}, which is a folder; name a file")
     try:

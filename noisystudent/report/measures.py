@@ -64,14 +64,13 @@ def confusion(probs: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
-def worst_pairs(matrix: NDArray[np.int64], limit: int) -> list[tuple[int, int, int]]:
-    """List the `limit` most frequent confusions as (true class, predicted class, images), zeros left out."""
-    mistakes = matrix.copy()
-    np.fill_diagonal(mistakes, 0)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
-    pairs = (divmod(int(cell), len(matrix)) for cell in order)
-    return [
-        (true, predicted, int(mistakes[true, predicted]))
-        for true, predicted in pairs
-        if mistakes[true, predicted]
-    ]
+def worst_pairs(
+    probs: NDArray[np.float32], labels: NDArray[np.int64], limit: int
+) -> list[tuple[int, int, int, int]]:
+    """List the most frequent confusions: true class, predicted class, images, images of the true class."""
+    predicted = probs.argmax(axis=1)
+    wrong = predicted != labels
+    cells, counts = np.unique(labels[wrong] * probs.shape[1] + predicted[wrong], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:limit]
+    pairs = [(*divmod(int(cells[at]), probs.shape[1]), int(counts[at])) for at in order]
+    return [(true, said, count, int((labels == true).sum())) for true, said, count in pairs]

@@ -231,13 +231,11 @@ def _predictions(
         curves.append((model, reliability(probs, labels)))
         if model is judged:
             names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]
-            matrix = confusion(probs, labels)
-            pairs = [
-                (names[t], names[p], n, int(matrix[t].sum())) for t, p, n in worst_pairs(matrix, WORST_PAIRS)
-            ]
+            worst = worst_pairs(probs, labels, WORST_PAIRS)
+            pairs = [(names[true], names[predicted], *counts) for true, predicted, *counts in worst]
             drawn = len(names) <= figures.NAMED_CLASSES
             if drawn:
-                plots["confusion"] = figures.confusion_matrix(matrix, names)
+                plots["confusion"] = figures.confusion_matrix(confusion(probs, labels), names)
             sections["confusion"] = {"set": name, "model": model, "pairs": pairs, "drawn": drawn}
     if curves:
         plots["reliability"] = figures.reliability_diagram(curves)

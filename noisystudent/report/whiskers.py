@@ -17,8 +17,8 @@ def whiskers(comparisons: Mapping[str, Record]) -> dict[str, Any]:
         comparisons: name to difference, low, high and, where there are several, `each` of them.
 
     Returns:
-        `rows` {name: {low, dot, width}, and each where given}, and `ticks` [(position, value in percentage
-        points)].
+        `rows` {name: {low, dot, width}, and each where given}, `ticks` [(position, value in percentage
+        points)] and `decimals`, how many the values of the ticks need.
     """
     ends = [finite(row.get(key)) for row in comparisons.values() for key in ("low", "high", "difference")]
     ends += [finite(one) for row in comparisons.values() for one in row.get("each", ())]
@@ -40,7 +40,7 @@ def whiskers(comparisons: Mapping[str, Record]) -> dict[str, Any]:
             rows[name] = {"low": start, "dot": position(100 * dot), "width": width}
             rows[name] |= {"each": each} if each else {}
     ticks = [(position(i * step), round(i * step, 10)) for i in range(first, last + 1)]
-    return {"rows": rows, "ticks": ticks}
+    return {"rows": rows, "ticks": ticks, "decimals": max(0, -math.floor(math.log10(step) + 1e-9))}
 
 
 def _nice_step(size: float) -> float:

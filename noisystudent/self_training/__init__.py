@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noisystudent import rundir
 from noisystudent.config import Config
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint
@@ -18,7 +19,7 @@ from noisystudent.self_training import environment, judgement, pool
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import WEIGHTS, Lesson
 from noisystudent.self_training.teaching import finetune, pretrain, teach
-from noisystudent.stages import lock, run_stage
+from noisystudent.stages import Stage, lock, run_stage, supersede
 
 __all__ = ["audit", "self_train"]
 
@@ -38,6 +39,7 @@ def self_train(config: Config, sources: Sources, run: Path, *, stop: StopFlag, v
     with lock(run):
         context = _prepare(config, sources, run, stop, voice)
         graph = context.graph
+        _put_away(context)
         if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
             filtering = context.lesson(config.filter, graph.filter.path, "filter")
             teach(context, graph.filter, filtering)
@@ -56,6 +58,16 @@ def self_train(config: Config, sources: Sources, run: Path, *, stop: StopFlag, v
                 finetune(context, turn.control, control)
             teachers, before = [student], turn
         judgement.judge(context)
+
+
+def _put_away(context: Context) -> None:
+    """Second trainings and controls that are not asked for any more, lest they pass for the run's."""
+    asked_for = {stage.path for stage in context.graph.stages()}
+    for pattern in (f"iteration-*/*/{rundir.FINETUNE}", "iteration-*/control"):
+        for path in sorted(context.run.glob(pattern)):
+            if path not in asked_for and (path / "stage.json").is_file():
+                gone = Stage(rundir.read_json(path / "stage.json")["name"], path, "", {})
+                context.voice.say(f"{gone.name}: not asked for any more; kept in {supersede(gone)}")
 
 
 def _first_teachers(context: Context) -> list[Lesson]:

@@ -19,7 +19,7 @@ from noisystudent.evaluate.answers import Answers, load_answers, save_answers, s
 from noisystudent.evaluate.corruptions import Frost, find_frost
 from noisystudent.evaluate.corruptions import column as constants_column
 from noisystudent.evaluate.pictures import Pictures, generated, remembered
-from noisystudent.evaluate.stress import Plan, Subject, asked, stress
+from noisystudent.evaluate.stress import Plan, Subject, asked, at_once, stress
 from noisystudent.self_training import learner
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import Lesson
@@ -115,7 +115,8 @@ def _pictures(images: ImageSet, lesson: Lesson, seed: int, frost: Frost | None) 
     side = lesson.resolution
     wide = side if images.resident or side < 224 else round(side * 256 / 224)
     rows = np.arange(len(images))
-    clean = remembered(partial(learner.clean_views(lesson, images, _BATCH), rows), len(rows) * 3 * side**2)
+    batch = at_once(side, _BATCH)
+    clean = remembered(partial(learner.clean_views(lesson, images, batch), rows), len(rows) * 3 * side**2)
     wholes = partial(_wide, images, rows, wide, lesson) if wide > side else clean
     return generated(clean, wholes, images.labels, seed=seed, frost=frost)
 
@@ -126,7 +127,7 @@ def _wide(images: ImageSet, rows: NDArray[np.int64], side: int, lesson: Lesson) 
         images,
         rows,
         resolution=side,
-        batch_size=_BATCH,
+        batch_size=at_once(side, _BATCH),
         device=lesson.device,
         workers=lesson.workers,
         boxes=images.squares(rows),

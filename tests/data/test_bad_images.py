@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import pickle
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import numpy as np
 import pytest
 from image_files import encoded, labeled_folder, random_images, write_folder
 from PIL import Image
+from shard_files import parquet
 
 from noisystudent.config import DataConfig
 from noisystudent.data.prepare import Dataset, prepare
 from noisystudent.data.sources import Sources, open_sources
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, RunError
 from noisystudent.runtime import StopFlag
 
 
@@ -131,6 +134,24 @@ def test_a_set_that_lost_all_its_images_is_an_error(tmp_path: Path, labeled: Pat
     with pytest.raises(InputError, match=r"val: every image is also in another set"):
         make(tmp_path / "out", labeled=(str(labeled),), test=(str(labeled),), val=(str(labeled),))
     assert table(tmp_path / "out" / "leaks.csv")
+
+
+def test_a_class_that_lost_all_its_images_is_an_error(tmp_path: Path, labeled: Path) -> None:
+    test = tmp_path / "test"
+    shutil.copytree(labeled / "c2", test / "c2")
+    with pytest.raises(InputError, match=r"every image of 1 classes \('c2'\) is also in val or test"):
+        make(tmp_path / "out", labeled=(str(labeled),), test=(str(test),))
+    assert table(tmp_path / "out" / "leaks.csv")
+
+
+def test_a_shard_that_vanishes_is_named(tmp_path: Path, labeled: Path) -> None:
+    images = [encoded(pixels) for pixels in random_images(6)]
+    path = parquet(tmp_path / "p.parquet", images, None, True, None)
+    data = make(tmp_path / "out", labeled=(str(labeled),), unlabeled=(str(path),), plane="streamed")
+    in_a_worker = pickle.loads(pickle.dumps(data.pool))
+    path.unlink()
+    with pytest.raises(RunError, match=r"p\.parquet: .* cannot be read any more"):
+        in_a_worker.fetch(np.arange(2), 8)
 
 
 def test_contradicting_labels_are_told(tmp_path: Path, labeled: Path) -> None:

@@ -196,6 +196,14 @@ def test_what_is_no_image_is_refused_with_a_reason(data: bytes) -> None:
         decode(data, LIMIT)
 
 
+@pytest.mark.parametrize(
+    "data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"\x0a\x05\x01\x08" * 64]
+)
+def test_formats_that_nobody_asked_for_are_no_images(data: bytes) -> None:
+    with pytest.raises(DecodeError, match="not an image"):
+        decode(data, LIMIT)
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims any size."""
 

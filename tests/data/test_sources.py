@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,27 @@ def test_npz_and_arrays_hold_pixels_and_labels(tmp_path: Path) -> None:
             (str(n), image.tobytes()) for n, image in zip(labels, images, strict=True)
         ]
         assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
+
+
+class Series:
+    """As pandas' after a shuffle: read by its own labels, gone through in order."""
+
+    def __init__(self, values: list[str], index: list[int]) -> None:
+        self._values, self._index = values, index
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __getitem__(self, label: int) -> str:
+        return self._values[self._index.index(label)]
+
+
+def test_labels_are_taken_in_order_not_by_their_own_index() -> None:
+    labels = Series(["a", "b", "c"], [2, 0, 1])
+    assert [item.label for item in ArraySource(random_images(3), labels).items()] == ["a", "b", "c"]
 
 
 def test_pool_folders_nest_and_the_folder_of_an_image_is_the_hidden_truth(tmp_path: Path) -> None:

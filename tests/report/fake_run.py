@@ -91,8 +91,8 @@ def write_data(folder: Path, classes: Sequence[str]) -> None:
     reasons = ("truncated JPEG", "0 bytes", "image of 1 x 1 pixels", "not an image")
     ledger = [f"pool,photos/{i:05d}.jpg,{reasons[i % 4]}" for i in range(230)]
     (folder / "ledger.csv").write_text("set,id,reason\n" + "\n".join(ledger) + "\n")
-    leaks = [f"photos/{i:05d}.jpg,{('test', 'val')[i % 2]},{classes[0]}/{i}.png" for i in range(9)]
-    (folder / "leaks.csv").write_text("id,set,other\n" + "\n".join(leaks) + "\n")
+    leaks = [f"pool,photos/{i:05d}.jpg,{('test', 'val')[i % 2]},{classes[0]}/{i}.png" for i in range(9)]
+    (folder / "leaks.csv").write_text("set,id,found_in,id_there\n" + "\n".join(leaks) + "\n")
 
 
 def write_model(

@@ -39,9 +39,9 @@ def test_reliability_of_a_model_that_is_sure_and_right() -> None:
 
 def test_confusion_counts_true_rows_and_predicted_columns() -> None:
     probs = np.eye(3, dtype=np.float32)[[0, 1, 1, 2, 1]]
-    matrix = confusion(probs, np.array([0, 1, 2, 2, 2]))
-    assert matrix.tolist() == [[1, 0, 0], [0, 1, 0], [0, 2, 1]]
-    assert worst_pairs(matrix, 5) == [(2, 1, 2)]
+    labels = np.array([0, 1, 2, 2, 2])
+    assert confusion(probs, labels).tolist() == [[1, 0, 0], [0, 1, 0], [0, 2, 1]]
+    assert worst_pairs(probs, labels, 5) == [(2, 1, 2, 3)]
 
 
 @given(st.lists(st.tuples(*[st.floats(-1, 1)] * 3), min_size=1, max_size=3))
@@ -59,6 +59,13 @@ def test_whiskers_stay_on_the_axis_and_in_order(triples: list[tuple[float, float
     assert positions[0] == 0 and positions[-1] == 100
     assert 0 in values
     assert 2 <= len(values) <= 8
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2, 0.06, 0.007, 0.0004])
+def test_ticks_of_the_whiskers_are_told_apart(scale: float) -> None:
+    found = whiskers({"teacher": {"low": -scale, "difference": scale / 3, "high": scale}})
+    shown = [f"{value:.{found['decimals']}f}" for _, value in found["ticks"]]
+    assert [float(text) for text in shown] == pytest.approx([value for _, value in found["ticks"]])
 
 
 def test_whiskers_of_no_difference_at_all() -> None:

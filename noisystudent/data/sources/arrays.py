@@ -41,6 +41,10 @@ class ArraySource:
             raise InputError(f"{self.name}: no images in it")
         if self.labels is not None and len(self.labels) != len(images):
             raise InputError(f"{self.name}: {len(images)} images but {len(self.labels)} labels")
+        if self.labels is not None and not isinstance(self.labels, np.ndarray):
+            object.__setattr__(
+                self, "labels", list(self.labels)
+            )  # a pandas Series is indexed by its own labels
 
     def __len__(self) -> int:
         """Number of images."""

@@ -130,7 +130,7 @@ def _images(
 ) -> Iterator[tuple[str, str | None, int, int]]:
     """(member, label, offset, size) of each image; members sharing a key stand together (webdataset)."""
     key, label, held = "", None, list[tuple[str, int, int]]()
-    for member in _members(path, damage):
+    for member in _members(path, damage, skipped):
         folder, _, base = member.name.rpartition("/")
         if (here := f"{folder}/{base.split('.', 1)[0]}") != key:
             yield from _labeled(held, label)
@@ -150,10 +150,10 @@ def _labeled(
         yield name, label or folder or None, offset, size
 
 
-def _members(path: Path, damage: dict[Path, int]) -> Iterator[tarfile.TarInfo]:
+def _members(path: Path, damage: dict[Path, int], skipped: Skipped) -> Iterator[tarfile.TarInfo]:
     """Regular files of a tar, one at a time; tarfile's own list of members is emptied as it goes.
 
-    Where the shard is damaged, the byte is put down in `damage`.
+    Where the shard is damaged, the byte is put down in `damage`; links are counted in `skipped`.
     """
     try:
         with tarfile.open(path, "r:") as archive:
@@ -161,6 +161,8 @@ def _members(path: Path, damage: dict[Path, int]) -> Iterator[tarfile.TarInfo]:
                 archive.members = []  # type: ignore[attr-defined]  # else it grows by a kilobyte an image
                 if member.isreg():
                     yield member
+                elif not member.isdir():
+                    skipped.counts["link"] += 1
             # tarfile takes a broken header, or no more bytes, for the end; a true end is a block of zeros
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
