@@ -57,14 +57,13 @@ def predict(
     predictor: Predictor, images: Images, *, stop: StopFlag | None = None, voice: Voice | None = None
 ) -> Predicted:
     """Ask for the classes of images, clean centre views at the model's own resolution."""
+    stop, voice = stop or StopFlag(), voice or Silent()
     source = open_images(images, labeled=False)
     with scanned(source, None, stop, voice, stored=stored_side(predictor)) as (found, bad):
         rows = np.arange(len(found))
         if len(rows) == 0:
             return Predicted([], np.empty((0, predictor.model.num_classes), np.float32), bad)
-        seen = watched(
-            views(predictor, found, rows), "predicting", len(rows), stop or StopFlag(), voice or Silent()
-        )
+        seen = watched(views(predictor, found, rows), "predicting", len(rows), stop, voice)
         probs = suite.predict_probs(predictor, seen)
         return Predicted(found.ids(rows), probs, bad)
 
@@ -81,12 +80,11 @@ def score(
     Raises:
         InputError: a class the model does not know, or no readable image.
     """
+    stop, voice = stop or StopFlag(), voice or Silent()
     numbers = partial(class_numbers, predictor.classes)
     with scanned(open_labeled(labeled), numbers, stop, voice, stored=stored_side(predictor)) as (found, bad):
         rows = np.arange(len(found))
-        seen = watched(
-            views(predictor, found, rows), "scoring", len(rows), stop or StopFlag(), voice or Silent()
-        )
+        seen = watched(views(predictor, found, rows), "scoring", len(rows), stop, voice)
         probs = suite.predict_probs(predictor, seen)
         return suite.score(probs, found.labels), bad
 

@@ -42,9 +42,8 @@ class ArraySource:
         if self.labels is not None and len(self.labels) != len(images):
             raise InputError(f"{self.name}: {len(images)} images but {len(self.labels)} labels")
         if self.labels is not None and not isinstance(self.labels, np.ndarray):
-            object.__setattr__(
-                self, "labels", list(self.labels)
-            )  # a pandas Series is indexed by its own labels
+            # a pandas Series is indexed by labels of its own
+            object.__setattr__(self, "labels", list(self.labels))
 
     def __len__(self) -> int:
         """Number of images."""
