@@ -23,7 +23,7 @@ from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError, Stopped
 from noisystudent.evaluate.stress import at_once
 from noisystudent.inference.loading import Predictor
-from noisystudent.runtime import StopFlag, Voice
+from noisystudent.runtime import Silent, StopFlag, Voice
 
 Images = str | Path | Sequence[str | Path] | NDArray[np.uint8] | Source
 """Folders, shards or files by name, an array (N, H, W) or (N, H, W, 3) uint8, or an open source."""
@@ -108,8 +108,8 @@ def stored_side(predictor: Predictor) -> int | None:
 def scanned(
     source: Source,
     labels: Callable[[Sequence[str]], NDArray[np.int64]] | None,
-    stop: StopFlag,
-    voice: Voice,
+    stop: StopFlag | None,
+    voice: Voice | None,
     *,
     stored: int | None,
 ) -> Iterator[tuple[ImageSet, list[tuple[str, str]]]]:
@@ -122,6 +122,7 @@ def scanned(
         voice: told how far the scan is.
         stored: decode once into squares of this side where they are few; None: decode when asked.
     """
+    stop, voice = stop or StopFlag(), voice or Silent()
     limits = DataConfig()
     with tempfile.TemporaryDirectory(prefix="noisystudent-") as name:
         folder = Path(name)
