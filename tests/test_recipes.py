@@ -212,6 +212,8 @@ def test_yaml_numbers_and_null() -> None:
         ("teacher.train.decay_epochs", 0, "train.decay_epochs is 0.0; above 0"),
         ("data.max_pixels", 500_000_000, "data.max_pixels is 500000000; 1 to 178956970"),
         ("student.pseudo_label", {"noise": True, "on_the_fly": True}, "pseudo_label.noise is true, but"),
+        ("student.finetune", {"steps": 0}, "finetune.steps is 0; at least 1"),
+        ("student.finetune", {"epochs": 0}, "finetune.epochs is 0.0; above 0"),
         ("student.train.batch_size", 1.5, "is 1.5; it must be a whole number"),
         ("control", 1, "control is 1; it must be true or false"),
         ("teacher", 3, "3 stands where a mapping of fields belongs"),

@@ -128,3 +128,7 @@ class FinetuneConfig:
             self.frozen_blocks is None or self.frozen_blocks >= 0,
             f"finetune.frozen_blocks is {self.frozen_blocks}; 0 or more",
         )
+        require(self.epochs is None or self.epochs > 0, f"finetune.epochs is {self.epochs}; above 0")
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"finetune.{name} is {value}; at least 1")
