@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from noisystudent.rundir import MARKER
+
 _PLAIN_SECONDS = 15.0  # a plain line of progress at most this often
 
 
 def note(log: Path, line: str) -> None:
-    """Append a line to a log with the time, once the folder is there."""
-    if log.parent.is_dir():
+    """Append a line to a log with the time, once the folder is a run's: any other belongs to the user."""
+    if (log.parent / MARKER).is_file():
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 

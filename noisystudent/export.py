@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.inference import check_file, load_predictor
+from noisystudent.inference import load_predictor
 from noisystudent.models.registry import Classifier, save_weights
-from noisystudent.rundir import atomic
+from noisystudent.rundir import atomic, check_out
 
 _Writer = Callable[[Classifier, tuple[str, ...], Path], str]
 
@@ -23,31 +23,30 @@ _PROBES = 4
 _TOLERANCE = 1e-3  # of the largest logit: ONNX Runtime adds in another order
 
 
-def export(run: Path, out: Path) -> str:
+def export(run: Path, out: Path, *, overwrite: bool = False) -> str:
     """Write `run`'s last model to `out`, and ask what was written for the logits of some images.
 
     Args:
         run: a run directory, a model folder or a .safetensors file.
         out: the file to write. .safetensors has timm's names; .onnx takes `images` (B, 3, S, S) uint8, gives
             `logits` (B, K) float32 for any B, and names the classes in its metadata.
+        overwrite: it may take the place of another file.
 
     Returns:
         The line of Python that loads it.
 
     Raises:
-        InputError: no model in `run`, another ending or a folder, or the extra `export` is not installed.
+        InputError: no model in `run`, as of `check_out`, or the extra `export` is not installed.
         RunError: what was written does not give the same logits.
     """
     writers: dict[str, _Writer] = {".safetensors": _safetensors, ".onnx": _onnx}
-    if out.suffix not in writers:
-        raise InputError(f"--out is {out}; the file must end in {' or '.join(writers)}")
-    check_file(out)
+    check_out(out, overwrite=overwrite, suffixes=writers)
     predictor = load_predictor(run, device="cpu")
     if not isinstance(predictor.model, Classifier):
         raise InputError(f"{run} is exported already; give a run directory, a model folder or .safetensors")
     # as timm makes networks, so that their logits can be compared bit for bit
     model = predictor.model.to(memory_format=torch.contiguous_format)
-    return writers[out.suffix](model, predictor.classes, out)
+    return writers[out.suffix.lower()](model, predictor.classes, out)
 
 
 def _safetensors(model: Classifier, classes: tuple[str, ...], out: Path) -> str:

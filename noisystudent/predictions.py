@@ -17,7 +17,7 @@ from noisystudent.errors import InputError
 from noisystudent.inference import Predicted
 
 Format = Literal["csv", "json", "parquet"]
-_ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
 
 
 def write(found: Predicted, classes: tuple[str, ...], out: Path | None, form: Format | None) -> None:
@@ -32,7 +32,7 @@ def write(found: Predicted, classes: tuple[str, ...], out: Path | None, form: Fo
     Raises:
         InputError: Parquet to standard output.
     """
-    chosen = form or (_ENDINGS.get(out.suffix.lower()) if out else None) or "csv"
+    chosen = form or (ENDINGS.get(out.suffix.lower()) if out else None) or "csv"
     if chosen == "parquet":
         if out is None:
             raise InputError("--format parquet needs a file: --out FILE.parquet")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,14 +17,12 @@ from typing import Any
 import numpy as np
 
 from noisystudent import rundir
-from noisystudent.errors import InputError, RunError
+from noisystudent.errors import RunError
 
 Facts = dict[str, Any]
 
-_LOCK = ".lock"
 _SUPERSEDED = "superseded"
 _NO_RECORD = "unrecorded"
-_owned: set[Path] = set()  # run directories this process has locked
 
 
 class Status(StrEnum):
@@ -208,7 +204,9 @@ def _filled(path: Path) -> bool:
 
 def _run_dir(stage: Stage) -> Path:
     """The nearest folder above that this process has locked; without a lock, the stage's own parent."""
-    return next((folder for folder in stage.path.parents if folder.resolve() in _owned), stage.path.parent)
+    return next(
+        (folder for folder in stage.path.parents if folder.resolve() in rundir.OWNED), stage.path.parent
+    )
 
 
 def supersede(stage: Stage) -> Path:
@@ -250,49 +248,3 @@ def _move(source: Path, target: Path) -> None:
         rundir.sync_folder(source.parent)
     except OSError as error:
         raise RunError(f"cannot move {source} to {target}: {error.strerror or error}") from error
-
-
-@contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Own `run_dir`, which is created if need be, for the length of the block.
-
-    The kernel holds the lock for the process and drops it with it, so a killed run never blocks the next.
-
-    Raises:
-        InputError: another run owns it, or it cannot be written.
-    """
-    path = run_dir / _LOCK
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        held = [os.open(path, os.O_RDWR | os.O_CREAT, 0o644)]
-    except OSError as error:
-        raise InputError(f"--out {run_dir} cannot be used: {error.strerror}; choose another") from error
-
-    def release() -> None:
-        while held:
-            os.close(held.pop())
-
-    # A forked worker shares the lock: were it to outlive a killed run, it would go on holding it.
-    os.register_at_fork(after_in_child=release)
-    owner = run_dir.resolve()
-    try:
-        _acquire(held[0], run_dir)
-        _owned.add(owner)
-        try:
-            yield
-        finally:
-            _owned.discard(owner)
-    finally:
-        release()
-
-
-def _acquire(descriptor: int, run_dir: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError as error:
-        process = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise InputError(f"--out {run_dir} is in use by process {process}; choose another --out") from error
-    except OSError as error:
-        raise InputError(f"--out {run_dir} cannot be locked ({error.strerror}); choose another") from error

@@ -18,7 +18,7 @@ import tiny
 from PIL import Image
 from tiny import refused
 
-from noisystudent.stages import lock
+from noisystudent.rundir import lock
 
 QUICK = ("--teacher.train.steps", "3", "--student.train.steps", "3", "--no-control")
 

@@ -159,7 +159,7 @@ def test_select_says_what_the_run_said(finished: Path, tmp_path: Path, capsys: C
     assert ours.equals(pq.read_table(finished / "iteration-1" / "selection.parquet"))
     kept = int((ours["repeats"].to_numpy() > 0).sum())
     assert line == f"{kept:,} of 42 images kept, {ours['repeats'].to_numpy().sum():,} with repeats: {out}\n"
-    said(capsys, "select", labels, "--out", out, "--selection.per_class", "3")
+    said(capsys, "select", labels, "--out", out, "--overwrite", "--selection.per_class", "3")
     assert pq.read_table(out)["repeats"].to_numpy().sum() == 9
 
 

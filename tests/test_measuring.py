@@ -211,7 +211,7 @@ def test_onnx_gives_the_rows_of_the_model_it_was_made_of(
         found[model.suffix] = {}
         for data, tests in ((photos, "clean,c"), (few, "p")):
             words = ("evaluate", model, "--data", data, "--fast", "--tests", tests)
-            said(capsys, *words, "--out", tmp_path / "rows.json")
+            said(capsys, *words, "--out", tmp_path / "rows.json", "--overwrite")
             found[model.suffix] |= rows(tmp_path / "rows.json")
     assert found[".onnx"].keys() == found[".safetensors"].keys()
     for key, value in found[".safetensors"].items():

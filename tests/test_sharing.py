@@ -12,7 +12,8 @@ import pytest
 
 from noisystudent import sharing
 from noisystudent.errors import RunError
-from noisystudent.stages import Stage, Status, fingerprint, lock, run_stage, state
+from noisystudent.rundir import lock
+from noisystudent.stages import Stage, Status, fingerprint, run_stage, state
 
 
 def quiet(_: str) -> None:

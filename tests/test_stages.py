@@ -12,7 +12,8 @@ import pytest
 
 from noisystudent import rundir
 from noisystudent.errors import InputError, RunError
-from noisystudent.stages import Stage, State, Status, fingerprint, lock, run_stage, state
+from noisystudent.rundir import lock
+from noisystudent.stages import Stage, State, Status, fingerprint, run_stage, state
 
 Work = Callable[[], dict[str, object] | None]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.stages import lock
+from noisystudent.rundir import lock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from noisystudent.stages import lock
+from noisystudent.rundir import lock
 with lock(Path(sys.argv[1])):
     child = os.fork() if sys.argv[2] == "fork" else 1
     if child:
@@ -46,7 +46,7 @@ def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path, mode: str)
         while True:
             try:
                 with lock(tmp_path / "run"):
-                    assert (tmp_path / "run" / ".lock").read_text() == f"{os.getpid()}\n"
+                    assert (tmp_path / "run" / ".noisystudent").read_text() == f"run {os.getpid()}\n"
                 break
             except InputError:
                 assert time.monotonic() < deadline, "the lock of a dead process blocks"

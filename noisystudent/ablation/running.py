@@ -14,8 +14,9 @@ from noisystudent.console import note
 from noisystudent.data.sources import listing_fingerprint, open_sources
 from noisystudent.errors import InputError, NoisyStudentError, Stopped
 from noisystudent.graph import Graph, build_graph
+from noisystudent.rundir import lock
 from noisystudent.runtime import StopFlag, Voice
-from noisystudent.stages import Status, lock, state
+from noisystudent.stages import Status, state
 
 Ended = Callable[["Run", str | None], None]
 """Told of each run that ends, and why it failed; None: it did not."""

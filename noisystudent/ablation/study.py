@@ -9,8 +9,8 @@ from noisystudent.ablation.matrix import Matrix
 from noisystudent.ablation.output import write
 from noisystudent.ablation.running import Run, plan, run_all
 from noisystudent.ablation.table import summary
+from noisystudent.rundir import lock
 from noisystudent.runtime import StopFlag, Voice
-from noisystudent.stages import lock
 
 
 def study(
@@ -33,7 +33,7 @@ def study(
         InputError: images that are not there, or `out` is in use.
         Stopped: a signal came; what is done stays.
     """
-    with lock(out):
+    with lock(out, "study"):
         runs = plan(matrix, out)
         voice.say(_announcement(matrix, runs))
         failed: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 
 def _run(tokens: list[str]) -> None:
+    _refuse_empty(tokens)
     fields, rest = take_fields(tokens)
     command, bound, handed = app.parse_args(rest, exit_on_error=False, print_error=False)
     if "fields" in handed:
@@ -55,6 +57,15 @@ def _run(tokens: list[str]) -> None:
         raise InputError(f"--{name}: {' '.join(rest[:1])} takes no fields of the configuration")
     else:
         command(*bound.args, **bound.kwargs)
+
+
+def _refuse_empty(tokens: list[str]) -> None:
+    """An empty path would mean the current folder; an empty variable of a shell script makes one."""
+    for before, token in itertools.pairwise(["", *tokens]):
+        if not token:
+            raise InputError(f"an empty value stands after {before or 'noisystudent'!r}; give a name there")
+        if token.startswith("--") and token.endswith("="):
+            raise InputError(f"{token[:-1]} is empty; give {token[:-1]} VALUE")
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

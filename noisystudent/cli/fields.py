@@ -22,6 +22,7 @@ Fields = Annotated[list[Field], Parameter(parse=False)]
 """The fields of this call, which `main` hands to a command that asks for them."""
 
 Folders = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=False)]
+Overwrite = Annotated[bool, Parameter(negative=(), help="Replace an existing file.")]
 Device = Annotated[str, Parameter(help="auto, or a torch device.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],

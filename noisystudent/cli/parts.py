@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from noisystudent.cli import screen
-from noisystudent.cli.fields import NO_TESTS, Device, Fields, Folders, Precision, Tests, student_section
+from noisystudent.cli.fields import (
+    NO_TESTS,
+    Device,
+    Fields,
+    Folders,
+    Overwrite,
+    Precision,
+    Tests,
+    student_section,
+)
 from noisystudent.errors import InputError
 
 
@@ -43,7 +52,9 @@ def label(
     screen.tell_bad(bad)
 
 
-def select(labels: Path, /, *, out: Path, seed: int = 0, fields: Fields) -> None:
+def select(
+    labels: Path, /, *, out: Path, seed: int = 0, overwrite: Overwrite = False, fields: Fields
+) -> None:
     """Select from pseudo-labels: threshold, per-class balance, a reason for every image.
 
     Parameters
@@ -56,13 +67,14 @@ def select(labels: Path, /, *, out: Path, seed: int = 0, fields: Fields) -> None
         Of the stochastic rounding of selection.mode official.
     """
     from noisystudent import inference
+    from noisystudent.rundir import check_out
     from noisystudent.selection import select as select_images
     from noisystudent.selection import summary
 
     config = student_section("selection", fields)
     if config.reassign:
         raise InputError("selection.reassign is true; it is for the second student of a run, not for select")
-    inference.check_file(out)
+    check_out(out, overwrite=overwrite, suffixes=(".parquet",))
     selection = select_images(inference.read_labels(labels), config, seed=seed, out=out)
     found = summary(selection)
     print(f"{found['kept']:,} of {found['images']:,} images kept, {found['total']:,} with repeats: {out}")
@@ -77,6 +89,7 @@ def evaluate(
     checkpoint: Path | None = None,
     eval_size: int | None = None,
     out: Path | None = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -97,9 +110,11 @@ def evaluate(
         A .json or .csv file that also gets the numbers, after each test.
     """
     from noisystudent import inference
+    from noisystudent.inference.rows import SUFFIXES
+    from noisystudent.rundir import check_out
 
     if out is not None:
-        inference.check_out(out)
+        check_out(out, overwrite=overwrite, suffixes=SUFFIXES)
     predictor = inference.load_predictor(
         model, device, checkpoint=checkpoint, size=eval_size, precision=precision
     )
@@ -115,6 +130,7 @@ def predict(
     /,
     *,
     out: Path | None = None,
+    overwrite: Overwrite = False,
     format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
     device: Device = "auto",
     precision: Precision = "auto",
@@ -130,12 +146,13 @@ def predict(
     out
         Where to write; standard output when not given.
     format
-        csv, json or parquet; default: by the ending of --out, else csv.
+        csv, json or parquet; default: by the ending of --out, csv on standard output.
     """
     from noisystudent import inference, predictions
+    from noisystudent.rundir import check_out
 
     if out is not None:
-        inference.check_file(out)
+        check_out(out, overwrite=overwrite, suffixes=predictions.ENDINGS if format is None else ())
     predictor = inference.load_predictor(model, device, precision=precision)
     with screen.voice(apart=True) as (voice, stop):
         found = inference.predict(predictor, images, stop=stop, voice=voice)
@@ -143,11 +160,11 @@ def predict(
     screen.tell_bad(found.bad)
 
 
-def report(run: Path, /) -> None:
+def report(run: Path, /, *, overwrite: Overwrite = False) -> None:
     """Rebuild report.html from the files of a run."""
     from noisystudent.report import build
 
-    print(build(run))
+    print(build(run, overwrite=overwrite))
 
 
 def export(
@@ -155,6 +172,7 @@ def export(
     /,
     *,
     out: Path | None = None,
+    overwrite: Overwrite = False,
     format: Literal["safetensors", "timm", "onnx"] = "safetensors",  # noqa: A002
 ) -> None:
     """Write the last student for other programs; checks what it wrote and prints the line that loads it.
@@ -172,7 +190,7 @@ def export(
 
     ending = ".onnx" if format == "onnx" else ".safetensors"
     whole = run.resolve()  # `.` has no name
-    print(write(run, out or whole.with_name(f"{whole.name}{ending}")))
+    print(write(run, out or whole.with_name(f"{whole.name}{ending}"), overwrite=overwrite))
 
 
 def recipes(name: str | None = None, /) -> None:

@@ -5,7 +5,7 @@ from noisystudent.inference.asking import Predicted, label, predict, read_labels
 from noisystudent.inference.images import Images, Labeled, open_images, open_labeled
 from noisystudent.inference.loading import Predictor, find_model, load_predictor
 from noisystudent.inference.measuring import measure
-from noisystudent.inference.rows import Row, check_file, check_out, write_rows
+from noisystudent.inference.rows import Row, write_rows
 
 __all__ = [
     "Asked",
@@ -14,8 +14,6 @@ __all__ = [
     "Predicted",
     "Predictor",
     "Row",
-    "check_file",
-    "check_out",
     "find_model",
     "label",
     "load_predictor",

@@ -14,12 +14,13 @@ from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint
 from noisystudent.errors import RunError
 from noisystudent.graph import Iteration, build_graph
+from noisystudent.rundir import lock
 from noisystudent.runtime import StopFlag, Voice, resolve_device
 from noisystudent.self_training import environment, judgement, pool
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.learner import WEIGHTS, Lesson
 from noisystudent.self_training.teaching import finetune, pretrain, teach
-from noisystudent.stages import Stage, lock, run_stage, supersede
+from noisystudent.stages import Stage, run_stage, supersede
 
 __all__ = ["audit", "self_train"]
 
@@ -93,7 +94,7 @@ def audit(config: Config, sources: Sources, out: Path, *, stop: StopFlag, voice:
 
     `out` receives manifest.parquet, ledger.csv and leaks.csv.
     """
-    with lock(out):
+    with lock(out, "check"):
         dataset = prepare(config.data, sources, out, config.seed, stop, progress=voice.progress)
     lines = [*dataset.notes]
     for name in _SETS:

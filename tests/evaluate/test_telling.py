@@ -14,7 +14,9 @@ from noisystudent.evaluate import columns, robustness, writing
 from noisystudent.evaluate.answers import Answers
 from noisystudent.evaluate.corruptions import corrupt
 from noisystudent.evaluate.robustness import CORRUPTIONS, PERTURBATIONS
-from noisystudent.inference import Row, check_out, telling, write_rows
+from noisystudent.inference import Row, telling, write_rows
+from noisystudent.inference.rows import SUFFIXES
+from noisystudent.rundir import check_out
 
 COUNT = 20
 MODEL = imagenet_like.predictor()
@@ -175,7 +177,7 @@ def test_a_published_set_is_known_by_its_size_on_disk(
 
 
 def test_a_place_that_cannot_be_written_is_said_before_hours_go_into_it(tmp_path: Path) -> None:
-    check_out(tmp_path / "new" / "rows.csv")
+    check_out(tmp_path / "new" / "rows.csv", suffixes=SUFFIXES)
     (tmp_path / "file").write_text("")
     for out, message in (
         (tmp_path / "rows.txt", "must end in .json or .csv"),
@@ -187,7 +189,7 @@ def test_a_place_that_cannot_be_written_is_said_before_hours_go_into_it(tmp_path
             assert out.read_text().splitlines()[1] == "clean,top1,0.5,,,"
             continue
         with pytest.raises(InputError, match=message):
-            check_out(out)
+            check_out(out, suffixes=SUFFIXES)
         with pytest.raises(InputError, match=message):
             write_rows([], out)
     (tmp_path / "folder.json").mkdir()

@@ -13,6 +13,8 @@ import fake_robustness
 import numpy as np
 from PIL import Image, ImageDraw
 
+from noisystudent.rundir import MARKER
+
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SKILL = {"teacher": (0.62,), "student": (0.0, 0.80, 0.88, 0.915), "control": (0.66,) * 4}
 
@@ -58,6 +60,7 @@ def write_run(run: Path, classes: Sequence[str] = CLASSES, iterations: int = 3, 
     """Write every file that the report reads; the same bytes each time."""
     rng = np.random.Generator(np.random.Philox(7))
     (run / "data").mkdir(parents=True)
+    (run / MARKER).touch()
     (run / "config.yaml").write_text(CONFIG + STUDENT * iterations)
     environment = {"python": "3.11.7", "torch": "2.14.1", "device": "NVIDIA H100 80GB HBM3", "processes": 1}
     write_json(run / "environment.json", environment)

@@ -114,6 +114,8 @@ def expand(spec: str | Path) -> list[Path]:
     Raises:
         InputError: nothing is there.
     """
+    if not str(spec):
+        raise InputError("an empty name stands for images; name a folder or a file")
     path = Path(spec).expanduser()
     if path.exists():
         return [path]
