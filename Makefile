@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell sha256sum pyproject.toml 2>/dev/null | cut -c1-12)
 
-.PHONY: demo test test-slow check format bench gpu clean
+.PHONY: demo test test-slow coverage check format bench gpu clean
 
 demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdict and report
 	$(BIN)/noisystudent demo
@@ -15,9 +15,13 @@ test: $(STAMP)            ## the test suite without the long checks
 test-slow: $(STAMP)       ## the long checks: kills at random moments, whole runs
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+coverage: $(STAMP)        ## the test suite, and the share of the package's lines and branches that it runs
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" --hypothesis-profile=ci --cov --cov-report=term
+
 check: $(STAMP)           ## what a reviewer would complain about first
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from noisystudent.evaluate.corruptions import CORRUPTIONS, Frost, corrupt, find_frost, kernels
+from noisystudent.robustness.corruptions import CORRUPTIONS, Frost, corrupt, find_frost, kernels
 from noisystudent.runtime import resolve_device
 
 _PHOTOS = Path(__file__).parents[1] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"

@@ -33,15 +33,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noisystudent.config import DataConfig, LearnerConfig, ModelConfig, PseudoLabelConfig, TrainConfig
+from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.prepare import Dataset, prepare
+from noisystudent.data.prepare import Dataset, open_dataset, prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import worker_count
-from noisystudent.models.registry import Classifier, build_model
+from noisystudent.models.classifier import Classifier
+from noisystudent.models.registry import build_model
 from noisystudent.pseudo_label import label_images
-from noisystudent.runtime import StopFlag, resolve_device, resolve_dtype
-from noisystudent.self_training import learner
-from noisystudent.self_training.learner import Lesson
+from noisystudent.run.rundir import DataDir, ModelDir
+from noisystudent.runtime import resolve_device, resolve_dtype
+from noisystudent.self_training.training import Training, predictor
 
 _CIFAR = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "cifar10" / "train.tar.xz"
 _CPU_CASES = {"demo": ("resnet8_16", 16, "fp32"), "cifar10-cpu": ("resnet8_16", 32, "bf16")}
@@ -81,7 +83,7 @@ def main() -> None:
 class Case:
     """A network, its images, and everything `label_images` is handed in a run."""
 
-    lesson: Lesson
+    training: Training
     model: Classifier
     images: ImageSet
     folder: Path
@@ -90,16 +92,16 @@ class Case:
 
     def views(self, requests: Iterator[Rows]) -> Iterator[Tensor]:
         wrapped = (rows % len(self.images) for rows in requests)
-        return learner.pool_views(self.lesson, self.images)(wrapped)
+        return predictor(self.training, self.model).requested_views(self.images, wrapped)
 
     def requests(self, images: int) -> Iterator[Rows]:
         return (np.arange(at, at + self.batch) for at in range(0, images, self.batch))
 
     def predict(self, images: Tensor) -> Tensor:
-        return learner.predictor(self.model, self.lesson)(images)
+        return predictor(self.training, self.model)(images)
 
     def sync(self) -> None:
-        if self.lesson.device.type == "cuda":
+        if self.training.device.type == "cuda":
             torch.cuda.synchronize()
 
 
@@ -112,18 +114,18 @@ def case(part: str, name: str, device: torch.device, arguments: argparse.Namespa
     config = LearnerConfig(
         model=ModelConfig(name=model), train=TrainConfig(steps=1, batch_size=8, precision=precision)
     )
-    lesson = Lesson(
+    training = Training(
         learner=config,
         dataset=dataset,
-        folder=arguments.work,
+        folder=ModelDir(arguments.work),
         seed=0,
         resolution=side,
         device=device,
         workers=0 if part == "resident" else arguments.workers or on_cpu,
     )
     built = build_model(config.model, len(dataset.classes), side, seed=0).to(device)
-    built = built.to(memory_format=torch.channels_last).eval()  # as `learner.load` does
-    return Case(lesson, built, dataset.labeled, folder, arguments.work, arguments.batch)
+    built = built.to(memory_format=torch.channels_last).eval()  # as in a run
+    return Case(training, built, dataset.labeled, folder, arguments.work, arguments.batch)
 
 
 def files(work: Path, count: int) -> Path:
@@ -144,7 +146,8 @@ def prepared(part: str, folder: Path, side: int, arguments: argparse.Namespace) 
     plane = "resident" if part == "resident" else "streamed"
     config = DataConfig(labeled=(str(folder),), plane=plane, resolution=side, val_fraction=0.01)  # type: ignore[arg-type]
     out = arguments.work / f"{folder.name}-{plane}-{side}"
-    return prepare(config, open_sources(config), out, 0, StopFlag())
+    prepare(config, open_sources(config), DataDir(out), 0, Progress())
+    return open_dataset(DataDir(out), config, open_sources(config))
 
 
 # --- labelling ---
@@ -167,8 +170,8 @@ def labeling(part: str, name: str, device: torch.device, arguments: argparse.Nam
     if part == "stream":
         times["slower"] = [min(pair) for pair in zip(times["ceiling"], times["decoder"], strict=True)]
     limit = "ceiling" if part == "resident" else "slower"
-    settings = f"{found.lesson.workers} workers, {torch.get_num_threads()} threads"
-    print(f"\n{part} {name}: {found.lesson.learner.model.name}, {found.lesson.resolution} px, {settings}")
+    settings = f"{found.training.workers} workers, {torch.get_num_threads()} threads"
+    print(f"\n{part} {name}: {found.training.learner.model.name}, {found.training.resolution} px, {settings}")
     show(times, limit)
     reached = statistics.median(ratios(times, "ours", limit))
     print(f"{'':10}at least {_LIMITS[part]} x {limit}: {'yes' if reached >= _LIMITS[part] else 'NO'}")
@@ -199,20 +202,21 @@ def ours(found: Case, images: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
     hashes, clock = found.images.content_hash, Clock()
     label_images(
-        learner.predictor(found.model, found.lesson),
+        predictor(found.training, found.model),
         lambda requests: clock.watch(found.views(requests)),
         lambda rows: found.images.ids(rows % len(found.images)),
         np.resize(hashes, (images, hashes.shape[1])),
         num_classes=found.model.num_classes,
         config=PseudoLabelConfig(batch_size=found.batch),
         out=out,
-        stop=StopFlag(),
+        task="labels",
+        progress=Progress(),
     )
     return clock.seconds(found)
 
 
 def ceiling(found: Case, batch: Tensor, images: int) -> float:
-    clock, predict = Clock(), learner.predictor(found.model, found.lesson)
+    clock, predict = Clock(), predictor(found.training, found.model)
     for _ in range(images // found.batch):
         predict(batch)
     return clock.seconds(found)
@@ -227,29 +231,29 @@ def decoder(found: Case, images: int) -> float:
 
 def peer(found: Case, images: int) -> float:
     """What timm's inference script does, on the same network under the same precision."""
-    side, device = found.lesson.resolution, found.lesson.device
+    side, device = found.training.resolution, found.training.device
     loader = timm.data.create_loader(
         timm.data.ImageDataset(str(found.folder)),
         input_size=(3, side, side),
         batch_size=found.batch,
         use_prefetcher=device.type == "cuda",
-        num_workers=found.lesson.workers,
+        num_workers=found.training.workers,
         crop_pct=1.0,
         device=device,
-        persistent_workers=found.lesson.workers > 0,
+        persistent_workers=found.training.workers > 0,
     )
-    dtype = resolve_dtype(found.lesson.learner.train.precision, device)
+    dtype = resolve_dtype(found.training.learner.train.precision, device)
     net: nn.Module = found.model.net
-    clock, said = Clock(), []
+    clock, probs = Clock(), []
     endless = (views for _ in itertools.count() for views, _ in loader)
     done = 0
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for views in clock.watch(endless):
-            said.append(net(views.to(device)).float().softmax(dim=1).cpu().numpy())
+            probs.append(net(views.to(device)).float().softmax(dim=1).cpu().numpy())
             done += len(views)
             if done >= images:
                 break
-    np.concatenate(said)
+    np.concatenate(probs)
     return clock.seconds(found)
 
 

@@ -37,11 +37,13 @@ from torch.utils.data import DataLoader, Dataset
 from noisystudent.augment.plan import crop_boxes
 from noisystudent.augment.policies import Policy
 from noisystudent.config import DataConfig
+from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.loader import clean_batches, joint_batches
-from noisystudent.data.prepare import prepare
+from noisystudent.data.loader import joint_batches, requested_batches
+from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import open_sources
-from noisystudent.runtime import StopFlag, resolve_device
+from noisystudent.run.rundir import DataDir
+from noisystudent.runtime import resolve_device
 
 _CPU = resolve_device("cpu")
 _BATCH, _SMALL, _ENDLESS = 32, 32, 1_000_000
@@ -65,7 +67,9 @@ def folder(work: Path, count: int) -> Path:
 
 def images(root: Path, work: Path, plane: str, side: int) -> ImageSet:
     config = DataConfig(labeled=(str(root),), plane=plane, resolution=side, val_fraction=0.05)
-    return prepare(config, open_sources(config), work / f"{plane}-{side}", 0, StopFlag()).labeled
+    out = DataDir(work / f"{plane}-{side}")
+    prepare(config, open_sources(config), out, 0, Progress())
+    return open_dataset(out, config, open_sources(config)).labeled
 
 
 def training(found: ImageSet, side: int, workers: int, crop: bool = True) -> Stream:
@@ -89,7 +93,8 @@ def training(found: ImageSet, side: int, workers: int, crop: bool = True) -> Str
 
 def clean(found: ImageSet, side: int, workers: int) -> Iterator[Tensor]:
     rows = np.tile(np.arange(len(found)), _ENDLESS // len(found))
-    return clean_batches(found, rows, resolution=side, batch_size=_BATCH, device=_CPU, workers=workers)
+    parts = (rows[at : at + _BATCH] for at in range(0, len(rows), _BATCH))
+    return requested_batches(found, parts, resolution=side, device=_CPU, workers=workers)
 
 
 def labeling(found: ImageSet, side: int, workers: int) -> Stream:

@@ -37,14 +37,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.config import DataConfig, PseudoLabelConfig, SelectionConfig
-from noisystudent.data.loader import Chosen, joint_batches, requested_batches
-from noisystudent.data.prepare import Dataset, prepare
+from noisystudent.console import Progress
+from noisystudent.data.loader import SelectedPool, joint_batches, requested_batches
+from noisystudent.data.prepare import Dataset, open_dataset, prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import worker_count
 from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.records import PseudoLabels, Selection
-from noisystudent.runtime import StopFlag, resolve_device
-from noisystudent.selection import chosen, select
+from noisystudent.run.rundir import DataDir
+from noisystudent.runtime import resolve_device
+from noisystudent.selection import select, selected_rows
 
 _CLASSES, _SIDE, _LABELED, _SHARD = 10, 32, 200, 10_000
 _LIMIT = 100  # bytes an image
@@ -210,7 +212,8 @@ def _scan(work: Path, size: int, out: Path) -> Dataset:
         resolution=_SIDE,
         plane="streamed",
     )
-    return prepare(config, open_sources(config), out, 0, StopFlag())
+    prepare(config, open_sources(config), DataDir(out), 0, Progress())
+    return open_dataset(DataDir(out), config, open_sources(config))
 
 
 def _label(dataset: Dataset, out: Path) -> PseudoLabels:
@@ -233,7 +236,8 @@ def _label(dataset: Dataset, out: Path) -> PseudoLabels:
         num_classes=_CLASSES,
         config=PseudoLabelConfig(),
         out=out,
-        stop=StopFlag(),
+        task="labels",
+        progress=Progress(),
     )
 
 
@@ -243,12 +247,12 @@ def _pooled(images: Tensor) -> Tensor:
 
 def _batches(dataset: Dataset, labels: PseudoLabels, selection: Selection, out: Path) -> int:
     """Some training batches; returns how many images were kept."""
-    rows, repeats = chosen(selection)
+    rows, repeats = selected_rows(selection)
     targets = read_targets(labels, rows, hard=False, out=out)
     batches = joint_batches(
         dataset.labeled,
         dataset.pool,
-        Chosen(rows, repeats, targets),
+        SelectedPool(rows, repeats, targets),
         labeled_batch=_BATCH,
         pool_batch=_BATCH,
         resolution=_SIDE,

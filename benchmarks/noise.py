@@ -130,7 +130,7 @@ def ceiling(case: Case, device: torch.device) -> Work:
 
 
 def together(case: Case, device: torch.device) -> int:
-    """Batches that get their noise at once, as in `LessonNoise.ahead`."""
+    """Batches that get their noise at once, as in `TrainingNoise.batches`."""
     return 1 if device.type == "cuda" else max(1, ops.BLOCK // (3 * case.side**2 * case.batch))
 
 
@@ -144,7 +144,11 @@ def ours(case: Case, policy: Policy, device: torch.device) -> dict[str, Work]:
     def draw(step: int) -> plan.Plan:
         steps = range(step * batches, (step + 1) * batches)
         return plan.join(
-            [plan.draw(policy, 0, stream, step, rows, case.side) for step in steps for stream, rows in parts]
+            [
+                plan.draw(policy, 0, stream, step, rows, resolution=case.side)
+                for step in steps
+                for stream, rows in parts
+            ]
         )
 
     if device.type != "cuda":

@@ -27,10 +27,12 @@ from torch import Tensor, nn
 
 from noisystudent.augment import policies
 from noisystudent.config import AugmentConfig, LearnerConfig, ModelConfig, TrainConfig
-from noisystudent.models.registry import Classifier, build_model
+from noisystudent.console import Terminal
+from noisystudent.models.classifier import Classifier
+from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.runtime import resolve_device
-from noisystudent.self_training.noise import LessonNoise
+from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema
 from noisystudent.train.execution import Executor
@@ -120,17 +122,16 @@ def ours(bench: Bench, form: str) -> Callable[[int], None]:
         window=torch.zeros(2, device=bench.device),
         decay=torch.zeros((), device=bench.device),
     )
-    noise = LessonNoise(model, learner, policy, 0, bench.case.side)
-    batches = noise.ahead(itertools.cycle(bench.batches), 0)
+    noise = TrainingNoise(model, learner, policy, 0, bench.case.side)
+    batches = noise.batches(itertools.cycle(bench.batches), 0)
     step = TrainStep(
         noise=noise,
         lr=lambda step: 0.01,
         config=config,
         num_classes=_CLASSES,
-        hard_pool=False,
         dtype=bench.case.dtype,
     )
-    execute = Executor(step, state, lambda line: print(f"    ours: {line}"))
+    execute = Executor(step, state, Terminal())
     return lambda _: execute(next(batches))
 
 
@@ -173,10 +174,10 @@ def plain(bench: Bench) -> Callable[[int], None]:
     model = network(bench)
     optimizer, ema = build_optimizer(model, bench.learner.train), ModelEmaV3(model, decay=0.999)
     policy = policies.build_policy(bench.learner.augment, bench.case.side)
-    noise = LessonNoise(model, bench.learner, policy, 0, bench.case.side)
+    noise = TrainingNoise(model, bench.learner, policy, 0, bench.case.side)
 
     def step(number: int) -> None:
-        batch = bench.batches[number % len(bench.batches)]
+        batch = next(noise.batches(iter([bench.batches[number % len(bench.batches)]]), number))
         noise.draw(batch, number)
         images = noise.apply(batch.images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(bench.device.type, bench.case.dtype, enabled=bench.case.dtype != torch.float32):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noisystudent.evaluate.verdict import paired_over_seeds
+from noisystudent.metrics.verdict import paired_over_seeds
 
 
 def show(rows: list[dict[str, object]]) -> None:

@@ -26,8 +26,8 @@ from label import Contender, alternate, show
 from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
+from noisystudent.console import Progress
 from noisystudent.pseudo_label import label_images
-from noisystudent.runtime import StopFlag
 
 _PART = 65_536
 _LOGITS = 64  # different batches of answers
@@ -81,18 +81,19 @@ def write_ours(logits: Tensor, rows: int, arguments: argparse.Namespace) -> None
     names = [f"train/{number // 1000:05d}/{number:09d}.jpg" for number in range(_PART)]
     hashes = np.random.default_rng(1).integers(0, 256, (rows, 16), dtype=np.uint8)
     blank = torch.zeros((batch, 3, 1, 1), dtype=torch.uint8)
-    asked = iter(range(rows))
+    numbers = iter(range(rows))
     out = arguments.work / "labels"
     shutil.rmtree(out, ignore_errors=True)
     label_images(
-        lambda images: logits[next(asked) % _LOGITS, : len(images)],
+        lambda images: logits[next(numbers) % _LOGITS, : len(images)],
         lambda requests: (blank[: len(own)] for own in requests),
         lambda own: names[: len(own)],
         hashes,
         num_classes=logits.shape[2],
         config=PseudoLabelConfig(batch_size=batch),
         out=out,
-        stop=StopFlag(),
+        task="labels",
+        progress=Progress(),
     )
 
 

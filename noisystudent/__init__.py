@@ -1,24 +1,30 @@
-"""Noisy Student: labelled images and a pile of unlabelled ones in, a better classifier and its proof out.
+"""Noisy Student self-training: trains an image classifier on labelled and unlabelled images, and tests it.
 
-    labelled images ─► data ─► augment ─► train ◄─ models         the teacher, and later every student
-    the pile ────────► data ─► pseudo_label ─► selection ─► train   its word on clean images, sifted
+    labelled images ─► data ─► augment ─► train ◄─ models          the teacher, and later every student
+    the pool ────────► data ─► pseudo_label ─► selection ─► train  labels of clean images, filtered
                                     ▲                         │
                                     └──── the next teacher ◄──┘
-    every model ─► evaluate ─► report, export                     how good, did it help, is that luck
+    every model ─► evaluation ─► metrics, robustness ─► report     accuracy, robustness, effect of the pool
 
-    data/           where images come from: folders, shards, arrays; splits, leaks, batches
-    augment/        input noise: what is done to each image, drawn first, then applied
-    models/         what learns, and model noise: dropout, stochastic depth
-    train/          how it learns: losses, optimisers, moving average, exact resume
-    pseudo_label/   the teacher speaks: probabilities of every pool image, on disk
-    selection/      what to trust: a threshold, balanced classes, a reason for every image
-    evaluate/       how good, and did it help: metrics, paired statistics
-    self_training/  the algorithm: the only place where all parts meet
-    report/         a run directory in, one HTML page out; export and inference stand beside it
-    ablation/       many runs, recipes by seeds, that share their stages; one table
-    graph, stages   what a run consists of, what is done, what must run again; rundir: how it is kept
+    errors, records, runtime, console   one-line errors, shared records, device and seeds, progress
+    config/  recipes/                   the configuration of a run; named configurations
+    run/            the run directory: files, stages, which stages are done and which must run again
+    data/           reading images: folders, shards, arrays; splits, leaks, batches
+    augment/        input noise: drawn first for each image, then applied
+    models/         networks, and model noise: dropout, stochastic depth
+    train/          training: losses, optimisers, moving average, exact resume
+    pseudo_label/   the teacher's labels: probabilities of every pool image, on disk
+    selection/      which pseudo-labels are kept: a threshold, balanced classes, a reason for every image
+    metrics/        functions from arrays to numbers: accuracy, calibration, paired statistics, the verdict
+    robustness/     tests of robustness: corruptions, perturbations, attacks
+    inference/      use of a trained model: one Predictor; load, predict, write, export
+    evaluation/     evaluation of a trained model on images, the same for `run` and `evaluate`
+    self_training/  the algorithm: the only package that imports all parts
+    report/         one HTML page about a run directory
+    ablation/       many runs, one for each recipe and seed, that share their stages; one table
+    cli/            one command for each stage; estimator: the same as a scikit-learn estimator
 
-Names below are loaded when first asked for: importing the package costs nothing.
+The names below are imported when they are first used, so `import noisystudent` does not import torch.
 """
 
 from __future__ import annotations
@@ -30,9 +36,9 @@ if TYPE_CHECKING:
     from noisystudent.config import Config
     from noisystudent.errors import InputError, NoisyStudentError, RunError, Stopped
     from noisystudent.estimator import NoisyStudent
-    from noisystudent.inference import load_predictor, predict, score
+    from noisystudent.inference.load import load_predictor
+    from noisystudent.inference.predict import label_images, predict, score
     from noisystudent.models import build_model
-    from noisystudent.pseudo_label import label_images
     from noisystudent.selection import select
     from noisystudent.self_training import self_train
 
@@ -58,9 +64,9 @@ _HOMES = {
     "config": ("Config",),
     "errors": ("InputError", "NoisyStudentError", "RunError", "Stopped"),
     "estimator": ("NoisyStudent",),
-    "inference": ("load_predictor", "predict", "score"),
+    "inference.load": ("load_predictor",),
+    "inference.predict": ("label_images", "predict", "score"),
     "models": ("build_model",),
-    "pseudo_label": ("label_images",),
     "selection": ("select",),
     "self_training": ("self_train",),
 }
@@ -68,19 +74,24 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """PEP 562: a public name is imported when it is first used."""
+    """Import a public name when it is first used (PEP 562).
+
+    Raises:
+        AttributeError: the package has no such public name.
+    """
     if name == "__version__":
+        # Imported here to keep `import noisystudent` fast: few callers read the version.
         from importlib.metadata import version
 
-        found: Any = version("noisystudent")
+        value: Any = version("noisystudent")
     elif name in _HOME:
-        found = getattr(importlib.import_module(f"noisystudent.{_HOME[name]}"), name)
+        value = getattr(importlib.import_module(f"noisystudent.{_HOME[name]}"), name)
     else:
         raise AttributeError(f"module 'noisystudent' has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    globals()[name] = value  # the next access does not call this function
+    return value
 
 
 def __dir__() -> list[str]:
-    """The public names and the dunders."""
+    """Sorted public names and names with double underscores."""
     return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})

@@ -1,4 +1,4 @@
-"""`python -m noisystudent` is the command `noisystudent`."""
+"""Runs the command `noisystudent` for `python -m noisystudent`."""
 
 from noisystudent.cli import main
 

@@ -1,87 +1,197 @@
-"""The voice of the command line: progress bars with the time left on a terminal, plain lines elsewhere."""
+"""Progress of long work: printed lines and bars, a log file, and the signals that stop the work."""
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from noisystudent.errors import RunError, Stopped
 
-from noisystudent.rundir import MARKER
-
-_PLAIN_SECONDS = 15.0  # a plain line of progress at most this often
+_PLAIN_SECONDS = 15.0  # least time between two lines of progress if the output is not a terminal
 
 
-def note(log: Path, line: str) -> None:
-    """Append a line to a log with the time, once the folder is a run's: any other belongs to the user."""
-    if (log.parent / MARKER).is_file():
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+class StopFlag:
+    """Flag that SIGTERM and SIGINT set. Long work checks it at points where stopping loses nothing.
 
-
-class Terminal:
-    """Speaks to a person; keeps what was said in a log file.
-
-    Args:
-        log: the file.
-        apart: speak on standard error, since standard output is for programs.
+    Attributes:
+        signal: name of the signal that was received, e.g. "SIGTERM"; None if there was none.
     """
 
-    def __init__(self, log: Path | None = None, *, apart: bool = False) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, stderr=apart)
-        self._log = log
-        self._bar: Progress | None = None
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Set the flag. This is a signal handler.
+
+        Raises:
+            KeyboardInterrupt: it is the second signal.
+        """
+        # The user pressed Ctrl-C again: the next point where work may stop can be minutes away.
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+
+class Progress:
+    """Receives the progress of long work, and holds the flag that stops it. This base class prints nothing.
+
+    Args:
+        stop: flag that stops the work. None: a new flag, which no signal sets.
+    """
+
+    def __init__(self, stop: StopFlag | None = None) -> None:
+        self.stop = stop or StopFlag()
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of `task` are done. Most calls print nothing."""
+
+    @property
+    def signal(self) -> str | None:
+        """Name of the signal that stops the work, or None."""
+        return self.stop.signal
+
+    def check(self) -> None:
+        """Stop the work if a signal was received.
+
+        Raises:
+            Stopped: a signal was received.
+        """
+        if self.signal is not None:
+            raise Stopped(f"stopped by {self.signal}; run the same command again to resume")
+
+
+@contextmanager
+def stop_on_signal(progress: Progress) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set the flag of `progress` within the block (main thread only).
+
+    Raises:
+        Stopped: the block raised a RunError after a signal.
+        RunError: as raised by the block, if there was no signal.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, progress.stop.handle) for number in numbers]
+    try:
+        yield
+    except RunError:
+        # Ctrl-C signals the whole process group, so the workers end too: not a failure of the run.
+        progress.check()
+        raise
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Terminal(Progress):
+    """Prints progress: bars with the time left on a terminal, plain lines elsewhere.
+
+    Args:
+        stderr: print on standard error, so that standard output holds only what another program reads.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__()
+        # Imported here: decoding processes import this module but print nothing, and rich is slow to import.
+        from rich.console import Console
+        from rich.progress import Progress as Bars
+        from rich.progress import TaskID
+
+        self._console = Console(highlight=False, soft_wrap=True, stderr=stderr)
+        self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, tuple[float, int]] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # task -> (time, units done) of its first call
         self._last_plain = 0.0
 
     def say(self, line: str) -> None:
-        """Print one line, and append it to the log with the time."""
-        self._close_bar()
-        self._console.print(escape(line))
-        if self._log is not None:
-            note(self._log, line)
+        """Print one line above the bars."""
+        from rich.markup import escape
 
-    def progress(self, task: str, done: int, total: int) -> None:
-        """Move the bar of `task`; away from a terminal, a line with rate and time left now and then."""
+        self.close()  # a moving bar would be drawn over the line
+        self._console.print(escape(line))  # a path may hold brackets, which rich reads as markup
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Move the bar of `task`. Elsewhere, print its rate and time left, at most once in 15 seconds."""
         if self._console.is_terminal:
             self._move_bar(task, done, total)
         else:
-            self._plain(task, done, total)
+            self._print_plain(task, done, total)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._close_bar()
+        """Remove the bars."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars, self._tasks = None, {}
 
     def _move_bar(self, task: str, done: int, total: int) -> None:
-        if self._bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.start()
+        from rich.markup import escape
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        if self._bars is None:
+            name = TextColumn("{task.description}")
+            columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Bars(*columns, console=self._console, transient=True)
+            self._bars.start()
         if task not in self._tasks:
-            self._tasks[task] = self._bar.add_task(escape(task), total=total)
-        self._bar.update(self._tasks[task], completed=done, total=total)
+            self._tasks[task] = self._bars.add_task(escape(task), total=total)
+        self._bars.update(self._tasks[task], completed=done, total=total)
 
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar, self._tasks = None, {}
+    def _print_plain(self, task: str, done: int, total: int) -> None:
+        from rich.markup import escape
 
-    def _plain(self, task: str, done: int, total: int) -> None:
         now = time.monotonic()
+        # A resumed task starts above 0: its rate counts only the units done since then.
         started, first = self._started.setdefault(task, (now, done))
         if now - max(self._last_plain, started) < _PLAIN_SECONDS or done <= first:
             return
         self._last_plain = now
         rate = (done - first) / (now - started)
         self._console.print(
-            f"  {escape(task)}: {done:,} of {total:,}, {rate:,.1f} a second,"
+            f"  {escape(task)}: {done:,} of {total:,}, {rate:,.1f} per second,"
             f" {(total - done) / rate:,.0f} s left"
         )
+
+
+class Logged(Progress):
+    """Passes everything on to `progress`, and appends each line with the time to the file `log`."""
+
+    def __init__(self, progress: Progress, log: Path) -> None:
+        super().__init__(progress.stop)
+        self._progress, self._log = progress, log
+
+    def say(self, line: str) -> None:
+        """Print one line and append it to the log."""
+        self._progress.say(line)
+        append_log(self._log, line)
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Pass the units done on to the other progress; they are not logged."""
+        self._progress.advance(task, done, total)
+
+
+class Prefixed(Progress):
+    """Passes everything on to `progress`, with `name` in front of every line and task."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        super().__init__(progress.stop)
+        self._progress, self._name = progress, name
+
+    def say(self, line: str) -> None:
+        """Print `<name>: <line>`."""
+        self._progress.say(f"{self._name}: {line}")
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Show the progress of `<name>: <task>`."""
+        self._progress.advance(f"{self._name}: {task}", done, total)
+
+
+def append_log(log: Path, line: str) -> None:
+    """Append a line with the local time to the file `log`."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")

@@ -1,9 +1,9 @@
-"""What can go wrong, by whose hand: each error is one line for the user and carries its exit code.
+"""Errors that this package raises on purpose, each with one line for the user and an exit code.
 
 NoisyStudentError
-├── InputError    2   a wrong call, a wrong file, a wrong key: name it, its value, and what would be right
-├── RunError      1   a run that cannot go on: a teacher at chance level, a full disk, a vanished image
-└── Stopped      75   a signal asked for it; everything is on disk, run again to resume
+├── InputError    2   a wrong call, a wrong file or a wrong key; the message says what would be right
+├── RunError      1   the run cannot continue: a teacher at chance level, a full disk, a vanished image
+└── Stopped      75   a signal stopped the run; everything is on disk, and the same command resumes it
 """
 
 import difflib
@@ -11,35 +11,44 @@ from collections.abc import Iterable
 
 
 class NoisyStudentError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
     exit_code = 1
 
 
 class InputError(NoisyStudentError):
-    """The caller can mend it: the message names the flag or file, the value, and what would be right."""
+    """An error that the caller can correct.
+
+    The message names the flag, field or file, its value, and what would be right.
+    """
 
     exit_code = 2
 
 
 class RunError(NoisyStudentError):
-    """The run cannot continue; what it has written stays valid."""
+    """The run cannot continue. The files that it has written stay valid."""
 
     exit_code = 1
 
 
 class Stopped(NoisyStudentError):
-    """A signal asked the run to stop; the same command resumes it (EX_TEMPFAIL)."""
+    """A signal stopped the run. The same command resumes it."""
 
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may try the same command again
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A clause for a message that names the choice nearest to `word`; nothing where none is near."""
+    """Clause "; did you mean ...?" with the choice most similar to `word`; empty if no choice is similar."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def first_line(error: Exception) -> str:
-    """An error of another library in one line."""
+def first_line(error: BaseException) -> str:
+    """First line of the message of another library's error, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError(message)` unless `condition` is true."""
+    if not condition:
+        raise InputError(message)

@@ -1,4 +1,4 @@
-"""scikit-learn's shape of the whole: `NoisyStudent(...).fit(labeled, unlabeled).predict(images)`."""
+"""Interface in the style of scikit-learn: `NoisyStudent(...).fit(labeled, unlabeled).predict(images)`."""
 
 from __future__ import annotations
 
@@ -13,33 +13,42 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from noisystudent import inference, recipes, rundir, self_training
+from noisystudent import recipes, self_training
 from noisystudent.config import Config
+from noisystudent.console import Progress, Terminal
 from noisystudent.data.sources import ArraySource, Sources
 from noisystudent.errors import InputError
-from noisystudent.inference import Images, Labeled, open_images, open_labeled
+from noisystudent.inference.images import Images, Labeled, open_images, open_labeled
+from noisystudent.inference.load import load_predictor
+from noisystudent.inference.predict import predict
 from noisystudent.report import build
-from noisystudent.runtime import Silent, StopFlag, Voice
+from noisystudent.run.files import read_json
+from noisystudent.run.rundir import RunDir
 
 
 class NoisyStudent:
     """Self-training for image classification.
 
     Args:
-        recipe: a recipe's name, a YAML file, or a `Config`.
-        out: run directory, an existing one is gone on with. None: a temporary one, gone with the object.
-        verbose: say what happens.
-        **overrides: fields of the configuration, two underscores for the dot: `teacher__train__epochs=30`.
+        recipe: name of a recipe, a YAML file, or a `Config`.
+        out: run directory. An existing run is resumed. None: a temporary directory, which is deleted together
+            with the object.
+        verbose: print the progress.
+        **overrides: fields of the configuration, with two underscores for each dot:
+            `teacher__train__epochs=30`.
 
     Attributes:
         classes_: class names, in the order of the columns of `predict_proba`.
-        verdict_: the content of verdict.json: did it help, and is that luck.
+        verdict_: content of verdict.json: whether the last student is better than teacher and control, with
+            intervals and p-values.
         scores_: {"teacher", "student-1", …, "control-n": {"val" | "test": {top1, top5, nll, ece, brier}}}.
-        transduction_: (N,) int64, the class last given to each pool image that was kept; -1 for the others.
-            Row i is row i of the array `unlabeled`; of a pool on disk, the rows of data/manifest.parquet.
+        transduction_: (N,) int64, class of each pool image that was kept in the last iteration, -1 for all
+            others. Row i belongs to row i of the array `unlabeled`, or for a pool on disk to pool row i of
+            data/manifest.parquet.
         n_iter_: number of students trained.
         termination_condition_: "max_iter": all students of the recipe were trained.
-        run_: the run directory; `report_` its report.
+        run_: the run directory.
+        report_: path of its report.
 
     Example:
         >>> from noisystudent import NoisyStudent
@@ -68,20 +77,22 @@ class NoisyStudent:
         val: Labeled | None = None,
         test: Labeled | None = None,
     ) -> NoisyStudent:
-        """Run the whole loop.
+        """Train the teacher, the students and the control, evaluate them, and write the report.
 
         Args:
-            labeled: `(images, labels)`, images (N, H, W) or (N, H, W, 3) uint8, or folders, shards, files.
-            unlabeled: the pool: images, folders, shards, files. None: supervised training, with a warning.
-            val: labelled images for choices. None: split off the labels.
-            test: labelled images for the verdict.
+            labeled: `(images, labels)` with images (N, H, W) or (N, H, W, 3) uint8; or folders, tar shards or
+                files.
+            unlabeled: the pool, as images, folders, tar shards or files. None: supervised training only, with
+                a warning.
+            val: labelled images for choices such as the learning curve. None: a part of `labeled`.
+            test: labelled images for the verdict. None: the verdict is made on val.
 
         Returns:
             The estimator itself.
 
         Raises:
-            InputError: wrong arguments or unusable images.
-            RunError: the run cannot go on; see `run_`.
+            InputError: the arguments are wrong, or the images cannot be used.
+            RunError: the run cannot continue. Its files so far are in `run_`.
         """
         self.run_ = self._run_directory()
         sources = Sources(
@@ -93,70 +104,74 @@ class NoisyStudent:
         config = self._config()
         if unlabeled is None and config.students:
             warnings.warn(
-                "no unlabelled images: the students learn from the given labels alone", stacklevel=2
+                "no unlabelled images: the students are trained on the given labels alone", stacklevel=2
             )
-        voice: Voice = self._voice()
-        self_training.self_train(config, sources, self.run_, stop=StopFlag(), voice=voice)
+        progress = Terminal() if self.verbose else Progress()
+        self_training.self_train(config, self.run_, sources=sources, progress=progress)
         self.report_ = build(self.run_)
         self._read_results(config, sources)
         return self
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
-        """Probabilities (N, K) of the last student.
+        """Class probabilities (N, K) of the last student.
 
         Raises:
-            InputError: not fitted, or an image cannot be read.
+            InputError: `fit` was not called, or an image cannot be read.
         """
-        predictor = inference.load_predictor(self._fitted())
-        found = inference.predict(predictor, images)
-        if found.bad:
-            name, reason = found.bad[0]
-            raise InputError(f"{len(found.bad)} of the images cannot be read, the first is {name}: {reason}")
-        return found.probs
+        predictions = predict(load_predictor(self._fitted()), images)
+        if predictions.bad:
+            name, reason = predictions.bad[0]
+            raise InputError(
+                f"{len(predictions.bad)} of the images cannot be read, the first is {name}: {reason}"
+            )
+        return predictions.probs
 
     def predict(self, images: Images) -> NDArray[np.str_]:
-        """Class names (N,) of the last student."""
+        """Predicted class names (N,) of the last student.
+
+        Raises:
+            InputError: see `predict_proba`.
+        """
         best = self.predict_proba(images).argmax(axis=1)
         names: NDArray[np.str_] = np.asarray(self.classes_)[best]
         return names
 
     def _run_directory(self) -> Path:
+        """The run directory: `out`, or a new temporary one that is deleted with this object."""
         if self.out is not None:
             return Path(self.out)
+        # Not a TemporaryDirectory, because that would warn when the object is deleted.
         folder = tempfile.mkdtemp(prefix="noisystudent-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(folder) / "run"
 
     def _config(self) -> Config:
-        given = [(name.replace("__", "."), value) for name, value in self.overrides.items()]
+        overrides = [(name.replace("__", "."), value) for name, value in self.overrides.items()]
         if isinstance(self.recipe, Config):
-            if given:
+            if overrides:
                 raise InputError(
-                    f"{given[0][0]} is given beside a Config; use dataclasses.replace on the Config"
+                    f"{overrides[0][0]} is given together with a Config; set it with dataclasses.replace"
                 )
             return self.recipe
-        return recipes.load(self.recipe, given)
-
-    def _voice(self) -> Voice:
-        if not self.verbose:
-            return Silent()
-        from noisystudent.console import Terminal
-
-        return Terminal(self.run_ / "run.log")
+        return recipes.load(self.recipe, overrides)
 
     def _fitted(self) -> Path:
+        """The run directory of a finished `fit`."""
         if not hasattr(self, "verdict_"):
-            raise InputError("this NoisyStudent is not fitted; call fit(labeled, unlabeled) first")
+            raise InputError("this NoisyStudent is not fitted yet; call fit(labeled, unlabeled) first")
         return self.run_
 
     def _read_results(self, config: Config, sources: Sources) -> None:
-        self.verdict_ = rundir.read_json(self.run_ / "verdict.json")
-        self.classes_ = tuple(rundir.read_json(self.run_ / "data" / "dataset.json")["classes"])
+        """Set the attributes whose names end in an underscore."""
+        run = RunDir(self.run_)
+        self.verdict_ = read_json(run.verdict)
+        self.classes_ = tuple(read_json(run.data.dataset)["classes"])
         self.n_iter_ = len(config.students)
+        # The name and the value are those of scikit-learn's SelfTrainingClassifier.
         self.termination_condition_ = "max_iter"
         self.scores_: dict[str, dict[str, dict[str, float]]] = {}
         for index in range(self.n_iter_ + 1):
-            models = rundir.read_json(self.run_ / f"iteration-{index}" / "evaluation.json")["models"]
+            models = read_json(run.iteration(index).evaluation)["models"]
             for role, sets in models.items():
                 self.scores_[role if index == 0 else f"{role}-{index}"] = sets
         self.transduction_ = self._transduction(sources)
@@ -164,23 +179,22 @@ class NoisyStudent:
     def _transduction(self, sources: Sources) -> NDArray[np.int64]:
         if self.n_iter_ == 0:
             return np.empty(0, dtype=np.int64)
-        path = self.run_ / f"iteration-{self.n_iter_}" / "selection.parquet"
-        kept = _transduction(path)
+        run = RunDir(self.run_)
+        kept = _transduction(run.iteration(self.n_iter_).selection)
         if not isinstance(sources.unlabeled, ArraySource):
             return kept
-        # Copies and leaks are no rows of the pool: back to the rows of the array, which are its offsets.
-        manifest = pq.read_table(
-            self.run_ / "data" / "manifest.parquet", columns=["offset"], filters=[("set", "=", "pool")]
-        )
+        # Copies and leaks were removed from the pool, so pool rows are not rows of the array. The offset of a
+        # pool row in the manifest is its row in the array.
+        manifest = pq.read_table(run.data.manifest, columns=["offset"], filters=[("set", "=", "pool")])
         classes = np.full(len(sources.unlabeled), -1, dtype=np.int64)
         classes[manifest.column("offset").to_numpy()] = kept
         return classes
 
 
 def _transduction(selection: Path) -> NDArray[np.int64]:
-    """(N,) the class each pool image was trained as; -1 where it was not kept."""
-    found = pq.read_table(selection, columns=["row", "label", "repeats"])
-    row, label, repeats = (column.to_numpy() for column in found.columns)
+    """(N,) class of each pool row that the student was trained on; -1 for rows that were not kept."""
+    table = pq.read_table(selection, columns=["row", "label", "repeats"])
+    row, label, repeats = (column.to_numpy() for column in table.columns)
     classes = np.full(len(row), -1, dtype=np.int64)
     classes[row] = np.where(repeats > 0, label, -1)
     return classes

@@ -1,38 +1,54 @@
-"""The currency between stages: plain records, no behaviour."""
+"""Records that pass between stages: data without behaviour."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    # needed for types only; importing torch takes seconds
     from torch import Tensor
+
+Predict: TypeAlias = "Callable[[Tensor], Tensor]"
+"""Function from images (B, 3, S, S) uint8 to logits (B, K), in evaluation mode and without noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One joint batch on the device: labelled rows first, then pool rows.
+    """One joint batch on the device: first the labelled images, then the pool images.
 
     Attributes:
-        images: (B, 3, S, S) uint8, un-noised.
+        images: (B, 3, S, S) uint8.
         labels: (L,) int64, the given labels of rows 0 … L-1.
-        pool_targets: (B-L, K) float32, the pseudo-labels of the other rows; each row sums to 1.
+        pool_targets: (B-L, K) float32, the pseudo-labels of the other rows. Each row sums to 1.
+        noise: input noise that the training step still has to apply to `images` (on a GPU, an
+            `augment.program.Program`). None: the noise is already applied.
     """
 
     images: Tensor
     labels: Tensor
     pool_targets: Tensor
+    noise: object = None
 
 
 @dataclass(frozen=True, slots=True)
 class PseudoLabels:
-    """A folder of Parquet parts written by `pseudo_label.label_images`.
+    """A folder of Parquet files ("parts"), with one row for each pool image.
 
-    Columns of a part: `row` int64 (row of the pool), `id` string, `content_hash` binary(16), `label` int32
-    (most likely class), `confidence` float32 (its probability), and the probabilities: `probs` as a
-    fixed-size list of `num_classes` float16, or above 256 classes `top_classes` int32 and `top_probs`
-    float16 (fixed-size lists of k, most likely first) with `tail` float32, the mass of all other classes.
+    `pseudo_label.label_images` writes it.
+
+    Columns of a part:
+        row: int64, row of the pool.
+        id: string.
+        content_hash: binary(16).
+        label: int32, the most likely class.
+        confidence: float32, the probability of that class.
+        probs: fixed-size list of `num_classes` float16, the probabilities; only up to 256 classes.
+        top_classes, top_probs: fixed-size lists of k int32 and k float16, the most likely classes in
+            descending order of probability; only above 256 classes.
+        tail: float32, total probability of all other classes; only above 256 classes.
     """
 
     path: Path
@@ -41,20 +57,12 @@ class PseudoLabels:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """One Parquet file written by `selection.select`: a row a pool image.
+    """One Parquet file written by `selection.select`, with one row for each pool image.
 
     Columns: `row` int64, `content_hash` binary(16), `label` int32, `confidence` float32, `repeats` int32
-    (0 when not kept), `reason` string: kept, below_threshold, over_quota or below_top_fraction.
+    (how often the image occurs in an epoch of the pool; 0 if not kept), `reason` string, one of
+    `selection.decisions.REASONS`.
     """
 
     path: Path
     num_classes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One number of one model on one test, as `evaluate.suite` reports it."""
-
-    test: str
-    name: str
-    value: float

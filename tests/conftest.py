@@ -11,12 +11,16 @@ import tiny
 import torch
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums depend on the number of threads, also in fixtures that are made for many tests."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _still_one_thread() -> Iterator[None]:
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +32,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the tiny recipe with one student and its control. Not to be changed: copy it."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("finished") / "run"
     recipe = tiny.write_recipe(out.with_name("tiny.yaml"))
     assert tiny.call("run", recipe, *tiny.flags(images), "--out", out) == 0

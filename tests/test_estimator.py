@@ -1,4 +1,4 @@
-"""The Python class: scikit-learn's shape, the same run underneath."""
+"""The Python class with the interface of scikit-learn, which makes the same run as the command."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def pool() -> Pixels:
 def model(pool: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoisyStudent]:
     out = tmp_path_factory.mktemp("estimator")
     recipe = tiny.write_recipe(out / "tiny.yaml")
-    found = NoisyStudent(str(recipe), out=out / "run", seed=0)
-    assert found.fit(arrays("labeled"), pool, val=arrays("val"), test=arrays("test")) is found
-    yield found
+    model = NoisyStudent(str(recipe), out=out / "run", seed=0)
+    assert model.fit(arrays("labeled"), pool, val=arrays("val"), test=arrays("test")) is model
+    yield model
 
 
-def test_what_fit_leaves_behind(model: NoisyStudent) -> None:
+def test_the_attributes_that_fit_sets(model: NoisyStudent) -> None:
     assert model.classes_ == tiny.CLASSES
     assert (model.n_iter_, model.termination_condition_) == (1, "max_iter")
     assert list(model.scores_) == ["teacher", "student-1", "control-1"]
@@ -71,17 +71,19 @@ def test_it_predicts_arrays_folders_and_files(model: NoisyStudent, images: Path)
 
 
 def test_transduction_has_a_row_for_each_row_of_the_pool(model: NoisyStudent, pool: Pixels) -> None:
-    found = model.transduction_
-    assert found.shape == (44,) and set(found.tolist()) <= {-1, 0, 1, 2}
-    assert found[-2] == -1 and found[-1] == -1, "a copy and an image of val are not trained on"
+    classes = model.transduction_
+    assert classes.shape == (44,) and set(classes.tolist()) <= {-1, 0, 1, 2}
+    assert classes[-2] == -1 and classes[-1] == -1, "a copy and an image of val are not trained on"
     truth = np.repeat([0, 1, 2], 14)
-    kept = found[:42] >= 0
+    kept = classes[:42] >= 0
     assert kept.sum() >= 30
-    assert np.mean(found[:42][kept] == truth[kept]) > 0.8
-    assert np.mean(np.roll(found[:42], 14)[kept] == truth[kept]) < 0.5, "a shift of the rows would show"
+    assert np.mean(classes[:42][kept] == truth[kept]) > 0.8
+    assert np.mean(np.roll(classes[:42], 14)[kept] == truth[kept]) < 0.5, (
+        "shifted rows would be less accurate"
+    )
 
 
-def test_without_a_pool_it_is_supervised_and_says_so(tmp_path: Path) -> None:
+def test_without_a_pool_it_is_supervised_and_warns(tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path / "tiny.yaml")
     model = NoisyStudent(str(recipe), out=tmp_path / "run", student__train__steps=8)
     with pytest.warns(UserWarning, match="no unlabelled images"):
@@ -105,19 +107,19 @@ def test_a_config_is_a_recipe_and_the_run_may_be_temporary() -> None:
     assert folder.is_dir()
     del model
     gc.collect()
-    assert not folder.exists(), "gone with the object"
-    with pytest.raises(InputError, match="seed is given beside a Config"):
+    assert not folder.exists(), "deleted with the object"
+    with pytest.raises(InputError, match="seed is given together with a Config"):
         NoisyStudent(config, seed=3).fit(arrays("labeled"))
     assert dataclasses.replace(config, seed=3) != config
 
 
-def test_what_is_not_fitted_does_not_predict() -> None:
+def test_predicting_needs_a_fitted_model() -> None:
     model = NoisyStudent("demo")
-    for ask in (model.predict, model.predict_proba):
+    for method in (model.predict, model.predict_proba):
         with pytest.raises(
-            InputError, match=r"this NoisyStudent is not fitted; call fit\(labeled, unlabeled\) first"
+            InputError, match=r"this NoisyStudent is not fitted yet; call fit\(labeled, unlabeled\) first"
         ):
-            ask(arrays("test")[0])
+            method(arrays("test")[0])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_arrays_that_do_not_fit(labeled: Any, expected: str) -> None:
     assert expected in str(caught.value)
 
 
-def test_wrong_fields_are_told() -> None:
+def test_wrong_fields_are_named() -> None:
     with pytest.raises(
         InputError, match=r"no field 'teacher\.train\.stepps'; did you mean 'teacher\.train\.steps'"
     ):

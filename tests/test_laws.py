@@ -12,12 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from noisystudent import inference, planning
 from noisystudent.config import Config
-from noisystudent.data.sources import open_sources
+from noisystudent.data.sources import listing_fingerprint, open_sources
+from noisystudent.inference.load import find_model, load_predictor
+from noisystudent.inference.predict import predict
 from noisystudent.report import build
-from noisystudent.self_training import learner
-from noisystudent.stages import Status, state
+from noisystudent.run import status
+from noisystudent.run.graph import build_graph
+from noisystudent.run.rundir import RunDir
+from noisystudent.run.stages import Status, state
+from noisystudent.self_training.training import _batches
 
 
 def selection(out: Path) -> dict[str, Any]:
@@ -45,9 +49,9 @@ def test_no_students_is_supervised_training(images: Path, finished: Path, tmp_pa
 @pytest.mark.parametrize("pool", [False, True], ids=["no pool", "nothing to trust"])
 def test_an_empty_pool_is_supervised_training(images: Path, tmp_path: Path, pool: bool) -> None:
     doubtful = [("student.selection.threshold", 0.99), ("student.pseudo_label.temperature", 10)]
-    said = tiny.run(tiny.config(images, *doubtful, pool=pool), tmp_path)
+    lines = tiny.run(tiny.config(images, *doubtful, pool=pool), tmp_path)
     why = "no pool image is above the threshold" if pool else "the pool is empty"
-    assert f"warning: {why}; student 1 learns from the given labels alone" in said
+    assert f"warning: {why}; student 1 learns from the given labels alone" in lines
     student = tiny.weights(tmp_path, "iteration-1/student")
     assert student == tiny.weights(tmp_path, "iteration-1/control")
     assert student != tiny.weights(tmp_path, "iteration-0/teacher"), "it did train, with its own noise"
@@ -75,7 +79,9 @@ def test_given_labels_never_change(images: Path, finished: Path, tmp_path: Path)
         for pixels in tiny.pictures(kind, tiny.PER_CLASS["labeled"], 0):
             truth[pixels.transpose(2, 0, 1).tobytes()] = kind
     seen = 0
-    for batch in learner._batches(tiny.lesson(config, dataset, tmp_path), 0, 20):
+    training = tiny.training(config, dataset, tmp_path)
+    assert training.read_pool is not None
+    for batch in _batches(training, training.read_pool(), 0, 20):
         assert len(batch.labels) == 6 and len(batch.pool_targets) == 12
         for image, label in zip(batch.images, batch.labels.tolist(), strict=False):
             assert truth[image.numpy().tobytes()] == label
@@ -120,16 +126,16 @@ def test_paper_mode_gives_every_class_the_same_total(
 
 
 def test_soft_labels_are_the_teachers_probabilities(images: Path, finished: Path) -> None:
-    teacher = inference.load_predictor(finished / "iteration-0" / "teacher", "cpu")
-    said = inference.predict(teacher, images / "pool")
+    teacher = load_predictor(finished / "iteration-0" / "teacher", "cpu")
+    found = predict(teacher, images / "pool")
     parts = sorted((finished / "iteration-1" / "labels").glob("part-*.parquet"))
     assert len(parts) == 3
     stored = [row for part in parts for row in pq.read_table(part).to_pylist()]
-    assert [row["id"] for row in stored] == said.ids
+    assert [row["id"] for row in stored] == found.ids
     probs = np.array([row["probs"] for row in stored], np.float64)
-    np.testing.assert_allclose(probs, said.probs, atol=6e-4)  # half a float16 step below 1
-    np.testing.assert_allclose([row["confidence"] for row in stored], said.probs.max(axis=1), rtol=1e-5)
-    assert [row["label"] for row in stored] == said.probs.argmax(axis=1).tolist()
+    np.testing.assert_allclose(probs, found.probs, atol=6e-4)  # half a float16 step below 1
+    np.testing.assert_allclose([row["confidence"] for row in stored], found.probs.max(axis=1), rtol=1e-5)
+    assert [row["label"] for row in stored] == found.probs.argmax(axis=1).tolist()
 
 
 # --- run again ---
@@ -144,7 +150,7 @@ def contents(out: Path) -> dict[str, str]:
 
 
 def to_do(config: Config, out: Path) -> list[str]:
-    graph = planning.plan(config, open_sources(config.data), out)
+    graph = build_graph(config, listing_fingerprint(open_sources(config.data)), RunDir(out))
     return [stage.name for stage in graph.stages() if state(stage).status is not Status.DONE]
 
 
@@ -153,9 +159,9 @@ def test_a_finished_run_is_skipped(images: Path, finished: Path, tmp_path: Path)
     shutil.copytree(finished, out)
     before = contents(out)
     assert to_do(tiny.config(images), out) == []
-    said = tiny.run(tiny.config(images), out)
+    lines = tiny.run(tiny.config(images), out)
     stages = ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
-    assert [line for line in said if "skipped" in line] == [
+    assert [line for line in lines if line.endswith("skipped")] == [
         f"{name}: done before, skipped" for name in stages
     ]
     assert contents(out) == before
@@ -169,10 +175,10 @@ def test_another_threshold_redoes_what_follows_from_it_and_comes_back(
     before = contents(out)
     strict = tiny.config(images, ("student.selection.threshold", 0.6))
     assert to_do(strict, out) == ["selection-1", "student-1", "judgement"]
-    said = tiny.run(strict, out)
-    skipped = [line.partition(":")[0] for line in said if line.endswith("done before, skipped")]
+    lines = tiny.run(strict, out)
+    skipped = [line.partition(":")[0] for line in lines if line.endswith("done before, skipped")]
     assert skipped == ["data", "teacher", "labels-1", "control-1"]
-    moved = [line for line in said if "made from other inputs" in line]
+    moved = [line for line in lines if "made from other inputs" in line]
     assert [line.partition(" (")[2].partition(")")[0] for line in moved] == [
         "config",
         "selection",
@@ -183,7 +189,7 @@ def test_another_threshold_redoes_what_follows_from_it_and_comes_back(
     assert tiny.weights(out, "iteration-1/control") == tiny.weights(finished, "iteration-1/control")
 
     again = tiny.run(tiny.config(images), out)
-    back = [line.partition(":")[0] for line in again if "brought back from superseded" in line]
+    back = [line.partition(":")[0] for line in again if "moved back from superseded" in line]
     assert back == ["selection-1", "student-1", "judgement"]
     after = {name: value for name, value in contents(out).items() if not name.startswith("superseded/")}
     assert after == before
@@ -198,19 +204,19 @@ def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path)
 
 
 def test_fewer_students_leave_the_others_on_the_shelf(images: Path, tmp_path: Path) -> None:
-    """What is told of a run is told of the students it has now."""
+    """A run shows the students of its configuration, not those of an earlier one."""
     out = tmp_path / "run"
     tiny.run(tiny.config(images, ("students", 2), ("student.train.steps", 8)), out)
-    second = inference.find_model(out)
+    second = find_model(out)
     assert "student 2" in build(out).read_text()
     assert second == out / "iteration-2" / "student" / "model.safetensors"
     two = contents(out)
     tiny.run(tiny.config(images, ("student.train.steps", 8)), out)
-    assert inference.find_model(out) == out / "iteration-1" / "student" / "model.safetensors"
-    assert {row[0] for row in planning.scores(out)} == {"teacher", "student-1", "control-1"}
-    assert not any(row[0].endswith("-2") for row in planning.recorded(out))
+    assert find_model(out) == out / "iteration-1" / "student" / "model.safetensors"
+    assert {row[0] for row in status.scores(RunDir(out))} == {"teacher", "student-1", "control-1"}
+    assert not any(row[0].endswith("-2") for row in status.recorded(RunDir(out)))
     assert "student 2" not in build(out).read_text()
     tiny.run(tiny.config(images, ("students", 2), ("student.train.steps", 8)), out)
-    assert inference.find_model(out) == second
+    assert find_model(out) == second
     evaluation = "iteration-2/evaluation.json"
     assert contents(out)[evaluation] == two[evaluation]

@@ -6,10 +6,14 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 
 import noisystudent
+from noisystudent.config import SelectionConfig
 
 PUBLIC = [
     "Config",
@@ -61,17 +65,42 @@ def test_importing_it_imports_nothing_heavy_and_sets_nothing_up() -> None:
     assert done.stdout == "[]\n" and done.stderr == ""
 
 
+def test_the_functions_can_be_called_with_a_model_images_and_a_folder(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    predictor = noisystudent.load_predictor(finished)
+    predictions = noisystudent.predict(predictor, images / "pool")
+    labels, bad = noisystudent.label_images(predictor, images / "pool", tmp_path / "labels")
+    assert bad == predictions.bad == []
+    parts = sorted(labels.path.glob("*.parquet"))
+    confidences = np.concatenate(
+        [pyarrow.parquet.read_table(part)["confidence"].to_numpy() for part in parts]
+    )
+    assert np.allclose(confidences, predictions.probs.max(axis=1), atol=1e-6)
+    values, _ = noisystudent.score(predictor, images / "test")
+    assert 0 <= values["top1"] <= values["top5"] <= 1
+    kept = noisystudent.select(labels, SelectionConfig(), seed=0, out=tmp_path / "selection.parquet")
+    assert pyarrow.parquet.read_table(kept.path).num_rows == len(predictions.ids)
+
+
 def test_the_docstring_names_the_stages_in_order() -> None:
     text = noisystudent.__doc__ or ""
     stages = [
+        "config/",
+        "run/",
         "data/",
         "augment/",
         "models/",
         "train/",
         "pseudo_label/",
         "selection/",
-        "evaluate/",
+        "metrics/",
+        "robustness/",
+        "inference/",
+        "evaluation/",
         "self_training/",
+        "report/",
+        "ablation/",
     ]
     places = [text.index(f"    {stage}") for stage in stages]
     assert places == sorted(places)
@@ -80,6 +109,8 @@ def test_the_docstring_names_the_stages_in_order() -> None:
 
 
 def test_planning_needs_nothing_that_trains() -> None:
-    code = "import sys, noisystudent.planning; print(sorted({'torch', 'timm', 'scipy'} & sys.modules.keys()))"
+    code = (
+        "import sys, noisystudent.run.status; print(sorted({'torch', 'timm', 'scipy'} & sys.modules.keys()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -23,12 +23,13 @@ from safetensors.torch import load_file
 from noisystudent import self_training
 from noisystudent.cli import main
 from noisystudent.config import Config
-from noisystudent.data.loader import Chosen
+from noisystudent.console import Progress
+from noisystudent.data.loader import SelectedPool
 from noisystudent.data.prepare import Dataset, open_dataset
 from noisystudent.data.sources import open_sources
 from noisystudent.recipes import resolve
-from noisystudent.runtime import StopFlag
-from noisystudent.self_training.learner import Lesson
+from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.self_training.training import Training
 
 Capture = pytest.CaptureFixture[str]
 
@@ -99,24 +100,22 @@ def flags(images: Path) -> list[object]:
     return [word for flag, name in SETS.items() for word in (f"--{flag}", images / name)]
 
 
-class Heard:
-    """A voice that remembers."""
+class Remembered(Progress):
+    """Progress that keeps its lines."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def progress(self, task: str, done: int, total: int) -> None:
-        pass
-
 
 def run(given: Config, out: Path) -> list[str]:
-    """Run it all in this process; returns what was said."""
-    voice = Heard()
-    self_training.self_train(given, open_sources(given.data), out, stop=StopFlag(), voice=voice)
-    return voice.lines
+    """Run it all in this process; returns the lines it printed."""
+    progress = Remembered()
+    self_training.self_train(given, out, progress=progress)
+    return progress.lines
 
 
 def call(*tokens: object) -> int:
@@ -147,14 +146,14 @@ def write_recipe(path: Path, change: Callable[[dict[str, Any]], None] | None = N
 
 
 def one_line(capsys: Capture) -> str:
-    """What was said on standard error: one line that begins with the program's name."""
+    """What stands on standard error: one line that begins with the program's name."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("noisystudent: ")
     return lines[0]
 
 
-def said(capsys: Capture, *words: object) -> str:
+def output(capsys: Capture, *words: object) -> str:
     """What a command that succeeds prints."""
     capsys.readouterr()
     assert call(*words) == 0
@@ -179,7 +178,7 @@ def move(root: Path, source: str, target: str) -> None:
 
 
 def child(tokens: Sequence[object], log: Path, largest_file: int | None = None) -> None:
-    """The command line in a process of its own; what it says goes to `log`, files grow to a limit (bytes)."""
+    """The command line in a process of its own; its output goes to `log`, files grow to a limit (bytes)."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -198,22 +197,23 @@ def manifest(out: Path) -> list[dict[str, Any]]:
 def opened(images: Path, out: Path) -> tuple[Config, Dataset]:
     """What a finished run was of."""
     asked = config(images)
-    return asked, open_dataset(out / "data", asked.data, open_sources(asked.data))
+    return asked, open_dataset(RunDir(out).data, asked.data, open_sources(asked.data))
 
 
-def lesson(asked: Config, dataset: Dataset, folder: Path, **augment: Any) -> Lesson:
-    """The student of a run, on every image of the pool, with told differences in its input noise."""
+def training(asked: Config, dataset: Dataset, folder: Path, **augment: Any) -> Training:
+    """The student of a run, on every image of the pool, with the given differences in its input noise."""
     student = asked.students[0]
     rows = np.arange(len(dataset.pool))
     soft = np.eye(len(dataset.classes), dtype=np.float32)[rows % len(dataset.classes)]
-    return Lesson(
+    pool = SelectedPool(rows, np.ones(len(rows), np.int32), lambda at: soft[at])
+    return Training(
         learner=dataclasses.replace(student, augment=dataclasses.replace(student.augment, **augment)),
         dataset=dataset,
-        folder=folder,
+        folder=ModelDir(folder),
         seed=3,
         resolution=SIDE,
         device=torch.device("cpu"),
         workers=0,
-        chosen=Chosen(rows, np.ones(len(rows), np.int32), lambda at: soft[at]),
+        read_pool=lambda: pool,
         ratio=student.unlabeled_ratio,
     )

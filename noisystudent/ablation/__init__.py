@@ -1,1 +1,1 @@
-"""A matrix of recipes and seeds: read, run with what they share computed once, and told as one table."""
+"""Run a matrix of configurations and seeds, make shared stages only once, and write one table of results."""

@@ -1,4 +1,4 @@
-"""From an ablation's YAML and the command line to cells, each a checked configuration and a model of it."""
+"""Read the YAML file of an ablation into cells, each with a checked configuration and the model to score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noisystudent import recipes
-from noisystudent.ablation.ceiling import ceiling
+from noisystudent.ablation.oracle import oracle
 from noisystudent.config import Config
 from noisystudent.errors import InputError, did_you_mean
 
@@ -27,35 +27,36 @@ _KEYS = ("recipe", "base", "common", "cells")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """A row of the table: a model of a configuration.
+    """A row of the table: one model of one configuration.
 
     Attributes:
-        kind: cell, written in the matrix; reference, the base's teacher or control; ceiling, all labels.
-        of: the model whose score it is.
-        said: the overrides that make it, as written.
-        folder: below the output folder; cells of equal configuration have one between them.
-        config: for any seed.
+        kind: cell, reference or oracle. cell: written in the matrix. reference: teacher or control of the
+            base. oracle: the control of the base, trained on all labels.
+        of: the model whose scores are in the row.
+        overrides: differences to the recipe, as written in the matrix.
+        folder: folder of its runs in the output folder. Cells with equal configurations share one.
+        config: configuration, with any seed.
     """
 
     name: str
     kind: str
     of: Model
-    said: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     folder: str
     config: Config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class Overrides:
     """What the command line adds to a matrix.
 
     Attributes:
-        recipe: in place of the matrix's own.
-        flags: where the images are; a cell's own `data` wins over it.
-        fields: win over everything.
-        seeds: none is the recipe's.
-        only: names of the cells that are run; none is all.
-        all_labels: labelled images that hold the truth of labels and pool.
+        recipe: recipe used instead of the one in the matrix.
+        flags: folders of the images. The `data` of a cell overrides them.
+        fields: configuration fields that override everything else.
+        seeds: seeds of every cell. Empty: the seed of the recipe.
+        only: names of the cells that are run. Empty: all cells.
+        all_labels: folders with the labelled images and the pool images, all with their true labels.
     """
 
     recipe: str | None = None
@@ -68,12 +69,13 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matrix:
-    """Cells and seeds, and which of them are run.
+    """Cells and seeds of an ablation, and the cells that are run.
 
     Attributes:
-        cells: in the order of the table; the base's teacher and control first.
-        base: what the others are compared with.
-        common: overrides of every cell.
+        recipe: recipe that the overrides apply to.
+        cells: rows in the order of the table. Teacher and control of the base come first.
+        base: cell that the others are compared with.
+        common: overrides of every cell, as written.
         only: the cells that are run.
     """
 
@@ -88,61 +90,68 @@ class Matrix:
 
     @property
     def supervised(self) -> Cell | None:
-        """The base's control: what the labels alone give."""
+        """The control of the base, which is trained on the labels alone. None if the base has none."""
         return next((c for c in self.cells if c.kind == "reference" and c.of[1] == CONTROL), None)
 
     @property
-    def ceiling(self) -> Cell | None:
-        """What all labels give, where they are known."""
-        return next((cell for cell in self.cells if cell.kind == "ceiling"), None)
+    def oracle(self) -> Cell | None:
+        """The row trained on all true labels. None if `all_labels` is empty."""
+        return next((cell for cell in self.cells if cell.kind == "oracle"), None)
 
     def runs(self) -> list[tuple[str, str, int]]:
-        """(run, cell folder, seed) of every run once; of each seed the base's first, as others share it."""
+        """(run, cell folder, seed) of every run, each once.
+
+        For each seed, the run of the base comes first, because other cells share most stages with it.
+        """
         folders = dict.fromkeys(cell.folder for cell in (self.base, *self.cells))
         return [(run_name(folder, seed), folder, seed) for seed in self.seeds for folder in folders]
 
     def config(self, folder: str, seed: int) -> Config:
-        """Of one run."""
-        found = next(cell.config for cell in self.cells if cell.folder == folder)
-        return dataclasses.replace(found, seed=seed)
+        """Configuration of one run."""
+        config = next(cell.config for cell in self.cells if cell.folder == folder)
+        return dataclasses.replace(config, seed=seed)
 
     def chosen(self) -> set[str]:
-        """Names of the runs that are wanted."""
+        """Names of the runs of the cells in `only`."""
         return {run_name(cell.folder, seed) for cell in self.only for seed in self.seeds}
 
 
 def run_name(folder: str, seed: int) -> str:
-    """Of a run; its path below the output folder."""
+    """Name of a run, which is also its path in the output folder."""
     return f"{folder}/seed-{seed}"
 
 
-def read(name: str, asked: Asked) -> Matrix:
-    """Read a matrix and check every cell.
+def read(name: str, given: Overrides) -> Matrix:
+    """Read the matrix of a shipped ablation or a YAML file, and check the configuration of every cell.
 
     Raises:
-        InputError: not a matrix, no cells, a name that is not there, or a cell that is no configuration.
+        InputError: the file is not a matrix, it has no cells, a name in it does not exist, or a configuration
+            is not valid.
     """
     raw = recipes.read(name)
     if "cells" not in raw:
-        raise InputError(f"{name} is the recipe of one run, without cells; noisystudent run {name} runs it")
+        raise InputError(f"{name} is the recipe of one run, without cells; use `noisystudent run {name}`")
     for key in raw:
         if key not in _KEYS:
             raise InputError(f"{name}: unknown key '{key}'{did_you_mean(str(key), _KEYS)}")
     written = _mapping(raw["cells"], f"{name}: cells")
     if not written:
         raise InputError(f"{name}: cells is empty; it maps the name of each cell to its overrides")
-    recipe = asked.recipe or raw.get("recipe")
+    recipe = given.recipe or raw.get("recipe")
     if not isinstance(recipe, str):
-        raise InputError(f"{name}: no recipe; write `recipe: NAME` or give --recipe")
+        raise InputError(f"{name}: recipe is missing; write `recipe: NAME` or give --recipe")
     common = _ordered(_mapping(raw.get("common"), f"{name}: common"), f"{name}: common")
-    fixed = recipes.load(recipe, [*asked.flags, *asked.fields])
-    before = [*asked.flags, *common]
-    cells = [_cell(name, recipe, key, said, before, asked.fields) for key, said in written.items()]
-    cells = _shared(name, cells, {_slug(ALL_LABELS): "--all-labels"} if asked.all_labels else {})
+    # The recipe without a cell gives the seed. A wrong flag or field is reported here, without naming a cell.
+    config = recipes.load(recipe, [*given.flags, *given.fields])
+    cells = [
+        _cell(name, recipe, key, overrides, around=([*given.flags, *common], given.fields))
+        for key, overrides in written.items()
+    ]
+    cells = _with_shared_folders(name, cells, {_slug(ALL_LABELS): "--all-labels"} if given.all_labels else {})
     base = _base(name, raw.get("base"), cells)
-    cells = [*_references(base), *cells, *_ceilings(base, asked.all_labels)]
-    seeds = tuple(dict.fromkeys(asked.seeds)) or (fixed.seed,)
-    only = _chosen(asked.only, cells)
+    cells = [*_references(base), *cells, *_oracles(base, given.all_labels)]
+    seeds = tuple(dict.fromkeys(given.seeds)) or (config.seed,)
+    only = _chosen(given.only, cells)
     return Matrix(
         name=Path(name).stem,
         recipe=recipe,
@@ -151,54 +160,64 @@ def read(name: str, asked: Asked) -> Matrix:
         common=dict(common),
         seeds=seeds,
         only=only,
-        all_labels=asked.all_labels,
+        all_labels=given.all_labels,
     )
 
 
 def _cell(
-    matrix: str, recipe: str, key: object, written: Any, before: list[Field], after: Sequence[Field]
+    matrix: str, recipe: str, key: object, written: Any, *, around: tuple[Sequence[Field], Sequence[Field]]
 ) -> Cell:
     if isinstance(key, bool) or not isinstance(key, str | int | float):
-        raise InputError(f"{matrix}: cell {key!r} is not a name to YAML; put it in quotes")
+        raise InputError(f"{matrix}: cell {key!r} is not text in YAML; put the name in quotes")
     name = str(key)
     origin = f"{matrix}: cell {name!r}"
     if name in (TEACHER, CONTROL):
-        raise InputError(f"{origin}: the base's {name} has a row of that name; choose another")
-    said = dict(_mapping(written, origin))
-    of = said.pop("of", None)
-    overrides = [*before, *_ordered(said, origin), *after]
+        raise InputError(f"{origin}: this is the name of the row of the base's {name}; choose another name")
+    overrides = dict(_mapping(written, origin))
+    of = overrides.pop("of", None)
+    fields = [*around[0], *_ordered(overrides, origin), *around[1]]
     try:
-        config = recipes.resolve(recipes.read(recipe), overrides, origin)
-    except InputError as error:
+        config = recipes.resolve(recipes.read(recipe), fields, origin)
+    except InputError as error:  # some messages begin with the origin, others do not
         raise InputError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}") from error
     return Cell(
-        name=name, kind="cell", of=_model(of, config, origin), said=said, folder=_slug(name), config=config
+        name=name,
+        kind="cell",
+        of=_model(of, config, origin),
+        overrides=overrides,
+        folder=_slug(name),
+        config=config,
     )
 
 
 def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping | None):
-        raise InputError(f"{what} is {value!r}; a mapping belongs there")
+        raise InputError(f"{what} is {value!r}; it must be a mapping")
     return value or {}
 
 
-def _ordered(said: Mapping[Any, Any], origin: str) -> list[Field]:
-    """Overrides as fields, `students` last: within one mapping its differences win over `student`.
+def _ordered(overrides: Mapping[Any, Any], origin: str) -> list[Field]:
+    """Overrides as a list of fields, with `students` last.
+
+    Later fields override earlier ones, so what a mapping has under `students` overrides its `student`.
 
     Raises:
-        InputError: an unknown key, or the seed.
+        InputError: a key is unknown, or it is `seed`.
     """
+    # `student` is no field of Config: `recipes.resolve` applies it to every student.
     known = [field.name for field in dataclasses.fields(Config)] + ["student"]
-    for key in said:
+    for key in overrides:
         if key not in known:
             raise InputError(f"{origin}: unknown key '{key}'{did_you_mean(str(key), [*known, 'of'])}")
-    if "seed" in said:
-        raise InputError(f"{origin}: seed is {said['seed']!r}; every cell has the seeds of --seeds")
-    return sorted(said.items(), key=lambda field: field[0] == "students")
+    if "seed" in overrides:
+        raise InputError(
+            f"{origin}: seed is {overrides['seed']!r}; every cell is run with the seeds of --seeds"
+        )
+    return sorted(overrides.items(), key=lambda field: field[0] == "students")
 
 
 def _model(of: Any, config: Config, origin: str) -> Model:
-    """The model that a cell's `of` names; by default the last student."""
+    """The model named by `of` of a cell. None: the last student, or the teacher if there are no students."""
     last = len(config.students)
     known: dict[str, Model] = {TEACHER: (0, TEACHER)}
     known |= {f"student-{index}": (index, "student") for index in range(1, last + 1)}
@@ -208,29 +227,33 @@ def _model(of: Any, config: Config, origin: str) -> Model:
         known[CONTROL] = (last, CONTROL)
     chosen = ("student" if last else TEACHER) if of is None else of
     if chosen not in known:
-        raise InputError(f"{origin}: of is {chosen!r}; one of {', '.join(sorted(known))}")
+        raise InputError(f"{origin}: of is {chosen!r}; choose one of {', '.join(sorted(known))}")
     return known[chosen]
 
 
 def _slug(name: str) -> str:
+    """A name in lower-case ASCII letters, digits and hyphens, for a folder."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
-def _shared(matrix: str, cells: list[Cell], taken: dict[str, str]) -> list[Cell]:
-    """The cells, those of equal configuration in the folder of the first of them.
+def _with_shared_folders(matrix: str, cells: list[Cell], taken: dict[str, str]) -> list[Cell]:
+    """The cells; those with equal configurations get the folder of the first of them.
 
     Raises:
-        InputError: a name without a folder of its own.
+        InputError: two names give the same folder, a name gives none, or the folder is already in `taken`.
     """
     for cell in cells:
         if not cell.folder:
-            raise InputError(f"{matrix}: cell {cell.name!r} names no folder; give it a letter or a digit")
+            raise InputError(
+                f"{matrix}: cell {cell.name!r} gives no folder name; add an ASCII letter or a digit"
+            )
         if taken.setdefault(cell.folder, cell.name) != cell.name:
             raise InputError(
-                f"{matrix}: cell {cell.name!r} would have the folder {cell.folder!r} of"
-                f" {taken[cell.folder]!r}; rename one"
+                f"{matrix}: cell {cell.name!r} would have the same folder {cell.folder!r} as"
+                f" {taken[cell.folder]!r}; rename one of them"
             )
+    # Equal configurations are recognised by their YAML, in which all fields are in the same order.
     first: dict[str, str] = {}
     return [
         dataclasses.replace(cell, folder=first.setdefault(recipes.dump(cell.config), cell.folder))
@@ -239,36 +262,39 @@ def _shared(matrix: str, cells: list[Cell], taken: dict[str, str]) -> list[Cell]
 
 
 def _base(matrix: str, name: Any, cells: list[Cell]) -> Cell:
-    found = next((cell for cell in cells if name is None or cell.name == str(name)), None)
-    if found is None:
+    """The cell called `name`, or the first cell if `name` is None."""
+    base = next((cell for cell in cells if name is None or cell.name == str(name)), None)
+    if base is None:
         names = [cell.name for cell in cells]
         raise InputError(
-            f"{matrix}: base is {name!r}, which is no cell{did_you_mean(str(name), names)};"
-            f" cells: {', '.join(names)}"
+            f"{matrix}: base is {name!r}, which is not a cell{did_you_mean(str(name), names)};"
+            f" choose one of {', '.join(names)}"
         )
-    return found
+    return base
 
 
 def _references(base: Cell) -> list[Cell]:
-    """Rows that every table has: what the base's student learnt from, and its twin."""
+    """Rows that every table has: the teacher of the base, and its control if it has one."""
     last = len(base.config.students)
     models: list[Model] = [(0, TEACHER)] + ([(last, CONTROL)] if last and base.config.control else [])
-    return [dataclasses.replace(base, name=model[1], kind="reference", of=model, said={}) for model in models]
+    return [
+        dataclasses.replace(base, name=model[1], kind="reference", of=model, overrides={}) for model in models
+    ]
 
 
-def _ceilings(base: Cell, folders: tuple[str, ...]) -> list[Cell]:
+def _oracles(base: Cell, folders: tuple[str, ...]) -> list[Cell]:
     if not folders:
         return []
-    config = ceiling(base.config, folders)
-    of = (0, TEACHER)
-    return [Cell(name=ALL_LABELS, kind="ceiling", of=of, said={}, folder=_slug(ALL_LABELS), config=config)]
+    cell = dataclasses.replace(base, name=ALL_LABELS, kind="oracle", of=(0, TEACHER), overrides={})
+    return [dataclasses.replace(cell, folder=_slug(ALL_LABELS), config=oracle(base.config, folders))]
 
 
 def _chosen(only: Sequence[str], cells: list[Cell]) -> tuple[Cell, ...]:
+    """The cells whose names are in `only`, or all cells if it is empty."""
     names = [cell.name for cell in cells]
     for name in only:
         if name not in names:
             raise InputError(
-                f"--only {name}: no such cell{did_you_mean(name, names)}; cells: {', '.join(names)}"
+                f"--only {name}: no such cell{did_you_mean(name, names)}; choose one of {', '.join(names)}"
             )
     return tuple(cell for cell in cells if not only or cell.name in only)

@@ -1,4 +1,4 @@
-"""The table as JSON, CSV and a page in the output folder, and as lines for a terminal."""
+"""Write the table of an ablation as JSON, CSV and HTML, and format it for a terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from noisystudent.report.ablation import write_page
-from noisystudent.rundir import write_json, write_text
+from noisystudent.run.files import write_json, write_text
 
 Row = tuple[str, ...]
 
+PAGE = "ablation.html"
+LOG = "ablation.log"
+
+# Keys of a cell in ablation.json that are columns of ablation.csv.
 _COLUMNS = (
     *("name", "of", "set", "n", "top1", "low", "high"),
     *("difference", "difference_low", "difference_high", "over", "p_value", "gap_closed"),
@@ -20,21 +24,24 @@ _COLUMNS = (
 
 
 def write(content: Mapping[str, Any], out: Path) -> Path:
-    """Write ablation.json, ablation.csv and ablation.html, each at once; returns the page."""
+    """Write ablation.json, ablation.csv and ablation.html, each atomically; returns the path of the page."""
     write_json(out / "ablation.json", content)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow((*_COLUMNS, "failed"))
     for cell in content["cells"]:
-        shown = ["" if cell[name] is None else cell[name] for name in _COLUMNS]
-        rows.writerow([*shown, "; ".join(_failures(cell))])
+        values = ["" if cell[name] is None else cell[name] for name in _COLUMNS]
+        rows.writerow([*values, "; ".join(_failures(cell))])
     write_text(out / "ablation.csv", text.getvalue())
-    return write_page(content, out / "ablation.html")
+    return write_page(content, out / PAGE)
 
 
 def lines(content: Mapping[str, Any]) -> tuple[Row, list[Row]]:
-    """Header and rows of the table; the gap only where all labels are known, remarks where there are any."""
-    shares, level = content["cells"], f"{content['level']:.0%}"
+    """Header and rows of the table for a terminal.
+
+    The interval over seeds, the gap closed and the remarks are left out if they are empty in every row.
+    """
+    cells, level = content["cells"], f"{content['level']:.0%}"
     header = [
         "cell",
         "n",
@@ -46,8 +53,9 @@ def lines(content: Mapping[str, Any]) -> tuple[Row, list[Row]]:
         "gap closed",
         "remarks",
     ]
-    rows = [_line(cell, content["base"]) for cell in shares]
-    kept = [i for i in range(len(header)) if i not in (4, 7, 8) or any(row[i] for row in rows)]
+    rows = [_line(cell, content["base"]) for cell in cells]
+    optional = (4, 7, 8)
+    kept = [i for i in range(len(header)) if i not in optional or any(row[i] for row in rows)]
     return tuple(header[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
 
 
@@ -75,8 +83,8 @@ def _remarks(cell: Mapping[str, Any]) -> list[str]:
 
 
 def _failures(cell: Mapping[str, Any]) -> list[str]:
-    """One line a reason, with the seeds it befell."""
+    """One line for each reason, with the seeds that failed for this reason."""
     seeds: dict[str, list[str]] = {}
     for seed, reason in cell["failed"].items():
         seeds.setdefault(reason, []).append(seed)
-    return [f"seed {', '.join(befell)} failed: {reason}" for reason, befell in seeds.items()]
+    return [f"seed {', '.join(failed)} failed: {reason}" for reason, failed in seeds.items()]

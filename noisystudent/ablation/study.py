@@ -1,65 +1,115 @@
-"""A whole ablation: its runs made, its table rewritten whenever one of them ends."""
+"""Run a whole ablation: make all its runs and write the table again whenever a run ends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from noisystudent.ablation.matrix import Matrix
-from noisystudent.ablation.output import write
-from noisystudent.ablation.running import Run, plan, run_all
+from noisystudent.ablation.output import LOG, write
+from noisystudent.ablation.runs import Library, Run, attempt
 from noisystudent.ablation.table import summary
-from noisystudent.rundir import lock
-from noisystudent.runtime import StopFlag, Voice
+from noisystudent.config import DataConfig
+from noisystudent.console import Logged, Progress
+from noisystudent.data.sources import listing_fingerprint, open_sources
+from noisystudent.errors import InputError
+from noisystudent.run.graph import build_graph
+from noisystudent.run.lock import lock
+from noisystudent.run.rundir import RunDir
+
+OnEnd = Callable[[Run, str | None], None]
+"""Called with each run that ended, and why it failed; None: it did not fail."""
 
 
 def study(
-    matrix: Matrix, out: Path, *, processes: int, command: str, stop: StopFlag, voice: Voice
+    matrix: Matrix, out: Path, *, processes: int, command: str, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make what is not yet done of `matrix` in `out`; again: only what is missing, failed or changed.
+    """Make all runs of `matrix` in `out`. A second call makes only what is missing, failed or changed.
 
     Args:
-        matrix: its cells.
-        out: receives `<cell>/seed-<n>/`, ablation.json, ablation.csv and ablation.html.
-        processes: runs at a time.
-        command: how this was called, for the page.
-        stop: of this process.
-        voice: told what happens.
+        matrix: cells and seeds.
+        out: output folder for `<cell>/seed-<n>/`, ablation.json, ablation.csv and ablation.html.
+        processes: number of runs at a time.
+        command: command line of this call, for the page.
+        progress: receives the lines and bars of all runs.
 
     Returns:
-        The content of ablation.json; `failed` of its cells says what could not be made, and why.
+        Content of ablation.json. `failed` of a cell names the seeds that failed, and why.
 
     Raises:
-        InputError: images that are not there, or `out` is in use.
-        Stopped: a signal came; what is done stays.
+        InputError: images do not exist, or `out` is in use or holds other files.
+        Stopped: a signal came. Finished stages stay on disk.
     """
     with lock(out, "study"):
+        progress = Logged(progress or Progress(), out / LOG)
+        progress.say(f"ablation: {out}")
         runs = plan(matrix, out)
-        voice.say(_announcement(matrix, runs))
+        progress.say(_announcement(matrix, runs))
         failed: dict[str, str] = {}
 
-        def ended(run: Run, reason: str | None) -> None:
+        # Also called for each run of another process, so the table is always up to date.
+        def on_end(run: Run, reason: str | None) -> None:
             if reason is not None:
                 failed[run.name] = reason
             write(summary(matrix, runs, failed, command), out)
 
+        # The table also has the cells that are not run now: an earlier call may have finished them.
         chosen = matrix.chosen()
         run_all(
-            [run for run in runs if run.name in chosen],
-            out,
-            ended,
-            processes=processes,
-            stop=stop,
-            voice=voice,
+            [run for run in runs if run.name in chosen], out, on_end, processes=processes, progress=progress
         )
         content = summary(matrix, runs, failed, command)
         write(content, out)
     return content
 
 
+def plan(matrix: Matrix, out: Path) -> list[Run]:
+    """Every run of the matrix with its stages, in the order in which the runs should start.
+
+    Raises:
+        InputError: images do not exist. The message names the run.
+    """
+    listings: dict[DataConfig, str] = {}  # most runs have the same images, so each set is listed only once
+    runs: list[Run] = []
+    for name, folder, seed in matrix.runs():
+        config, run = matrix.config(folder, seed), RunDir(out / name)
+        if config.data not in listings:
+            try:
+                listings[config.data] = listing_fingerprint(open_sources(config.data))
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+        graph = build_graph(config, listings[config.data], run)
+        runs.append(Run(name=name, config=config, folder=run, graph=graph))
+    return runs
+
+
+def run_all(runs: list[Run], out: Path, on_end: OnEnd, *, processes: int, progress: Progress) -> None:
+    """Make every run that is not done. If a run fails, the others are still made.
+
+    Args:
+        runs: runs from `plan`.
+        out: output folder of the matrix, which the caller has locked.
+        on_end: called after each run that was not done before.
+        processes: number of runs at a time. 1: they are made in this process.
+        progress: receives the lines and bars of all runs.
+
+    Raises:
+        Stopped: a signal came. Finished stages stay on disk.
+    """
+    left = [run for run in runs if not run.done]
+    if processes == 1:
+        for run in left:
+            on_end(run, attempt(run.name, run.config, run.folder, out, progress))
+    else:
+        from noisystudent.ablation.processes import side_by_side
+
+        side_by_side(left, Library(out), on_end, processes=processes, progress=progress)
+
+
 def _announcement(matrix: Matrix, runs: list[Run]) -> str:
     stages = [(stage.name, stage.fingerprint) for run in runs for stage in run.graph.stages()]
     return (
         f"{matrix.name}: {len(runs)} runs, seeds {', '.join(map(str, matrix.seeds))};"
-        f" {len(set(stages))} different stages, each made once, for {len(stages)} places"
+        f" {len(stages)} stages, {len(set(stages))} of them different; each of these is made only once"
     )

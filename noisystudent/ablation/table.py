@@ -1,4 +1,4 @@
-"""From finished runs to one table: means over seeds, their intervals, paired differences, the gap closed."""
+"""Compute the table from finished runs: means over seeds, intervals, paired differences, the gap closed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import yaml
 from numpy.typing import NDArray
 
 from noisystudent.ablation.matrix import Cell, Matrix, run_name
-from noisystudent.ablation.running import Run
-from noisystudent.evaluate import metrics, suite, verdict
-from noisystudent.rundir import read_json
+from noisystudent.ablation.runs import Run
+from noisystudent.metrics import classification, scores, verdict
+from noisystudent.run.files import read_json
+from noisystudent.run.rundir import ModelDir
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one model did on one set.
+    """Predictions of one model on one set, as right or wrong.
 
     Attributes:
-        images: test, or val where there is none.
-        hits: (N,) which images it is right on.
-        labels: (N,), to tell another set of images from this one.
+        images: name of the set, test, or val if there is no test.
+        hits: (N,) True for each image whose predicted class is correct.
+        labels: (N,) labels, from which `comparable` recognises a different set of images.
     """
 
     images: str
@@ -34,20 +35,20 @@ class Score:
 
     @property
     def top1(self) -> float:
-        """Share it is right on."""
+        """Share of the images whose predicted class is correct."""
         return float(self.hits.mean())
 
     def comparable(self, other: Score) -> bool:
-        """Whether both are of the same images, as far as labels tell."""
+        """True if both scores are on the same set and the labels are equal, row by row."""
         return self.images == other.images and np.array_equal(self.labels, other.labels)
 
 
 Scores = dict[str, dict[int, Score]]
-"""Cell to seed to score; of finished runs only."""
+"""Cell name -> seed -> score, of finished runs only."""
 
 
 class _Span(NamedTuple):
-    """A number and its interval."""
+    """A number and its interval; None if unknown."""
 
     value: float | None = None
     low: float | None = None
@@ -55,13 +56,13 @@ class _Span(NamedTuple):
 
 
 def summary(matrix: Matrix, runs: Sequence[Run], failed: Mapping[str, str], command: str) -> dict[str, Any]:
-    """The content of ablation.json, of the runs that are done.
+    """Content of ablation.json, computed from the runs that are done.
 
     Args:
-        matrix: the cells.
+        matrix: cells and seeds.
         runs: every run of every cell, done or not.
-        failed: run to reason.
-        command: how it was called.
+        failed: name of a run -> why it failed.
+        command: command line of the call.
     """
     scores = _scores(matrix, runs)
     return {
@@ -69,7 +70,7 @@ def summary(matrix: Matrix, runs: Sequence[Run], failed: Mapping[str, str], comm
         "recipe": matrix.recipe,
         "base": matrix.base.name,
         "common": _yaml(matrix.common),
-        "sets": sorted({score.images for found in scores.values() for score in found.values()}),
+        "sets": sorted({score.images for by_seed in scores.values() for score in by_seed.values()}),
         "level": matrix.base.config.evaluate.level,
         "seeds": list(matrix.seeds),
         "all_labels": list(matrix.all_labels),
@@ -91,18 +92,22 @@ def _scores(matrix: Matrix, runs: Sequence[Run]) -> Scores:
 
 def _score(run: Run, cell: Cell) -> Score:
     model = next(m for m in run.graph.models() if (m.iteration, m.role) == cell.of)
-    images = str(read_json(run.folder / "verdict.json")["set"])
-    path = model.last.path / f"predictions-{images}.npz"
+    images = str(read_json(run.folder.verdict)["set"])
+    path = ModelDir(model.last.path).predictions(images)
     return _read(path, path.stat().st_mtime_ns, images)
 
 
+# The table is computed again whenever a run ends. The time of writing is part of the cache's key, so that a
+# file that was written again is read again.
 @functools.lru_cache(maxsize=4096)
 def _read(path: Path, _written: int, images: str) -> Score:
-    found = suite.load_predictions(path)
-    return Score(images, metrics.correct(found.probs, found.labels), found.labels)
+    predictions = scores.load_predictions(path)
+    hits = classification.correct(predictions.probs, predictions.labels)
+    return Score(images, hits, predictions.labels)
 
 
 def _row(matrix: Matrix, cell: Cell, scores: Scores, failed: Mapping[str, str]) -> dict[str, Any]:
+    """A cell of ablation.json."""
     own, level = scores[cell.name], matrix.base.config.evaluate.level
     values = [score.top1 for score in own.values()]
     mean = _mean(values, level)
@@ -114,7 +119,7 @@ def _row(matrix: Matrix, cell: Cell, scores: Scores, failed: Mapping[str, str]) 
         "kind": cell.kind,
         "of": role,
         "folder": cell.folder,
-        "overrides": _yaml(cell.said),
+        "overrides": _yaml(cell.overrides),
         "set": next((score.images for score in own.values()), None),
         "n": len(values),
         "top1": mean.value,
@@ -132,19 +137,26 @@ def _row(matrix: Matrix, cell: Cell, scores: Scores, failed: Mapping[str, str]) 
     }
 
 
-def _yaml(said: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(said), sort_keys=False, allow_unicode=True).strip() if said else ""
+def _yaml(overrides: Mapping[str, Any]) -> str:
+    if not overrides:
+        return ""
+    return yaml.safe_dump(dict(overrides), sort_keys=False, allow_unicode=True).strip()
 
 
 def _mean(values: Sequence[float], level: float) -> _Span:
-    """Over seeds; one has no interval."""
+    """Mean over seeds and its interval. A single seed has no interval."""
     if len(values) > 1:
         return _Span(*verdict.paired_over_seeds(values, level))
     return _Span(*values)
 
 
 def _difference(matrix: Matrix, cell: Cell, scores: Scores) -> tuple[_Span, str | None, float | None]:
-    """To the base on the same images: over seeds where there are several, else over the images of one."""
+    """Difference to the base on the same images and seeds.
+
+    Returns:
+        The mean difference and its interval; what the interval is over, 'seeds' if there are several,
+        otherwise 'images'; and the p-value over images. All None for the base itself.
+    """
     own, base = scores[cell.name], scores[matrix.base.name]
     seeds = [seed for seed in own if seed in base and own[seed].comparable(base[seed])]
     if cell.name == matrix.base.name or not seeds:
@@ -153,25 +165,33 @@ def _difference(matrix: Matrix, cell: Cell, scores: Scores) -> tuple[_Span, str 
     if len(seeds) > 1:
         differences = [own[seed].top1 - base[seed].top1 for seed in seeds]
         return _Span(*verdict.paired_over_seeds(differences, config.level)), "seeds", None
+    # A single seed: the interval is the paired bootstrap over images, and the p-value is McNemar's.
     (seed,) = seeds
-    found = verdict.compare(own[seed].hits, base[seed].hits, config, seed)
-    return _Span(found["difference"], found["low"], found["high"]), "images", found["p_value"]
+    comparison = verdict.compare(own[seed].hits, base[seed].hits, config, seed)
+    span = _Span(comparison["difference"], comparison["low"], comparison["high"])
+    return span, "images", comparison["p_value"]
 
 
 def _gap_closed(matrix: Matrix, cell: Cell, scores: Scores) -> float | None:
-    """(cell - supervised) / (all labels - supervised), of means over the seeds that all three have."""
-    if matrix.supervised is None or matrix.ceiling is None:
+    """(cell - supervised) / (all labels - supervised), with means over the seeds that all three have.
+
+    None if one of the three has no such seed, or if all labels are not better than the given ones.
+    """
+    if matrix.supervised is None or matrix.oracle is None:
         return None
-    own, least, most = (scores[each.name] for each in (cell, matrix.supervised, matrix.ceiling))
+    own, supervised, oracle = (scores[each.name] for each in (cell, matrix.supervised, matrix.oracle))
     seeds = [
         seed
         for seed in own
-        if seed in least
-        and seed in most
-        and own[seed].comparable(least[seed])
-        and own[seed].comparable(most[seed])
+        if seed in supervised
+        and seed in oracle
+        and own[seed].comparable(supervised[seed])
+        and own[seed].comparable(oracle[seed])
     ]
     if not seeds:
         return None
-    mine, low, high = (float(np.mean([found[seed].top1 for seed in seeds])) for found in (own, least, most))
-    return (mine - low) / (high - low) if high > low else None
+    reached, low, high = (
+        float(np.mean([by_seed[seed].top1 for seed in seeds])) for by_seed in (own, supervised, oracle)
+    )
+    # If all labels are not better, the gap is 0 or negative and a share of it has no meaning.
+    return (reached - low) / (high - low) if high > low else None

@@ -1,1 +1,1 @@
-"""Input noise: a policy says what may happen, a plan draws what does, ops does it to the pixels."""
+"""Input noise: `policies` defines what may be applied, `plan` draws it, `ops` applies it to the pixels."""

@@ -1,4 +1,4 @@
-"""What noise may do: timm's RandAugment notation, and the published table from magnitude to argument."""
+"""Noise policies: timm's RandAugment notation, and the published table from magnitude to argument."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 class Op(IntEnum):
-    """The 16 operations of RandAugment v1, and doing nothing; neighbours share a kernel in `ops`."""
+    """The 16 operations of RandAugment v1 and the identity; neighbours share a kernel in `ops`."""
 
     AUTO_CONTRAST = 0
     EQUALIZE = 1
@@ -44,21 +44,26 @@ DRAWN = (
     *(Op.BRIGHTNESS, Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.COLOR),
     *(Op.SHARPNESS, Op.CUTOUT),
 )
-"""What RandAugment draws from, each with the same probability; another order is other noise for a seed."""
+"""Operations that RandAugment draws, with equal probability.
+
+Do not change the order: it determines the noise of a seed.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandAugment:
-    """`num_ops` operations drawn with replacement for every image (Cubuk et al., arXiv:1909.13719).
+    """RandAugment: operations drawn with replacement for each image (Cubuk et al., arXiv:1909.13719).
 
     Attributes:
-        num_ops: N, operations an image.
+        num_ops: N, number of operations for each image.
         magnitude: M. Arguments are linear in M/10 and extrapolate above 10, as in the paper (M = 27).
-        magnitude_std: Gaussian jitter of M for each operation; inf draws it uniformly from 0 to M.
-        magnitude_max: levels are clipped to 0 … this. None: a fixed M is taken as it is (timm would clip it
-            to 10), a jittered one is clipped to max(10, M).
-        increasing: timm's `inc1`: posterize, solarize and (both ways) the four enhancements grow with M.
-        prob: chance that a drawn operation is applied; 1 is the paper's (timm's default is 0.5).
+        magnitude_std: standard deviation of a Gaussian jitter of M, drawn for each operation. inf: the
+            magnitude is uniform from 0 to M.
+        magnitude_max: magnitudes are clipped to 0 … this value. None: a fixed M is not clipped (timm clips it
+            to 10), a jittered M is clipped to 0 … max(10, M).
+        increasing: timm's `inc1`: the effect of posterize and solarize grows with M, and so does the effect
+            of brightness, contrast, colour and sharpness, in both directions.
+        prob: probability that a drawn operation is applied; 1 in the paper (timm's default is 0.5).
     """
 
     num_ops: int = 2
@@ -71,20 +76,23 @@ class RandAugment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """All input noise of one set of images; build it with `build_policy`.
+    """All input noise of one set of images; `build_policy` builds it.
 
     Attributes:
-        crop: none; pad: reflect-pad by an eighth of the side, random crop; inception: see `plan.crop_boxes`.
-        flip: mirror left and right half of the time.
-        randaugment: None switches it off.
-        cutout: side in pixels of the grey square every image gets after RandAugment; 0 is off.
+        crop: 'none'; 'pad': reflect-pad by an eighth of the side, then crop at random; 'inception': see
+            `plan.crop_boxes`.
+        flip: mirror left and right with probability 1/2.
+        randaugment: None: no RandAugment.
+        cutout: side in pixels of the grey square that every image gets after RandAugment; 0: no square.
         quirks: 'defined' gives every operation its documented meaning. 'official' reproduces the published
-            code where that is defined: Contrast blends with the grey level H·W/256 (at most 255) instead of
-            the image's mean. Where it is undefined (posterize to fewer than 1 or more than 8 bits, solarize
-            thresholds beyond 255) both keep the bits in 1 … 8 and leave the pixels alone.
-        translate_const: pixels a translation moves at M = 10.
+            code where its behaviour is defined: Contrast blends with the grey level H·W/256 (at most 255)
+            instead of the mean of the image. Where the published code is undefined (posterize to fewer than
+            1 or more than 8 bits, solarize thresholds above 255), both values clip the bits to 1 … 8, and
+            such a threshold changes no pixel.
+        translate_const: distance in pixels of a translation at M = 10.
         cutout_const: half the side in pixels of RandAugment's own Cutout at M = 10.
-        crop_last: crop and flip after RandAugment and cutout (the published order on 32 pixels), not before.
+        crop_last: True: crop and flip after RandAugment and cutout, the published order on 32 pixels.
+            False: crop and flip first.
     """
 
     crop: Literal["none", "pad", "inception"] = "none"
@@ -98,16 +106,21 @@ class Policy:
 
     @property
     def moves(self) -> bool:
-        """The kernels crop or flip; boxes of crop 'inception' are cut where images are decoded."""
+        """True if the kernels crop or flip. Crop 'inception' is done when images are decoded."""
         return self.crop == "pad" or self.flip
 
 
 def build_policy(config: AugmentConfig, resolution: int) -> Policy:
-    """The policy of `config` for square images of `resolution` pixels.
+    """Build the policy of `config` for square images.
 
-    The published code moves 100 and cuts 40 pixels at M = 10 on ImageNet whatever the resolution, and
-    resolution // 8 for both on 32-pixel images. A large model's 100 pixels would empty a small image, so the
-    second rule holds below 128 pixels (CIFAR, SVHN, Tiny ImageNet, STL) and the first from there on.
+    At M = 10 the published code translates by 100 pixels and cuts out 40 pixels on ImageNet, at every
+    resolution. On 32-pixel images it uses resolution // 8 for both. A translation by 100 pixels would move a
+    small image out of view. So the second rule is used below 128 pixels (CIFAR, SVHN, Tiny ImageNet, STL),
+    and the first rule from 128 pixels.
+
+    Args:
+        config: configuration of the noise.
+        resolution: side of the images in pixels.
 
     Raises:
         InputError: `config.randaugment` is not in timm's notation.
@@ -127,43 +140,45 @@ def build_policy(config: AugmentConfig, resolution: int) -> Policy:
 
 _KEYS = ("m", "n", "p", "mstd", "mmax", "inc")
 _SUPPORTED = (
-    "m (magnitude), n (operations), p (probability), mstd, mmax and inc are, as in rand-m27-n2 or "
+    "use m (magnitude), n (operations), p (probability), mstd, mmax, inc, as in rand-m27-n2 or "
     "rand-m9-n2-mstd0.5-inc1"
 )
 
 
 def parse_randaugment(text: str) -> RandAugment:
-    """Read timm's notation: `rand-m27-n2` is the paper's N = 2, M = 27.
+    """Parse timm's notation: `rand-m27-n2` is N = 2 and M = 27, as in the paper.
 
-    Sections may come in any order; m is 10, n is 2 and p is 1 when not given. As in timm, an mstd above 100
+    Sections may come in any order. The defaults are m = 10, n = 2 and p = 1. As in timm, an mstd above 100
     means uniform magnitudes. timm's named or weighted operation sets (`t…`, `w…`) are not supported.
 
     Raises:
-        InputError: names the string, the section that is wrong and what is supported.
+        InputError: `text` is not in this notation. The message names the text, the wrong section and the
+            supported keys.
     """
     name, *sections = text.split("-")
     if name != "rand":
-        raise InputError(f"augment.randaugment is {text!r}; it starts with 'rand', as in rand-m27-n2")
-    found: dict[str, float] = {}
-    for place, section in enumerate(sections, start=2):
+        raise InputError(f"augment.randaugment is {text!r}; it must start with 'rand', as in rand-m27-n2")
+    numbers: dict[str, float] = {}
+    for place, section in enumerate(sections, start=2):  # section 1 is `rand`
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d*)?)", section)
         if match is None or match[1] not in _KEYS:
             raise _bad_section(text, place, section, f"is not supported; {_SUPPORTED}")
         key, value = match[1], float(match[2])
-        if key in found:
+        if key in numbers:
             raise _bad_section(text, place, section, f"repeats {key}")
-        if reason := _complaint(key, value):
+        if reason := _number_fault(key, value):
             raise _bad_section(text, place, section, reason)
-        found[key] = value
-    return _from_numbers(found)
+        numbers[key] = value
+    return _from_numbers(numbers)
 
 
 def _bad_section(text: str, place: int, section: str, reason: str) -> InputError:
+    """Error for one section; `place` counts from 1, and `rand` is section 1."""
     return InputError(f"augment.randaugment is {text!r}: section {place}, {section!r}, {reason}")
 
 
-def _complaint(key: str, value: float) -> str:
-    """What is wrong with a number of timm's notation; empty when nothing is."""
+def _number_fault(key: str, value: float) -> str:
+    """Reason why a number of timm's notation is not allowed; empty if it is allowed."""
     if key == "n" and not (value.is_integer() and value >= 1):
         return "must be a whole number of operations, at least 1"
     if key == "p" and value > 1:
@@ -173,57 +188,66 @@ def _complaint(key: str, value: float) -> str:
     return ""
 
 
-def _from_numbers(found: dict[str, float]) -> RandAugment:
+def _from_numbers(numbers: dict[str, float]) -> RandAugment:
+    """RandAugment with the given numbers by key of timm's notation, and defaults for the others."""
     default = RandAugment()
-    std = found.get("mstd", default.magnitude_std)
+    std = numbers.get("mstd", default.magnitude_std)
     return RandAugment(
-        num_ops=int(found.get("n", default.num_ops)),
-        magnitude=found.get("m", default.magnitude),
+        num_ops=int(numbers.get("n", default.num_ops)),
+        magnitude=numbers.get("m", default.magnitude),
         magnitude_std=math.inf if std > 100 else std,
-        magnitude_max=found.get("mmax"),
-        increasing=bool(found.get("inc", default.increasing)),
-        prob=found.get("p", default.prob),
+        magnitude_max=numbers.get("mmax"),
+        increasing=bool(numbers.get("inc", default.increasing)),
+        prob=numbers.get("p", default.prob),
     )
 
 
 def levels(randaugment: RandAugment, normal: Floats, uniform: Floats) -> Floats:
-    """Magnitudes of single operations.
+    """Compute the magnitude of each operation.
 
     Args:
-        randaugment: the policy's.
-        normal: standard normal numbers of any shape, used by a finite `magnitude_std`.
-        uniform: numbers in [0, 1) of the same shape, used by an infinite one.
+        randaugment: RandAugment of the policy.
+        normal: standard normal numbers of any shape, used if `magnitude_std` is finite.
+        uniform: numbers in [0, 1) of the same shape, used if `magnitude_std` is infinite.
+
+    Returns:
+        Magnitudes of the same shape.
     """
     magnitude, std, bound = randaugment.magnitude, randaugment.magnitude_std, randaugment.magnitude_max
     if std == 0:
         return np.full(normal.shape, magnitude if bound is None else min(magnitude, bound))
+    # Two different draws: a finite `magnitude_std` is a jitter, an infinite one is uniform from 0 to M.
     level = uniform * magnitude if math.isinf(std) else magnitude + std * normal
     return np.clip(level, 0.0, max(10.0, magnitude) if bound is None else bound)
 
 
 def arguments(policy: Policy, op: NDArray[np.int64], level: Floats, sign: Floats) -> NDArray[np.float32]:
-    """What each operation is called with: the table of the published `randaugment.py`, at any level.
+    """Compute the argument of each operation by the published table (`randaugment.py`), at any magnitude.
 
     Args:
-        policy: its constants and whether severity increases.
-        op: `Op` numbers.
+        policy: gives the constants, and whether the effect grows with M (`RandAugment.increasing`).
+        op: `Op` numbers of any shape.
         level: magnitudes M of the same shape.
-        sign: -1 or 1, same shape: the direction of geometry, and of enhancements when severity increases.
+        sign: -1 or 1, of the same shape: direction of geometric operations, and of brightness, contrast,
+            colour and sharpness if the effect grows with M.
 
     Returns:
-        Degrees (positive turns counter-clockwise), shear and pixels (positive moves the content left or up),
-        blend factor, bits, threshold, addition or half-side; 0 for operations without argument.
+        Array of the same shape: degrees (positive rotates counter-clockwise), shear or pixels (positive moves
+        the content left or up), blend factor, bits, threshold, addition or half side. 0 for operations
+        without an argument.
     """
+    # Every formula is computed for all elements, then the one of the operation is chosen.
     formulas = _formulas(policy, level / 10.0, sign)
-    return np.choose(op, [formulas.get(which, 0.0) for which in Op]).astype(np.float32)
+    return np.choose(op, [formulas.get(operation, 0.0) for operation in Op]).astype(np.float32)
 
 
 def _formulas(policy: Policy, x: Floats, sign: Floats) -> dict[Op, Floats]:
-    """Operation -> argument at M/10 = x, truncated as in the published code."""
+    """Argument of each operation at M/10 = x, truncated as in the published code."""
     increasing = policy.randaugment is not None and policy.randaugment.increasing
+    # Factor of the blend: 1 keeps the image, 0 gives the image to blend with.
     enhance = np.maximum(0.1, 1.0 + sign * (x * 0.9)) if increasing else x * 1.8 + 0.1
     bits = np.trunc(x * 4)
-    threshold = np.minimum(256, np.trunc(x * 256))
+    threshold = np.minimum(256, np.trunc(x * 256))  # a threshold of 256 changes no pixel
     shear, translate = sign * (x * 0.3), sign * (x * policy.translate_const)
     return {
         Op.POSTERIZE: np.clip(4 - bits if increasing else bits, 1, 8),

@@ -1,4 +1,4 @@
-"""The command line: one command a stage, which parses, calls and prints, and holds no logic."""
+"""The command line, with one function for each command: it parses, calls the package and prints."""
 
 from __future__ import annotations
 
@@ -18,57 +18,73 @@ __all__ = ["main"]
 
 app = App(
     name="noisystudent",
-    help="Labelled images and a pile of unlabelled ones in; a better classifier, and the proof of it, out.",
+    help="Noisy Student self-training: train an image classifier on labelled and unlabelled images, and test "
+    "whether the unlabelled images made it better.",
     version_flags=["--version"],
     help_format="plaintext",
-    help_epilogue="Fields of the configuration are flags of all that trains: --teacher.train.epochs 30; "
-    "label takes --pseudo_label.FIELD, select --selection.FIELD. `noisystudent fields` lists them, "
-    "`noisystudent recipes` the recipes. --debug shows tracebacks.",
+    help_epilogue="Every configuration field is a flag of run, demo, train, plan, check and ablate, such as "
+    "--teacher.train.epochs 30. label takes --pseudo_label.FIELD, and select takes --selection.FIELD. "
+    "`noisystudent fields` lists the fields, and `noisystudent recipes` lists the recipes. With --debug, "
+    "errors have a traceback.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS)
-for place, command in enumerate(COMMANDS):
+for place, command in enumerate(COMMANDS):  # the help lists the commands in this order, not by name
     app.command(command, sort_key=place)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run one command; exit 0: done, 2: a wrong call, 1: a failed run, 75: stopped by a signal."""
-    given = list(sys.argv[1:] if tokens is None else tokens)
-    debug = "--debug" in given
+    """Run one command.
+
+    Exit codes: 0 if it succeeded, 2 for a wrong call, 1 for a failed run, 75 if a signal stopped it, and 130
+    if it was interrupted.
+
+    Args:
+        tokens: arguments. None: those of the process.
+    """
+    tokens = list(sys.argv[1:] if tokens is None else tokens)
+    # --debug may stand anywhere, so it is taken out before the command parses its own flags.
+    debug = "--debug" in tokens
     try:
-        _run([token for token in given if token != "--debug"])
+        _run([token for token in tokens if token != "--debug"])
     except NoisyStudentError as error:
         _fail(str(error), error.exit_code, debug)
     except CycloptsError as error:
         _fail(str(error), InputError.exit_code, debug)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to resume", 130, debug)
-    except Exception as error:
+    except Exception as error:  # a bug: still one line, and --debug gives the traceback
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
 
 
 def _run(tokens: list[str]) -> None:
+    """Parse the arguments, call the command, and pass the configuration fields if it has this parameter."""
     _refuse_empty(tokens)
     fields, rest = take_fields(tokens)
-    command, bound, handed = app.parse_args(rest, exit_on_error=False, print_error=False)
-    if "fields" in handed:
+    command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)
+    if "fields" in unparsed:  # a parameter of type `Fields`, which cyclopts does not parse
         command(*bound.args, **bound.kwargs, fields=fields)
     elif fields:
         name, _ = fields[0]
-        raise InputError(f"--{name}: {' '.join(rest[:1])} takes no fields of the configuration")
+        raise InputError(f"--{name}: {' '.join(rest[:1])} takes no configuration fields")
     else:
         command(*bound.args, **bound.kwargs)
 
 
 def _refuse_empty(tokens: list[str]) -> None:
-    """An empty path would mean the current folder; an empty variable of a shell script makes one."""
+    """Refuse empty values: they come from an empty shell variable, and a path would be the current folder.
+
+    Raises:
+        InputError: a value is empty.
+    """
     for before, token in itertools.pairwise(["", *tokens]):
         if not token:
-            raise InputError(f"an empty value stands after {before or 'noisystudent'!r}; give a name there")
+            raise InputError(f"the value after {before or 'noisystudent'!r} is empty; give a name there")
         if token.startswith("--") and token.endswith("="):
             raise InputError(f"{token[:-1]} is empty; give {token[:-1]} VALUE")
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
+    """Print an error in one line and exit."""
     if debug:
         traceback.print_exc()
     print(f"noisystudent: {' '.join(message.split())}", file=sys.stderr)

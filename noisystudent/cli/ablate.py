@@ -1,4 +1,4 @@
-"""The command about many runs: a matrix of recipes and seeds to one table."""
+"""The command `ablate`: many runs in one table."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a matrix is run."""
+    """Flags of `ablate` besides the images."""
 
     out: Annotated[
-        Path | None, Parameter(help="Folder of the runs and the table; default runs/<matrix>.")
+        Path | None, Parameter(help="Output folder for runs and table. Default: runs/<matrix>.")
     ] = None
-    recipe: Annotated[str | None, Parameter(help="What all cells share, in place of the matrix's.")] = None
+    recipe: Annotated[str | None, Parameter(help="Recipe to use instead of that of the matrix.")] = None
     seeds: Annotated[
         tuple[int, ...],
         Parameter(
-            help="Every cell once for each; default: the recipe's.",
+            help="Seeds with which every cell is run. Default: the seed of the recipe.",
             consume_multiple=True,
             negative=(),
             show_default=False,
@@ -39,13 +39,14 @@ class Settings:
     ] = ()
     only: Annotated[
         tuple[str, ...],
-        Parameter(help="Run these cells alone.", consume_multiple=True, negative=(), show_default=False),
+        Parameter(help="Run only these cells.", consume_multiple=True, negative=(), show_default=False),
     ] = ()
-    processes: Annotated[int, Parameter(help="Runs at a time, each on its own share of cores or GPU.")] = 1
+    processes: Annotated[int, Parameter(help="Number of runs at a time; they share cores and GPUs.")] = 1
     all_labels: Annotated[
-        Folders, Parameter(help="Labelled images with the truth of labels and pool: the gap to close.")
+        Folders,
+        Parameter(help="Labelled and pool images with their true labels, for a run on all labels."),
     ] = ()
-    device: Annotated[str | None, Parameter(help="auto, or a torch device.")] = None
+    device: Annotated[str | None, Parameter(help="auto, or a torch device such as cpu or cuda.")] = None
 
 
 NO_SETTINGS = Settings()
@@ -54,42 +55,44 @@ NO_SETTINGS = Settings()
 def ablate(
     matrix: str, /, *, images: Images = NO_IMAGES, settings: Settings = NO_SETTINGS, fields: Fields
 ) -> None:
-    """A matrix of overrides and seeds: what runs share is computed once; one table, CSV, JSON and page.
+    """Run all cells of an ablation with all seeds, and write their results as HTML page, CSV and JSON.
+
+    Stages that several runs share are made only once. A second call makes only what is missing or changed.
 
     Parameters
     ----------
     matrix
-        An ablation recipe's name or a YAML file: `recipe`, `base` and `cells`.
+        Name of a shipped ablation, or a YAML file with `recipe`, `base` and `cells`.
     """
-    from noisystudent.ablation.matrix import Asked, read
+    from noisystudent.ablation.matrix import Overrides, read
 
     if settings.processes < 1:
-        raise InputError(f"--processes is {settings.processes}; at least 1")
+        raise InputError(f"--processes is {settings.processes}; it must be at least 1")
     sets = {part.name: list(getattr(images, part.name)) for part in dataclasses.fields(images)}
-    first = [("device", settings.device)] if settings.device is not None else []
-    asked = Asked(
+    device = [("device", settings.device)] if settings.device is not None else []
+    overrides = Overrides(
         recipe=settings.recipe,
         flags=[(f"data.{name}", folders) for name, folders in sets.items() if folders],
-        fields=[*first, *fields],
+        fields=[*device, *fields],
         seeds=settings.seeds,
         only=settings.only,
         all_labels=settings.all_labels,
     )
-    _ablate(read(matrix, asked), settings.out or Path("runs") / Path(matrix).stem, settings.processes)
+    _ablate(read(matrix, overrides), settings.out or Path("runs") / Path(matrix).stem, settings.processes)
 
 
 def _ablate(matrix: Matrix, out: Path, processes: int) -> None:
     from noisystudent.ablation import output
     from noisystudent.ablation.study import study
+    from noisystudent.console import Logged
 
     command = shlex.join(["noisystudent", *sys.argv[1:]])
-    with screen.voice(out / "ablation.log") as (voice, stop):
-        voice.say(f"ablation: {out}")
-        content = study(matrix, out, processes=processes, command=command, stop=stop, voice=voice)
+    with screen.progress() as progress:
+        content = study(matrix, out, processes=processes, command=command, progress=progress)
         screen.table(*output.lines(content))
-        voice.say(f"page: {out / 'ablation.html'}")
+        Logged(progress, out / output.LOG).say(f"page: {out / output.PAGE}")
     failed = [cell["name"] for cell in content["cells"] if cell["failed"]]
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(content['cells'])} rows failed ({', '.join(failed)}); see above"
+            f"{len(failed)} of {len(content['cells'])} rows failed ({', '.join(failed)}); see the table above"
         )

@@ -1,4 +1,4 @@
-"""From the words of a call to a checked `Config`: sets of images, settings, and `--section.field VALUE`."""
+"""Flags that several commands share, and their conversion to a checked `Config`."""
 
 from __future__ import annotations
 
@@ -8,42 +8,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from noisystudent.errors import InputError
+from noisystudent.evaluation.options import Options
 
 if TYPE_CHECKING:
     from noisystudent.config import Config
 
 Field = tuple[str, Any]
-"""(dotted name, value)."""
+"""(dotted name, value) of a configuration field."""
 
 Fields = Annotated[list[Field], Parameter(parse=False)]
-"""The fields of this call, which `main` hands to a command that asks for them."""
+"""Configuration fields of a call. `main` passes them to every command that has this parameter."""
 
 Folders = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=False)]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace an existing file.")]
-Device = Annotated[str, Parameter(help="auto, or a torch device.")]
+Device = Annotated[str, Parameter(help="auto, or a torch device such as cpu or cuda.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    Parameter(help="Of the model; auto is bf16 on a GPU and fp32 on a CPU. An ONNX file has its own."),
+    Parameter(help="Number format. auto: bf16 on a GPU, fp32 on a CPU. No effect on an ONNX file."),
 ]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run is called, and where it takes place."""
+    """Name, place, seed and device of a run."""
 
     out: Annotated[
-        Path | None, Parameter(help="Run directory; default runs/<name>. An existing one is gone on with.")
+        Path | None, Parameter(help="Run directory. An existing run is resumed. Default: runs/<name>.")
     ] = None
-    name: Annotated[str | None, Parameter(help="Names the run directory; default: the recipe's.")] = None
-    seed: Annotated[int | None, Parameter(help="Everything random follows from it.")] = None
-    device: Annotated[str | None, Parameter(help="auto, or a torch device.")] = None
+    name: Annotated[str | None, Parameter(help="Name of the run. Default: that of the recipe.")] = None
+    seed: Annotated[int | None, Parameter(help="Seed of all random numbers.")] = None
+    device: Annotated[str | None, Parameter(help="auto, or a torch device such as cpu or cuda.")] = None
     cache: Annotated[
         bool | None,
-        Parameter(help="Decode every image once, into memory-mapped squares. Default: where they fit."),
+        Parameter(
+            help="Decode all images once and store the pixels. Default: if the images are small enough."
+        ),
     ] = None
 
 
@@ -52,92 +55,81 @@ class Settings:
 class Loop(Settings):
     """Settings of a run with students."""
 
-    students: Annotated[int | None, Parameter(help="How many students, one after the other.")] = None
+    students: Annotated[int | None, Parameter(help="Number of students, trained one after the other.")] = None
     ensemble: Annotated[
-        int | None, Parameter(help="How many first teachers, whose probabilities are averaged.")
+        int | None, Parameter(help="Number of first teachers, whose probabilities are averaged.")
     ] = None
     control: Annotated[
-        bool | None, Parameter(help="Train the last student's twin on labels alone, to compare with.")
+        bool | None, Parameter(help="Also train the last student on the labels alone, to compare with.")
     ] = None
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Labelled images."""
+    """Folders of labelled images."""
 
     labeled: Annotated[
-        Folders, Parameter(help="Labelled images: <class>/<image> folders, tar shards, Parquet, .npz.")
+        Folders,
+        Parameter(help="Labelled images: folders <class>/<image>, tar shards, Parquet or .npz files."),
     ] = ()
     val: Annotated[
-        Folders, Parameter(help="Labelled images for choices; split off the labels when not given.")
+        Folders, Parameter(help="Labelled images for choices in the run. Default: a part of --labeled.")
     ] = ()
-    test: Annotated[Folders, Parameter(help="Labelled images for the verdict.")] = ()
+    test: Annotated[
+        Folders, Parameter(help="Labelled images for the final evaluation. Default: --val is used.")
+    ] = ()
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Images(Labels):
-    """Labelled images and the pool."""
+    """Folders of labelled images and of the pool."""
 
     unlabeled: Annotated[
-        Folders, Parameter(help="The pool: any nested folders, tar shards, Parquet, .npz.")
+        Folders,
+        Parameter(help="Unlabelled images (the pool): any folders, tar shards, Parquet or .npz files."),
     ] = ()
 
 
+def _names(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Split values at commas; this is a converter of cyclopts."""
+    parts = (part.strip() for token in tokens for part in token.value.split(","))
+    return tuple(part for part in parts if part)
+
+
+# cyclopts resolves the type hints of `Options` with the names of this module, so it needs `Path` here.
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Tests:
-    """What a model is tested on, and how."""
+class Tests(Options):
+    """Flags of `evaluate` for the tests. The help texts are the docstrings of the fields of `Options`."""
 
     tests: Annotated[
-        str,
-        Parameter(help="Some of clean, calibration, c, p, fgsm, pgd, a, r, v2, sketch, real, with commas."),
-    ] = "clean"
-    fast: Annotated[
-        bool, Parameter(help="Severities 1, 3 and 5, on a stratified sample of 1,000 images.")
-    ] = False
-    frost: Annotated[
-        Path | None, Parameter(help="Folder of frost1.png … frost5.jpg, that the corruption frost needs.")
-    ] = None
-    real_labels: Annotated[Path | None, Parameter(help="ReaL's real.json; default: timm's copy.")] = None
-    t5d: Annotated[
-        Path | None,
-        Parameter(
-            help="JSON of AlexNet's top-5 distance by perturbation, to normalise p's; none is published."
-        ),
-    ] = None
-    jpeg: Annotated[
-        bool, Parameter(help="Save generated corruptions as JPEG of quality 85 first, as ImageNet-C was.")
-    ] = False
-    source_size: Annotated[
-        int | None,
-        Parameter(help="Make c and p at 32, 64, 224 or 299 pixels, then resize; default: the model's view."),
-    ] = None
-    write: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder for generated corruptions: like CIFAR-10-C below 224 pixels, else ImageNet-C."
-        ),
-    ] = None
-    seed: Annotated[int, Parameter(help="Of everything random.")] = 0
+        tuple[str, ...], Parameter(converter=_names, n_tokens=1, negative=(), show_default=",".join)
+    ] = ("clean",)
 
 
+# Default values of the parameters of the commands.
 NO_SETTINGS, NO_LOOP, NO_LABELS, NO_IMAGES, NO_TESTS = Settings(), Loop(), Labels(), Images(), Tests()
 
 
 def take_fields(tokens: Sequence[str]) -> tuple[list[Field], list[str]]:
-    """Set aside `--section.field VALUE` pairs; what is left is for the command itself.
+    """Separate the configuration fields `--section.field VALUE` from the other arguments.
+
+    Values are read as YAML, so that `true`, `3` and `[1, 2]` have the right types.
+
+    Returns:
+        The fields, and the arguments for the command itself.
 
     Raises:
-        InputError: a field without a value, or a value that is not YAML.
+        InputError: a field has no value, or the value is not valid YAML.
     """
-    found: list[Field] = []
+    fields: list[Field] = []
     rest: list[str] = []
     queue = iter(tokens)
     for token in queue:
         name, equals, value = token.partition("=")
-        if not (name.startswith("--") and "." in name):
+        if not (name.startswith("--") and "." in name):  # only configuration fields have a dot
             rest.append(token)
             continue
         if not equals:
@@ -145,29 +137,43 @@ def take_fields(tokens: Sequence[str]) -> tuple[list[Field], list[str]]:
         if not value:
             raise InputError(f"{name} needs a value: {name} VALUE")
         try:
-            found.append((name[2:].replace("-", "_"), yaml.safe_load(value)))
+            # Cyclopts writes flags with hyphens, so they are allowed in field names, too.
+            fields.append((name[2:].replace("-", "_"), yaml.safe_load(value)))
         except yaml.YAMLError as error:
             raise InputError(f"{name} {value!r} is not valid YAML") from error
-    return found, rest
+    return fields, rest
 
 
 def configure(recipe: str, settings: Settings, images: Labels, given: list[Field]) -> tuple[Config, Path]:
-    """The configuration a call asks for, and its run directory; `given` wins over flags, they over recipe."""
+    """Resolve the configuration of a call.
+
+    Args:
+        recipe: name of a recipe, or a YAML file.
+        settings: flags that override the recipe.
+        images: folders of the images.
+        given: configuration fields, which override recipe and flags.
+
+    Returns:
+        The configuration and the run directory.
+    """
     from noisystudent import recipes
 
     named: dict[str, Any] = {f"data.{part.name}": list(getattr(images, part.name)) for part in fields(images)}
-    apart = ("out", "cache")
-    named |= {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in apart}
+    no_fields = ("out", "cache")  # all other settings are fields of the same name
+    named |= {
+        part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in no_fields
+    }
     if settings.cache is not None:
         named["data.plane"] = "resident" if settings.cache else "streamed"
-    said = [(name, value) for name, value in named.items() if value is not None and value != []]
-    config = recipes.load(recipe, said + given)
+    # A flag that is not given is None or empty and must not override the recipe.
+    flags = [(name, value) for name, value in named.items() if value is not None and value != []]
+    config = recipes.load(recipe, flags + given)
     return config, settings.out or Path("runs") / config.name
 
 
 def student_section(name: str, given: list[Field]) -> Any:
-    """A section of a student's configuration with the fields of this call, written `--name.field VALUE`."""
+    """The section `name` of a student's configuration, with the fields of a call: `--name.field VALUE`."""
     from noisystudent import recipes
 
-    said = [(f"student.{field}", value) for field, value in given]
-    return getattr(recipes.resolve({"students": 1}, said, origin="command line").students[0], name)
+    overrides = [(f"student.{field}", value) for field, value in given]
+    return getattr(recipes.resolve({"students": 1}, overrides, origin="command line").students[0], name)

@@ -1,4 +1,4 @@
-"""Commands about a whole run: make it, say what it would do, say where it stands."""
+"""The commands for whole runs: make a run, plan it, print its status, and check its images."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from noisystudent.cli.fields import (
     configure,
 )
 
+# Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
 if TYPE_CHECKING:
     from noisystudent.config import Config
     from noisystudent.data.sources import Sources
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 def run(
     recipe: str = "folder", /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
 ) -> None:
-    """Teacher, pseudo-labels, selection, students, control, verdict, report; again: go on, redo what changed.
+    """Train a teacher, label the pool, train students, and write models, verdict and report to a folder.
+
+    A second call resumes the run, and repeats only the stages whose inputs changed.
 
     Parameters
     ----------
     recipe
-        A recipe's name or a YAML file.
+        Name of a recipe, or a YAML file.
     """
     from noisystudent.data.sources import open_sources
 
@@ -42,8 +45,11 @@ def run(
 
 
 def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
-    """The whole loop on scikit-learn's digits, ten labels a class, in minutes on two CPU cores."""
-    from noisystudent.demo import digits
+    """Make a whole run on scikit-learn's digits with ten labels per class, in minutes on two CPU cores.
+
+    The run directory has the same files as that of `run`.
+    """
+    from noisystudent.data.sources.digits import digits
 
     config, folder = configure("demo", settings, NO_LABELS, fields)
     _run(config, digits(config.seed), folder)
@@ -52,65 +58,86 @@ def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
 def train(
     recipe: str = "folder", /, *, labels: Labels = NO_LABELS, settings: Settings = NO_SETTINGS, fields: Fields
 ) -> None:
-    """Train the recipe's teacher on the labels alone.
+    """Train only the teacher of a recipe, on the labelled images, and write model and report to a folder.
 
     Parameters
     ----------
     recipe
-        A recipe's name or a YAML file.
+        Name of a recipe, or a YAML file.
     """
+    # A run without students ends after the teacher.
     run(recipe, images=Images(**asdict(labels)), settings=Loop(**asdict(settings), students=0), fields=fields)
 
 
 def plan(
     recipe: str = "folder", /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
 ) -> None:
-    """What `run` with the same arguments would do, stage by stage, and why.
+    """Print which stages `run` with the same arguments would make, and why; nothing is written.
 
     Parameters
     ----------
     recipe
-        A recipe's name or a YAML file.
+        Name of a recipe, or a YAML file.
     """
-    from noisystudent import planning
-    from noisystudent.data.sources import open_sources
+    from noisystudent.data.sources import listing_fingerprint, open_sources
+    from noisystudent.run.graph import build_graph
+    from noisystudent.run.rundir import RunDir
+    from noisystudent.run.status import states
 
     config, folder = configure(recipe, settings, images, fields)
-    graph = planning.plan(config, open_sources(config.data), folder)
-    screen.table(("stage", "state", "where"), planning.states(graph, folder))
+    graph = build_graph(config, listing_fingerprint(open_sources(config.data)), RunDir(folder))
+    screen.table(("stage", "state", "where"), states(graph, RunDir(folder)))
 
 
 def status(run: Path, /) -> None:
-    """Where a run stands."""
-    from noisystudent import planning
+    """Print which stages of a run are done, and how long they took.
 
-    screen.table(("stage", "state", "seconds", "finished"), planning.recorded(run))
+    Parameters
+    ----------
+    run
+        Run directory.
+    """
+    from noisystudent.run.rundir import RunDir
+    from noisystudent.run.status import recorded
+
+    screen.table(("stage", "state", "seconds", "finished"), recorded(RunDir(run)))
 
 
 def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields: Fields) -> None:
-    """Audit the images: unreadable files, duplicates, leaks into val or test, counts. Trains nothing."""
+    """Check images before a run, and write lists of unreadable files, duplicates and leaks between sets.
+
+    The number of images of each set and class is printed. Nothing is trained.
+
+    Parameters
+    ----------
+    out
+        Folder of the lists ledger.csv and leaks.csv.
+    """
     from noisystudent import self_training
     from noisystudent.data.sources import open_sources
 
     config, _ = configure("folder", NO_SETTINGS, images, fields)
-    with screen.voice() as (voice, stop):
-        for line in self_training.audit(config, open_sources(config.data), out, stop=stop, voice=voice):
-            voice.say(line)
+    with screen.progress() as progress:
+        for line in self_training.audit(config, open_sources(config.data), out, progress=progress):
+            progress.say(line)
 
 
 def _run(config: Config, sources: Sources, folder: Path) -> None:
-    from noisystudent import planning, self_training
+    from noisystudent.console import Logged
     from noisystudent.report import build
-    from noisystudent.rundir import read_json
+    from noisystudent.run.files import read_json
+    from noisystudent.run.rundir import RunDir
+    from noisystudent.run.status import scores
+    from noisystudent.self_training import self_train
 
-    with screen.voice(folder / "run.log") as (voice, stop):
-        voice.say(f"run: {folder}")
-        self_training.self_train(config, sources, folder, stop=stop, voice=voice)
+    with screen.progress() as progress:
+        self_train(config, folder, sources=sources, progress=progress)
         page = build(folder)
-        screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), planning.scores(folder))
-        verdict = read_json(folder / "verdict.json")
+        screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
+        verdict = read_json(RunDir(folder).verdict)
+        logged = Logged(progress, RunDir(folder).log)
         for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):
-            voice.say(line)
+            logged.say(line)
 
 
 COMMANDS = (run, demo, plan, status, check, train)

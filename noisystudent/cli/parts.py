@@ -1,4 +1,4 @@
-"""Commands that do one part alone, or use what a run has made."""
+"""The commands for single parts of a run, and for trained models."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from noisystudent.cli.fields import (
 )
 from noisystudent.errors import InputError
 
+# Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
+
 
 def label(
     model: Path,
@@ -31,53 +33,56 @@ def label(
     precision: Precision = "auto",
     fields: Fields,
 ) -> None:
-    """Let a trained model label a pool: Parquet parts of class, confidence and probabilities.
+    """Label images with a trained model, and write class, confidence and probabilities to Parquet files.
 
     Parameters
     ----------
     model
-        A run directory, a model folder or a model.safetensors.
+        Run directory, model folder or model.safetensors.
     unlabeled
-        The pool.
+        Images to label: any folders, tar shards, Parquet or .npz files.
     out
-        Folder of the Parquet parts.
+        Output folder. A second call continues an interrupted one.
     """
-    from noisystudent import inference
+    from noisystudent.inference.load import load_predictor
+    from noisystudent.inference.predict import label_images
 
     config = student_section("pseudo_label", fields)
-    predictor = inference.load_predictor(model, device, precision=precision)
-    with screen.voice() as (voice, stop):
-        labels, bad = inference.label(predictor, unlabeled, config, out, stop=stop, voice=voice)
-        voice.say(f"pseudo-labels: {labels.path}")
-    screen.tell_bad(bad)
+    predictor = load_predictor(model, device, precision=precision)
+    with screen.progress() as progress:
+        labels, bad = label_images(predictor, unlabeled, out, config=config, progress=progress)
+        progress.say(f"pseudo-labels: {labels.path}")
+    screen.print_bad(bad)
 
 
 def select(
     labels: Path, /, *, out: Path, seed: int = 0, overwrite: Overwrite = False, fields: Fields
 ) -> None:
-    """Select from pseudo-labels: threshold, per-class balance, a reason for every image.
+    """Select pseudo-labels by confidence, balance the classes, and write each decision to a Parquet file.
 
     Parameters
     ----------
     labels
-        A folder that `label` wrote.
+        Folder written by `label`, or the folder of pseudo-labels of a run.
     out
-        The Parquet file to write.
+        Parquet file to write.
     seed
-        Of the stochastic rounding of selection.mode official.
+        Seed of the random rounding in selection.mode official.
     """
-    from noisystudent import inference
-    from noisystudent.rundir import check_out
+    from noisystudent.inference.predict import read_labels
+    from noisystudent.run.files import check_out
     from noisystudent.selection import select as select_images
     from noisystudent.selection import summary
 
     config = student_section("selection", fields)
     if config.reassign:
-        raise InputError("selection.reassign is true; it is for the second student of a run, not for select")
+        raise InputError(
+            "selection.reassign is true; it applies only to `run`, so it must be false for `select`"
+        )
     check_out(out, overwrite=overwrite, suffixes=(".parquet",))
-    selection = select_images(inference.read_labels(labels), config, seed=seed, out=out)
-    found = summary(selection)
-    print(f"{found['kept']:,} of {found['images']:,} images kept, {found['total']:,} with repeats: {out}")
+    selection = select_images(read_labels(labels), config, seed=seed, out=out)
+    counts = summary(selection)
+    print(f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}")
 
 
 def evaluate(
@@ -85,7 +90,7 @@ def evaluate(
     /,
     *,
     data: Folders,
-    asked: Tests = NO_TESTS,
+    tests: Tests = NO_TESTS,
     checkpoint: Path | None = None,
     eval_size: int | None = None,
     out: Path | None = None,
@@ -93,35 +98,33 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Accuracy and robustness of a trained model, any timm model or an ONNX file on labelled images.
+    """Measure accuracy and robustness of a model on labelled images, and print a table of the results.
 
     Parameters
     ----------
     model
-        A run directory, a model folder, a .safetensors or .onnx file, or the name of a timm model.
+        Run directory, model folder, .safetensors or .onnx file, or name of a timm model.
     data
-        Labelled images; or a folder of `val` and published sets: imagenet-a, imagenet-r, imagenetv2, sketch,
-        imagenet-c, imagenet-p, cifar-10-c, cifar-10-p.
+        Labelled images, or a folder that contains `val` and published sets: imagenet-a, imagenet-r,
+        imagenetv2, sketch, imagenet-c, imagenet-p, cifar-10-c, cifar-10-p.
     checkpoint
-        Weights for the timm model, in place of those that timm publishes.
+        Weights of a timm model. Default: the weights published by timm.
     eval_size
-        Side in pixels at which the model is shown images; default: its own.
+        Side in pixels of the input of the model. Default: that of the model.
     out
-        A .json or .csv file that also gets the numbers, after each test.
+        .json or .csv file for the results, which is also written after each test.
     """
-    from noisystudent import inference
-    from noisystudent.inference.rows import SUFFIXES
-    from noisystudent.rundir import check_out
+    from noisystudent.evaluation.measure import measure
+    from noisystudent.evaluation.rows import SUFFIXES
+    from noisystudent.inference.load import load_predictor
+    from noisystudent.run.files import check_out
 
+    # Checked before the model is loaded, so that a wrong path does not cost the time of the evaluation.
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=SUFFIXES)
-    predictor = inference.load_predictor(
-        model, device, checkpoint=checkpoint, size=eval_size, precision=precision
-    )
-    tests = tuple(filter(None, (test.strip() for test in asked.tests.split(","))))
-    wanted = inference.Asked(**(vars(asked) | {"tests": tests}))
-    with screen.voice(apart=True) as (voice, stop):
-        screen.measured(inference.measure(predictor, data, wanted, stop=stop, voice=voice), out)
+    predictor = load_predictor(model, device, checkpoint=checkpoint, size=eval_size, precision=precision)
+    with screen.progress(stderr=True) as progress:
+        screen.print_rows(measure(predictor, data, tests, progress=progress), out)
 
 
 def predict(
@@ -135,33 +138,43 @@ def predict(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Class and probabilities of images; unreadable ones are named and get no row.
+    """Predict the class of each image, and write classes and probabilities as CSV, JSON or Parquet.
+
+    Images that cannot be read are listed on standard error and have no row.
 
     Parameters
     ----------
     model
-        A run directory, a model folder or a model.safetensors.
+        Run directory, model folder or model.safetensors.
     images
-        Files, folders, tar shards, Parquet.
+        Image files, folders, tar shards or Parquet files.
     out
-        Where to write; standard output when not given.
+        File to write. Default: standard output.
     format
-        csv, json or parquet; default: by the ending of --out, csv on standard output.
+        Output format. Default: that of the ending of --out, or csv for standard output.
     """
-    from noisystudent import inference, predictions
-    from noisystudent.rundir import check_out
+    from noisystudent.inference.load import load_predictor
+    from noisystudent.inference.predict import predict as predict_images
+    from noisystudent.inference.write import ENDINGS, write_predictions
+    from noisystudent.run.files import check_out
 
     if out is not None:
-        check_out(out, overwrite=overwrite, suffixes=predictions.ENDINGS if format is None else ())
-    predictor = inference.load_predictor(model, device, precision=precision)
-    with screen.voice(apart=True) as (voice, stop):
-        found = inference.predict(predictor, images, stop=stop, voice=voice)
-    predictions.write(found, predictor.names, out, format)
-    screen.tell_bad(found.bad)
+        check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
+    predictor = load_predictor(model, device, precision=precision)
+    with screen.progress(stderr=True) as progress:  # standard output may be the result
+        predictions = predict_images(predictor, images, progress=progress)
+    write_predictions(predictions, predictor.names, out, format)
+    screen.print_bad(predictions.bad)
 
 
 def report(run: Path, /, *, overwrite: Overwrite = False) -> None:
-    """Rebuild report.html from the files of a run."""
+    """Write report.html of a run again, from the files of the run.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    """
     from noisystudent.report import build
 
     print(build(run, overwrite=overwrite))
@@ -175,38 +188,45 @@ def export(
     overwrite: Overwrite = False,
     format: Literal["safetensors", "timm", "onnx"] = "safetensors",  # noqa: A002
 ) -> None:
-    """Write the last student for other programs; checks what it wrote and prints the line that loads it.
+    """Export the last student to a safetensors or ONNX file, check it, and print the code that loads it.
 
     Parameters
     ----------
     run
-        A run directory or a model folder.
+        Run directory or model folder.
     out
-        The file to write; its ending, .safetensors or .onnx, decides. Default: RUN with it.
+        File to write; its ending .safetensors or .onnx sets the format. Default: RUN with that ending.
     format
-        safetensors, the same as timm: timm loads it by name. onnx: uint8 images to logits.
+        Format if --out is not given. safetensors or timm: a file for timm. onnx: uint8 images in, logits out.
     """
-    from noisystudent.export import export as write
+    from noisystudent.inference.export import export as write_model
 
     ending = ".onnx" if format == "onnx" else ".safetensors"
-    whole = run.resolve()  # `.` has no name
-    print(write(run, out or whole.with_name(f"{whole.name}{ending}"), overwrite=overwrite))
+    path = run.resolve()  # Path(".") has an empty name
+    print(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
 
 
 def recipes(name: str | None = None, /) -> None:
-    """List the recipes, those of one run and then those for `ablate`, or print one."""
+    """List all recipes, first those for `run` and then those for `ablate`, or print the YAML of one.
+
+    Parameters
+    ----------
+    name
+        Recipe to print. Default: list all.
+    """
     from noisystudent import recipes as shelf
 
     if name is not None:
         print(shelf.text(name))
     else:
         shipped = (*shelf.names(), *shelf.matrices())
-        said = ((each, shelf.text(each).splitlines()[0].lstrip("# ")) for each in shipped)
-        screen.table(("recipe", "what it is"), list(said))
+        # The first line of each file is a comment that describes the recipe.
+        rows = [(recipe, shelf.text(recipe).splitlines()[0].lstrip("# ")) for recipe in shipped]
+        screen.table(("recipe", "description"), rows)
 
 
 def fields() -> None:
-    """Every field of the configuration, with its default and meaning."""
+    """List all configuration fields with their defaults and meanings."""
     from noisystudent import recipes as shelf
 
     screen.table(("field", "default", "meaning"), shelf.field_help())

@@ -1,4 +1,4 @@
-"""What a command shows: a voice with progress and signals for long work, tables, images without a row."""
+"""Print the output of the commands: progress, tables, and images that could not be read."""
 
 from __future__ import annotations
 
@@ -13,51 +13,57 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from noisystudent.console import Terminal
-    from noisystudent.inference import Row
-    from noisystudent.runtime import StopFlag
+    from noisystudent.console import Progress
+    from noisystudent.evaluation.rows import Row
 
-_WIDTH = 4096  # no row is folded where the output is not a terminal
+_WIDTH = 4096  # characters; wide enough that no row is folded if the output is not a terminal
 
 
 @contextmanager
-def voice(log: Path | None = None, *, apart: bool = False) -> Iterator[tuple[Terminal, StopFlag]]:
-    """Something to speak through, `apart` from what is printed, and the flag of SIGTERM and Ctrl-C."""
-    from noisystudent.console import Terminal
-    from noisystudent.runtime import stop_on_signal
+def progress(*, stderr: bool = False) -> Iterator[Progress]:
+    """Print progress within the block, and stop the work there on SIGINT or SIGTERM.
 
-    terminal = Terminal(log, apart=apart)
-    with stop_on_signal() as stop:
+    Args:
+        stderr: print on standard error, because the results go to standard output.
+    """
+    from noisystudent.console import Terminal, stop_on_signal
+
+    terminal = Terminal(stderr=stderr)
+    with stop_on_signal(terminal):
         try:
-            yield terminal, stop
+            yield terminal
         finally:
             terminal.close()
 
 
-def tell_bad(bad: list[tuple[str, str]]) -> None:
-    """Name the images that could not be read."""
+def print_bad(bad: list[tuple[str, str]]) -> None:
+    """Print the images that could not be read, on standard error."""
     for name, reason in bad:
-        print(f"noisystudent: {name}: {reason}; it has no row", file=sys.stderr)
+        print(f"noisystudent: {name}: {reason}; it has no row in the output", file=sys.stderr)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table, as wide as its content where the output is not a terminal: programs read it too."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    """Print a table. If the output is not a terminal, each row is one line, so that programs can read it."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
-        shown.add_column(name, overflow="fold")
+        grid.add_column(name, overflow="fold")
     for row in rows:
-        shown.add_row(*map(escape, row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(shown)
+        grid.add_row(*map(escape, row))  # rich would read [name] as markup
+    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(grid)
 
 
-def measured(found: Iterable[Row], out: Path | None) -> None:
-    """The numbers of a model; those that were found before an error too."""
-    from noisystudent.inference import write_rows
+def print_rows(results: Iterable[Row], out: Path | None) -> None:
+    """Print the results of a model as a table, and write them to `out`.
+
+    Results that were computed before an error are printed and written, too.
+    """
+    from noisystudent.evaluation.rows import write_rows
 
     rows: list[Row] = []
     try:
-        for row in found:
+        for row in results:
             rows.append(row)
+            # Written after each row: a late error, or a kill, does not lose what took hours.
             if out is not None:
                 write_rows(rows, out)
     finally:

@@ -1,4 +1,7 @@
-"""What a run is: frozen dataclasses in pipeline order; the string under a field is its help text."""
+"""Configuration of a run: frozen dataclasses, with their fields in the order of the pipeline.
+
+The string under a field is its help text on the command line.
+"""
 
 from noisystudent.config.images import AugmentConfig, DataConfig
 from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig

@@ -1,79 +1,73 @@
-"""Where images come from, and their noise."""
+"""Configuration of the images of a run and of their input noise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from noisystudent.config.check import require
+from noisystudent.config.fields import check_ranges, neutral, number
+from noisystudent.errors import require
 
+# Twice Pillow's MAX_IMAGE_PIXELS: above it Pillow itself raises DecompressionBombError.
 _PILLOW_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where images come from."""
+    """Images of a run and how they are read."""
 
-    labeled: tuple[str, ...] = ()
+    labeled: tuple[str, ...] = neutral(())
     """Labelled images: a folder `<class>/<image>`, tar shards, Parquet files or an .npz (images, labels)."""
-    unlabeled: tuple[str, ...] = ()
-    """The pool: any nested folder, tar shards, Parquet files or an .npz (images). May be several."""
-    val: tuple[str, ...] = ()
-    """Labelled images every choice is made on. Empty: split off the labels, stratified."""
-    test: tuple[str, ...] = ()
-    """Labelled images that are looked at once, at the end."""
-    val_fraction: float = 0.1
-    """Share of the labels that becomes val when none is given."""
-    resolution: int = 224
-    """Side in pixels of the square images that are stored and, unless a model says otherwise, trained on."""
+    unlabeled: tuple[str, ...] = neutral(())
+    """The pool, unlabelled images: nested folders, tar shards, Parquet files or an .npz (images)."""
+    val: tuple[str, ...] = neutral(())
+    """Labelled images for all checks during the run. Empty: a stratified share of the labelled images."""
+    test: tuple[str, ...] = neutral(())
+    """Labelled images that are used only for the evaluation at the end. Empty: val is used."""
+    val_fraction: float = number(0.1, above=0, below=1)
+    """Share of the labelled images that is used as val if `val` is empty."""
+    resolution: int = number(224, least=8)
+    """Side in pixels of the stored square images, and default input side of the models."""
     plane: Literal["auto", "resident", "streamed"] = "auto"
-    """resident: decoded once, memory-mapped. streamed: decoded by workers as needed. auto: by size."""
-    resident_gib: float = 8.0
-    """`auto` keeps a set resident up to this many GiB of decoded pixels."""
-    workers: int | None = None
-    """Decoding processes. None: one a core; 0: in the main process."""
-    max_bad_fraction: float = 0.01
-    """Share of unreadable images, per set, above which the run stops."""
-    max_pixels: int = 100_000_000
-    """An image with more pixels than this is refused as a decompression bomb; at most Pillow's own limit."""
-    pool_truth: bool = False
-    """Pool folder names are the hidden truth: used to score pseudo-labels, never to train."""
+    """resident: images are decoded once into a memory-mapped file. streamed: workers decode them as needed.
+    auto: resident if the images are small enough."""
+    resident_gib: float = number(8.0, least=0)
+    """With `auto`, a set of at most this many GiB of decoded pixels is resident."""
+    workers: int | None = number(None, least=0, neutral=True)
+    """Number of decoding processes. None: one per core. 0: the main process decodes."""
+    max_bad_fraction: float = number(0.01, least=0, most=1, neutral=True)
+    """The run stops if a larger share of the images of a set cannot be read."""
+    max_pixels: int = number(100_000_000, least=1, most=_PILLOW_PIXELS)
+    """An image with more pixels is refused as a decompression bomb. The largest value is Pillow's limit."""
+    pool_truth: bool = neutral(False)
+    """Folder names of the pool are the true classes. They evaluate pseudo-labels and never train a model."""
     pool_tags: bool = False
-    """Pool folder names are noisy tags, classes or not: what `pretrain` learns."""
+    """Folder names of the pool are noisy tags, which `pretrain` trains on. They need not be classes."""
 
     def __post_init__(self) -> None:
-        require(
-            0.0 < self.val_fraction < 1.0,
-            f"data.val_fraction is {self.val_fraction}; it lies between 0 and 1",
-        )
-        require(
-            1 <= self.max_pixels <= _PILLOW_PIXELS,
-            f"data.max_pixels is {self.max_pixels}; 1 to {_PILLOW_PIXELS}, Pillow's own limit",
-        )
-        require(self.resolution >= 8, f"data.resolution is {self.resolution}; at least 8 pixels")
-        require(
-            0.0 <= self.max_bad_fraction <= 1.0, f"data.max_bad_fraction is {self.max_bad_fraction}; 0 to 1"
-        )
+        check_ranges(self, "data.")
+        for name in ("labeled", "unlabeled", "val", "test"):
+            require(all(getattr(self, name)), f"data.{name} has an empty name; name a folder or a file")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Input noise. Applied after decoding, to uint8 pixels."""
+    """Input noise, applied to uint8 pixels after decoding."""
 
     crop: Literal["none", "pad", "inception"] = "pad"
     """pad: reflect-pad by an eighth of the side, random crop. inception: random area and aspect, resized."""
     flip: bool = True
     """Mirror left and right with probability one half."""
     randaugment: str | None = "rand-m9-n2"
-    """RandAugment in timm's notation: rand-m27-n2, rand-m9-n2-mstd0.5, … None switches it off."""
-    cutout: int = 0
-    """Side in pixels of an always-on grey square after RandAugment; 0 is off."""
+    """RandAugment in timm's notation: rand-m27-n2, rand-m9-n2-mstd0.5, … None: no RandAugment."""
+    cutout: int = number(0, least=0)
+    """Side in pixels of a grey square, drawn on every image after RandAugment. 0: no square."""
     quirks: Literal["defined", "official"] = "defined"
-    """defined: every operation as documented. official: the published code's behaviour, where defined."""
+    """defined: every operation as documented. official: as in the published code, where that is defined."""
     labeled: bool = True
-    """Noise the labelled images of a batch."""
+    """Apply the noise to the labelled images of a batch."""
     pool: bool = True
-    """Noise the pool images of a batch (False is the paper's Table 6 ablation)."""
+    """Apply the noise to the pool images of a batch. False: the paper's ablation (Table 6)."""
 
     def __post_init__(self) -> None:
-        require(self.cutout >= 0, f"augment.cutout is {self.cutout}; pixels, 0 or more")
+        check_ranges(self, "augment.")

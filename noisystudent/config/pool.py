@@ -1,96 +1,81 @@
-"""What becomes of the pool: how the teacher speaks, and what is trusted."""
+"""Configuration of the labelling of the pool and of the selection of pseudo-labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from noisystudent.config.check import require
+from noisystudent.config.fields import check_ranges, number, of_student
+from noisystudent.errors import require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PseudoLabelConfig:
-    """How the teacher speaks."""
+    """How the teacher labels the pool."""
 
-    temperature: float = 1.0
-    """Softmax temperature; 1 is the paper's."""
-    match_temperature: bool = False
+    temperature: float = number(1.0, above=0)
+    """Temperature of the teacher's softmax (paper: 1)."""
+    match_temperature: bool = of_student(False)
     """Divide the student's logits by the temperature too, and multiply that loss by its square: knowledge
     distillation (Hinton et al., 2015)."""
-    hard: bool = False
-    """One-hot labels of the most likely class instead of the teacher's probabilities."""
-    on_the_fly: bool = False
-    """The teacher answers in the student's step instead of from stored labels, which still decide the
-    selection; with selection.mode all this is the published script."""
+    hard: bool = of_student(False)
+    """Train on one-hot labels of the most likely class instead of the teacher's probabilities."""
+    on_the_fly: bool = of_student(False)
+    """Label the pool images of each batch during the student's training. The selection still uses the stored
+    labels. Together with selection.mode 'all' this is the published script."""
     flip: bool = False
-    """Average the teacher's probabilities over each image and its mirror image: data distillation."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average them over the image at these multiples of the teacher's resolution as well."""
-    batch_size: int = 512
-    """Images a forward pass when labelling."""
-    part_size: int = 65_536
-    """Images a Parquet part; a killed labelling run loses at most one part."""
-    top_k: int = 32
-    """Above 256 classes only this many probabilities are stored, with the mass of the rest."""
+    """Average the probabilities over each image and its mirror image: data distillation."""
+    scales: tuple[float, ...] = number((1.0,), least=0.25, most=4)
+    """Average the probabilities over the image at these multiples of the teacher's resolution."""
+    batch_size: int = number(512, least=1, neutral=True)
+    """Batch size used when the pool is labelled."""
+    part_size: int = number(65_536, least=1, neutral=True)
+    """Images per Parquet part. A killed labelling loses at most one part."""
+    top_k: int = number(32, least=1)
+    """Number of probabilities stored per image above 256 classes, with the sum of the others."""
     noise: bool = False
-    """Leave dropout, stochastic depth and RandAugment on while labelling: the paper's 'noised teacher'."""
+    """Keep dropout, stochastic depth and RandAugment on while labelling: the paper's 'noised teacher'."""
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, f"pseudo_label.temperature is {self.temperature}; above 0")
-        require(
-            bool(self.scales) and all(0.25 <= scale <= 4 for scale in self.scales),
-            f"pseudo_label.scales is {list(self.scales)}; some numbers from 0.25 to 4",
-        )
+        check_ranges(self, "pseudo_label.")
+        require(bool(self.scales), "pseudo_label.scales is empty; give one or more factors, e.g. [1.0]")
         require(
             not (self.match_temperature and self.hard),
-            "pseudo_label.match_temperature is true, but hard labels have no temperature",
+            "pseudo_label.match_temperature is true, but hard labels have no temperature; set one to false",
         )
         require(
             not (self.noise and self.on_the_fly),
-            "pseudo_label.noise is true, but a teacher that speaks in the student's step has none",
+            "pseudo_label.noise is true, but with on_the_fly the teacher has no noise; set one to false",
         )
-        require(self.batch_size >= 1, f"pseudo_label.batch_size is {self.batch_size}; at least 1")
-        require(self.top_k >= 1, f"pseudo_label.top_k is {self.top_k}; at least 1")
-        require(self.part_size >= 1, f"pseudo_label.part_size is {self.part_size}; at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectionConfig:
-    """What to trust."""
+    """Selection of pool images by their pseudo-labels."""
 
     mode: Literal["paper", "official", "threshold", "all"] = "paper"
-    """paper: strict top-K above the threshold. official: the published code's random rule. threshold: all
-    above it, once, unbalanced. all: all, once."""
-    threshold: float = 0.3
+    """paper: the most confident images of each class above the threshold (§3.1). official: a random sample of
+    them, as in the published code. threshold: all images above it, unbalanced. all: all images, once."""
+    threshold: float = number(0.3, least=0, below=1)
     """Smallest confidence that is kept (paper: above 0.3; official: 0.3 or above)."""
-    per_class: int | None = None
-    """Images a class after balancing (paper: 130,000). None: kept images / classes."""
+    per_class: int | None = number(None, least=1)
+    """Images per class after balancing (paper: 130,000). None: kept images / number of classes."""
     duplicate: bool = True
-    """Repeat the images of small classes up to per_class."""
-    top_fraction: float | None = None
-    """Keep only this share of each class's predicted images, the most confident. None: no such limit."""
-    max_confidence: float = 1.0
-    """Largest confidence that is kept: with the threshold a band, as in the study of soft and hard labels."""
-    pool_fraction: float = 1.0
-    """Look at this share of the pool only: the same images for any seed, and part of every larger share."""
+    """Repeat images of small classes until there are per_class (§3.1)."""
+    top_fraction: float | None = number(None, above=0, most=1)
+    """Keep only this share of each class's images, the most confident ones. None: no limit."""
+    max_confidence: float = number(1.0, above=0, most=1)
+    """Largest confidence that is kept. With the threshold: a band, as in the paper's study of hard labels."""
+    pool_fraction: float = number(1.0, above=0, most=1)
+    """Use only this share of the pool. It is the same for any seed, and part of every larger share."""
     reassign: bool = False
-    """Keep the images selected in the iteration before, under this teacher's labels."""
+    """Keep the images selected in the iteration before, with new labels of the current teacher."""
 
     def __post_init__(self) -> None:
-        require(0.0 <= self.threshold < 1.0, f"selection.threshold is {self.threshold}; it lies in [0, 1)")
-        require(
-            self.per_class is None or self.per_class >= 1,
-            f"selection.per_class is {self.per_class}; at least 1",
-        )
-        require(
-            self.top_fraction is None or 0.0 < self.top_fraction <= 1.0,
-            f"selection.top_fraction is {self.top_fraction}; in (0, 1]",
-        )
-        for name in ("max_confidence", "pool_fraction"):
-            value = getattr(self, name)
-            require(0.0 < value <= 1.0, f"selection.{name} is {value}; in (0, 1]")
+        check_ranges(self, "selection.")
+        # The published code counts confidences in bins of 0.01 and stops at the bin equal to the threshold.
         on_grid = abs(self.threshold * 100 - round(self.threshold * 100)) < 1e-9
         require(
             self.mode != "official" or on_grid,
-            f"selection.threshold is {self.threshold}; a multiple of 0.01 in official mode",
+            f"selection.threshold is {self.threshold}; in official mode it must be a multiple of 0.01",
         )

@@ -1,1 +1,1 @@
-"""Where images come from: files to uint8 batches, the same ones every time."""
+"""Where images come from: the user's files become uint8 batches that are the same in every run."""

@@ -1,4 +1,4 @@
-"""One set of images: its columns, and its pixels at any rows, resolution and crop."""
+"""One set of images: columns such as label and id, and pixels of any rows at any resolution and crop."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from noisystudent.data.decode import Box, DecodeError, crop_resize, decode, view
+from noisystudent.data.decode import Box, DecodeError, crop_resize, decode
+from noisystudent.data.decode import view as crop_view
 from noisystudent.data.index import HASH_BYTES, Index
 from noisystudent.data.sources import Source
 from noisystudent.errors import InputError, RunError
 
-_DEVICE_SHARE = 0.4
-_WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
+_DEVICE_SHARE = 0.4  # of the free GPU memory; the rest is for the model, its gradients and activations
+_WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)  # the box that covers the whole image
 
 
-Shown = Callable[[Image.Image, int], Tensor]
-"""(RGB image, side S) -> (3, S, S) uint8."""
+View = Callable[[Image.Image, int], Tensor]
+"""Function from (RGB image, side S in pixels) to a view (3, S, S) uint8."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # eq=False: arrays have no single truth value to compare by
 class ImageSet:
-    """Images of one set, rows 0 … N-1; pickles as paths, so that workers open files of their own.
+    """Images of one set, rows 0 … N-1.
+
+    Pickling stores paths, not pixels or open files; each worker opens the files itself.
 
     Attributes:
         name: labeled, val, test or pool.
-        classes: the run's class names; labels index them.
-        index: the columns of every row on disk.
-        source: where the bytes are.
-        storage: the resident array (M, 3, S, S) uint8, None when streamed.
-        max_pixels: larger images are refused.
-        rows: the rows of `index` that belong to the set; None is all.
-        shown: makes the clean views of images that are not stored; None is `decode.view`.
+        classes: class names of the run. A label is an index into them.
+        index: columns of all rows, on disk.
+        source: reads the bytes of an image. None in a worker if the set is resident.
+        storage: the file with the decoded pixels (M, 3, S, S) uint8 of a resident set. None: the set is
+            streamed, and images are decoded each time they are fetched.
+        max_pixels: images with more pixels are refused.
+        rows: rows of `index` that belong to the set. None: all rows.
+        view: makes the clean views of a streamed set. None: `decode.view`.
     """
 
     name: str
@@ -50,13 +54,14 @@ class ImageSet:
     storage: Path | None
     max_pixels: int
     rows: NDArray[np.int64] | None = None
-    shown: Shown | None = None
+    view: View | None = None
     _on_device: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Paths and rows; no pixels, and no source where the pixels are stored."""
-        names = ("name", "classes", "index", "storage", "max_pixels", "rows", "shown")
+        """State without pixels, and without the source if the set is resident."""
+        names = ("name", "classes", "index", "storage", "max_pixels", "rows", "view")
         state = {name: getattr(self, name) for name in names}
+        # The source is left out because an array source would copy all its images to each worker.
         return state | {"_on_device": None, "source": None if self.resident else self.source}
 
     def __len__(self) -> int:
@@ -64,49 +69,41 @@ class ImageSet:
 
     @property
     def resident(self) -> bool:
-        """Whether the decoded pixels are stored."""
+        """True if the decoded pixels are stored on disk."""
         return self.storage is not None
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) class numbers, -1 unknown."""
+        """(N,) class numbers; -1 if unknown."""
         return self._column("label").astype(np.int64)
 
     @cached_property
     def truth(self) -> NDArray[np.int64]:
-        """(N,) hidden truth of the pool, -1 unknown; for scoring only."""
+        """(N,) true classes of the pool images, -1 if unknown. They are used for evaluation only."""
         return self._column("truth").astype(np.int64)
 
     @property
     def content_hash(self) -> NDArray[np.uint8]:
-        """(N, 16) blake2b of the file's bytes, or of an array's shape and pixels."""
+        """(N, 16) content hashes, see the function `content_hash`."""
         return self._column("content_hash")
 
-    @property
-    def sizes(self) -> NDArray[np.int32]:
-        """(N, 2) height and width of the originals in pixels."""
-        return np.stack([self._column("height"), self._column("width")], axis=1)
-
-    def squares(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(B, 4) boxes of the middle squares of whole images, as wide as they go."""
-        size = self.sizes[rows].astype(np.float64)
-        share = size.min(axis=1, keepdims=True) / size
-        return np.concatenate([(1 - share) / 2, share], axis=1).astype(np.float32)
-
     def view_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """(B, 2) height and width of what a crop box is cut from: the stored square, or the original."""
+        """(B, 2) height and width in pixels of the image that a crop box refers to.
+
+        This is the stored square if the set is resident, otherwise the original image.
+        """
         if self.resident:
             return np.full((len(rows), 2), self._pixels.shape[-1], np.int32)
-        own = self._own(rows)
-        return np.stack([self.index.take(name, own) for name in ("height", "width")], axis=1)
+        at = self._index_rows(rows)
+        return np.stack([self.index.take(name, at) for name in ("height", "width")], axis=1)
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """The stable ids of some rows."""
-        return self.index.ids(self._own(rows))
+        """Ids of `rows`. An id stays the same from run to run."""
+        return self.index.ids(self._index_rows(rows))
 
     def subset(self, rows: NDArray[np.int64]) -> ImageSet:
-        """The set of these rows, in this order."""
-        return replace(self, rows=self._own(np.asarray(rows, np.int64)))
+        """The set of `rows`, in the given order."""
+        return replace(self, rows=self._index_rows(np.asarray(rows, np.int64)))
 
     def fetch(
         self, rows: NDArray[np.int64], resolution: int, boxes: NDArray[np.float32] | None = None
@@ -116,14 +113,15 @@ class ImageSet:
         Args:
             rows: (B,) rows of this set.
             resolution: side R in pixels.
-            boxes: (B, 4) crop windows (top, left, height, width) as fractions of the image (of the stored
-                square where resident). None: the clean centre view.
+            boxes: (B, 4) crop boxes (top, left, height, width) as fractions of the image, or of the stored
+                square if the set is resident. None: the clean view.
 
         Returns:
-            (B, 3, R, R) uint8, on the device the set was put on if it can be gathered there, else on the CPU.
+            (B, 3, R, R) uint8. They are on the GPU if `to_device` moved the pixels there and R is the stored
+            resolution and `boxes` is None; otherwise on the CPU.
 
         Raises:
-            RunError: an image vanished or changed since it was scanned.
+            RunError: an image is missing or has changed since the scan.
         """
         if self.direct(resolution, boxes is not None):
             pixels = torch.from_numpy(self._pixels) if self._on_device is None else self._on_device
@@ -135,24 +133,26 @@ class ImageSet:
     def views(
         self, rows: NDArray[np.int64], resolution: int, boxes: NDArray[np.float32] | None = None
     ) -> Iterator[Tensor]:
-        """What `fetch` gives, image by image: (3, R, R) uint8 on the CPU."""
-        own = self._own(rows)
-        windows: list[Box | None] = [None] * len(own) if boxes is None else list(boxes)
+        """The images of `fetch` one by one, each (3, R, R) uint8 on the CPU."""
+        at = self._index_rows(rows)
+        windows: list[Box | None] = [None] * len(at) if boxes is None else list(boxes)
         if self.resident:
-            for row, box in zip(self.index.take("stored", own), windows, strict=True):
+            # The stored square is a clean view already, so no box means the whole square: cropping its
+            # centre again would lose a border.
+            for row, box in zip(self.index.take("stored", at), windows, strict=True):
                 yield crop_resize(self._pixels[row], resolution, _WHOLE if box is None else box)
             return
-        columns = (self.index.take(name, own).tolist() for name in ("shard", "offset", "size"))
-        hashes = self.index.take("content_hash", own)
-        for *place, name, expected, box in zip(*columns, self.index.ids(own), hashes, windows, strict=True):
+        columns = (self.index.take(name, at).tolist() for name in ("shard", "offset", "size"))
+        hashes = self.index.take("content_hash", at)
+        for *place, name, expected, box in zip(*columns, self.index.ids(at), hashes, windows, strict=True):
             yield self._decoded((*place, name), expected.tobytes(), resolution, box)
 
     def direct(self, resolution: int, boxes: bool) -> bool:
-        """Whether `fetch` is one gather, with no work an image."""
+        """True if `fetch` only copies stored pixels, without decoding or resizing (`boxes`: with boxes)."""
         return self.resident and not boxes and self._pixels.shape[-1] == resolution
 
     def to_device(self, device: torch.device) -> ImageSet:
-        """The same set with its resident pixels on a GPU, if they take at most 40 % of its free memory."""
+        """The same set with its stored pixels on a GPU, if they need at most 40 % of the free GPU memory."""
         if not self.resident or device.type != "cuda":
             return self
         if self._pixels.nbytes > _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
@@ -161,15 +161,17 @@ class ImageSet:
 
     @cached_property
     def _pixels(self) -> NDArray[np.uint8]:
-        # copy on write: torch remarks on arrays that are read-only
+        # mode "c" (copy on write) and not "r": torch.from_numpy warns about read-only arrays
         return np.load(self.storage, mmap_mode="c", allow_pickle=False)  # type: ignore[arg-type,no-any-return]
 
     @cached_property
     def _stored(self) -> NDArray[np.int64]:
-        # in memory: between two passes of a network, each call that looks into a file costs tenths of a ms
+        # Copied into memory: reading it from the file costs tenths of a ms for each batch, between two
+        # forward passes of the model.
         return self._column("stored")
 
-    def _own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _index_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of `index` for rows of this set."""
         return rows if self.rows is None else self.rows[rows]
 
     def _column(self, name: str) -> NDArray[Any]:
@@ -178,19 +180,21 @@ class ImageSet:
     def _decoded(
         self, place: tuple[int, int, int, str], expected: bytes, resolution: int, box: Box | None
     ) -> Tensor:
+        """View (3, R, R) uint8 of the image at `place` (shard, offset, size, id), read from its source."""
         name = place[-1]
         try:
             data = self.source.read(*place)
+            # Labels, splits and pseudo-labels belong to the scanned content; other bytes would get them too.
             if content_hash(data) != expected:
                 raise RunError(
-                    f"{self.source.name}: {name} changed since it was scanned; run again to scan anew"
+                    f"{self.source.name}: {name} changed since it was scanned; run again to scan it again"
                 )
-            if self.shown is not None and box is None:
-                return self.shown(decode(data, self.max_pixels).image, resolution)
-            return view(decode(data, self.max_pixels, resolution, box), resolution, box)
+            if self.view is not None and box is None:
+                return self.view(decode(data, self.max_pixels).image, resolution)
+            return crop_view(decode(data, self.max_pixels, resolution, box), resolution, box)
         except (OSError, DecodeError, InputError) as error:
             raise RunError(
-                f"{self.source.name}: {name} cannot be read any more ({error}); bring it back"
+                f"{self.source.name}: {name} cannot be read any more ({error}); restore it and run again"
             ) from error
 
 

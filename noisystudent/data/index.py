@@ -1,4 +1,4 @@
-"""Per-image columns on disk, memory-mapped: a hundred million rows cost a process no memory of its own."""
+"""Columns of all images of a set in a memory-mapped file: 100 million rows take no memory of the process."""
 
 from __future__ import annotations
 
@@ -13,99 +13,104 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 HASH_BYTES = 16
-BATCH_ROWS = 16_384
+BATCH_ROWS = 16_384  # rows per record batch of a file, about
 
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("label", pa.int32()),  # -1 unknown
-        ("truth", pa.int32()),  # the pool's hidden truth, -1 unknown
+        ("label", pa.int32()),  # -1 if unknown
+        ("truth", pa.int32()),  # true class of a pool image, for evaluation only; -1 if unknown
         ("content_hash", pa.binary(HASH_BYTES)),
-        ("height", pa.int32()),  # of the original, pixels
+        ("height", pa.int32()),  # of the original image, in pixels
         ("width", pa.int32()),
-        ("shard", pa.int32()),
+        ("shard", pa.int32()),  # shard, offset, size: the place of the bytes, see `sources.Item`
         ("offset", pa.int64()),
         ("size", pa.int64()),
-        ("stored", pa.int64()),  # row of the resident array, -1 when streamed
+        ("stored", pa.int64()),  # row of the array of decoded pixels; -1 if the set is streamed
     ]
 )
 
 
 class Index:
-    """One set's rows in an Arrow file of `SCHEMA` (or another of fixed-width columns and strings).
+    """Rows of one set in an Arrow file.
 
-    Pickles as its path; a worker maps the file again.
+    The file has the columns of `SCHEMA`, or some of them. Pickling stores the path only, and each worker maps
+    the file again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __getstate__(self) -> dict[str, Any]:
-        """The path alone."""
+        """State without the open file."""
         return {"path": self.path}
 
     @cached_property
     def batches(self) -> list[Any]:
-        """The record batches, still on disk."""
+        """Record batches of the file; their columns stay on disk."""
         reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
+        """(batches + 1,) first row of each record batch, and the number of rows."""
         return np.cumsum([0] + [batch.num_rows for batch in self.batches])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def full(self, name: str) -> NDArray[Any]:
-        """A fixed-width column (N,), or (N, 16) for the hash, copied into memory."""
+        """Copy of a whole fixed-width column: (N,), or (N, 16) uint8 for the content hash."""
         return np.concatenate([_empty(name), *(view for _, view in self.parts(name))])
 
     def parts(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
-        """A fixed-width column piece by piece, where it lies on disk, each with the row it starts at."""
+        """Pieces of a fixed-width column, each with its first row; the values stay on disk."""
         for start, batch in zip(self._starts.tolist(), self.batches, strict=False):
             yield start, _view(batch, name)
 
     def take(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """A fixed-width column at `rows`, reading nothing else."""
+        """Values (n,) of a fixed-width column at `rows`, or (n, 16) uint8; reads these values only."""
         out = np.empty((len(rows), *_empty(name).shape[1:]), _empty(name).dtype)
-        for batch, mine, local in self._places(rows):
-            out[mine] = _view(batch, name)[local]
+        for batch, at, local in self._places(rows):
+            out[at] = _view(batch, name)[local]
         return out
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """The ids at `rows`, reading nothing else."""
+        """The ids at `rows`; reads these ids only."""
         out = np.empty(len(rows), object)
-        for batch, mine, local in self._places(rows):
-            out[mine] = batch.column("id").take(pa.array(local)).to_numpy(zero_copy_only=False)
+        for batch, at, local in self._places(rows):
+            out[at] = batch.column("id").take(pa.array(local)).to_numpy(zero_copy_only=False)
         ids: list[str] = out.tolist()
         return ids
 
     def _places(self, rows: NDArray[np.int64]) -> Iterator[tuple[Any, NDArray[np.int64], NDArray[np.int64]]]:
-        """Each record batch that holds some of `rows`: the batch, which of `rows`, and where in the batch."""
-        where = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(where, kind="stable")
-        numbers, first = np.unique(where[order], return_index=True)
-        for number, mine in zip(
-            numbers, np.split(order, first[1:]), strict=False
-        ):  # without rows, one empty split
-            yield self.batches[number], mine, rows[mine] - self._starts[number]
+        """Record batches that contain some of `rows`: (batch, positions in `rows`, rows of the batch)."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        # rows are grouped by batch, so that each batch is opened only once
+        order = np.argsort(numbers, kind="stable")
+        used, first = np.unique(numbers[order], return_index=True)
+        # strict=False: for no rows, `used` is empty but np.split returns one empty array
+        for number, at in zip(used, np.split(order, first[1:]), strict=False):
+            yield self.batches[number], at, rows[at] - self._starts[number]
 
 
 @contextmanager
 def writer(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
-    """Append record batches to a new Arrow file; small ones are gathered, so that it has few of them."""
-    held: list[Any] = []
+    """Yield a function that appends record batches to a new Arrow file.
+
+    Small batches are merged up to `BATCH_ROWS` rows: an index keeps an object for each batch of its file.
+    """
+    pending: list[Any] = []
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
 
         def flush() -> None:
-            for batch in pa.Table.from_batches(held, schema).combine_chunks().to_batches():
+            for batch in pa.Table.from_batches(pending, schema).combine_chunks().to_batches():
                 file.write_batch(batch)
-            held.clear()
+            pending.clear()
 
         def append(batch: Any) -> None:
-            held.append(batch)
-            if sum(part.num_rows for part in held) >= BATCH_ROWS:
+            pending.append(batch)
+            if sum(part.num_rows for part in pending) >= BATCH_ROWS:
                 flush()
 
         yield append
@@ -113,13 +118,14 @@ def writer(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
 
 
 def record_batch(columns: dict[str, Any]) -> Any:
-    """A record batch of `SCHEMA` from Arrow or numpy columns, the hash as (n, 16) uint8."""
+    """A record batch of `SCHEMA` from Arrow or numpy columns; a numpy content hash is (n, 16) uint8."""
     return pa.RecordBatch.from_arrays(
         [_arrow(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
     )
 
 
 def _arrow(values: Any, kind: Any) -> Any:
+    """Arrow array of type `kind`, from an Arrow or a numpy array."""
     if isinstance(values, pa.Array):
         return values
     if pa.types.is_fixed_size_binary(kind):
@@ -129,17 +135,20 @@ def _arrow(values: Any, kind: Any) -> Any:
 
 
 def _view(batch: Any, name: str) -> NDArray[Any]:
+    """A fixed-width column of a record batch as a numpy array, without a copy."""
     column = batch.column(name)
     if pa.types.is_fixed_size_binary(column.type):
+        # to_numpy() cannot convert this type without a copy
         flat = np.frombuffer(
             column.buffers()[1], np.uint8, len(column) * HASH_BYTES, column.offset * HASH_BYTES
         )
         return flat.reshape(-1, HASH_BYTES)
-    view: NDArray[Any] = column.to_numpy(zero_copy_only=True)
+    view: NDArray[Any] = column.to_numpy(zero_copy_only=True)  # raises if it would have to copy
     return view
 
 
 def _empty(name: str) -> NDArray[Any]:
+    """An array of no rows with the type and the row shape of a column."""
     kind = SCHEMA.field(name).type
     if pa.types.is_fixed_size_binary(kind):
         return np.empty((0, HASH_BYTES), np.uint8)

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step), the same from memory or files, by any number of workers."""
+"""Batches as a pure function of (seed, step), which no storage and no number of workers changes."""
 
 from __future__ import annotations
 
@@ -16,47 +16,49 @@ from torch.multiprocessing.reductions import shared_cache
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.streams import Stream
+from noisystudent.data.sampler import Sampler
 from noisystudent.data.workers import context, quiet_worker
-from noisystudent.errors import RunError
+from noisystudent.errors import RunError, first_line
 from noisystudent.records import Batch
 
 Rows = NDArray[np.int64]
+"""(B,) rows of a set, or positions in its selected rows."""
 
 Boxes = Callable[[str, int, NDArray[np.int32]], NDArray[np.float32] | None]
-"""(stream, step, sizes (B, 2)) to crop windows (B, 4) as fractions (top, left, height, width), or None."""
+"""From (stream, step, sizes (B, 2)) to crop boxes (B, 4) as in `ImageSet.fetch`; stream: labeled or pool."""
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """A teacher that answers while its student learns.
+class OnlineTeacher:
+    """A teacher that labels the pool images of each batch while the student trains.
 
     Attributes:
-        resolution: side R in pixels of the clean views it is shown.
-        answer: (b, 3, R, R) uint8 on the device to probabilities (b, K) float32 there.
+        resolution: side R in pixels of the clean views that the teacher labels.
+        probs: function from images (b, 3, R, R) uint8 to probabilities (b, K) float32, both on the device.
     """
 
     resolution: int
-    answer: Callable[[Tensor], Tensor]
+    probs: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The pool images a student learns from.
+class SelectedPool:
+    """The pool images that a student trains on.
 
     Attributes:
         rows: (n,) rows of the pool.
-        repeats: (n,) how often each stands in an epoch of the pool.
-        targets: positions (b,) in `rows` to pseudo-labels (b, K) float32; or who makes them on the way.
+        repeats: (n,) how often each of them occurs in an epoch of the pool.
+        targets: function from positions (b,) in `rows` to pseudo-labels (b, K) float32, or the teacher that
+            labels the images during the training.
     """
 
     rows: NDArray[np.int64]
     repeats: NDArray[np.int32]
-    targets: Callable[[Rows], NDArray[np.float32]] | Speaker
+    targets: Callable[[Rows], NDArray[np.float32]] | OnlineTeacher
 
 
 class Part(NamedTuple):
-    """What to fetch from one set: rows (B,), and crop windows (B, 4) or None for the clean view."""
+    """Images to fetch from one set: rows (B,), and crop boxes (B, 4), or None for the clean views."""
 
     rows: Rows
     boxes: NDArray[np.float32] | None
@@ -65,7 +67,7 @@ class Part(NamedTuple):
 def joint_batches(
     labeled: ImageSet,
     pool: ImageSet | None,
-    chosen: Chosen | None,
+    selected: SelectedPool | None,
     *,
     labeled_batch: int,
     pool_batch: int,
@@ -77,126 +79,104 @@ def joint_batches(
     workers: int,
     boxes: Boxes | None = None,
 ) -> Iterator[Batch]:
-    """Joint batches of steps start … stop-1: labelled rows first, then pool rows.
+    """Joint batches of the steps start … stop-1: first the labelled images, then the pool images.
 
     Args:
-        labeled: what epochs are counted on.
-        pool: the pile.
-        chosen: the pool images in use. With no `chosen` or no `pool`, labels alone.
-        labeled_batch: labelled images a step.
-        pool_batch: pool images a step.
+        labeled: the labelled images. One pass over them is an epoch of the training.
+        pool: the unlabelled images.
+        selected: the pool images in use. If it or `pool` is None, batches have labelled images only.
+        labeled_batch, pool_batch: labelled and pool images per step.
         resolution: side in pixels.
-        seed: of both streams.
+        seed: seed of the order of both streams.
         start: first step.
         stop: one past the last step.
-        device: where batches end.
-        workers: decoding processes; 0 decodes here. Batches do not depend on it.
-        boxes: draws crop windows for stream `labeled` or `pool`; None is the clean centre view.
+        device: device that the batches are moved to.
+        workers: decoding processes; 0: this process decodes. Batches do not depend on it.
+        boxes: draws the crop boxes of a stream. None: clean views.
 
     Raises:
-        RunError: an image vanished or changed since the scan, or a worker died.
+        RunError: an image is missing or has changed since the scan, or a worker died.
     """
-    joint = _Joint(labeled, pool if pool_batch else None, chosen, (labeled_batch, pool_batch), seed)
-    waiting: deque[list[Rows]] = deque()  # drawn, and not yet delivered by the workers
+    joint = _Joint(labeled, pool if pool_batch else None, selected, (labeled_batch, pool_batch), seed)
+    # Positions of the batches that are requested but not delivered: workers fetch several batches ahead.
+    waiting: deque[list[Rows]] = deque()
 
     def requests() -> Iterator[tuple[Part, ...]]:
         for step in range(start, stop):
             waiting.append(joint.draw(step))
             yield joint.parts(step, waiting[-1], boxes)
 
-    joint.listen(range(start, stop), workers, device)
-    for images in _fetched(joint.sets, requests(), resolution, workers, device, boxes is not None):
-        labels, targets = joint.answers(waiting.popleft())
-        yield Batch(
-            images=images,
-            labels=labels.to(device, non_blocking=True),
-            pool_targets=targets.to(device, non_blocking=True),
-        )
+    joint.start_teacher(range(start, stop), workers, device)
+    cropped = boxes is not None
+    for images in _batches(
+        joint.sets, requests(), resolution, workers=workers, device=device, cropped=cropped
+    ):
+        labels, targets = (part.to(device, non_blocking=True) for part in joint.labels(waiting.popleft()))
+        yield Batch(images=images, labels=labels, pool_targets=targets)
 
 
 class _Joint:
-    """The labelled stream and, with a pool, the stream over its chosen images, repeated as selected."""
+    """The streams of a joint batch: labelled images and, if there is a pool, its selected images.
+
+    Each selected image occurs `repeats` times in an epoch of the pool.
+    """
 
     def __init__(
         self,
         labeled: ImageSet,
         pool: ImageSet | None,
-        chosen: Chosen | None,
+        selected: SelectedPool | None,
         sizes: tuple[int, int],
         seed: int,
     ) -> None:
         self.sets: tuple[ImageSet, ...] = (labeled,)
-        self._streams = [Stream(len(labeled), sizes[0], seed, "labeled")]
-        self._chosen = chosen if pool is not None else None
-        self._spoken: Iterator[Tensor] | None = None
+        self._samplers = [Sampler(len(labeled), sizes[0], seed, "labeled")]
+        self._selected = selected if pool is not None else None
+        self._online: Iterator[Tensor] | None = None
         self._no_targets = np.empty((0, len(labeled.classes)), np.float32)
-        if pool is not None and chosen is not None:
+        if pool is not None and selected is not None:
             self.sets += (pool,)
-            self._expanded = np.repeat(np.arange(len(chosen.rows), dtype=np.int32), chosen.repeats)
-            self._streams.append(Stream(len(self._expanded), sizes[1], seed, "pool"))
+            # one entry for each occurrence in an epoch: its position in `selected.rows`
+            self._expanded = np.repeat(np.arange(len(selected.rows), dtype=np.int32), selected.repeats)
+            self._samplers.append(Sampler(len(self._expanded), sizes[1], seed, "pool"))
 
     def draw(self, step: int) -> list[Rows]:
-        """Rows of the labelled set, then positions in the chosen images."""
-        drawn = [stream.at(step) for stream in self._streams]
+        """Rows (L,) of the labelled set and, if there is a pool, positions (B-L,) in the selected rows."""
+        drawn = [sampler.at(step) for sampler in self._samplers]
         return [drawn[0], *(self._expanded[at].astype(np.int64) for at in drawn[1:])]
 
     def parts(self, step: int, drawn: list[Rows], boxes: Boxes | None) -> tuple[Part, ...]:
-        """What to fetch from each set for one step."""
-        rows = [drawn[0]] if self._chosen is None else [drawn[0], self._chosen.rows[drawn[1]]]
-        named = zip(("labeled", "pool"), self.sets, rows, strict=False)
+        """Images to fetch from each set for one step."""
+        rows_by_set = [drawn[0]] if self._selected is None else [drawn[0], self._selected.rows[drawn[1]]]
+        # strict=False: without a pool there is only the labelled stream
+        streams = zip(("labeled", "pool"), self.sets, rows_by_set, strict=False)
         return tuple(
-            Part(own, boxes(name, step, images.view_sizes(own)) if boxes else None)
-            for name, images, own in named
+            Part(rows, boxes(stream, step, images.view_sizes(rows)) if boxes else None)
+            for stream, images, rows in streams
         )
 
-    def answers(self, drawn: list[Rows]) -> tuple[Tensor, Tensor]:
-        """Labels (L,) and pseudo-labels (B-L, K) of what was drawn."""
+    def labels(self, drawn: list[Rows]) -> tuple[Tensor, Tensor]:
+        """Labels (L,) and pseudo-labels (B-L, K) of the drawn images."""
         labels = torch.from_numpy(self.sets[0].labels[drawn[0]])
-        if self._spoken is not None:
-            return labels, next(self._spoken)
-        stored = None if self._chosen is None else self._chosen.targets
+        if self._online is not None:
+            return labels, next(self._online)
+        stored = None if self._selected is None else self._selected.targets
         targets = stored(drawn[1]) if callable(stored) else self._no_targets
         return labels, torch.from_numpy(targets)
 
-    def listen(self, steps: range, workers: int, device: torch.device) -> None:
-        """Where a `Speaker` labels the pool images, begin to show it those of each step."""
-        chosen = self._chosen
-        if chosen is None or not isinstance(chosen.targets, Speaker):
+    def start_teacher(self, steps: range, workers: int, device: torch.device) -> None:
+        """Set up the batches of clean pool images that an `OnlineTeacher` labels, if one is in use."""
+        selected = self._selected
+        if selected is None or not isinstance(selected.targets, OnlineTeacher):
             return
-        speaker, stream = chosen.targets, copy(self._streams[1])  # it is not where `draw` is
-        drawn = (self._expanded[stream.at(step)] for step in steps)
-        requests = ((Part(chosen.rows[at], None),) for at in drawn)
-        views = _fetched((self.sets[1],), requests, speaker.resolution, workers, device, cropped=False)
-        self._spoken = map(speaker.answer, views)
-
-
-def clean_batches(
-    images: ImageSet,
-    rows: Rows,
-    *,
-    resolution: int,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
-    boxes: NDArray[np.float32] | None = None,
-) -> Iterator[Tensor]:
-    """Views (B, 3, R, R) uint8 of `rows` in order on `device`; the last batch may be short.
-
-    Args:
-        images: the set.
-        rows: (N,) of it.
-        resolution: side R in pixels.
-        batch_size: B.
-        device: where batches end.
-        workers: decoding processes; 0 decodes here.
-        boxes: (N, 4) windows, as of `ImageSet.fetch`; None: the clean centre views.
-
-    Raises:
-        RunError: an image vanished or changed since the scan, or a worker died.
-    """
-    ranges = (slice(at, at + batch_size) for at in range(0, len(rows), batch_size))
-    parts = ((Part(rows[at], None if boxes is None else boxes[at]),) for at in ranges)
-    yield from _fetched((images,), parts, resolution, workers, device, cropped=boxes is not None)
+        # A copy, because a sampler keeps the order of one epoch, and the two streams may be in two epochs.
+        teacher, sampler = selected.targets, copy(self._samplers[1])
+        drawn = (self._expanded[sampler.at(step)] for step in steps)
+        requests = ((Part(selected.rows[at], None),) for at in drawn)
+        views = _batches(
+            (self.sets[1],), requests, teacher.resolution, workers=workers, device=device, cropped=False
+        )
+        self._online = map(teacher.probs, views)
 
 
 def requested_batches(
@@ -208,13 +188,27 @@ def requested_batches(
     workers: int,
     boxes: Callable[[Rows], NDArray[np.float32] | None] | None = None,
 ) -> Iterator[Tensor]:
-    """As `clean_batches`, for the rows of one batch after the other; `boxes` gives the windows of a batch."""
+    """Views (B, 3, R, R) uint8 on `device` of the rows of each request, in order.
+
+    Args:
+        images: the set.
+        requests: (B,) rows of the set for each batch.
+        resolution: side R in pixels.
+        device: device that the batches are moved to.
+        workers: decoding processes; 0: this process decodes.
+        boxes: returns the crop boxes (B, 4) of rows, as in `ImageSet.fetch`. None: clean views.
+
+    Raises:
+        RunError: an image is missing or has changed since the scan, or a worker died.
+    """
     parts = ((Part(rows, None if boxes is None else boxes(rows)),) for rows in requests)
-    yield from _fetched((images,), parts, resolution, workers, device, cropped=boxes is not None)
+    yield from _batches(
+        (images,), parts, resolution, workers=workers, device=device, cropped=boxes is not None
+    )
 
 
 class _Fetcher(Dataset[Tensor | RunError]):
-    """What a worker holds: the sets; asked for a tuple of parts, it gives their pixels joined."""
+    """Images of several sets. An item is one batch, and its index is what to fetch from each set."""
 
     def __init__(self, sets: tuple[ImageSet, ...], resolution: int) -> None:
         self._sets, self._resolution = sets, resolution
@@ -226,31 +220,34 @@ class _Fetcher(Dataset[Tensor | RunError]):
                 for images, part in zip(self._sets, parts, strict=True)
                 for view in images.views(part.rows, self._resolution, part.boxes)
             ]
-        except RunError as error:  # handed over whole: the loader would wrap it in a worker's traceback
+        except (
+            RunError
+        ) as error:  # returned, because DataLoader would add a worker's traceback to the message
             return error
-        joined: Tensor = default_collate(views)  # in a worker: straight into shared memory
-        return joined
+        batch: Tensor = default_collate(views)  # in a worker, it writes directly into shared memory
+        return batch
 
     def fetch(self, parts: tuple[Part, ...]) -> Tensor:
-        """(B, 3, R, R) uint8, set after set."""
+        """Pixels (B, 3, R, R) uint8 of all parts, in the order of the sets, fetched in this process."""
         views = [
             images.fetch(part.rows, self._resolution, part.boxes)
             for images, part in zip(self._sets, parts, strict=True)
         ]
-        if len({view.device for view in views}) > 1:
+        if len({view.device for view in views}) > 1:  # one set is on the GPU, the other is not
             views = [view.to(max(views, key=lambda v: v.is_cuda).device) for view in views]
         return torch.cat(views) if len(views) > 1 else views[0]
 
 
-def _fetched(
+def _batches(
     sets: tuple[ImageSet, ...],
     requests: Iterator[tuple[Part, ...]],
     resolution: int,
+    *,
     workers: int,
     device: torch.device,
     cropped: bool,
 ) -> Iterator[Tensor]:
-    """Pixels of each request in order: gathered here, or by workers where each image costs work."""
+    """Pixels (B, 3, R, R) uint8 of each request on `device`, from workers unless they are only copied."""
     fetcher = _Fetcher(sets, resolution)
     if workers == 0 or all(images.direct(resolution, cropped) for images in sets):
         for request in requests:
@@ -258,29 +255,29 @@ def _fetched(
         return
     loader = DataLoader(
         fetcher,
-        batch_size=None,
+        batch_size=None,  # an item is a batch already
         sampler=requests,
         num_workers=workers,
         multiprocessing_context=context(),
         worker_init_fn=quiet_worker,
         pin_memory=device.type == "cuda",
     )
-    for images in _alive(loader):
+    for images in _delivered(loader):
         yield images.to(device, non_blocking=True)
 
 
-def _alive(loader: DataLoader[Any]) -> Iterator[Tensor]:
-    """What the workers give, with their troubles as one line."""
+def _delivered(loader: DataLoader[Any]) -> Iterator[Tensor]:
+    """Batches of the workers. A worker's error, or its death, becomes one `RunError`."""
     try:
         for images in loader:
             if isinstance(images, RunError):
                 raise images
             yield images
-            # torch keeps a note of each batch until there are 128; such crumbs, lying where a model's large
-            # temporaries were freed, keep the next ones out, and the process grows by hundreds of megabytes
+            # torch keeps a small object for each batch until it has 128 of them. They occupy places in memory
+            # that large temporary tensors have left, and the process would grow by hundreds of megabytes.
             shared_cache.free_dead_references()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise RunError(
             f"a decoding worker died ({reason}); try fewer data.workers, or more shared memory"
         ) from error

@@ -1,4 +1,4 @@
-"""Scan every set once, settle classes, splits and leaks, and leave a folder that opens in no time."""
+"""Preparation of all image sets: scan, classes, splits and leaks, written to a folder that opens at once."""
 
 from __future__ import annotations
 
@@ -17,29 +17,36 @@ import torch
 from numpy.typing import NDArray
 
 from noisystudent.config import DataConfig
-from noisystudent.data.assign import Leak, Members, assign, classes_of, label_map, require_images
-from noisystudent.data.contents import Mask
+from noisystudent.console import Progress
+from noisystudent.data.duplicates import Mask
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.index import SCHEMA, Index, writer
-from noisystudent.data.scan import Job, Progress, Scan, list_items, scan
+from noisystudent.data.listing import Listing, list_sets
+from noisystudent.data.scan import Job, Scan, scan
 from noisystudent.data.sources import Sources
+from noisystudent.data.splits import Leak, Members, assign, classes_of, label_map, require_images
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError, RunError
-from noisystudent.rundir import atomic, read_json, remove, write_json
-from noisystudent.runtime import StopFlag
+from noisystudent.run.files import atomic, read_json, remove, write_json
+from noisystudent.run.rundir import DataDir
 
 _GIB = 1024**3
-_IDS = 4096
-_FORMAT = 1
+_IDS = 4096  # ids that are read into memory at once
+_FORMAT = 1  # of dataset.json and the files of store/
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The sets of a run, ready to be fetched from.
+    """The image sets of a run.
 
     Attributes:
-        notes: lines the user should see.
-        tags: with data.pool_tags the folder names of the pool, which its labels number.
+        classes: class names; labels are indices into them.
+        labeled: the labelled images to train on.
+        val: the labelled images for all choices of the run.
+        test: the labelled images that are evaluated at the end. None: not given.
+        pool: the unlabelled images; may be empty.
+        notes: messages for the user.
+        tags: with `data.pool_tags`, the folder names of the pool; the pool's labels are indices into them.
     """
 
     classes: tuple[str, ...]
@@ -51,7 +58,7 @@ class Dataset:
     tags: tuple[str, ...] = ()
 
     def to_device(self, device: torch.device) -> Dataset:
-        """The same sets, each with its resident pixels on a GPU if they fit there."""
+        """The same sets, each with its stored pixels on a GPU if they fit there."""
         test = None if self.test is None else self.test.to_device(device)
         labeled, val, pool = (images.to_device(device) for images in (self.labeled, self.val, self.pool))
         return replace(self, labeled=labeled, val=val, test=test, pool=pool)
@@ -60,76 +67,80 @@ class Dataset:
 def prepare(
     config: DataConfig,
     sources: Sources,
-    out: Path,
+    out: DataDir,
     seed: int,
-    stop: StopFlag,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Decode every image once and write what later stages read.
+    progress: Progress,
+    *,
+    listings: dict[str, Listing] | None = None,
+) -> None:
+    """Decode every image once and write the files that `open_dataset` and later stages read.
 
-    `out` receives manifest.parquet (a row an image in use), ledger.csv (images that cannot be used, and why),
-    leaks.csv (images removed because their bytes are in another set or occur twice in the pool), store/
-    (columns and resident pixels, memory-mapped) and last dataset.json. Killed at any moment, the next call
-    starts the scan anew.
+    Files in `out`: manifest.parquet (one row for each image in use), ledger.csv (unusable images and the
+    reasons), leaks.csv (images removed because another set has their content, or the pool has it twice),
+    store/ (columns and decoded pixels, memory-mapped) and, last, dataset.json. A call after a kill starts the
+    scan again. `seed` is for the val split. `listings` is the result of `list_sets`; None: it is called here.
 
     Raises:
-        InputError: too many bad images, too few classes, a foreign class in val or test, too small a disk.
+        InputError: too many bad images, too few classes, a class of val or test that the labelled images
+            lack, or a disk that is too small.
         RunError: the disk is full.
-        Stopped: a signal asked for it.
+        Stopped: a signal stopped the scan.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    remove(out / "dataset.json")
-    with atomic(out / "store") as store:
+    out.path.mkdir(parents=True, exist_ok=True)
+    remove(out.dataset)  # first: it marks a finished folder, and must not describe older files of store/
+    with atomic(out.store) as store:
         scratch = store / "scratch"
         scratch.mkdir(parents=True)
+        listings = listings or list_sets(sources, scratch / "listings", config, progress)
         scans: dict[str, Scan] = {}
+        workers = worker_count(config.workers)
         for name, source in sources.named():
-            # a pool may have a million folders: only those named as a class are its hidden truth
-            known = frozenset(scans["labeled"].names) if name == "pool" and not config.pool_tags else None
-            listing = list_items(source, scratch / f"{name}.listing", stop, known)
-            _check_listing(name, listing.names, source.name)
-            side = config.resolution if _stays(config, name, len(listing.index), store) else None
+            listing = listings[name]
+            side = config.resolution if _is_resident(config, name, len(listing.index), store) else None
             job = Job(source, config.max_pixels, side)
-            scans[name] = scan(listing, job, store, name, worker_count(config.workers), stop, progress)
-        _write_ledger(out / "ledger.csv", scans, config.max_bad_fraction)
+            scans[name] = scan(listing, job, store, name, workers=workers, progress=progress)
+        # Ledger and leaks are written before the checks that may stop the run: they explain the errors.
+        _write_ledger(out.ledger, scans, config.max_bad_fraction)
         classes, class_notes = classes_of(scans)
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
-        _write_leaks(out / "leaks.csv", scans, leaks)
-        require_images(members, scans, classes, out / "leaks.csv")
-        _write_rows(store, out / "manifest.parquet", scans, members, classes, config.pool_tags)
+        _write_leaks(out.leaks, scans, leaks)
+        require_images(members, scans, classes, out.leaks)
+        _write_rows(store, out.manifest, scans, members, classes, tagged=config.pool_tags)
         remove(scratch)
-    said = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
-    said += _bad_notes(scans)
-    sets = _places(members, scans)
-    content = {"format": _FORMAT, "classes": classes, "notes": said + class_notes + notes, "sets": sets}
+    source_notes = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
+    all_notes = [*source_notes, *_bad_notes(scans), *class_notes, *notes]
+    sets = _storage(members, scans)
+    content = {"format": _FORMAT, "classes": classes, "notes": all_notes, "sets": sets}
     content["counts"] = {name: int(mask.sum()) for name, (_, mask) in members.items()}
     content["tags"] = scans["pool"].names if config.pool_tags and "pool" in scans else []
-    write_json(out / "dataset.json", content)
-    return open_dataset(out, config, sources)
+    write_json(out.dataset, content)
 
 
-def open_dataset(out: Path, config: DataConfig, sources: Sources) -> Dataset:
-    """Read back what `prepare` wrote; decodes and scans nothing.
+def open_dataset(out: DataDir, config: DataConfig, sources: Sources) -> Dataset:
+    """Open the folder that `prepare` has written, without scanning or decoding images.
 
     Raises:
-        RunError: `prepare` has not finished there, or another version of this program did it.
+        RunError: `prepare` has not finished in `out`, its format is of another version of this program, or a
+            source is not given any more.
     """
-    path = out / "dataset.json"
+    path = out.dataset
     if not path.exists():
         raise RunError(f"{path} is missing: the images were not prepared; run again")
     content = read_json(path)
     if content.get("format") != _FORMAT:
         raise RunError(
-            f"{path} has format {content.get('format')}, not {_FORMAT}; delete {out} and run again"
+            f"{path} has format {content.get('format')}, not {_FORMAT}; delete {out.path} and run again"
         )
     by_name = dict(sources.named())
     classes = tuple(content["classes"])
-    store = out / "store"
+    store = out.store
 
     def opened(name: str) -> ImageSet:
         entry = content["sets"][name]
         if entry["scan"] not in by_name:
-            raise RunError(f"{path} was made with data.{entry['scan']} given; give it again, or delete {out}")
+            raise RunError(
+                f"{path} was made with data.{entry['scan']} given; give it again, or delete {out.path}"
+            )
         storage = store / f"{entry['scan']}.npy" if entry["resident"] else None
         index = Index(store / f"{name}.arrow")
         return ImageSet(name, classes, index, by_name[entry["scan"]], storage, config.max_pixels)
@@ -140,30 +151,28 @@ def open_dataset(out: Path, config: DataConfig, sources: Sources) -> Dataset:
     return Dataset(classes, opened("labeled"), opened("val"), test, opened("pool"), notes, tags)
 
 
-def _stays(config: DataConfig, name: str, count: int, store: Path) -> bool:
-    """Whether a set of `count` images is decoded once and kept.
+def _is_resident(config: DataConfig, name: str, count: int, store: Path) -> bool:
+    """True if the decoded pixels of a set of `count` images are stored.
 
     Raises:
-        InputError: it was asked for, and the disk is too small.
+        InputError: data.plane is resident, but the disk is too small.
     """
     size, free = count * 3 * config.resolution**2, shutil.disk_usage(store).free
     if config.plane == "resident" and size > free:
         raise InputError(
             f"data.plane is resident, but {name} takes {size / _GIB:.1f} GiB decoded and {store.parent} has "
-            f"{free / _GIB:.1f} GiB free; streamed, a smaller data.resolution or another --out is right"
+            f"{free / _GIB:.1f} GiB free; choose streamed, a smaller data.resolution or another --out"
         )
     fits = size <= min(config.resident_gib * _GIB, free)
     return config.plane == "resident" or (config.plane == "auto" and fits)
 
 
-def _check_listing(name: str, labels: list[str], source: str) -> None:
-    if name == "labeled" and len(labels) < 2:
-        only = f"only class {labels[0]!r}" if labels else "no class"
-        raise InputError(f"data.labeled: {source} holds {only}; at least two classes are needed")
-
-
 def _write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) -> None:
-    """Write the ledger, then judge it: it is there to be read even when the run stops."""
+    """Write ledger.csv, then check it, so that the user can read it if the run stops.
+
+    Raises:
+        InputError: a set has too many bad images, or only bad ones.
+    """
     rows = ((name, *entry) for name, scanned in scans.items() for entry in scanned.bad)
     _write_csv(path, ("set", "id", "reason"), rows)
     for name, scanned in scans.items():
@@ -177,6 +186,7 @@ def _write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) -
 
 
 def _source_notes(name: str, scanned: Scan) -> tuple[str, ...]:
+    """Notes of a set's source; reading in random order matters only for streamed training images."""
     shuffled = name in ("labeled", "pool")  # val and test are read in order
     return scanned.source.notes(streamed=shuffled and scanned.storage is None)
 
@@ -199,7 +209,7 @@ def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str,
         for start in range(0, len(leak.rows), _IDS):
             part = slice(start, start + _IDS)
             ids = zip(here.ids(leak.rows[part]), there.ids(leak.other_rows[part]), strict=True)
-            yield from ((leak.name, mine, leak.other, other) for mine, other in ids)
+            yield from ((leak.name, removed, leak.other, kept) for removed, kept in ids)
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
@@ -215,9 +225,19 @@ def _write_rows(
     scans: dict[str, Scan],
     members: Members,
     classes: tuple[str, ...],
+    *,
     tagged: bool,
 ) -> None:
-    """Each set's rows as `store/<set>.arrow`, and all of them in the manifest, a batch at a time."""
+    """Write the rows of each set to `store/<set>.arrow` and to the manifest, batch by batch.
+
+    Args:
+        store: folder of the Arrow files.
+        manifest: path of manifest.parquet.
+        scans: the scans.
+        members: the images of each set.
+        classes: class names of the run.
+        tagged: True if the pool's folder names are its labels (data.pool_tags).
+    """
     schema = pa.schema([("set", pa.string()), ("row", pa.int64()), *SCHEMA])
     schema = schema.with_metadata({"classes": json.dumps(classes)})
     with atomic(manifest) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as parquet:
@@ -234,8 +254,8 @@ def _write_rows(
                     done += len(final)
 
 
-def _places(members: Members, scans: dict[str, Scan]) -> dict[str, dict[str, object]]:
-    """In which scan each set is found, and whether its pixels are kept."""
+def _storage(members: Members, scans: dict[str, Scan]) -> dict[str, dict[str, object]]:
+    """For each set: the name of its scan, and whether its decoded pixels are stored."""
     return {
         name: {"scan": part, "resident": scans[part].storage is not None}
         for name, (part, _) in members.items()
@@ -243,21 +263,33 @@ def _places(members: Members, scans: dict[str, Scan]) -> dict[str, dict[str, obj
 
 
 def _kept(index: Index, mask: Mask) -> Iterator[Any]:
-    """The rows of an index that are used, in batches."""
+    """Record batches of the rows of an index where `mask` is True."""
     start = 0
     for batch in index.batches:
-        mine = mask[start : start + batch.num_rows]
-        if mine.any():
-            yield batch.filter(pa.array(mine))
+        kept = mask[start : start + batch.num_rows]
+        if kept.any():
+            yield batch.filter(pa.array(kept))
         start += batch.num_rows
 
 
 def _relabeled(batch: Any, codes: NDArray[np.int32], is_pool: bool, tagged: bool) -> Any:
-    """Label numbers of the scan as class numbers; the pool's are its hidden truth, and its tags if wanted."""
-    tags = batch.column("label").to_numpy()
-    labels = codes[tags]
-    unknown = np.full(len(labels), -1, np.int32)
-    of_pool = {"label": tags if tagged else unknown, "truth": labels}
-    given = of_pool if is_pool else {"label": labels, "truth": unknown}
-    columns = [pa.array(given[name]) if name in given else batch.column(name) for name in SCHEMA.names]
+    """A record batch of a scan with class numbers in place of its label numbers.
+
+    The classes of pool images become their `truth`, and their `label` stays unknown (with `tagged`: the
+    number of the tag), so that a training cannot use them by mistake.
+
+    Args:
+        batch: rows of the scan.
+        codes: class number of each label number, from `label_map`.
+        is_pool: True for the pool.
+        tagged: True if the pool's folder names are its labels.
+    """
+    numbers = batch.column("label").to_numpy()
+    classes = codes[numbers]
+    unknown = np.full(len(classes), -1, np.int32)
+    if is_pool:
+        changed = {"label": numbers if tagged else unknown, "truth": classes}
+    else:
+        changed = {"label": classes, "truth": unknown}
+    columns = [pa.array(changed[name]) if name in changed else batch.column(name) for name in SCHEMA.names]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

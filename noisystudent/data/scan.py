@@ -1,13 +1,12 @@
-"""One look at every image of a set: listed, hashed, decoded, measured, and stored where it stays resident."""
+"""The scan: read, hash, decode and measure each listed image once, and store the pixels of a resident set."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,44 +14,32 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from noisystudent.console import Progress
 from noisystudent.data.decode import DecodeError, decode, view
 from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
-from noisystudent.data.sources import ArraySource, Item, Source
+from noisystudent.data.listing import Listing
+from noisystudent.data.sources import ArraySource, Source
 from noisystudent.data.workers import context, quiet_worker
 from noisystudent.errors import RunError
-from noisystudent.runtime import StopFlag
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, images done, images in all; 0 while unknown)."""
-
-_CHUNK = 64
-_SMALLEST = 1  # a side that has a JPEG read to its end at an eighth of its size, where no pixels are kept
-_FEW = 1024
-_LISTED = 4096  # items in hand at once while listing: half a kilobyte each
-_LISTING = pa.schema(
-    [
-        ("id", pa.string()),
-        ("label", pa.int32()),
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A set before decoding: items on disk, label names as they came, files with unusable names."""
-
-    index: Index
-    names: list[str]
-    bad: list[tuple[str, str]]
+_CHUNK = 64  # images that a worker scans at once
+_SMALLEST = 1  # without pixels to keep, a JPEG is decoded for this side: at 1/8 of its size, but to its end
+_FEW = 1024  # with fewer images, starting worker processes costs more time than it saves
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A set after decoding: good rows on disk (labels number `names`), stored pixels, the bad and why."""
+    """A set after the scan.
+
+    Attributes:
+        source: where the images are.
+        index: columns of the images that can be decoded, on disk.
+        names: label names. A label of `index` is a position in them.
+        storage: file of the decoded pixels (N, 3, S, S) uint8. None: no pixels are kept.
+        bad: (id, reason) of the images that cannot be used.
+        listed: number of all listed images, including the bad ones.
+    """
 
     source: Source
     index: Index
@@ -63,12 +50,18 @@ class Scan:
 
 
 Chunk = tuple[int, int, int]
-"""(number of a batch of the listing, first row, rows): some images that are looked at together."""
+"""(record batch of the listing, first row in it, number of rows): images that are scanned together."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know to look at images; `resolution` None keeps no pixels."""
+    """Parameters of a scan that workers need.
+
+    Attributes:
+        source: where the images are.
+        max_pixels: images with more pixels are refused.
+        resolution: side S of the pixels to keep. None: no pixels are kept.
+    """
 
     source: Source
     max_pixels: int
@@ -76,8 +69,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was found: hashes (n, 16), sizes (n, 2), why bad rows are bad, pixels (n, 3, S, S) if kept."""
+class ScannedChunk:
+    """Results for the n images of one chunk.
+
+    Attributes:
+        hashes: (n, 16) content hashes.
+        sizes: (n, 2) height and width of the originals in pixels.
+        reasons: for each row that cannot be used, the reason.
+        pixels: (n, 3, S, S) clean views. None: no pixels are kept.
+    """
 
     hashes: NDArray[np.uint8]
     sizes: NDArray[np.int32]
@@ -85,57 +85,29 @@ class Looked:
     pixels: NDArray[np.uint8] | None
 
 
-def list_items(source: Source, path: Path, stop: StopFlag, known: frozenset[str] | None = None) -> Listing:
-    """Write every item of a source to an Arrow file; memory does not grow with the images.
-
-    Args:
-        source: what to list.
-        path: the file.
-        stop: asked once a batch.
-        known: labels that count; any other is 'unknown'. None: all do.
-
-    Raises:
-        Stopped: a signal asked for it.
-    """
-    codes: dict[str, int] = {}
-    bad: list[tuple[str, str]] = []
-    items = source.items()
-    with writer(path, _LISTING) as append:
-        while batch := list(islice(items, _LISTED)):
-            stop.check()
-            good = [item for item in batch if _writable(item, bad)]
-            labels = [_code(item.label, codes, known) for item in good]
-            columns = [
-                [i.id for i in good],
-                labels,
-                *([getattr(i, f) for i in good] for f in Item._fields[2:]),
-            ]
-            append(pa.RecordBatch.from_arrays(list(map(pa.array, columns)), _LISTING.names).cast(_LISTING))
-    return Listing(Index(path), list(codes), bad)
-
-
 def scan(
     listing: Listing,
     job: Job,
     folder: Path,
     name: str,
+    *,
     workers: int,
-    stop: StopFlag,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Scan:
-    """Look at every listed image once, in order, with `workers` processes (0: in this one).
+    """Read, hash, decode and measure every listed image once, in order.
 
     Args:
-        listing: what to look at.
-        job: from where and how.
-        folder: gets `scratch/<name>.arrow`, and `<name>.npy` (N, 3, S, S) uint8 where pixels are kept.
-        name: of the set.
-        workers: decoding processes.
-        stop: asked once a chunk.
-        progress: told once a chunk.
+        listing: the images.
+        job: the source, and what to keep.
+        folder: `scratch/<name>.arrow` is written into it, and `<name>.npy` (N, 3, S, S) uint8 if pixels are
+            kept.
+        name: name of the set.
+        workers: decoding processes; 0: this process decodes.
+        progress: advances after every chunk. A signal stops the scan between two chunks.
 
     Raises:
-        Stopped: a signal asked for it.
+        RunError: a worker died.
+        Stopped: a signal stopped the scan.
     """
     bad = list(listing.bad)
     total, done, stored = len(listing.index), 0, 0
@@ -144,19 +116,18 @@ def scan(
     pixels = storage.open("wb") if storage else None
     try:
         with writer(path, SCHEMA) as append:
-            _write_header(pixels, 0, job.resolution)
-            for part, looked in _results(listing.index, job, workers):
-                stop.check()
+            _write_header(pixels, 0, job.resolution)  # reserves its place; the count is not known yet
+            for part, result in _results(listing.index, job, workers):
+                progress.check()
                 good = np.ones(part.num_rows, np.bool_)
-                good[list(looked.reasons)] = False
-                bad.extend((part.column("id")[row].as_py(), why) for row, why in looked.reasons.items())
-                append(_good_rows(part, looked, good, stored if storage else None))
-                if pixels is not None and looked.pixels is not None:
-                    pixels.write(np.ascontiguousarray(looked.pixels[good]).data)
+                good[list(result.reasons)] = False
+                bad.extend((part.column("id")[row].as_py(), why) for row, why in result.reasons.items())
+                append(_good_rows(part, result, good, stored if storage else None))
+                if pixels is not None and result.pixels is not None:
+                    pixels.write(np.ascontiguousarray(result.pixels[good]).data)
                 stored += int(good.sum())
                 done += part.num_rows
-                if progress:
-                    progress(f"scanning {name}", done, total)
+                progress.advance(f"scanning {name}", done, total)
         _write_header(pixels, stored, job.resolution)
     finally:
         if pixels is not None:
@@ -164,8 +135,11 @@ def scan(
     return Scan(job.source, Index(path), listing.names, storage, bad, total + len(listing.bad))
 
 
-def look(job: Job, part: Any) -> Looked:
-    """Read, hash, decode and measure some listed images; what fails gets a reason and an empty row."""
+def scan_chunk(job: Job, part: Any) -> ScannedChunk:
+    """Read, hash, decode and measure the images of `part`, a record batch of the listing.
+
+    An image that fails gets a reason; its row in the arrays has no meaning.
+    """
     count, side = part.num_rows, job.resolution
     hashes = np.zeros((count, HASH_BYTES), np.uint8)
     sizes = np.zeros((count, 2), np.int32)
@@ -175,103 +149,102 @@ def look(job: Job, part: Any) -> Looked:
     for row, place in enumerate(places):
         try:
             data = job.source.read(*place)
+            # of the file's bytes and not of the pixels: it does not change with the version of a decoder
             hashes[row] = np.frombuffer(content_hash(data), np.uint8)
-            picture = decode(data, job.max_pixels, side or _SMALLEST)
-            sizes[row] = picture.size
+            image = decode(data, job.max_pixels, side or _SMALLEST)
+            sizes[row] = image.size
             if pixels is not None and side is not None:
-                pixels[row] = view(picture, side).numpy()
+                pixels[row] = view(image, side).numpy()
         except DecodeError as error:
             reasons[row] = str(error)
         except OSError as error:
             reasons[row] = f"cannot be read: {error.strerror or error}"
-    return Looked(hashes, sizes, reasons, pixels)
-
-
-def _code(label: str | None, codes: dict[str, int], known: frozenset[str] | None) -> int:
-    """The number of a label, a new one where it is seen first; -1 is unknown."""
-    if label is None or (known is not None and label not in known):
-        return -1
-    return codes.setdefault(label, len(codes))
-
-
-def _writable(item: Item, bad: list[tuple[str, str]]) -> bool:
-    try:
-        item.id.encode()
-    except UnicodeEncodeError:
-        bad.append((ascii(item.id), "file name is not UTF-8"))
-        return False
-    return True
+    return ScannedChunk(hashes, sizes, reasons, pixels)
 
 
 def _chunks(index: Index) -> Iterator[Chunk]:
-    """The listed images, `_CHUNK` at a time."""
+    """All listed images in chunks of at most `_CHUNK`."""
     for number, batch in enumerate(index.batches):
         yield from ((number, start, _CHUNK) for start in range(0, batch.num_rows, _CHUNK))
 
 
-def _results(index: Index, job: Job, workers: int) -> Iterator[tuple[Any, Looked]]:
-    """Chunks of the listing with what was found, in its order whatever worker is first."""
+def _results(index: Index, job: Job, workers: int) -> Iterator[tuple[Any, ScannedChunk]]:
+    """Rows of the listing and their results, chunk by chunk, in the order of the listing."""
+    # an array source would be copied to every worker, and has nothing to decode
     if workers == 0 or len(index) < _FEW or isinstance(job.source, ArraySource):
         for chunk in _chunks(index):
             part = _part(index, chunk)
-            yield part, look(job, part)
+            yield part, scan_chunk(job, part)
         return
     with ProcessPoolExecutor(workers, context(), _start_worker, (job, index)) as executor:
-        waiting: deque[tuple[Chunk, Future[Looked]]] = deque()
+        waiting: deque[tuple[Chunk, Future[ScannedChunk]]] = deque()
         try:
             for chunk in _chunks(index):
-                waiting.append((chunk, executor.submit(_look_in_worker, chunk)))
-                if len(waiting) > 4 * workers:
+                waiting.append((chunk, executor.submit(_scan_in_worker, chunk)))
+                if len(waiting) > 4 * workers:  # bounds the memory of finished chunks, and keeps workers busy
                     yield _finished(index, *waiting.popleft())
             while waiting:
                 yield _finished(index, *waiting.popleft())
         except BrokenProcessPool as error:
             raise RunError(
                 "a worker died while the images were scanned; try fewer data.workers, or more memory;"
-                " a script of your own needs `if __name__ == '__main__':`"
+                " if your own script starts the run, it needs `if __name__ == '__main__':`"
             ) from error
         finally:
-            executor.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)  # after a signal, the remaining chunks are not scanned
 
 
 def _part(index: Index, chunk: Chunk) -> Any:
+    """The rows of a chunk as a record batch."""
     number, start, count = chunk
     return index.batches[number].slice(start, count)
 
 
-def _finished(index: Index, chunk: Chunk, future: Future[Looked]) -> tuple[Any, Looked]:
+def _finished(index: Index, chunk: Chunk, future: Future[ScannedChunk]) -> tuple[Any, ScannedChunk]:
     return _part(index, chunk), future.result()
 
 
 def _start_worker(job: Job, index: Index) -> None:
     quiet_worker()
-    _in_worker.append((job, index))
+    _worker_state.append((job, index))
 
 
-def _look_in_worker(chunk: Chunk) -> Looked:
-    job, index = _in_worker[-1]
-    return look(job, _part(index, chunk))
+def _scan_in_worker(chunk: Chunk) -> ScannedChunk:
+    job, index = _worker_state[-1]
+    return scan_chunk(job, _part(index, chunk))
 
 
-_in_worker: list[tuple[Job, Index]] = []
+_worker_state: list[tuple[Job, Index]] = []
+"""In a worker: the arguments of `_start_worker`, which would otherwise be pickled with every chunk."""
 
 
-def _good_rows(part: Any, looked: Looked, good: NDArray[np.bool_], stored: int | None) -> Any:
-    """The good rows of a chunk as rows of the index."""
+def _good_rows(part: Any, result: ScannedChunk, good: NDArray[np.bool_], stored: int | None) -> Any:
+    """The good rows of a chunk as a record batch of the index.
+
+    Args:
+        part: the listed rows (n).
+        result: their results.
+        good: (n,) True for rows to keep.
+        stored: row of the first of them in the array of decoded pixels. None: no pixels are kept.
+    """
     kept = part.filter(pa.array(good))
     count = kept.num_rows
-    found = {
-        "truth": np.full(count, -1, np.int32),
-        "content_hash": looked.hashes[good],
-        "height": looked.sizes[good, 0],
-        "width": looked.sizes[good, 1],
+    columns = {
+        "truth": np.full(count, -1, np.int32),  # `prepare` fills it in when the classes are known
+        "content_hash": result.hashes[good],
+        "height": result.sizes[good, 0],
+        "width": result.sizes[good, 1],
         "stored": np.full(count, -1, np.int64) if stored is None else np.arange(stored, stored + count),
     }
-    return record_batch(found | {name: kept.column(name) for name in kept.schema.names})
+    return record_batch(columns | {name: kept.column(name) for name in kept.schema.names})
 
 
 def _write_header(file: IO[bytes] | None, count: int, side: int | None) -> None:
-    """The .npy header of (count, 3, side, side) uint8; numpy pads it to one length for any count."""
+    """Write the .npy header of an array (count, 3, side, side) uint8 at the start of the file.
+
+    numpy pads headers to a multiple of 64 bytes, with space for a larger count. The header can therefore be
+    replaced later, when the count is known.
+    """
     if file is None:
         return
     file.seek(0)

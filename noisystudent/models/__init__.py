@@ -1,5 +1,6 @@
-"""What learns, and its noise: any timm model by name, with ours registered beside them."""
+"""Classifiers and their model noise: any timm model by its name, and the networks of this package."""
 
-from noisystudent.models.registry import Classifier, build_model, load_weights, save_weights
+from noisystudent.models.classifier import Classifier, load_weights, save_weights
+from noisystudent.models.registry import build_model
 
 __all__ = ["Classifier", "build_model", "load_weights", "save_weights"]

@@ -1,10 +1,10 @@
-"""A timm model that takes uint8 images, and its weights on disk under timm's own names."""
+"""A timm model that takes uint8 images, and functions that save and load its weights under timm's names."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,20 @@ from torch import Tensor, nn
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError, first_line
 from noisystudent.models.noise import ModelNoise
-from noisystudent.rundir import atomic
-
-Predict = Callable[[Tensor], Tensor]
+from noisystudent.run.files import atomic
 
 
 class Classifier(nn.Module):
-    """Normalises uint8 images by the model's own mean and deviation, and returns float32 logits.
+    """A timm model that normalises uint8 images itself and returns float32 logits.
 
     Attributes:
-        net: the timm model; its state_dict has timm's names.
-        noise: dropout and stochastic depth of `net`; off until `noise.draw`.
-        mean, std: (1, 3, 1, 1) of timm's configuration, for pixels in [0, 1]; not in the state_dict.
-        name: the timm name it was built from.
+        net: timm model; its state_dict has timm's names.
+        noise: dropout and stochastic depth of `net`; off until `noise.draw` is called.
+        mean, std: (1, 3, 1, 1) of timm's configuration, for pixels in [0, 1]; not part of the state_dict.
+        name: name of the model in timm.
         num_classes: K.
-        resolution: side in pixels of the images it was built for.
-        options: further arguments of timm.create_model it was built with.
+        resolution: side in pixels of the images for which the model was built.
+        options: further arguments of timm.create_model with which the model was built.
     """
 
     mean: Tensor
@@ -47,77 +45,69 @@ class Classifier(nn.Module):
         self.resolution = resolution
         self.options = dict(config.options)
         cfg: Any = net.pretrained_cfg  # timm sets it on every model
+        # Not persistent: they are constants of the model, so snapshots need not contain them.
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(cfg[key]).view(1, 3, 1, 1), persistent=False)
-
-        self._frozen: tuple[str, ...] = ()
+        self._frozen: tuple[str, ...] = ()  # names of the modules that stay in evaluation mode
 
     def freeze(self, blocks: int) -> None:
-        """Keep weights, batch-norm statistics and all branches of the stem and the first `blocks` blocks.
+        """Freeze the stem and the first `blocks` blocks, as in Touvron et al. 2019 (arXiv 1906.06423).
 
-        Blocks are timm's, those of its layer-wise learning rates; see Touvron et al. 2019 (arXiv 1906.06423).
+        Their weights and batch-norm statistics do not change, and stochastic depth drops none of their
+        branches.
+
+        Args:
+            blocks: number of blocks, as timm counts them for layer-wise learning rates.
 
         Raises:
-            InputError: the network does not tell its blocks, or has no more than so many.
+            InputError: timm defines no blocks for this network, or fewer than `blocks`.
         """
         stem, *rest = _parameter_groups(self.net)
         if blocks > len(rest) - 1:  # the last group is the head
             raise InputError(
-                f"finetune.frozen_blocks is {blocks}; {self.name} has {max(len(rest) - 1, 0)} blocks"
+                f"finetune.frozen_blocks is {blocks}; it must be at most {max(len(rest) - 1, 0)}, the number"
+                f" of blocks of {self.name}"
             )
         for name in (name for group in (stem, *rest[:blocks]) for name in group):
             self.net.get_parameter(name).requires_grad = False
         self._frozen = (*{name.rpartition(".")[0] for name in stem}, *map(_common_module, rest[:blocks]))
         self.noise.spare([self.net.get_submodule(name) for name in self._frozen])
-        self.train(self.training)
+        self.train(self.training)  # sets the frozen modules to evaluation mode
 
     def train(self, mode: bool = True) -> Classifier:
-        """As of any module; what is frozen stays in evaluation mode."""
+        """Set the mode of all modules but the frozen ones, which stay in evaluation mode."""
         super().train(mode)
+        # In training mode batch norm would update the statistics of frozen modules.
         for name in self._frozen:
             self.net.get_submodule(name).eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8, in any memory format -> logits (B, K) float32, under autocast too."""
+        """Compute logits, in float32 under autocast too: (B, 3, S, S) uint8 -> (B, K).
+
+        Images may have any memory format.
+        """
+        # Normalised here, so that images are transferred to the device as bytes.
         logits: Tensor = self.net((images / 255 - self.mean) / self.std)
         return logits.float()
 
 
-def asked(model: Predict, device: torch.device, dtype: torch.dtype) -> Predict:
-    """uint8 images (B, 3, S, S) on any device -> logits (B, K) float32, without gradients.
-
-    Args:
-        model: a classifier, or its compiled form, in evaluation mode on `device`.
-        device: of the model.
-        dtype: of the forward pass; float32 switches autocast off.
-    """
-
-    @torch.inference_mode()
-    def predict(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = model(images.to(device, non_blocking=True))
-        return logits.float()
-
-    return predict
-
-
 def save_weights(classifier: Classifier, path: Path, classes: Sequence[str] = ()) -> None:
-    """Write safetensors that `timm.create_model(name, num_classes=K, checkpoint_path=path)` reads.
+    """Write a safetensors file that `timm.create_model(name, num_classes=K, checkpoint_path=path)` reads.
 
-    The metadata of the file holds architecture, num_classes, resolution, mean, std, options and classes: JSON
-    where they are not plain strings.
+    The metadata of the file holds architecture, num_classes, resolution, mean, std, options and classes.
+    Values that are not plain strings are written as JSON.
 
     Args:
         classifier: on any device.
-        path: ends in .safetensors.
+        path: must end in .safetensors.
         classes: names of the K classes, in the order of the logits.
 
     Raises:
-        RunError: the file cannot be written; what was there before still is.
+        RunError: the file cannot be written. A file that was there before is unchanged.
     """
     state = classifier.net.state_dict()
-    # Copies, since tied weights share memory, which safetensors refuses.
+    # Copies, because tied weights share memory, and safetensors does not accept that.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
     metadata = {
         "format": "pt",
@@ -129,18 +119,20 @@ def save_weights(classifier: Classifier, path: Path, classes: Sequence[str] = ()
         "options": json.dumps(classifier.options),
         "classes": json.dumps(list(classes)),
     }
-    with atomic(path) as partial:  # not save_file, which makes files that only their owner can read
+    # Not safetensors.save_file: only the owner could read the file.
+    with atomic(path) as partial:
         partial.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:
-    """Load safetensors, or a torch checkpoint without pickled code, into the classifier's network.
+    """Load a safetensors file, or a torch checkpoint without pickled code, into the classifier's network.
 
     Raises:
-        InputError: no such file, not a checkpoint, or one of another model or number of classes.
+        InputError: the file does not exist, is not a checkpoint, or belongs to another model or another
+            number of classes.
     """
     if not path.is_file():
-        raise InputError(f"{path} is no file; give a .safetensors file or a torch checkpoint")
+        raise InputError(f"{path} is not a file; give a .safetensors file or a torch checkpoint")
     if path.suffix == ".safetensors":
         _check_architecture(classifier, path)
     state = _read(path)
@@ -149,77 +141,92 @@ def load_weights(classifier: Classifier, path: Path) -> None:
 
 
 def load_trunk(classifier: Classifier, path: Path) -> None:
-    """As `load_weights`, of the same network with other classes: all but the classifier.
+    """Load all weights but those of the classification layer, from the same network with other classes.
 
     Raises:
-        InputError: no such file, or one of another model.
+        InputError: the file does not exist, or belongs to another model.
     """
     _check_architecture(classifier, path)
     own, state = classifier.net.state_dict(), _read(path)
     head = _head_prefixes(classifier.net)
+    # Checked here, because load_state_dict(strict=False) ignores names that the model does not have.
     for key, value in state.items():
         if not key.startswith(head) and (key not in own or own[key].shape != value.shape):
-            raise InputError(f"{path} has {key!r} of shape {tuple(value.shape)}; {classifier.name} has not")
-    kept = {key: value for key, value in state.items() if not key.startswith(head)}
-    lacking = classifier.net.load_state_dict(kept, strict=False).missing_keys
-    if foreign := [key for key in lacking if not key.startswith(head)]:
-        raise InputError(f"{path} lacks {foreign[0]!r}; {classifier.name} has it")
+            raise InputError(
+                f"{path} has {key!r} of shape {tuple(value.shape)}, which {classifier.name} does not have;"
+                " give weights of this model"
+            )
+    trunk = {key: value for key, value in state.items() if not key.startswith(head)}
+    missing = classifier.net.load_state_dict(trunk, strict=False).missing_keys
+    if missing_trunk := [key for key in missing if not key.startswith(head)]:
+        raise InputError(
+            f"{path} lacks {missing_trunk[0]!r}, which {classifier.name} needs; give weights of this model"
+        )
 
 
 def _head_prefixes(net: Any) -> tuple[str, ...]:
-    said = net.pretrained_cfg["classifier"]
-    return tuple(f"{name}." for name in ((said,) if isinstance(said, str) else said))
+    """Prefixes of the weights of the classification layer; networks with distillation have two layers."""
+    names = net.pretrained_cfg["classifier"]  # a string or several strings
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
 def _parameter_groups(net: Any) -> list[list[str]]:
-    """Names of parameters: of the stem, of each block, of the head."""
+    """Names of the parameters of the stem, of each block and of the head, in this order."""
     if not hasattr(net, "group_matcher"):
         raise InputError(
-            f"finetune.frozen_blocks is given, but {type(net).__name__} does not tell its blocks"
+            f"finetune.frozen_blocks is set, but timm defines no blocks for {type(net).__name__}; remove it"
         )
-    found: dict[int, list[str]] = timm.models.group_parameters(net, net.group_matcher(coarse=False))
-    return [found[number] for number in sorted(found)]
+    # Not coarse: one group for each block; coarse groups are the stages.
+    groups: dict[int, list[str]] = timm.models.group_parameters(net, net.group_matcher(coarse=False))
+    return [groups[number] for number in sorted(groups)]
 
 
 def _common_module(names: Sequence[str]) -> str:
-    """The innermost module that holds all of these parameters."""
-    folders = [name.rpartition(".")[0].replace(".", "/") for name in names]
-    return os.path.commonpath(folders).replace("/", ".")
+    """Name of the innermost module that holds all of these parameters."""
+    paths = [name.rpartition(".")[0].replace(".", "/") for name in names]  # module names as paths
+    return os.path.commonpath(paths).replace("/", ".")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """Read the state_dict of a checkpoint; `weights_only`, so that no pickled code runs."""
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way it likes
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = first_line(error)
         raise InputError(
-            f"{path} is no readable checkpoint ({reason}); give safetensors or torch weights"
+            f"{path} is not a readable checkpoint ({reason}); give safetensors or torch weights"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state_dict; save one with torch.save(model.state_dict(), path)")
+        raise InputError(
+            f"{path} does not contain a state_dict; save one with torch.save(model.state_dict(), path)"
+        )
     return state
 
 
 def _check_architecture(classifier: Classifier, path: Path) -> None:
-    """Two models may agree in every shape and differ in what they compute, so a stored name decides."""
+    """Raise if the file names another architecture.
+
+    Shapes are not enough: two models can have the same shapes and compute different functions.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get("architecture", classifier.name)
+            stored_name = (file.metadata() or {}).get("architecture", classifier.name)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is no readable safetensors file ({error}); write it again") from error
-    if found.split(".")[0] != classifier.name.split(".")[0]:
-        raise InputError(f"{path} holds weights of {found}; the model is {classifier.name}")
+        raise InputError(f"{path} is not a readable safetensors file ({error}); write it again") from error
+    if stored_name.split(".")[0] != classifier.name.split(".")[0]:  # without the tag of published weights
+        raise InputError(f"{path} contains weights of {stored_name}; the model is {classifier.name}")
 
 
 def _check_tensors(classifier: Classifier, path: Path, state: dict[str, Tensor]) -> None:
+    """Raise unless names and shapes are those of the network; torch's own message has many lines."""
     model = f"{classifier.name} with {classifier.num_classes} classes at {classifier.resolution} pixels"
     own = classifier.net.state_dict()
     for key, value in own.items():
         if key not in state:
-            raise InputError(f"{path} lacks {key!r}; {model} has it")
-        found, needed = tuple(state[key].shape), tuple(value.shape)
-        if found != needed:
-            raise InputError(f"{path} has {key!r} of shape {found}; {model} needs {needed}")
+            raise InputError(f"{path} lacks {key!r}, which {model} needs; give weights of this model")
+        shape, needed = tuple(state[key].shape), tuple(value.shape)
+        if shape != needed:
+            raise InputError(f"{path} has {key!r} of shape {shape}; {model} needs {needed}")
     for key in state:
         if key not in own:
-            raise InputError(f"{path} has {key!r}; {model} has not")
+            raise InputError(f"{path} has {key!r}, which {model} does not have; give weights of this model")

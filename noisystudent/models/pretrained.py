@@ -1,4 +1,4 @@
-"""Where timm's published weights can be had: the local cache, or a server that answers within seconds."""
+"""The source of timm's published weights: the local cache, or a server if it responds within seconds."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import timm
 from huggingface_hub import constants, try_to_load_from_cache
 
 PROBE_SECONDS = 5.0
+"""Longest time in seconds that a server may take to respond."""
 
 
 class Unavailable(Exception):
-    """The published weights of a model cannot be had; the message says why."""
+    """The published weights of a model are not available; the message gives the reason."""
 
 
 def pretrained_source(name: str) -> dict[str, Any]:
-    """Arguments of `timm.create_model` that load the published weights of `name`.
+    """Return the arguments of `timm.create_model` that load the published weights of `name`.
 
-    Weights in the local cache are named by their file, so that no server is asked. Else the server must
-    answer within PROBE_SECONDS, because the hub's client would retry for most of a minute.
+    Weights in the local cache are given as a file, so no server is contacted. Otherwise the server must
+    respond within PROBE_SECONDS, because the client of the Hugging Face hub retries for most of a minute.
 
     Raises:
-        Unavailable: there are none, or their server does not answer.
+        Unavailable: no weights were published, or the server does not respond.
     """
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
@@ -35,16 +36,17 @@ def pretrained_source(name: str) -> dict[str, Any]:
             cached = try_to_load_from_cache(cfg.hf_hub_id, file)
             if isinstance(cached, str):
                 return arguments | {"pretrained_cfg_overlay": {"file": cached}}
-    _probe(constants.ENDPOINT if cfg.hf_hub_id else cfg.url)
+    _probe(constants.ENDPOINT if cfg.hf_hub_id else cfg.url)  # without a hub id timm downloads from cfg.url
     return arguments
 
 
 def _probe(url: str) -> None:
+    """Raise `Unavailable` if the server of `url` does not respond."""
     request = urllib.request.Request(url, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError as error:  # an answer, if not a welcome
+    except urllib.error.HTTPError as error:  # any HTTP status shows that the server responds
         error.close()
     except OSError as error:
         reason = getattr(error, "reason", error)
-        raise Unavailable(f"{url} does not answer ({reason})") from error
+        raise Unavailable(f"{url} does not respond ({reason})") from error

@@ -1,10 +1,8 @@
-"""From a model's name to a classifier with reproducible first weights."""
+"""Builds a classifier with reproducible initial weights from the name of a model."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -12,27 +10,29 @@ import torch
 from torch import nn
 
 from noisystudent.config import ModelConfig
-from noisystudent.errors import InputError, first_line
+from noisystudent.console import Progress
+from noisystudent.errors import InputError, did_you_mean, first_line
 from noisystudent.models import scaling, small
-from noisystudent.models.classifier import Classifier, asked, load_trunk, load_weights, save_weights
+from noisystudent.models.classifier import Classifier
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Unavailable, pretrained_source
 from noisystudent.runtime import torch_seed
 
-__all__ = ["Classifier", "asked", "build_model", "load_trunk", "load_weights", "save_weights"]
-
+# At import, so that timm has these networks before any name is looked up.
 small.register()
 scaling.register()
 
+# The messages of Python and of timm for an argument that a model does not have.
 _UNEXPECTED = re.compile(r"unexpected keyword argument(?:\(s\))?:? \[?'(\w+)'")
 
-_ELSEWHERE = {
-    "num_classes": "the classes of the labels decide it",
-    "in_chans": "images are RGB",
+# Arguments of timm.create_model that are not allowed in model.options, and what to do instead.
+_REFUSED_OPTIONS = {
+    "num_classes": "remove it, the number of classes comes from the labels",
+    "in_chans": "remove it, images are RGB",
     "img_size": "set model.resolution",
     "pretrained": "set model.pretrained",
     "checkpoint_path": "set model.pretrained, or a student's init to teacher",
-    "features_only": "a classifier is needed",
+    "features_only": "remove it, a classifier is needed",
 }
 
 
@@ -43,51 +43,55 @@ def build_model(
     *,
     seed: int = 0,
     pretrained: bool | None = None,
-    notify: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Classifier:
-    """Build a classifier whose first weights are a pure function of (config, num_classes, resolution, seed).
+    """Build a classifier whose initial weights are a pure function of the config, sizes and seed.
 
     Args:
-        config: name, noise and options. `config.resolution` is the caller's to resolve into `resolution`.
+        config: name, noise and options. `config.resolution` is not read: the caller turns it into
+            `resolution`.
         num_classes: K.
-        resolution: side in pixels; models of a fixed input size are built for it.
-        seed: of the run; the global generators are left as they were.
-        pretrained: overrides `config.pretrained`: False where weights are loaded afterwards.
-        notify: told in one line where `config.pretrained_fallback` had to be used.
+        resolution: side of the images in pixels. Models with a fixed input size are built for this size.
+        seed: seed of the run. The global generators do not change.
+        pretrained: replaces `config.pretrained` if given. Pass False if weights are loaded afterwards.
+        progress: prints a line if `config.pretrained_fallback` is used.
 
     Raises:
-        InputError: unknown name, options or noise the model has not, published weights that cannot be had.
+        InputError: the name is unknown, the model does not have the options or the noise, or the published
+            weights are not available.
     """
     _check_name(config.name)
     _check_options(config)
-    wanted = config.pretrained if pretrained is None else pretrained
+    use_pretrained = config.pretrained if pretrained is None else pretrained
     try:
-        net = _create(config, num_classes, resolution, seed, pretrained=wanted)
+        net = _create(config, num_classes, resolution, seed, pretrained=use_pretrained)
     except Unavailable as error:
-        reason = f"the published weights of {config.name} cannot be had: {error}"
+        reason = f"the published weights of {config.name} are not available: {error}"
         if not config.pretrained_fallback:
-            advice = "set model.pretrained_fallback to true to start from scratch"
+            advice = "set model.pretrained_fallback to true to start from random weights"
             raise InputError(f"model.pretrained is true, but {reason}; {advice}") from error
-        if notify is not None:
-            notify(f"{reason}; starting from scratch")
+        if progress is not None:
+            progress.say(f"{reason}; starting from random weights")
         net = _create(config, num_classes, resolution, seed, pretrained=False)
     return Classifier(net, config, num_classes, resolution)
 
 
 def _check_name(name: str) -> None:
-    tagged = "." in name  # architecture.weights
+    tagged = "." in name  # architecture.tag; the tag names published weights
     if name in timm.list_pretrained() if tagged else timm.is_model(name):
         return
-    close = difflib.get_close_matches(name, timm.list_pretrained() if tagged else timm.list_models(), n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
-    raise InputError(f"model.name is {name!r}, which neither timm nor this package knows; {hint}")
+    close = did_you_mean(name, timm.list_pretrained() if tagged else timm.list_models())
+    hint = close or "; timm.list_models() lists the names"
+    raise InputError(f"model.name is {name!r}, which is not a model of timm or of this package{hint}")
 
 
 def _check_options(config: ModelConfig) -> None:
+    """Raise if model.options has an argument that this package sets itself."""
     for key in config.options:
-        if key in _ELSEWHERE:
-            raise InputError(f"model.options has {key!r}; {_ELSEWHERE[key]}")
-        if "drop" in key:  # cannot be switched per image, and draws from the global generator
+        if key in _REFUSED_OPTIONS:
+            raise InputError(f"model.options has {key!r}; {_REFUSED_OPTIONS[key]}")
+        # timm's own noise cannot be switched off for single images, and it draws from the global generator.
+        if "drop" in key:
             raise InputError(f"model.options has {key!r}; set model.dropout and model.stochastic_depth")
 
 
@@ -97,21 +101,25 @@ def _create(
     arguments = _arguments(config, num_classes, resolution)
     if pretrained:
         arguments |= pretrained_source(config.name)
+    # Weights are initialised on the CPU, so only its generator is saved, seeded and restored.
+    # torch.manual_seed would also change the generators of the GPUs.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch_seed(seed, "init"))  # the CPU's alone
+        torch.default_generator.manual_seed(torch_seed(seed, "init"))
         net = _call_timm(config, resolution, arguments)
     for module in net.modules():
-        if isinstance(module, nn.Dropout):  # a few architectures bring a rate of their own
+        # A few architectures set their own rate. All dropout comes from `ModelNoise`.
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
     return net
 
 
 def _arguments(config: ModelConfig, num_classes: int, resolution: int) -> dict[str, Any]:
+    """Arguments of `timm.create_model`; dropout is 0, because `ModelNoise` applies it."""
     arguments: dict[str, Any] = {"num_classes": num_classes, "drop_rate": 0.0, **config.options}
-    if config.stochastic_depth > 0:  # some models do not know the argument
+    if config.stochastic_depth > 0:  # some models do not have this argument
         arguments["drop_path_rate"] = config.stochastic_depth
     cfg = timm.get_pretrained_cfg(config.name)
-    if cfg is not None and cfg.fixed_input_size:
+    if cfg is not None and cfg.fixed_input_size:  # such as vision transformers with position embeddings
         arguments["img_size"] = resolution
     return arguments
 
@@ -119,14 +127,16 @@ def _arguments(config: ModelConfig, num_classes: int, resolution: int) -> dict[s
 def _call_timm(config: ModelConfig, resolution: int, arguments: dict[str, Any]) -> nn.Module:
     try:
         net: nn.Module = timm.create_model(config.name, **arguments)
-    except OSError as error:
+    except OSError as error:  # the download failed
         raise Unavailable(first_line(error)) from error
+    # timm reports a wrong option by any of these.
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise _refusal(config, resolution, error) from error
+        raise _build_error(config, resolution, error) from error
     return net
 
 
-def _refusal(config: ModelConfig, resolution: int, error: Exception) -> InputError:
+def _build_error(config: ModelConfig, resolution: int, error: Exception) -> InputError:
+    """One-line error for an exception of timm; names the option if timm did not expect it."""
     unexpected = _UNEXPECTED.search(str(error))
     if unexpected is None:
         return InputError(
@@ -135,4 +145,5 @@ def _refusal(config: ModelConfig, resolution: int, error: Exception) -> InputErr
         )
     if unexpected[1] == "drop_path_rate":
         return no_stochastic_depth(config.name)
-    return InputError(f"model.options has {unexpected[1]!r}, unknown to {config.name}; remove it")
+    option = unexpected[1]
+    return InputError(f"model.options has {option!r}, which is not an option of {config.name}; remove it")

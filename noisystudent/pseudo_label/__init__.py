@@ -1,9 +1,7 @@
-"""The teacher speaks: clean images, evaluation mode, EMA weights -> `PseudoLabels` on disk."""
+"""Label the pool with the teacher (EMA weights, evaluation mode, clean images) and store `PseudoLabels`."""
 
-from noisystudent.pseudo_label.averaging import averaged
-from noisystudent.pseudo_label.labeler import labeler
-from noisystudent.pseudo_label.labeling import label_images
+from noisystudent.pseudo_label.label import label_images
 from noisystudent.pseudo_label.parts import iterate, summary
 from noisystudent.pseudo_label.targets import Targets, read_targets
 
-__all__ = ["Targets", "averaged", "iterate", "label_images", "labeler", "read_targets", "summary"]
+__all__ = ["Targets", "iterate", "label_images", "read_targets", "summary"]

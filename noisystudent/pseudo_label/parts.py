@@ -1,4 +1,4 @@
-"""How pseudo-labels lie on disk: Parquet parts, each a range of the pool's rows, described in its footer."""
+"""Read and describe pseudo-labels on disk: Parquet parts, each with a range of pool rows and a footer."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from noisystudent.records import PseudoLabels
 
 FORMAT = "noisystudent.pseudo_labels/1"
 DENSE_CLASSES = 256
-"""Up to this many classes every probability is stored."""
+"""Up to this number of classes, all probabilities of an image are stored."""
 HISTOGRAM_BINS = 20
 
 
 def part_path(folder: Path, index: int) -> Path:
-    """Where part `index` lies."""
+    """Path of part `index`."""
     return folder / f"part-{index:05d}.parquet"
 
 
 def footer(path: Path) -> dict[str, str]:
-    """What a part says about itself.
+    """Read the footer of a part.
 
     Raises:
-        RunError: it is no part: unreadable, or without our footer.
+        RunError: the file cannot be read, or it is not a part of pseudo-labels.
     """
     try:
         raw = pq.read_metadata(path).metadata or {}
@@ -42,33 +42,33 @@ def footer(path: Path) -> dict[str, str]:
 
 
 def parts(labels: PseudoLabels) -> list[tuple[Path, int, int]]:
-    """(path, first row, number of rows) of every part, in row order whatever the files are called.
+    """(path, first row, number of rows) of every part, ordered by first row, not by file name.
 
     Raises:
-        RunError: there is none, or one is not a part.
+        RunError: there are no parts, or a file is not a part.
     """
-    found = []
+    files = []
     for path in labels.path.glob("*.parquet"):
         about = footer(path)
-        found.append((path, int(about["first_row"]), int(about["rows"])))
-    if not found:
+        files.append((path, int(about["first_row"]), int(about["rows"])))
+    if not files:
         raise RunError(f"{labels.path} holds no pseudo-labels; label the pool first")
-    return sorted(found, key=lambda part: part[1])
+    return sorted(files, key=lambda part: part[1])
 
 
 def hashes(content_hash: NDArray[np.uint8]) -> pa.Array:
-    """(n, 16) uint8 as an Arrow column of binary(16)."""
+    """Convert hashes (n, 16) uint8 to an Arrow column of binary(16)."""
     buffer = pa.py_buffer(np.ascontiguousarray(content_hash))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(content_hash), [None, buffer])
 
 
 def lists(values: NDArray[Any]) -> pa.Array:
-    """(n, k) as an Arrow column of fixed-size lists of k."""
+    """Convert an array (n, k) to an Arrow column of fixed-size lists of k."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def unlist(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The inverse of `lists`."""
+    """Convert an Arrow column of fixed-size lists of k to an array (n, k)."""
     array = column.combine_chunks()
     values: NDArray[Any] = array.flatten().to_numpy()
     return values.reshape(len(array), array.type.list_size)
@@ -77,7 +77,7 @@ def unlist(column: pa.ChunkedArray) -> NDArray[Any]:
 def iterate(
     labels: PseudoLabels, columns: Sequence[str], batch_rows: int = 65_536
 ) -> Iterator[pa.RecordBatch]:
-    """Stream some columns (see `records.PseudoLabels`) in row order, at most `batch_rows` at a time."""
+    """Read some columns (see `records.PseudoLabels`) in row order, at most `batch_rows` rows at a time."""
     for path, _, _ in parts(labels):
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
@@ -86,21 +86,24 @@ def iterate(
 def summary(
     labels: PseudoLabels, *, truth: NDArray[np.int64] | None = None, kept: NDArray[np.int64] | None = None
 ) -> dict[str, Any]:
-    """What the teacher said, in numbers; one streaming pass.
+    """Summarise pseudo-labels. They are read once, in batches.
 
     Args:
-        labels: what to describe.
-        truth: (N,) hidden class of each pool row, -1 where unknown; used to score, nothing else.
-        kept: (n,) rows that were selected, to be described apart.
+        labels: the pseudo-labels.
+        truth: (N,) true class of each pool row, -1 if unknown. It is used for the accuracy only.
+        kept: (n,) pool rows that were selected.
 
     Returns:
-        images; mean_confidence; confidence_histogram: edges of 20 equal bins, counts, and if given
-        kept, the counts of those; per_class, images by predicted class; with a truth, accuracy over the rows
-        whose truth is known, and kept_accuracy. A mean over no image is None.
+        images: number of pool images.
+        mean_confidence: their mean confidence. A mean over no images is None, also in the accuracies.
+        confidence_histogram: `edges` of 20 equal bins, `counts`, and `kept` with the counts of the kept rows.
+        per_class: number of images for each predicted class.
+        accuracy: accuracy of the rows whose true class is known, if `truth` is given.
+        kept_accuracy: the same for the kept rows, if both are given.
     """
     edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
-    histograms = np.zeros((2, HISTOGRAM_BINS), dtype=np.int64)  # of all, of the kept
-    scores = np.zeros((2, 2), dtype=np.int64)  # (all, kept) x (known, correct)
+    histograms = np.zeros((2, HISTOGRAM_BINS), dtype=np.int64)  # all rows, kept rows
+    scores = np.zeros((2, 2), dtype=np.int64)  # (all rows, kept rows) x (true class known, label correct)
     per_class = np.zeros(labels.num_classes, dtype=np.int64)
     chosen = np.sort(kept) if kept is not None else np.empty(0, dtype=np.int64)
     total = 0.0
@@ -109,11 +112,11 @@ def summary(
         confidence = batch["confidence"].to_numpy().astype(np.float64)
         per_class += np.bincount(label, minlength=labels.num_classes)
         total += float(confidence.sum())
-        for index, of in enumerate((np.ones(len(row), dtype=bool), _among(row, chosen))):
-            histograms[index] += np.histogram(confidence[of], edges)[0]
+        for index, mask in enumerate((np.ones(len(row), dtype=bool), _among(row, chosen))):
+            histograms[index] += np.histogram(confidence[mask], edges)[0]
             if truth is not None:
-                actual = truth[row[of]]
-                scores[index] += (actual >= 0).sum(), (actual == label[of]).sum()
+                actual = truth[row[mask]]
+                scores[index] += (actual >= 0).sum(), (actual == label[mask]).sum()
     images = int(per_class.sum())
     histogram = {"edges": edges.tolist(), "counts": histograms[0].tolist()}
     result: dict[str, Any] = {
@@ -132,10 +135,14 @@ def summary(
 
 
 def _among(rows: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) which rows are in the ascending `chosen`; works in the rows' size, whatever that of `chosen`."""
+    """(n,) True for each row that is in `chosen`, which is ascending.
+
+    The memory needed depends on the number of rows only. `np.isin` would need memory for all of `chosen`.
+    """
     after = np.searchsorted(chosen, rows, side="right")
     return np.asarray(after > np.searchsorted(chosen, rows, side="left"), np.bool_)
 
 
 def _share(known: np.int64, correct: np.int64) -> float | None:
+    """correct / known; None if nothing is known."""
     return float(correct / known) if known else None

@@ -1,4 +1,4 @@
-"""Pseudo-labels as training targets: the chosen rows' probabilities in one memory-mapped array."""
+"""Gather the pseudo-labels of the selected pool rows as training targets in one memory-mapped array."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.parts import parts, unlist
 from noisystudent.records import PseudoLabels
-from noisystudent.rundir import atomic
+from noisystudent.run.files import atomic
 
 
 class Targets:
-    """Random access to targets that stay on disk; pickles as its path and is opened again.
+    """Random access to training targets in a memory-mapped .npy file.
 
-    The array in the file says by its type what it holds: float16 (n, K) probabilities; int32 (n,) labels,
-    served one-hot; or records (classes, probs, tail) of the k largest probabilities and the mass of the rest.
+    The array has one of three types: float16 (n, K) probabilities; int32 (n,) labels, which are returned as
+    one-hot rows; or (n,) records (classes, probs, tail) with the k largest probabilities and the sum of the
+    others. Pickling stores only the path, so that a worker process opens the file again.
     """
 
     def __init__(self, path: Path, num_classes: int) -> None:
@@ -35,7 +36,14 @@ class Targets:
         return Targets, (self.path, self.num_classes)
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(b,) positions in the rows of `read_targets` -> (b, K) probabilities, each row summing to 1."""
+        """Targets of some positions in the rows that were given to `read_targets`.
+
+        Args:
+            positions: (b,) positions.
+
+        Returns:
+            (b, K) float32 probabilities. Each row sums to 1.
+        """
         stored = self._stored[positions]
         if stored.dtype.names is not None:
             probs = self._spread(stored)
@@ -44,11 +52,11 @@ class Targets:
             probs[np.arange(len(stored)), stored] = 1.0
         else:
             probs = stored.astype(np.float32)
-        probs /= probs.sum(axis=1, keepdims=True)  # float16 has lost up to 1e-3 of the mass
+        probs /= probs.sum(axis=1, keepdims=True)  # rounding to float16 changes the sum by up to 1e-3
         return probs
 
     def _spread(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """The stored classes' probabilities, and the tail shared evenly by all other classes."""
+        """(b, K) the stored probabilities, with the tail shared evenly among all other classes."""
         others = max(self.num_classes - stored["classes"].shape[1], 1)
         share: NDArray[np.float32] = (stored["tail"] / np.float32(others)).astype(np.float32)
         probs = np.repeat(share[:, None], self.num_classes, axis=1)
@@ -59,43 +67,47 @@ class Targets:
 
 
 def read_targets(labels: PseudoLabels, rows: NDArray[np.int64], *, hard: bool, out: Path) -> Targets:
-    """Gather the targets of some pool rows, in the order given, into the .npy file `out`.
+    """Write the targets of some pool rows, in the given order, to the .npy file `out`.
 
-    A soft target takes 2·K bytes on disk up to 256 classes, above that 4·k + 4 (top k, up to 65,536 classes);
-    a hard one 4.
+    Size of a target on disk: 4 bytes if hard. If soft, 2 K bytes for K up to 256 classes, and 4 k + 4 bytes
+    for the top k of up to 65,536 classes.
 
     Args:
-        labels: what the teacher said.
-        rows: (n,) rows of the pool; position i of the result is row `rows[i]`.
-        hard: one-hot targets of the most likely class instead of the probabilities.
-        out: the file to write, atomically.
+        labels: pseudo-labels of the teacher.
+        rows: (n,) pool rows. Position i of the result is row `rows[i]`.
+        hard: True for one-hot targets of the most likely class instead of probabilities.
+        out: file to write, atomically.
+
+    Returns:
+        The targets in the file `out`.
 
     Raises:
         RunError: a row has no pseudo-label.
     """
+    # In ascending order, the rows of each part are one slice.
     order = np.argsort(rows, kind="stable")
-    wanted = rows[order]
+    ascending = rows[order]
     files = parts(labels)
     dtype, shape = _layout(files[0][0], labels.num_classes, hard)
-    found = np.zeros(len(rows), dtype=bool)
+    labeled = np.zeros(len(rows), dtype=bool)
     with atomic(out) as partial:
         stored = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(len(rows), *shape))
         for path, first, count in files:
-            low, high = np.searchsorted(wanted, [first, first + count])
+            low, high = np.searchsorted(ascending, [first, first + count])
             if low < high:
-                stored[order[low:high]] = _read(path, wanted[low:high] - first, dtype)
-                found[low:high] = True
-        if not found.all():
+                stored[order[low:high]] = _read(path, ascending[low:high] - first, dtype)
+                labeled[low:high] = True
+        if not labeled.all():
             raise RunError(
-                f"{labels.path} has no label for pool row {wanted[found.argmin()]}; label the pool again"
+                f"{labels.path} has no label for pool row {ascending[labeled.argmin()]}; label the pool again"
             )
         stored.flush()
-        del stored
+        del stored  # unmaps the file before it is renamed
     return Targets(out, labels.num_classes)
 
 
 def _layout(part: Path, num_classes: int, hard: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Type of a stored target, and its shape."""
+    """Type and shape of one stored target."""
     if hard:
         return np.dtype(np.int32), ()
     schema = pq.read_schema(part)
@@ -107,7 +119,7 @@ def _layout(part: Path, num_classes: int, hard: bool) -> tuple[np.dtype[Any], tu
 
 
 def _read(path: Path, local: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Targets of some rows of one part."""
+    """Targets of some rows of one part; `local` counts from the first row of the part."""
     if dtype.names is None:
         name = "label" if dtype == np.int32 else "probs"
         column = _columns(path, [name])[name]

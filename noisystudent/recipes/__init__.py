@@ -1,7 +1,8 @@
-"""From a recipe's YAML and the command line's overrides to one checked `Config`, and back to YAML.
+"""Convert the YAML of a recipe and the overrides of the command line to one checked `Config`, and back.
 
-A recipe says `teacher:` in full, `student:` where students differ from the teacher, and `students:` how many
-there are, or where each differs from `student`. What is written to a run's config.yaml is the resolved form.
+In a recipe, `teacher:` has all fields of the teacher. `student:` has the fields in which students differ from
+the teacher. `students:` is the number of students, or a list of the fields in which each one differs from
+`student`. A run's config.yaml contains the resolved form, in which every student has all its fields.
 """
 
 from __future__ import annotations
@@ -19,84 +20,109 @@ from typing import Any, TypeVar
 
 import yaml
 
-from noisystudent.config import Config, StudentConfig
+from noisystudent.config import Config
+from noisystudent.config.fields import range_of
 from noisystudent.errors import InputError, did_you_mean
 from noisystudent.recipes.shelf import matrices, names, read, text
+
+__all__ = ["dump", "field_help", "load", "matrices", "names", "read", "resolve", "text"]
 
 T = TypeVar("T")
 Raw = dict[str, Any]
 
-# Two ways to say one thing: an override with one of them withdraws the other.
+# Two fields for the length of a training. An override with one of them removes the other.
 _DURATIONS = frozenset({"epochs", "steps"})
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def load(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
-    """Read a recipe and apply `(dotted.field, value)` overrides, which win over the file.
+    """Read a recipe and apply overrides, which take precedence over the file.
+
+    Args:
+        recipe: name of a shipped recipe, or a YAML file.
+        overrides: (dotted field name, value) pairs. Later ones take precedence.
 
     Raises:
-        InputError: an unknown key, a value of the wrong type, or a value out of range; names file and field.
+        InputError: a key is unknown, or a value has the wrong type or is out of range. The message names file
+            and field.
     """
     raw = read(recipe)
     if "cells" in raw:
-        raise InputError(f"{recipe} is a matrix of runs, not one run; noisystudent ablate {recipe} runs it")
+        raise InputError(f"{recipe} is a matrix of runs, not one run; use `noisystudent ablate {recipe}`")
     return resolve(raw, overrides, origin=recipe)
 
 
 def resolve(
     raw: Mapping[str, Any], overrides: Iterable[tuple[str, Any]] = (), origin: str = "config"
 ) -> Config:
-    """Expand inheritance (teacher → student → students) and check every field against the dataclasses."""
+    """Apply overrides to the content of a recipe, expand inheritance and check every field.
+
+    Students inherit from `student`, which inherits from `teacher`. Error messages begin with `origin`.
+
+    Raises:
+        InputError: see `load`.
+    """
     merged = _merge({}, raw)
     for dotted, value in overrides:
         _require_field(dotted)
         _override(merged, dotted.split("."), value)
     try:
         base = _merge(merged.get("teacher") or {}, merged.pop("student", None) or {})
-        merged["students"] = [_merge(base, differs) for differs in _differences(merged.pop("students", None))]
+        differences = _differences(merged.pop("students", None))
+        merged["students"] = [_merge(base, difference) for difference in differences]
     except InputError as error:
         raise InputError(f"{origin}: {error}") from error
     return _build(Config, merged, origin, "")
 
 
 def dump(config: Config) -> str:
-    """The resolved configuration as YAML that `load` reads back to an equal `Config`."""
+    """Convert a configuration to YAML, from which `load` makes an equal `Config`."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
 
 
 def field_help(cls: type = Config, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted name, default, help) of every field that can be set, in pipeline order."""
+    """(dotted name, default, help text) of every field that can be set, in the order of the pipeline.
+
+    The help text of a numeric field ends with its range, for example '(at least 0 and below 1)'.
+    """
     rows: list[tuple[str, str, str]] = []
     hints, docs = typing.get_type_hints(cls), _field_docs(cls)
     for field in dataclasses.fields(cls):
         inner = _dataclass_in(hints[field.name])
+        # Users set the fields of all students as `student.*`; `students` itself is a number or a list.
         name = prefix + ("student" if field.name == "students" else field.name)
         if inner is not None:
             rows += field_help(inner, f"{name}.")
         else:
             default = field.default if field.default is not dataclasses.MISSING else ""
-            rows.append((name, str(default), docs.get(field.name, "")))
+            allowed = range_of(field)
+            bounds = f" ({allowed})" if allowed is not None else ""
+            rows.append((name, str(default), docs.get(field.name, "") + bounds))
     return rows
 
 
 def _plain(value: Any) -> Any:
+    """The value with lists in place of tuples, which YAML's safe mode cannot write."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
-    """A deep copy of `base` with `over` on top; a duration in `over` withdraws the other kind in `base`."""
-    for given in (base, over):
-        if not isinstance(given, Mapping):
-            raise InputError(f"{given!r} stands where a mapping of fields belongs")
+    """A deep copy of `base`, in which the values of `over` take precedence.
+
+    If `over` has one of `epochs` and `steps`, the other one is removed from the result.
+    """
+    for section in (base, over):
+        if not isinstance(section, Mapping):
+            raise InputError(f"{section!r} is given where a mapping of fields is needed")
     merged: Raw = {
         key: _merge({}, value) if isinstance(value, Mapping) else value for key, value in base.items()
     }
-    said = {name for name in _DURATIONS if over.get(name) is not None}
-    if len(said) == 1:
-        for name in _DURATIONS - said:
+    durations = {name for name in _DURATIONS if over.get(name) is not None}
+    if len(durations) == 1:
+        for name in _DURATIONS - durations:
             merged.pop(name, None)
     for key, value in over.items():
         inner = merged.get(key)
@@ -108,18 +134,19 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
 
 
 def _nested(path: list[str], value: Any) -> Raw:
+    """(['a', 'b'], 1) -> {'a': {'b': 1}}."""
     for key in reversed(path):
         value = {key: value}
     return typing.cast(Raw, value)
 
 
 def _differences(students: Any) -> list[Any]:
-    """Where each student differs from `student`, of what stands under `students`: a number, or a list."""
+    """The fields in which each student differs from `student`; `students` is a number, or a list of them."""
     if isinstance(students, int) and not isinstance(students, bool) and students >= 0:
         return [{}] * students
     if students is None or isinstance(students, list):
-        return [differs or {} for differs in students or ()]
-    raise InputError(f"students is {students!r}; it must be a whole number or a list of differences")
+        return [difference or {} for difference in students or ()]
+    raise InputError(f"students is {students!r}; it must be a whole number, or a list of mappings")
 
 
 @functools.cache
@@ -128,22 +155,26 @@ def _field_names() -> tuple[str, ...]:
 
 
 def _require_field(dotted: str) -> None:
-    """Refuse a name no field has, whatever recipe it is meant for."""
+    """Raise InputError if no field has this dotted name."""
     name = re.sub(r"^students\.\d+(?=\.)", "student", dotted)
     known = _field_names()
-    whole = any(field.startswith(f"{name}.") for field in known)  # a section given as a mapping
-    if not (whole or name in known or name == "students" or ".options." in name):
+    section = any(field.startswith(f"{name}.") for field in known)  # a whole section, given as a mapping
+    # `options` are arguments of timm.create_model, with any name.
+    if not (section or name in known or name == "students" or ".options." in name):
         raise InputError(f"no field {dotted!r}{did_you_mean(dotted, known)}")
 
 
 def _override(raw: Raw, path: list[str], value: Any) -> None:
-    """Set one field; `student.*` also reaches into each entry of `students`, so the command line wins."""
+    """Set one field of `raw`.
+
+    `student.*` is also set in each entry of the list `students`, which would take precedence otherwise.
+    """
     if path[0] == "students" and len(path) > 1:
         _override_one_student(raw, path, value)
         return
     if path[0] == "student" and isinstance(raw.get("students"), list):
         raw["students"] = [_merge(entry or {}, _nested(path[1:], value)) for entry in raw["students"]]
-    merged = _merge(raw, _nested(path, value))
+    merged = _merge(raw, _nested(path, value))  # removes the other duration, if `value` is one
     raw.clear()
     raw.update(merged)
 
@@ -151,19 +182,23 @@ def _override(raw: Raw, path: list[str], value: Any) -> None:
 def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
     entries = _differences(raw.get("students"))
     if not path[1].isdigit() or int(path[1]) >= len(entries):
-        raise InputError(f"--{'.'.join(path)}: students are numbered 0 to {len(entries) - 1}")
+        raise InputError(f"--{'.'.join(path)}: no such student; they are numbered 0 to {len(entries) - 1}")
     entries[int(path[1])] = _merge(entries[int(path[1])], _nested(path[2:], value))
     raw["students"] = entries
 
 
 def _build(cls: type[T], raw: Mapping[str, Any], origin: str, prefix: str) -> T:
-    """A dataclass from a mapping; unknown keys and wrong types are errors that name the dotted field."""
+    """Make an instance of a dataclass from a mapping; `prefix` is its dotted name and a dot, or empty.
+
+    Raises:
+        InputError: a key is unknown, or a value is wrong. The message has the dotted name of the field.
+    """
     if not isinstance(raw, Mapping):
-        raise InputError(f"{origin}: {prefix.rstrip('.')} is {raw!r}; a mapping of fields belongs there")
+        raise InputError(f"{origin}: {prefix.rstrip('.')} is {raw!r}; it must be a mapping of fields")
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if cls is Config:
-        known.append("student")
+        known.append("student")  # a key of recipes only: `resolve` moves its fields into `students`
     for key in raw:
         if key not in known:
             raise InputError(f"{origin}: unknown key '{prefix}{key}'{did_you_mean(str(key), known)}")
@@ -175,7 +210,7 @@ def _build(cls: type[T], raw: Mapping[str, Any], origin: str, prefix: str) -> T:
 
 
 def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass that a field holds, directly, optionally or as a tuple of them."""
+    """The dataclass in a type hint `C`, `C | None` or `tuple[C, ...]`; None if there is none."""
     for candidate in (hint, *typing.get_args(hint)):
         if inspect.isclass(candidate) and dataclasses.is_dataclass(candidate):
             return candidate
@@ -183,7 +218,11 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
-    """`value` as the type the field declares, or an InputError that says what would be right."""
+    """Convert a value of YAML to the type of its field.
+
+    Raises:
+        InputError: the value has the wrong type. The message says what would be right.
+    """
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -192,7 +231,7 @@ def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
     if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
         return _build(hint, value, origin, f"{name}.")
     if kind is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
+        items = value if isinstance(value, list | tuple) else [value]  # one item needs no list
         return tuple(_convert(arguments[0], item, origin, f"{name}.{i}") for i, item in enumerate(items))
     if kind is dict and isinstance(value, Mapping):
         return dict(value)
@@ -209,7 +248,10 @@ def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any) -> Any:
-    """Strict but for numbers: `1e-3` is a string to YAML 1.1, and an int is a valid float."""
+    """Convert a single value; raises ValueError if it has another type.
+
+    Only numbers are converted: YAML 1.1 reads `1e-3` as a string, and a whole number is a valid float.
+    """
     if hint is bool or isinstance(value, bool):
         if hint is bool and isinstance(value, bool):
             return value
@@ -223,8 +265,9 @@ def _scalar(hint: Any, value: Any) -> Any:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Field name → the string literal that stands under it, inherited fields included."""
+    """Field name -> the string literal under the field in the source, inherited fields included."""
     docs: dict[str, str] = {}
+    # Python discards a string literal under a field, so it is read from the source of each class.
     for parent in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
         (tree,) = ast.parse(inspect.getsource(parent)).body
         for field, doc in itertools.pairwise(typing.cast(ast.ClassDef, tree).body):
@@ -236,17 +279,3 @@ def _field_docs(cls: type) -> dict[str, str]:
             ):
                 docs[field.target.id] = " ".join(str(doc.value.value).split())
     return docs
-
-
-__all__ = [
-    "Config",
-    "StudentConfig",
-    "dump",
-    "field_help",
-    "load",
-    "matrices",
-    "names",
-    "read",
-    "resolve",
-    "text",
-]

@@ -1,4 +1,4 @@
-"""Where recipes are found: those that ship with the package by name, others as YAML files."""
+"""Find and read recipes: those shipped with the package by their name, others as YAML files."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import yaml
 
 from noisystudent.errors import InputError, did_you_mean
 
-_MATRIX = "ablation-"
+_MATRIX = "ablation-"  # the names of shipped ablations begin with this
 
 
 def names() -> list[str]:
-    """The recipes of one run that ship with the package."""
+    """Names of the shipped recipes for a single run."""
     return [name for name in _shipped() if not name.startswith(_MATRIX)]
 
 
 def matrices() -> list[str]:
-    """The recipes of many runs, for `noisystudent ablate`, that ship with the package."""
+    """Names of the shipped ablations, each a matrix of runs for `noisystudent ablate`."""
     return [name for name in _shipped() if name.startswith(_MATRIX)]
 
 
 def text(recipe: str) -> str:
-    """The YAML of a shipped recipe or of a file.
+    """YAML text of a shipped recipe or of a file.
 
     Raises:
-        InputError: neither a recipe nor a file.
+        InputError: there is no recipe and no YAML file of this name.
     """
     shipped = _shipped()
-    if recipe in shipped:
+    if recipe in shipped:  # read as a resource, because the package may be in an archive
         return (resources.files("noisystudent.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") and path.is_file():
@@ -41,20 +41,21 @@ def text(recipe: str) -> str:
 
 
 def read(recipe: str) -> dict[str, Any]:
-    """What the YAML of a recipe holds, as it is written.
+    """Content of the YAML of a recipe, before inheritance and overrides.
 
     Raises:
-        InputError: neither a recipe nor a file, or not a mapping in YAML.
+        InputError: there is no such recipe or file, or it is not a mapping in YAML.
     """
     try:
         raw = yaml.safe_load(text(recipe)) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{recipe} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise InputError(f"{recipe} holds a {type(raw).__name__}; a recipe is a mapping of fields")
+        raise InputError(f"{recipe} is a {type(raw).__name__}; it must be a mapping of fields")
     return raw
 
 
 def _shipped() -> list[str]:
+    """Names of all shipped recipes and ablations, sorted."""
     files = resources.files("noisystudent.recipes").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))

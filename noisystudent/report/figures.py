@@ -1,4 +1,8 @@
-"""Plotly figures as plain dictionaries, their colours the names of CSS variables that the page resolves."""
+"""Build the Plotly figures of the report as plain dictionaries.
+
+Colours are names of CSS variables, such as `--student`. The script of the page replaces them by the values of
+the light or dark colour scheme.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +14,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisystudent.report.measures import Reliability
+from noisystudent.metrics.classification import Reliability
 from noisystudent.report.read import Curve, Model, Record
 
 Figure = dict[str, Any]
 
 COLORS = {"teacher": "--teacher", "student": "--student", "control": "--control"}
-NAMED_CLASSES = 50
-CROWD = 20
-CURVE_POINTS = 800
-LABEL_LENGTH = 22
+NAMED_CLASSES = 50  # with more classes, single names do not fit into a figure
+CROWD = 20  # from this many classes on, bars and cells become narrower, and axes lose their names
+CURVE_POINTS = 800  # points drawn for a curve; more would only make the file larger
+LABEL_LENGTH = 22  # characters of a class name
 
 
 def finite(value: Any) -> float | None:
-    """Return a number that JSON and a plot can hold: None in place of None, NaN and the infinities."""
+    """Convert a number to float; None, NaN and the infinities become None, which JSON can represent."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def label(name: object) -> str:
-    """Make a class name safe and short for Plotly, which reads text as a dialect of HTML."""
+    """Shorten and escape a class name. Plotly would read `<` and `&` as HTML."""
     text = str(name)
     return escape(text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…", quote=False)
 
 
 def accuracy(models: Sequence[Model], sets: Sequence[str]) -> Figure:
-    """Top-1 by iteration: the teacher and the students as a line a set, their controls as open marks."""
+    """Top-1 by iteration: for each set, one line of the teacher and the students, and marks of the controls.
+
+    The last set has a solid line and filled marks, the other a dotted line and open marks.
+    """
     traces: list[Figure] = []
     for name in sets:
         solid = name == sets[-1]
@@ -43,8 +50,8 @@ def accuracy(models: Sequence[Model], sets: Sequence[str]) -> Figure:
         line = {"color": "--student", "width": 2, "dash": "solid" if solid else "dot"}
         marker = {"size": 9, "color": "--student"}
         traces.append({**_points(chain, name), "mode": "lines+markers", "line": line, "marker": marker})
-        hollow = {"size": 11, "color": "--control", "symbol": "diamond" if solid else "diamond-open"}
-        traces.append({**_points(controls, name, "control, "), "mode": "markers", "marker": hollow})
+        control_marker = {"size": 11, "color": "--control", "symbol": "diamond" if solid else "diamond-open"}
+        traces.append({**_points(controls, name, "control, "), "mode": "markers", "marker": control_marker})
     ticks = sorted({m.iteration for m in models})
     names = ["teacher" if i == 0 else f"student {i}" for i in ticks]
     xaxis = {"tickvals": ticks, "ticktext": names, "range": [min(ticks) - 0.25, max(ticks) + 0.25]}
@@ -69,24 +76,20 @@ def _points(models: Sequence[Model], name: str, prefix: str = "") -> Figure:
 
 
 def learning_curves(models: Sequence[Model]) -> Figure:
-    """Val top-1 above training loss, by step; one legend entry a model switches both."""
+    """Val top-1 and training loss by step, in two plots. A legend entry stands for both curves of a model."""
     traces: list[Figure] = []
     last = max((m.iteration for m in models), default=0)
     for model in models:
-        # Earlier students fade, the last one is the one that is judged.
-        opacity = (
-            1.0 if model.role != "student" or model.iteration == last else 0.3 + 0.4 * model.iteration / last
-        )
+        # The verdict is about the last student, so earlier students are drawn fainter.
+        earlier = model.role == "student" and model.iteration != last
+        opacity = 0.3 + 0.4 * model.iteration / last if earlier else 1.0
+        dash = "dash" if model.role == "control" else "solid"
         shared = {
             "type": "scatter",
             "name": model.name,
             "legendgroup": model.name,
             "opacity": opacity,
-            "line": {
-                "color": COLORS[model.role],
-                "width": 2,
-                "dash": "dash" if model.role == "control" else "solid",
-            },
+            "line": {"color": COLORS[model.role], "width": 2, "dash": dash},
         }
         val = {**shared, **_xy(model.val_top1), "mode": "lines+markers", "marker": {"size": 5}, "yaxis": "y2"}
         loss = {**shared, **_xy(model.loss), "mode": "lines", "showlegend": not model.val_top1}
@@ -106,13 +109,13 @@ def learning_curves(models: Sequence[Model]) -> Figure:
 
 def _xy(curve: Curve) -> Figure:
     stride = max(1, math.ceil(len(curve) / CURVE_POINTS))
-    # The last point is kept by counting from the end.
+    # Counting from the end keeps the last point, which is the value of the finished training.
     points = curve[::-1][::stride][::-1]
     return {"x": [step for step, _ in points], "y": [finite(value) for _, value in points]}
 
 
 def confidence_histogram(histogram: Record) -> Figure:
-    """All pool images by confidence, and within them the kept ones."""
+    """Number of pool images by confidence: all images, and in front of them those that were kept."""
     edges = np.asarray(histogram["edges"], dtype=np.float64)
     centers, widths = ((edges[:-1] + edges[1:]) / 2).tolist(), np.diff(edges).tolist()
     series = (("all", "counts", "--quiet"), ("kept", "kept", "--student"))
@@ -143,16 +146,15 @@ def confidence_histogram(histogram: Record) -> Figure:
 
 
 def class_balance(rows: Sequence[Record]) -> Figure:
-    """Images a class before selection and after it, the repeated ones apart; above 50 classes by rank."""
+    """Number of images of each class before and after selection.
+
+    Repeats are a separate part of a bar. More than 50 classes are drawn as curves over the rank of the class.
+    """
     if len(rows) > NAMED_CLASSES:
         return _balance_by_rank(rows)
     positions = list(range(len(rows)))
-    shared = {
-        "type": "bar",
-        "orientation": "h",
-        "y": positions,
-        "customdata": [label(row["class"]) for row in rows],
-    }
+    names = [label(row["class"]) for row in rows]
+    shared = {"type": "bar", "orientation": "h", "y": positions, "customdata": names}
     kept = [row["kept"] for row in rows]
     repeats = [max(0, row["total"] - row["kept"]) for row in rows]
     traces = [
@@ -162,7 +164,7 @@ def class_balance(rows: Sequence[Record]) -> Figure:
     ]
     yaxis = {
         "tickvals": positions,
-        "ticktext": shared["customdata"],
+        "ticktext": names,
         "autorange": "reversed",
         "showgrid": False,
     }
@@ -177,7 +179,7 @@ def class_balance(rows: Sequence[Record]) -> Figure:
 
 
 def _bar(shared: Figure, name: str, values: Sequence[int], color: str, **more: Any) -> Figure:
-    # With a base, Plotly's %{x} is the end of the bar; the count itself travels beside it.
+    # With a base, Plotly's %{x} is the end of the bar. The count itself is passed as text.
     hover = f"%{{customdata}}: %{{text}} {name}<extra></extra>"
     texts = [f"{value:,}" for value in values]
     marker = {"color": color, "line": {"width": 0}}
@@ -194,6 +196,7 @@ def _bar(shared: Figure, name: str, values: Sequence[int], color: str, **more: A
 
 
 def _balance_by_rank(rows: Sequence[Record]) -> Figure:
+    """The same as two curves over the classes, which are sorted by predicted images."""
     ranked = sorted(rows, key=lambda row: -row["predicted"])
     series = (("predicted", "predicted", "--teacher"), ("with repeats", "total", "--student"))
     traces = [
@@ -218,7 +221,7 @@ def _balance_by_rank(rows: Sequence[Record]) -> Figure:
 
 
 def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
-    """Accuracy against confidence; on the diagonal a model is as often right as it says."""
+    """Accuracy by confidence; a perfectly calibrated model lies on the diagonal. Mark size: images."""
     diagonal = {
         "type": "scatter",
         "mode": "lines",
@@ -229,18 +232,19 @@ def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
     }
     traces: list[Figure] = [{**diagonal, "line": {"color": "--quiet", "dash": "dash", "width": 1.5}}]
     for model, bins in curves:
-        share = bins.counts / bins.counts.sum()
+        filled = np.flatnonzero(bins.count)
+        share = bins.count[filled] / bins.count.sum()
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": model.name,
-                "x": bins.confidence.round(4).tolist(),
-                "y": bins.accuracy.round(4).tolist(),
-                "customdata": bins.counts.tolist(),
+                "x": bins.confidence[filled].round(4).tolist(),
+                "y": bins.accuracy[filled].round(4).tolist(),
+                "customdata": bins.count[filled].tolist(),
                 "line": {"color": COLORS[model.role], "width": 2},
                 "marker": {"color": COLORS[model.role], "size": (5 + 15 * np.sqrt(share)).round(1).tolist()},
-                "hovertemplate": "says %{x:.1%}, is right %{y:.1%}: %{customdata:,} images"
+                "hovertemplate": "confidence %{x:.1%}, accuracy %{y:.1%}: %{customdata:,} images"
                 "<extra>%{fullData.name}</extra>",
             }
         )
@@ -253,7 +257,12 @@ def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
 
 
 def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Heat map of the share of each true class (row) that is predicted as each class (column)."""
+    """Heat map of the share of each true class (row) that is predicted as each class (column).
+
+    Args:
+        matrix: (K, K) images of each true class (row) by predicted class (column).
+        classes: K class names.
+    """
     names, positions = [label(name) for name in classes], list(range(len(classes)))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     trace = {
@@ -262,10 +271,10 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
         "zmin": 0,
         "zmax": 1,
         "text": [
-            [f"{names[t]} taken for {names[p]}: {matrix[t, p]:,}" for p in positions] for t in positions
+            [f"{names[t]} predicted as {names[p]}: {matrix[t, p]:,}" for p in positions] for t in positions
         ],
         "hovertemplate": "%{text} (%{z:.1%})<extra></extra>",
-        # A steep start: the confusions are a few per cent, the diagonal nearly one.
+        # The colour changes fast near 0: most confusions are a few per cent, the diagonal is near 1.
         "colorscale": [
             [0, "--paper"],
             [0.02, "--heat-1"],

@@ -1,4 +1,4 @@
-"""Arrange a run as the sections of a page and render it; text from files is always escaped."""
+"""Arrange the content of a run in sections and render the page; all text from files is escaped."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from noisystudent.metrics.classification import Reliability, confusion, reliability, worst_pairs
+from noisystudent.metrics.scores import load_predictions
 from noisystudent.report import figures
-from noisystudent.report.measures import Reliability, confusion, reliability, worst_pairs
-from noisystudent.report.read import SETS, Iteration, Model, Run, load_predictions
+from noisystudent.report.read import SETS, Iteration, Model, Run
 from noisystudent.report.robustness import robustness
 from noisystudent.report.whiskers import whiskers
 
 Section = dict[str, Any]
 
-# (key, heading, whether more is better)
+# (key, heading, True if a larger value is better)
 METRICS = (
     ("top1", "Top-1", True),
     ("top5", "Top-5", True),
@@ -43,13 +44,13 @@ TITLES = {
 }
 BADGES = {True: ("Improved", "good"), False: ("No gain shown", "bad"), None: ("Not judged", "open")}
 RIVALS = {"teacher": "against the teacher", "control": "against the control"}
-GALLERY_CLASSES = 100
+GALLERY_CLASSES = 100  # the thumbnails are in the page, so more classes would make it too large
 WORST_PAIRS = 8
 NO_NUMBER = "–"
 
 
 def render(run: Run) -> str:
-    """Return the whole page: no address outside it, the same bytes for the same files."""
+    """Return the HTML of the whole page. It loads nothing. The same files always give the same text."""
     classes = tuple(str(name) for name in (run.dataset or {}).get("classes", ()))
     plots: dict[str, figures.Figure] = {}
     sections = {
@@ -59,7 +60,7 @@ def render(run: Run) -> str:
         "curves": _curves(run.models, plots),
         "confidence": _confidence(run.iterations, plots),
         "balance": _balance(run.iterations, plots),
-        **_predictions(run.models, classes, plots),
+        **_predictions(run, classes, plots),
         "gallery": _gallery(run.iterations),
         "data": {"dataset": run.dataset, "ledger": run.ledger, "leaks": run.leaks}
         if run.dataset or run.ledger or run.leaks
@@ -83,46 +84,46 @@ def render(run: Run) -> str:
 
 
 def environment() -> Environment:
-    """Templates of this folder, everything in them escaped."""
-    made = Environment(
+    """Jinja environment for the templates in this folder. Every value in a template is escaped."""
+    templates = Environment(
         loader=PackageLoader("noisystudent.report", "."),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name in a template is an error, not empty text
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
+    templates.filters.update(
         percent=percent, signed=signed, decimals=decimals, count=count, p_value=p_value, sha256=_sha256
     )
-    return made
+    return templates
 
 
 def percent(value: Any, digits: int = 2, unit: str = "\u202f%") -> str:
-    """0.9132 -> 91.32 %, with a space that does not break."""
+    """Format a share in per cent, 0.9132 -> 91.32 %, with a narrow space that does not break."""
     number = figures.finite(value)
     return NO_NUMBER if number is None else f"{100 * number:.{digits}f}{unit}".replace("-", "−")
 
 
 def signed(value: Any, digits: int = 2) -> str:
-    """0.0132 -> +1.32, a difference of shares in percentage points."""
+    """Format a difference of shares in percentage points, 0.0132 -> +1.32."""
     number = figures.finite(value)
     return NO_NUMBER if number is None else f"{100 * number:+.{digits}f}".replace("-", "−")
 
 
 def decimals(value: Any, digits: int = 3) -> str:
-    """0.04217 -> 0.042."""
+    """Format a number with a fixed number of decimals, 0.04217 -> 0.042."""
     number = figures.finite(value)
     return NO_NUMBER if number is None else f"{number:.{digits}f}"
 
 
 def count(value: Any) -> str:
-    """50000 -> 50,000."""
+    """Format a count, 50000 -> 50,000."""
     number = figures.finite(value)
     return NO_NUMBER if number is None else f"{number:,.0f}"
 
 
 def p_value(value: Any) -> str:
-    """0.00012 -> 'p = 0.00012', two significant digits and never zero."""
+    """Format a p-value with two significant digits, 0.00012 -> 'p = 0.00012'. It is never shown as 0."""
     number = figures.finite(value)
     if number is None:
         return f"p {NO_NUMBER}"
@@ -132,26 +133,27 @@ def p_value(value: Any) -> str:
 
 
 def _sha256(script: str) -> str:
-    """The Content-Security-Policy source that admits this script and no other."""
+    """Source expression of a Content-Security-Policy that allows this script and no other."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _verdict(run: Run) -> Section:
     verdict = run.verdict or {}
-    found = verdict.get("comparisons") or {}
-    comparisons: Mapping[str, Any] = {name: row for name, row in found.items() if row}
+    comparisons: Mapping[str, Any] = {
+        rival: row for rival, row in (verdict.get("comparisons") or {}).items() if row
+    }
     badge, tone = BADGES[verdict.get("improved")]
     return {
         "badge": badge,
         "tone": tone,
         "sentence": verdict.get("sentence")
-        or "There is no verdict yet: the run has not written verdict.json.",
+        or "There is no verdict yet, because the run has not written verdict.json.",
         "set": verdict.get("set"),
         "level": verdict.get("level"),
         "reasons": verdict.get("reasons") or [],
         "scope": verdict.get("scope"),
         "comparisons": [
-            (RIVALS.get(name, f"against {name}"), name, row) for name, row in comparisons.items()
+            (RIVALS.get(rival, f"against {rival}"), rival, row) for rival, row in comparisons.items()
         ],
         "whiskers": whiskers(comparisons),
     }
@@ -162,7 +164,7 @@ def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Sect
     sets = [name for name in SETS if any(name in model.scores for model in scored)]
     if not sets:
         return None
-    # Test first: on a phone it is what the table shows without scrolling.
+    # Test comes first: a phone shows only the first columns of the table without scrolling.
     columns = {
         name: [m for m in METRICS if any(m[0] in model.scores.get(name, {}) for model in scored)]
         for name in reversed(sets)
@@ -212,27 +214,29 @@ def _balance(iterations: Iterable[Iteration], plots: dict[str, figures.Figure]) 
 
 
 def _predictions(
-    models: Sequence[Model], classes: Sequence[str], plots: dict[str, figures.Figure]
+    run: Run, classes: Sequence[str], plots: dict[str, figures.Figure]
 ) -> dict[str, Section | None]:
-    """The two sections that need predictions, on test or else on val; one file in memory at a time."""
+    """The sections 'reliability' and 'confusion', from predictions on test, or on val if there is no test.
+
+    Earlier students are left out. Only one file of predictions is in memory at a time.
+    """
     sections: dict[str, Section | None] = {"reliability": None, "confusion": None}
+    models = run.models
     name = next((s for s in reversed(SETS) if any(s in m.predictions for m in models)), None)
-    chosen = [m for m in models if name in m.predictions]
+    predicted = [m for m in models if name in m.predictions]
     if name is None:
         return sections
-    judged = next((m for m in reversed(chosen) if m.role == "student"), chosen[0])
+    last = next((m for m in reversed(predicted) if m.role == "student"), predicted[0])
     curves: list[tuple[Model, Reliability]] = []
-    for model in chosen:
-        if model.role == "student" and model is not judged:
+    for model in predicted:
+        if model.role == "student" and model is not last:  # too many curves could not be told apart
             continue
         probs, labels = load_predictions(model.predictions[name])
-        if not len(labels):
-            continue
-        curves.append((model, reliability(probs, labels)))
-        if model is judged:
+        curves.append((model, reliability(probs, labels, run.ece_bins)))
+        if model is last:
             names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]
             worst = worst_pairs(probs, labels, WORST_PAIRS)
-            pairs = [(names[true], names[predicted], *counts) for true, predicted, *counts in worst]
+            pairs = [(names[true], names[wrong], *counts) for true, wrong, *counts in worst]
             drawn = len(names) <= figures.NAMED_CLASSES
             if drawn:
                 plots["confusion"] = figures.confusion_matrix(confusion(probs, labels), names)
@@ -244,9 +248,9 @@ def _predictions(
 
 
 def _gallery(iterations: Iterable[Iteration]) -> list[Section]:
-    """The last iteration first: it is what the final student learned from."""
+    """Thumbnails of the pool, last iteration first: the final student was trained on those labels."""
     return [
-        {"iteration": i.index, "classes": i.gallery[:GALLERY_CLASSES], "total": len(i.gallery)}
+        {"index": i.index, "classes": i.gallery[:GALLERY_CLASSES], "total": len(i.gallery)}
         for i in reversed(list(iterations))
         if i.gallery
     ]

@@ -1,40 +1,37 @@
-"""Gather what a run directory holds into one plain record; what is not there reads as None or empty."""
+"""Read a run directory into one plain record; files that do not exist give None or an empty value."""
 
 from __future__ import annotations
 
 import csv
 import json
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError, RunError
-from noisystudent.rundir import FINETUNE, read_json, student_count
+from noisystudent.run.files import read_json
+from noisystudent.run.rundir import IterationDir, RunDir
 
 Record = Mapping[str, Any]
 Curve = list[tuple[int, float]]
 
 SETS = ("val", "test")
 ROLES = ("teacher", "student", "control")
-LISTED_ROWS = 200
+LISTED_ROWS = 200  # a pool of millions can have a ledger of many thousands
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The head of a CSV file that may be long.
+    """First rows of a CSV file, which may be long.
 
     Attributes:
-        header: the column names.
-        rows: its first `LISTED_ROWS` rows.
-        total: how many rows there are.
-        counts: how many rows each value of the column `set` has, in order of first appearance.
+        header: column names.
+        rows: first `LISTED_ROWS` rows.
+        total: number of all rows.
+        counts: number of rows for each value of the column `set`, in order of first appearance.
     """
 
     header: tuple[str, ...]
@@ -45,16 +42,16 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One trained network: the teacher of iteration 0, or a student or its control.
+    """One trained network: the teacher of iteration 0, a student, or the control of a student.
 
     Attributes:
         role: teacher, student or control.
         iteration: 0 for the teacher.
-        loss: training loss by step.
-        val_top1: top-1 on val by step, in [0, 1].
-        scores: metrics by set, empty before evaluation.
-        predictions: the .npz file of each set that was predicted.
-        robustness: its columns on corrupted, perturbed and attacked images, empty where none were asked for.
+        loss: (step, training loss) pairs.
+        val_top1: (step, top-1 on val in [0, 1]) pairs.
+        scores: set -> metrics. Empty before evaluation.
+        predictions: set -> .npz file with the predictions on it.
+        robustness: results on corrupted, perturbed and attacked images. Empty if there are no such tests.
     """
 
     role: str
@@ -67,13 +64,13 @@ class Model:
 
     @property
     def name(self) -> str:
-        """How the report calls it: teacher, student 1, control 3."""
+        """Name of the model in the report: teacher, student 1, control 3."""
         return self.role if self.iteration == 0 else f"{self.role} {self.iteration}"
 
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One turn of the loop: its models and what was made of the pool; what is not there yet is None."""
+    """Models, pseudo-labels and selection of one iteration; None for what does not exist yet."""
 
     index: int
     models: tuple[Model, ...]
@@ -84,7 +81,7 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything the report shows, as read from disk."""
+    """Everything that the report shows, as read from disk."""
 
     name: str
     config: str | None
@@ -94,63 +91,42 @@ class Run:
     leaks: Listing | None
     iterations: tuple[Iteration, ...]
     verdict: Record | None
+    ece_bins: int
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """Every model, in the order in which it was trained."""
+        """All models in the order of training."""
         return tuple(model for iteration in self.iterations for model in iteration.models)
 
 
-def read_run(path: Path) -> Run:
-    """Read a run directory, finished or not.
+def read_run(run: RunDir) -> Run:
+    """Read the directory of a run that is finished or in progress.
+
+    Iterations of students that the configuration no longer has are left out.
 
     Raises:
-        InputError: `path` is not a run directory.
+        InputError: `run` is not a run directory.
         RunError: a file in it is damaged.
     """
-    folders = sorted(
-        (int(index), folder)
-        for folder in path.glob("iteration-*")
-        if (index := folder.name.removeprefix("iteration-")).isdecimal() and folder.is_dir()
-    )
-    asked = student_count(path)
-    if not folders and not (path / "config.yaml").is_file():
-        raise InputError(f"{path} is not a run directory (no config.yaml); give a folder that `run` wrote")
-    config = path / "config.yaml"
+    iterations, students = run.iterations(), run.student_count()
+    if not iterations and not run.config.is_file():
+        raise InputError(
+            f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
+        )
+    config, evaluate = run.config, run.read_config().get("evaluate") or {}
     return Run(
-        name=path.resolve().name,
+        name=run.path.resolve().name,
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
-        environment=_record(path / "environment.json"),
-        dataset=_record(path / "data" / "dataset.json"),
-        ledger=_listing(path / "data" / "ledger.csv"),
-        leaks=_listing(path / "data" / "leaks.csv"),
+        environment=_record(run.environment),
+        dataset=_record(run.data.dataset),
+        ledger=_listing(run.data.ledger),
+        leaks=_listing(run.data.leaks),
         iterations=tuple(
-            _iteration(index, folder) for index, folder in folders if asked is None or index <= asked
+            _iteration(folder) for folder in iterations if students is None or folder.index <= students
         ),
-        verdict=_record(path / "verdict.json"),
+        verdict=_record(run.verdict),
+        ece_bins=evaluate.get("ece_bins", EvaluateConfig().ece_bins),
     )
-
-
-def load_predictions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Read the predictions of one model on one set.
-
-    Returns:
-        Probabilities (N, K) float32 and labels (N,) int64; rows of unknown label (-1)
-        or of a diverged model (NaN) are left out.
-
-    Raises:
-        RunError: the file is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            probs = np.asarray(arrays["probs"], dtype=np.float32)
-            labels = np.asarray(arrays["labels"], dtype=np.int64)
-        if probs.ndim != 2 or labels.shape != probs.shape[:1] or (labels >= probs.shape[1]).any():
-            raise ValueError(f"probs {probs.shape} do not fit labels {labels.shape}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it and run again") from error
-    usable = (labels >= 0) & np.isfinite(probs).all(axis=1)
-    return probs[usable], labels[usable]
 
 
 def _record(path: Path) -> Record | None:
@@ -162,18 +138,16 @@ def _record(path: Path) -> Record | None:
     return content
 
 
-def _iteration(index: int, folder: Path) -> Iteration:
-    evaluation = _record(folder / "evaluation.json") or {}
+def _iteration(folder: IterationDir) -> Iteration:
+    evaluation = _record(folder.evaluation) or {}
     scores = evaluation.get("models") or {}
     robustness = evaluation.get("robustness") or {}
-    gallery = _record(folder / "gallery.json") or {}
-    # In a later iteration 'teacher' is the student of the one before, which is in the table already.
-    roles = ROLES if index == 0 else ROLES[1:]
-    models = (
-        _model(role, index, folder, scores.get(role) or {}, robustness.get(role) or {}) for role in roles
-    )
+    gallery = _record(folder.gallery) or {}
+    # From iteration 1 on, the teacher is the student of the iteration before, which is in the report already.
+    roles = ROLES if folder.index == 0 else ROLES[1:]
+    models = (_model(role, folder, scores.get(role) or {}, robustness.get(role) or {}) for role in roles)
     return Iteration(
-        index=index,
+        index=folder.index,
         models=tuple(model for model in models if model is not None),
         pseudo_labels=evaluation.get("pseudo_labels"),
         selection=evaluation.get("selection"),
@@ -181,18 +155,17 @@ def _iteration(index: int, folder: Path) -> Iteration:
     )
 
 
-def _model(
-    role: str, index: int, folder: Path, scores: Mapping[str, Record], robustness: Record
-) -> Model | None:
-    if not (scores or robustness or (folder / role).is_dir()):
+def _model(role: str, folder: IterationDir, scores: Mapping[str, Record], robustness: Record) -> Model | None:
+    first = folder.model(role)
+    if not (scores or robustness or first.path.is_dir()):
         return None
-    lines = _metric_lines(folder / role / "metrics.jsonl")
-    second = folder / role / FINETUNE  # its scores are those of the second training
-    home = second if second.is_dir() else folder / role
-    files = {name: home / f"predictions-{name}.npz" for name in SETS}
+    lines = _metric_lines(first.metrics)
+    # A fine-tuned model is evaluated after the fine-tuning, so its predictions are in that folder.
+    last = first.finetune if first.finetune.path.is_dir() else first
+    files = {name: last.predictions(name) for name in SETS}
     return Model(
         role=role,
-        iteration=index,
+        iteration=folder.index,
         loss=_curve(lines, "loss"),
         val_top1=_curve(lines, "val_top1"),
         scores={name: scores[name] for name in SETS if scores.get(name)},
@@ -204,7 +177,7 @@ def _model(
 def _metric_lines(path: Path) -> list[Record]:
     if not path.is_file():
         return []
-    # What follows the last newline is a line in the making, or one that a crash cut short.
+    # Text after the last newline is a line that is being written, or one that a crash cut short.
     complete = path.read_text(encoding="utf-8").split("\n")[:-1]
     lines: list[Record] = []
     for number, line in enumerate(complete, start=1):
@@ -216,7 +189,7 @@ def _metric_lines(path: Path) -> list[Record]:
 
 
 def _curve(lines: Iterable[Record], key: str) -> Curve:
-    """One value a step, the last written wins: a resumed run repeats the steps since its checkpoint."""
+    """(step, value) pairs. A resumed run repeats steps; the last line of each step counts."""
     return sorted({int(line["step"]): float(line[key]) for line in lines if key in line}.items())
 
 
@@ -231,6 +204,7 @@ def _listing(path: Path) -> Listing | None:
 
 
 def _head(reader: Iterator[list[str]]) -> Listing:
+    """First rows of a table, and counts over all of it."""
     header = tuple(next(reader, ()))
     column = header.index("set") if "set" in header else 0
     rows: list[tuple[str, ...]] = []

@@ -1,4 +1,4 @@
-"""Arrange the section on robustness: the models beside each other, and on which images the last one errs."""
+"""Arrange the section on robustness: a table of all models, and the errors of the last student in detail."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Column(NamedTuple):
     """A column of the table of models.
 
     Attributes:
-        heading: what stands above it.
-        path: the keys under which a model has its number.
-        shown: the filter that writes it.
-        more: whether more is better.
-        interval: whether `low` and `high` beside the number are shown too.
+        heading: text above the column.
+        path: keys that lead to the number in a model's results.
+        unit: percent or decimals, the template filter that formats the number.
+        more: True if a larger number is better.
+        interval: True if the table also has the `low` and `high` that stand beside the number.
     """
 
     heading: str
     path: tuple[str, ...]
-    shown: str
+    unit: str
     more: bool
     interval: bool = False
 
@@ -52,7 +52,7 @@ GROUPS = {
     ),
 }
 
-# (key, words, whether more is better)
+# (key, name of the test in the text, True if a larger value is better), in the order of the text
 DIFFERENCES = (
     ("clean", "clean top-1", True),
     ("c", "corruption error", False),
@@ -60,12 +60,13 @@ DIFFERENCES = (
     ("fgsm/2", "top-1 under FGSM of 2", True),
     ("fgsm/8", "top-1 under FGSM of 8", True),
 )
-ALL_SEVERITIES = 5
+ALL_SEVERITIES = 5  # of ImageNet-C
 
 
 def robustness(run: Run, plots: dict[str, Figure]) -> Section | None:
-    """Return what the template shows, and add its figures to `plots`; None where nothing was measured."""
+    """Return the content of the section and add its figures to `plots`; None if nothing was measured."""
     controls = [model for model in run.models if model.role == "control" and model.robustness]
+    # Only the last control: it is the one that the last student is compared with.
     models = [m for m in run.models if m.robustness and m.role != "control"] + controls[-1:]
     tests = {test for model in models for test in model.robustness}
     table = _table(models)
@@ -77,8 +78,8 @@ def robustness(run: Run, plots: dict[str, Figure]) -> Section | None:
         "images": _at(models[-1].robustness, ("images",)),
         "sides": sorted({int(side) for m in models if (side := _at(m.robustness, ("constants",)))}),
         "tests": tests,
-        "judged": _judged(models),
-        "minus": _minus(_judged(models)),
+        "student": _last_student(models),
+        "differences": _differences(_last_student(models)),
         "level": (run.verdict or {}).get("level"),
         "corruptions": _corruptions(models, plots),
         "perturbations": _perturbations(models, plots),
@@ -87,7 +88,7 @@ def robustness(run: Run, plots: dict[str, Figure]) -> Section | None:
 
 
 def _table(models: Sequence[Model]) -> Section:
-    """Groups of columns that at least one model has, and a row of cells a model."""
+    """The groups of columns for which at least one model has a value, and a row of cells for each model."""
     groups = {
         title: [c for c in columns if any(_at(model.robustness, c.path) is not None for model in models)]
         for title, columns in GROUPS.items()
@@ -109,38 +110,39 @@ def _cell(model: Model, column: Column, best: float | None) -> Section:
     ends = [_at(model.robustness, (*column.path[:-1], end)) for end in ("low", "high")]
     return {
         "value": value,
-        "shown": column.shown,
+        "unit": column.unit,
         "interval": ends if column.interval and None not in ends else None,
         "best": value is not None and value == best,
     }
 
 
 def _best(models: Sequence[Model], column: Column) -> float | None:
+    """The best value in a column. None for a single model, which has nothing to be better than."""
     if len(models) < 2:
         return None
     known = [value for model in models if (value := _at(model.robustness, column.path)) is not None]
     return (max if column.more else min)(known, default=None)
 
 
-def _minus(judged: Model | None) -> list[tuple[str, list[Section]]]:
-    """What the last student gained on each rival, test by test, in the order in which one reads it."""
-    rivals = (judged.robustness.get("minus") or {}) if judged else {}
-    found = []
+def _differences(student: Model | None) -> list[tuple[str, list[Section]]]:
+    """Differences of the last student to the control and to the teacher, for each test in `DIFFERENCES`."""
+    rivals = (student.robustness.get("minus") or {}) if student else {}
+    differences = []
     for rival in ("control", "teacher"):
         rows = rivals.get(rival) or {}
         parts = [
-            {"words": words, **{key: _at(rows[test], (key,)) for key in ("value", "low", "high")}}
+            {"name": name, **{key: _at(rows[test], (key,)) for key in ("value", "low", "high")}}
             | {"tone": _tone(rows[test], more)}
-            for test, words, more in DIFFERENCES
+            for test, name, more in DIFFERENCES
             if rows.get(test)
         ]
         if parts:
-            found.append((rival, parts))
-    return found
+            differences.append((rival, parts))
+    return differences
 
 
 def _tone(row: Mapping[str, Any], more: bool) -> str:
-    """good or bad where the interval leaves out 0, else open."""
+    """Return 'good' or 'bad' if the interval excludes 0, otherwise 'open'."""
     low, high = finite(row.get("low")), finite(row.get("high"))
     if low is None or high is None or low <= 0 <= high:
         return "open"
@@ -148,7 +150,10 @@ def _tone(row: Mapping[str, Any], more: bool) -> str:
 
 
 def _corruptions(models: Sequence[Model], plots: dict[str, Figure]) -> Section | None:
-    """Error of the last student and its rival by corruption, and of each severity as shaded cells."""
+    """Errors of the last student and its rival for each corruption: a figure of means, a table of severities.
+
+    The table has a row for each corruption and one of their means.
+    """
     pair = _pair(models, "c")
     tables: list[Table] = [model.robustness["c"].get("errors") or {} for model in pair]
     names = _keys(tables)
@@ -166,12 +171,12 @@ def _corruptions(models: Sequence[Model], plots: dict[str, Figure]) -> Section |
     ]
     every = [{s: _mean(row.get(s) for row in table.values()) for s in severities} for table in tables]
     rows.append(("all", [_shaded(row, severities, largest) for row in every]))
-    few = severities if len(severities) < ALL_SEVERITIES else []
+    few = severities if len(severities) < ALL_SEVERITIES else []  # the page then lists the severities
     return {"models": pair, "severities": severities, "few": few, "rows": rows, "count": len(names)}
 
 
 def _shaded(row: Mapping[str, float | None], severities: Sequence[str], largest: float) -> list[Section]:
-    """A cell a severity and one of their mean; `shade` is the share of `largest` in per cent."""
+    """A cell for each severity, and one for their mean; `shade` is the value in per cent of `largest`."""
     values = [finite(row.get(severity)) for severity in severities]
     return [
         {"value": value, "shade": 0 if value is None else round(100 * value / largest)}
@@ -180,7 +185,7 @@ def _shaded(row: Mapping[str, float | None], severities: Sequence[str], largest:
 
 
 def _perturbations(models: Sequence[Model], plots: dict[str, Figure]) -> Section | None:
-    """Flip probability and top-5 distance of the last student and its rival by perturbation."""
+    """Flip probability and top-5 distance of the last student and its rival for each perturbation."""
     pair = _pair(models, "p")
     flips: list[Mapping[str, float | None]] = [model.robustness["p"].get("flips") or {} for model in pair]
     names = _keys(flips)
@@ -198,14 +203,22 @@ def _perturbations(models: Sequence[Model], plots: dict[str, Figure]) -> Section
 def dumbbells(
     names: Sequence[str], series: Sequence[tuple[Model, Mapping[str, float | None]]], title: str
 ) -> Figure:
-    """A line a name, on it a mark a model at its share: the eye reads the distance between the marks."""
+    """Figure with a row for each name: a mark for each model's share, and a line between the marks.
+
+    Args:
+        names: corruptions or perturbations, from top to bottom.
+        series: each model with its shares by name.
+        title: title of the horizontal axis.
+    """
     positions = list(range(len(names)))
+    # (models, names), and for each name the values that exist.
     values = [[finite(own.get(name)) for name in names] for _, own in series]
     spans = [[v for v in at if v is not None] for at in zip(*values, strict=True)]
     traces: list[Figure] = [
         {
             "type": "scatter",
             "mode": "lines",
+            # All lines are one trace. A None ends a line.
             "x": [x for span in spans for x in (min(span, default=None), max(span, default=None), None)],
             "y": [y for y in positions for _ in range(3)],
             "line": {"color": "--quiet", "width": 3},
@@ -237,28 +250,33 @@ def dumbbells(
 
 
 def _pair(models: Iterable[Model], test: str) -> list[Model]:
-    """Of those that did the test the last student and its rival: the control, else the teacher."""
+    """The last student and its rival, among the models that have results of the test.
+
+    The rival is the last control if there is one, otherwise the teacher.
+    """
     ready = {model.role: model for model in models if model.robustness.get(test)}
     return [ready[role] for role in ("student", "control", "teacher") if role in ready][:2]
 
 
-def _judged(models: Iterable[Model]) -> Model | None:
+def _last_student(models: Iterable[Model]) -> Model | None:
     return next((model for model in reversed(list(models)) if model.role == "student"), None)
 
 
 def _at(record: Any, path: Iterable[str]) -> float | None:
+    """The number under a path of keys; None if there is none or it is not finite."""
     for key in path:
         record = record.get(key) if isinstance(record, Mapping) else None
     return finite(record)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the finite values; None if there is none."""
     known = [value for value in map(finite, values) if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def _keys(tables: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Every key, in the order in which one first meets it."""
+    """All keys of the tables, in the order of first appearance."""
     return list(dict.fromkeys(key for table in tables for key in table))
 
 

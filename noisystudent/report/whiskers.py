@@ -1,4 +1,4 @@
-"""The dot-and-whisker figure of paired differences: plain HTML, so that it shows without JavaScript."""
+"""Compute the dot-and-whisker figure of paired differences, which is plain HTML and needs no JavaScript."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from noisystudent.report.read import Record
 
 
 def whiskers(comparisons: Mapping[str, Record]) -> dict[str, Any]:
-    """Place each paired difference and its interval on one axis, in per cent of the axis width.
+    """Convert paired differences and their intervals to positions on one common axis.
 
     Args:
-        comparisons: name to difference, low, high and, where there are several, `each` of them.
+        comparisons: name -> record with `difference`, `low` and `high`, as shares of the images. It may also
+            have `each`, a list of single differences, for example one for each seed.
 
     Returns:
-        `rows` {name: {low, dot, width}, and each where given}, `ticks` [(position, value in percentage
-        points)] and `decimals`, how many the values of the ticks need.
+        `rows`: name -> positions `low`, `dot` and `width`, and `each` if it was given. `ticks`: pairs of a
+        position and its value in percentage points. `decimals`: decimals that the tick values need.
+        Positions are in per cent of the axis width. A comparison without an interval has no row.
     """
     ends = [finite(row.get(key)) for row in comparisons.values() for key in ("low", "high", "difference")]
     ends += [finite(one) for row in comparisons.values() for one in row.get("each", ())]
     values = [0.0, *(100 * end for end in ends if end is not None)]
     low, high = min(values), max(values)
-    step = _nice_step((high - low) / 4)
+    step = _nice_step((high - low) / 4)  # about four ticks
+    # Ticks at multiples of the step, from below the smallest to above the largest value, and at least two.
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
 
     def position(value: float) -> float:
@@ -44,8 +47,9 @@ def whiskers(comparisons: Mapping[str, Record]) -> dict[str, Any]:
 
 
 def _nice_step(size: float) -> float:
-    """Round up to 1, 2 or 5 times a power of ten."""
+    """Round up to 1, 2 or 5 times a power of ten. A size of 0 gives 1."""
     if size <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(size))
+    # The tolerance absorbs rounding errors, as in 0.30000000000000004 for 0.3.
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= size * (1 - 1e-9))

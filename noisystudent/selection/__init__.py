@@ -1,6 +1,6 @@
-"""What to trust: threshold and per-class balance -> `Selection`, with a reason for every image."""
+"""Select pseudo-labels by confidence and balance the classes, with a reason for every pool image."""
 
-from noisystudent.selection.database import chosen, summary
+from noisystudent.selection.database import selected_rows, summary
 from noisystudent.selection.rules import reassign, select
 
-__all__ = ["chosen", "reassign", "select", "summary"]
+__all__ = ["reassign", "select", "selected_rows", "summary"]

@@ -1,4 +1,4 @@
-"""DuckDB over Parquet, out of core: how a selection is computed, written and read back."""
+"""Read pseudo-labels with DuckDB, which needs little memory, and write and read selections as Parquet."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from noisystudent.errors import RunError
+from noisystudent.errors import RunError, first_line
 from noisystudent.records import PseudoLabels, Selection
-from noisystudent.rundir import atomic, remove
+from noisystudent.run.files import atomic, remove
 from noisystudent.selection.decisions import REASONS, Decide, Images, halves
 
-_SAID = pa.schema(
+_LABELS = pa.schema(
     [
         ("row", pa.int64()),
         ("content_hash", pa.binary(16)),
@@ -28,25 +28,31 @@ _SAID = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
+# Reasons of images whose confidence is above the threshold.
 _ABOVE = tuple(reason for reason in REASONS if reason in ("kept", "over_quota", "below_top_fraction"))
 _REASON = pa.field("reason", pa.dictionary(pa.uint8(), pa.string()))
-SCHEMA = pa.schema([*_SAID, ("repeats", pa.int32()), _REASON])
-# neither hashes nor confidences repeat: compressing and counting them costs time and saves nothing
+SCHEMA = pa.schema([*_LABELS, ("repeats", pa.int32()), _REASON])
+# Hashes and confidences hardly repeat. Compressing them, or their statistics, costs time and saves nothing.
 _ENCODING: dict[str, Any] = {
     "compression": dict.fromkeys(SCHEMA.names, "zstd") | {"content_hash": "none", "confidence": "none"},
     "use_dictionary": ["label", "repeats", "reason"],
     "column_encoding": {"row": "DELTA_BINARY_PACKED"},
     "write_statistics": ["row", "label", "repeats"],
 }
-ROW_GROUP = 1 << 17  # small enough that the rows in hand take little memory
+ROW_GROUP = 1 << 17  # rows; so few take little memory while they are decided and written
 
 
 @contextmanager
 def database(beside: Path, memory_limit: str, threads: int | None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB that spills into a folder next to `beside`, for the length of the block.
+    """Open an in-memory DuckDB for the length of the block.
+
+    Args:
+        beside: file that is being computed. Data that exceeds the memory goes to a folder next to it.
+        memory_limit: of DuckDB, for example '2GB'.
+        threads: of DuckDB. None: one for each core.
 
     Raises:
-        RunError: a query failed: memory or disk is full, or a file is damaged.
+        RunError: a query failed, because memory or disk is full or a file is damaged.
     """
     spill = beside.with_name(f".{beside.name}.spill")
     settings: dict[str, Any] = {"memory_limit": memory_limit, "temp_directory": str(spill)}
@@ -56,72 +62,76 @@ def database(beside: Path, memory_limit: str, threads: int | None) -> Iterator[d
     try:
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET enable_progress_bar = false")
-            connection.execute(f"CREATE TYPE why AS ENUM {REASONS}")  # a byte a row instead of a string
+            connection.execute(f"CREATE TYPE why AS ENUM {REASONS}")  # one byte per row instead of a string
             yield connection
     except (duckdb.Error, pa.ArrowException) as error:
-        raise RunError(f"cannot compute {beside}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"cannot compute {beside}: {first_line(error)}") from error
     finally:
         remove(spill)
 
 
 def parquet(paths: Iterable[Path]) -> str:
-    """The SQL table function that reads these very files, whatever characters are in their names."""
+    """SQL table function that reads exactly these files, whatever characters their names contain."""
     return f"read_parquet([{', '.join(map(_literal, paths))}], hive_partitioning = false)"
 
 
 def _literal(path: Path) -> str:
-    """A path as an SQL string in which no character acts as a wildcard."""
+    """A path as an SQL string literal, with the wildcards of DuckDB escaped."""
     return "'" + re.sub(r"([*?\[])", r"[\1]", str(path)).replace("'", "''") + "'"
 
 
 def open_labels(connection: duckdb.DuckDBPyConnection, labels: PseudoLabels) -> None:
-    """Make `labels(row, content_hash, label, confidence)` out of all Parquet files of the folder.
+    """Create the view `labels(row, content_hash, label, confidence)` of all Parquet files in the folder.
 
-    `candidates` are those a rule may choose from: all, unless `restrict` says otherwise.
+    Also create the view `candidates`, the labels that a rule may choose from. It has all of them until
+    `restrict` is called.
 
     Raises:
-        RunError: there are none, or they are of other classes.
+        RunError: there are no files, or the labels are outside 0 to K-1.
     """
     paths = sorted(labels.path.glob("*.parquet"))
     if not paths:
         raise RunError(f"{labels.path} holds no pseudo-labels; label the pool first")
-    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(_SAID.names)} FROM {parquet(paths)}")
+    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(_LABELS.names)} FROM {parquet(paths)}")
     restrict(connection, "true")
     ((lowest, highest),) = connection.execute("SELECT min(label), max(label) FROM labels").fetchall()
     if lowest is not None and not 0 <= lowest <= highest < labels.num_classes:
         raise RunError(
-            f"{labels.path} holds classes {lowest} to {highest}, not 0 to {labels.num_classes - 1};"
-            " label the pool again"
+            f"{labels.path} has labels from {lowest} to {highest}, but they must be from 0 to"
+            f" {labels.num_classes - 1}; label the pool again"
         )
 
 
 def restrict(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
-    """Let `candidates` be the labels that meet an SQL condition."""
+    """Define `candidates` as the labels that satisfy an SQL condition."""
     connection.execute(f"CREATE OR REPLACE TEMP VIEW candidates AS SELECT * FROM labels WHERE {condition}")
 
 
 def write(
     connection: duckdb.DuckDBPyConnection, relation: str, out: Path, decide: Decide | None = None
 ) -> None:
-    """Write a selection of the images of `relation` atomically, by pool row.
+    """Write a selection atomically, ordered by pool row.
 
-    The bytes depend on the rows alone, neither on threads nor on the files the rows came from. Labels are
-    written in the order of rows, so that they only pass through; what is found in another order is sorted.
+    The bytes depend on the rows only, not on the number of threads or on the files that the rows come from.
+    Label files are normally in the order of rows, so the rows are written as they are read. Only if a row is
+    out of order is everything sorted and written again.
 
     Args:
-        connection: of a `database`.
-        relation: with the columns of `labels`, and without `decide` also `repeats` and `reason`.
-        out: the Parquet file.
-        decide: what becomes of each image.
+        connection: connection from `database`.
+        relation: table or view with the columns of `labels`, and with `repeats` and `reason` if `decide` is
+            None.
+        out: Parquet file to write.
+        decide: computes repeats and reason of each image. None: they are columns of `relation`.
     """
-    query = f"SELECT {', '.join((SCHEMA if decide is None else _SAID).names)} FROM {relation}"
+    query = f"SELECT {', '.join((SCHEMA if decide is None else _LABELS).names)} FROM {relation}"
     with atomic(out) as partial:
+        # Sorting needs memory for every row, so it is tried without first.
         if not _written(connection.sql(query), decide, partial):
             _written(connection.sql(f"{query} ORDER BY row"), decide, partial)
 
 
 def _written(rows: duckdb.DuckDBPyRelation, decide: Decide | None, path: Path) -> bool:
-    """Write the rows as they come; False as soon as one is out of order."""
+    """Write the rows in the order in which they are read; returns False at the first row out of order."""
     last = -1
     decided = (_decided(group, decide) for group in _row_groups(rows.arrow(ROW_GROUP)))
     with (
@@ -138,31 +148,37 @@ def _written(rows: duckdb.DuckDBPyRelation, decide: Decide | None, path: Path) -
 
 
 def _ahead(tables: Iterator[pa.Table]) -> Generator[pa.Table]:
-    """The same tables; while the caller writes one, a thread makes the next."""
+    """The same tables; while the caller writes one, a thread computes the next."""
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, tables, None)
-        while (table := coming.result()) is not None:
-            coming = thread.submit(next, tables, None)
+        pending = thread.submit(next, tables, None)
+        while (table := pending.result()) is not None:
+            pending = thread.submit(next, tables, None)
             yield table
 
 
 def _decided(group: pa.Table, decide: Decide | None) -> pa.Table:
+    """Add the columns `repeats` and `reason`, if `decide` is given, and return a table of `SCHEMA`."""
     if decide is None:
         return group.cast(SCHEMA)
-    group = group.cast(_SAID)
+    group = group.cast(_LABELS)
     row, content_hash, label, confidence = (column.combine_chunks() for column in group.columns)
-    found = decide(Images(row.to_numpy(), _halves(content_hash), label.to_numpy(), confidence.to_numpy()))
-    reason = pa.DictionaryArray.from_arrays(pa.array(found.reason), pa.array(REASONS))
-    return group.append_column("repeats", pa.array(found.repeats)).append_column(_REASON, reason)
+    images = Images(row.to_numpy(), _halves(content_hash), label.to_numpy(), confidence.to_numpy())
+    decision = decide(images)
+    reason = pa.DictionaryArray.from_arrays(pa.array(decision.reason), pa.array(REASONS))
+    return group.append_column("repeats", pa.array(decision.repeats)).append_column(_REASON, reason)
 
 
 def _halves(hashes: pa.Array) -> NDArray[np.uint64]:
-    """(n, 2) of a column of n content hashes."""
+    """(n, 2) uint64 halves of n content hashes."""
+    # An Arrow slice shares the buffer of the whole column and begins at its offset.
     return halves(hashes.buffers()[1])[hashes.offset : hashes.offset + len(hashes)]
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows in tables of ROW_GROUP rows: DuckDB's own batches vary with version and threads."""
+    """The same rows in tables of ROW_GROUP rows.
+
+    The sizes of DuckDB's batches vary with its version and threads, and the bytes of the file must not.
+    """
     pending: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -176,44 +192,50 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(pending)
 
 
-def chosen(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """What a student trains on.
+def selected_rows(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Read the pool images that a student is trained on.
 
     Returns:
-        rows (n,) int64 of the pool and repeats (n,) int32, at least 1, by content hash: an order that
-        renaming or moving files does not change.
+        Pool rows (n,) int64 and repeats (n,) int32, at least 1. They are ordered by content hash, so that the
+        order is the same after files were renamed or moved.
+
+    Raises:
+        RunError: the file cannot be read.
     """
     try:
         with pq.ParquetFile(selection.path) as file:
             count = file.metadata.num_rows
+            # Allocated for all rows: the kept ones are at most as many.
             keys, rows, repeats = (
                 np.empty(count, np.uint64),
                 np.empty(count, np.int64),
                 np.empty(count, np.int32),
             )
-            n = 0
+            n = 0  # kept images so far
             for batch in file.iter_batches(ROW_GROUP, columns=["row", "content_hash", "repeats"]):
-                times = batch["repeats"].to_numpy()
-                kept = np.flatnonzero(times)
+                counts = batch["repeats"].to_numpy()
+                kept = np.flatnonzero(counts)
                 here = slice(n, n + len(kept))
-                rows[here], repeats[here] = batch["row"].to_numpy()[kept], times[kept]
+                rows[here], repeats[here] = batch["row"].to_numpy()[kept], counts[kept]
                 keys[here] = _halves(batch["content_hash"])[kept, 0]
                 n += len(kept)
     except (OSError, pa.ArrowException) as error:
-        raise RunError(
-            f"{selection.path} cannot be read ({str(error).splitlines()[0]}); select again"
-        ) from error
+        raise RunError(f"{selection.path} cannot be read ({first_line(error)}); select again") from error
     order = np.argsort(keys[:n], kind="stable")
     return rows[:n][order], repeats[:n][order]
 
 
 def summary(selection: Selection) -> dict[str, Any]:
-    """What was kept, in numbers.
+    """Count the images of a selection.
 
     Returns:
-        images in the pool; above_threshold; kept, distinct images; total, those with their repeats;
-        coverage, kept / images (0 without images); and classes, one each: label, predicted,
-        above_threshold, kept, total and min_confidence of the kept (None without any).
+        images: in the pool.
+        above_threshold: images whose confidence is above the threshold.
+        kept: distinct images that were kept.
+        total: kept images with their repeats.
+        coverage: kept / images. 0 if the pool is empty.
+        classes: for each class label, predicted, above_threshold, kept, total and min_confidence, the
+            smallest confidence of the kept images (None if none was kept).
     """
     names = ("label", "predicted", "above_threshold", "kept", "total", "min_confidence")
     with database(selection.path, "2GB", None) as connection:
@@ -222,9 +244,9 @@ def summary(selection: Selection) -> dict[str, Any]:
                 count(*) FILTER (repeats > 0), sum(repeats)::BIGINT, min(confidence) FILTER (repeats > 0)
             FROM {parquet([selection.path])} GROUP BY label"""
         ).fetchall()
-    found = {row[0]: row[1:] for row in rows}
+    counts = {row[0]: row[1:] for row in rows}
     classes = [
-        dict(zip(names, (label, *found.get(label, (0, 0, 0, 0, None))), strict=True))
+        dict(zip(names, (label, *counts.get(label, (0, 0, 0, 0, None))), strict=True))
         for label in range(selection.num_classes)
     ]
     images, above, kept, total = (sum(row[name] for row in classes) for name in names[1:5])

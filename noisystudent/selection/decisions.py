@@ -1,4 +1,4 @@
-"""What becomes of an image once the rule of its class is known: columns in, repeats and reasons out."""
+"""Apply the rule of a selection to images: columns of labels and confidences in, repeats and reasons out."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ REASONS = ("kept", "below_threshold", "over_quota", "below_top_fraction", "too_c
 _KEPT, _BELOW_THRESHOLD, _OVER_QUOTA, _BELOW_TOP_FRACTION, _TOO_CONFIDENT, _NOT_LOOKED_AT = map(
     np.uint8, range(len(REASONS))
 )
-_SOONER, _LATER = np.float32(-1), np.float32(2)  # than any confidence
+_BELOW_ALL, _ABOVE_ALL = np.float32(-1), np.float32(2)  # below and above any confidence
 
 
 class Images(NamedTuple):
-    """Some images as the teacher sees them.
+    """Some pool images with the label and confidence that the teacher predicted.
 
     Attributes:
-        row: (n,) int64 of the pool.
-        content_hash: (n, 2) uint64, the halves of the hash, which as numbers are in the order of the bytes.
-        label: (n,) int32.
-        confidence: (n,) float32.
+        row: (n,) int64, pool row.
+        content_hash: (n, 2) uint64, high and low half of the hash. Their order is that of the bytes.
+        label: (n,) int32, most likely class.
+        confidence: (n,) float32, its probability.
     """
 
     row: NDArray[np.int64]
@@ -33,11 +33,11 @@ class Images(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of them.
+    """Decision of a rule for each of n images.
 
     Attributes:
-        repeats: (n,) int32.
-        reason: (n,) uint8, places in `REASONS`.
+        repeats: (n,) int32, how many times the image is in the selected pool; 0 if it is not kept.
+        reason: (n,) uint8, index in `REASONS`.
     """
 
     repeats: NDArray[np.int32]
@@ -45,49 +45,59 @@ class Decision(NamedTuple):
 
 
 Decide = Callable[[Images], Decision]
+"""A rule with all its thresholds known. It decides for each image independently of the others."""
 
 
 class Mark:
-    """An image a class, in the order of falling confidence, then content hash, then row; or all, or none."""
+    """For each class, the last image that a rule includes.
 
-    def __init__(self, num_classes: int, everyone: bool) -> None:
-        self._confidence = np.full(num_classes, _SOONER if everyone else _LATER)
+    The images of a class are ordered by falling confidence, then content hash, then row. A class without a
+    mark includes all its images or none.
+
+    Args:
+        num_classes: number of classes, K.
+        include_all: True if a class without a mark includes all its images, False if it includes none.
+    """
+
+    def __init__(self, num_classes: int, include_all: bool) -> None:
+        self._confidence = np.full(num_classes, _BELOW_ALL if include_all else _ABOVE_ALL)
         self._hash = np.zeros((num_classes, 2), np.uint64)
         self._row = np.zeros(num_classes, np.int64)
 
     def put(self, label: int, confidence: float, content_hash: bytes, row: int) -> None:
-        """Mark this image of class `label`."""
+        """Make this image the mark of class `label`."""
         self._confidence[label] = confidence
         self._hash[label] = halves(content_hash)[0]
         self._row[label] = row
 
     def reached(self, images: Images) -> NDArray[np.bool_]:
-        """(n,) whether an image comes no later than the mark of its class."""
+        """(n,) True for each image that is not after the mark of its class."""
         level = self._confidence[images.label]
-        found: NDArray[np.bool_] = images.confidence > level
+        included: NDArray[np.bool_] = images.confidence > level
+        # Images of the same confidence as the mark are compared by hash and then by row.
         tied = np.flatnonzero(images.confidence == level)
         label = images.label[tied]
         high, low = images.content_hash[tied].T
         last_high, last_low = self._hash[label].T
-        sooner = (low < last_low) | (low == last_low) & (images.row[tied] <= self._row[label])
-        found[tied] = (high < last_high) | (high == last_high) & sooner
-        return found
+        low_included = (low < last_low) | (low == last_low) & (images.row[tied] <= self._row[label])
+        included[tied] = (high < last_high) | (high == last_high) & low_included
+        return included
 
 
 def halves(hashes: Any) -> NDArray[np.uint64]:
-    """(n, 2) of a buffer of n hashes of 16 bytes."""
+    """(n, 2) uint64 halves of the n hashes in a buffer of 16 n bytes. Big-endian keeps the order of bytes."""
     return np.frombuffer(hashes, ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """Strict top K.
+    """The rule of the paper: exactly the K most confident images of each class.
 
     Attributes:
-        threshold: a confidence above it may be kept.
-        base: (K,) int32, how often an eligible image of each class is trained on.
-        last: the last eligible image.
-        more: the last image that is trained on once more.
+        threshold: images must have a confidence above it.
+        base: (num_classes,) int32, repeats of an eligible image of each class.
+        last: last eligible image of each class.
+        more: last image of each class that has one repeat more.
     """
 
     threshold: float
@@ -96,7 +106,7 @@ class Paper:
     more: Mark
 
     def __call__(self, images: Images) -> Decision:
-        """The rule for some images."""
+        """Decide for some images."""
         above = images.confidence.astype(np.float64) > self.threshold
         eligible = above & self.last.reached(images)
         repeats = np.where(eligible, self.base[images.label] + self.more.reached(images), np.int32(0))
@@ -107,14 +117,14 @@ class Paper:
 
 @dataclass(frozen=True, slots=True)
 class Official:
-    """The published code's rule.
+    """The rule of the published code.
 
     Attributes:
-        lowest: the smallest confidence that may be kept, in hundredths.
-        cut: (K,) int32, the threshold of each class in hundredths.
-        base: (K,) int32, whole copies of an image.
-        chance: (K,) uint64, of one more, in units of 2^-64.
-        key: of the draws, 64 bits.
+        lowest: smallest confidence that may be kept, in hundredths.
+        cut: (num_classes,) int32, threshold of each class in hundredths.
+        base: (num_classes,) int32, repeats that every kept image has.
+        chance: (num_classes,) uint64, probability of one repeat more, in units of 2^-64.
+        key: 64 bits that select the random numbers.
     """
 
     lowest: int
@@ -124,7 +134,7 @@ class Official:
     key: int
 
     def __call__(self, images: Images) -> Decision:
-        """The rule for some images."""
+        """Decide for some images."""
         hundredths = np.floor(images.confidence.astype(np.float64) * 100)
         label = images.label
         again = draw(images.content_hash, self.key) < self.chance[label]
@@ -134,9 +144,10 @@ class Official:
 
 
 def draw(content_hash: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    """(n,) 64 random bits an image: half of its hash, uniform as it is, mixed with the key.
+    """(n,) 64 random bits for each image, a pure function of its hash and the key.
 
-    The mixing is the bijection that ends splitmix64 (Steele, Lea and Flood, OOPSLA 2014, figure 15).
+    The low half of the hash is uniformly distributed. It is mixed with the key by the bijection at the end of
+    splitmix64 (Steele, Lea and Flood, OOPSLA 2014, figure 15).
     """
     bits = content_hash[:, 1] ^ np.uint64(key)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -147,24 +158,25 @@ def draw(content_hash: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class Above:
-    """Every image of a confidence above the threshold, once."""
+    """Keep every image with a confidence above the threshold, once."""
 
     threshold: float
 
     def __call__(self, images: Images) -> Decision:
-        """The rule for some images."""
+        """Decide for some images."""
         kept = images.confidence.astype(np.float64) > self.threshold
         return Decision(kept.astype(np.int32), np.where(kept, _KEPT, _BELOW_THRESHOLD))
 
 
 @dataclass(frozen=True, slots=True)
 class Among:
-    """A rule for the images it may choose from.
+    """Another rule, restricted to a part of the images.
 
     Attributes:
-        decide: the rule.
-        highest: confidences above it are out.
-        share: of all images, those whose hashes begin with the smallest numbers.
+        decide: the other rule.
+        highest: images with a confidence above it are not kept.
+        share: share of the pool that may be kept: the images with the smallest hashes, which are a random
+            sample that does not depend on the seed.
     """
 
     decide: Decide
@@ -172,21 +184,21 @@ class Among:
     share: float
 
     def __call__(self, images: Images) -> Decision:
-        """The rule for some images."""
-        unseen = images.content_hash[:, 0] >= np.uint64(first_unseen(self.share))
-        if self.share == 1.0:
-            unseen[:] = False
-        out = unseen | (images.confidence.astype(np.float64) > self.highest)
+        """Decide for some images."""
+        outside = images.content_hash[:, 0] >= np.uint64(first_outside(self.share))
+        if self.share == 1.0:  # the bound would have to be 2^64, which is no uint64
+            outside[:] = False
+        excluded = outside | (images.confidence.astype(np.float64) > self.highest)
         repeats, reason = self.decide(images)
-        why = np.where(unseen, _NOT_LOOKED_AT, _TOO_CONFIDENT)
-        return Decision(np.where(out, np.int32(0), repeats), np.where(out, why, reason))
+        why = np.where(outside, _NOT_LOOKED_AT, _TOO_CONFIDENT)
+        return Decision(np.where(excluded, np.int32(0), repeats), np.where(excluded, why, reason))
 
 
-def first_unseen(share: float) -> int:
-    """The first 8 bytes of the smallest hash that is not among this share of all, as a number."""
+def first_outside(share: float) -> int:
+    """First 8 bytes, as a number, of the smallest hash that is outside this share of the pool."""
     return min(int(share * 2**64), 2**64 - 1)
 
 
 def everything(images: Images) -> Decision:
-    """Every image once."""
+    """Keep every image, once."""
     return Decision(np.ones(len(images.row), np.int32), np.full(len(images.row), _KEPT))

@@ -1,8 +1,8 @@
-"""The rules of selection: the paper's, the published code's, all, and earlier images under new labels.
+"""The rules of selection: paper, official, threshold and all, and the reassignment of an earlier selection.
 
-A confidence is the real number its float32 stands for. `paper` compares it with the float64 threshold;
-`official` with k/100, exactly, since float32 x 100 has no rounding error in float64. Images of equal
-confidence are ranked by content hash; those equal in that too are the same image, whose first row leads.
+A confidence is the exact value of its float32. `paper` compares it with the float64 threshold. `official`
+compares it with k/100, exactly, because float32 x 100 has no rounding error in float64. Images of equal
+confidence are ranked by content hash. Images with the same hash are copies; the first row comes first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from noisystudent.selection.decisions import (
     Official,
     Paper,
     everything,
-    first_unseen,
+    first_outside,
 )
 from noisystudent.selection.ranking import count_classes, images_at
 
@@ -42,31 +42,41 @@ def select(
     memory_limit: str = "2GB",
     threads: int | None = None,
 ) -> Selection:
-    """Decide how often each pool image is trained on, and say why; nothing kept is not an error.
+    """Decide for each pool image how often a student is trained on it, with the reason.
 
-    paper: confidence above the threshold; per predicted class the K most confident; smaller classes repeated
-    evenly to exactly K, the most confident once more than the others (arXiv 1911.04252 §3.1).
-    official: the published filter_unlabel.py: a threshold in steps of 0.01 per class, above which every image
-    has K / n copies, stochastically rounded; here the draw is a pure function of (seed, content hash).
-    threshold: every image above the threshold once. all: every image once.
-    Images above max_confidence, or outside pool_fraction, are out before any of this.
-    With per_class None, K is the mean number of candidates of the classes that have any.
+    The modes, where K is `per_class`, or if that is None the mean number of candidates of the classes with
+    candidates:
+
+    - paper (arXiv 1911.04252 §3.1): of the images above the threshold, the K most confident of each predicted
+      class. Smaller classes are repeated evenly to exactly K, the most confident images once more.
+    - official (the published filter_unlabel.py): each class has its own threshold, a multiple of 0.01, with n
+      images at or above it. Each of these has K / n copies, rounded at random. Here the random number is a
+      pure function of (seed, content hash).
+    - threshold: every image above the threshold, once.
+    - all: every image, once.
+
+    Images above max_confidence or outside pool_fraction are removed before that. It is not an error if no
+    image is kept.
 
     Args:
-        labels: what the teacher said.
-        config: mode, threshold, per_class, duplicate, top_fraction (paper mode only).
-        seed: of the stochastic rounding.
-        out: the Parquet file to write.
-        memory_limit: of DuckDB; it spills beside `out`.
-        threads: of DuckDB. None: one a core.
+        labels: pseudo-labels of the teacher.
+        config: the fields of `selection`. top_fraction is for mode paper only.
+        seed: seed of the random rounding in mode official.
+        out: Parquet file to write.
+        memory_limit: of DuckDB, which writes larger data to a folder beside `out`.
+        threads: of DuckDB. None: one for each core.
+
+    Returns:
+        The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction in another mode than paper.
-        RunError: no pseudo-labels, or they cannot be read; memory or disk is full.
+        InputError: top_fraction is given, but the mode is not paper.
+        RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
     if config.top_fraction is not None and config.mode != "paper":
         raise InputError(
-            f"selection.top_fraction is {config.top_fraction} in mode {config.mode}; it needs mode paper"
+            f"selection.top_fraction is {config.top_fraction}, but selection.mode is {config.mode};"
+            " it must be paper"
         )
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
@@ -94,12 +104,13 @@ def _rule(
 
 
 def _condition(config: SelectionConfig) -> str:
-    """What `Among` lets in, in SQL; with an exponent DuckDB reads a double, not a decimal."""
-    said = f"confidence::DOUBLE <= {config.max_confidence:.17e}"
+    """SQL condition for the images that `Among` does not exclude."""
+    # DuckDB reads a number with an exponent as a double, and one without as a decimal.
+    condition = f"confidence::DOUBLE <= {config.max_confidence:.17e}"
     if config.pool_fraction < 1.0:
-        bound = "".join(f"\\x{byte:02X}" for byte in first_unseen(config.pool_fraction).to_bytes(8))
-        said += f" AND content_hash < '{bound}'::BLOB"
-    return said
+        bound = "".join(f"\\x{byte:02X}" for byte in first_outside(config.pool_fraction).to_bytes(8))
+        condition += f" AND content_hash < '{bound}'::BLOB"
+    return condition
 
 
 def reassign(
@@ -110,23 +121,33 @@ def reassign(
     memory_limit: str = "2GB",
     threads: int | None = None,
 ) -> Selection:
-    """Keep the images and repeats of `previous`, under the labels and confidences of another teacher.
+    """Keep the images and repeats of `previous`, with the labels and confidences of another teacher.
 
-    Images are recognised by content hash, so a pool whose files moved still fits; of several copies of one
-    image the first keeps the decisions of the first. Classes need not stay balanced.
+    Images are matched by content hash, so files of the pool may have been moved. If the pool has copies of an
+    image, the n-th copy gets the decision of the n-th copy. The classes may no longer be balanced.
+
+    Args:
+        previous: selection of the iteration before.
+        labels: pseudo-labels of the other teacher.
+        out: Parquet file to write.
+        memory_limit, threads: see `select`.
+
+    Returns:
+        The selection in the file `out`.
 
     Raises:
-        InputError: the two are not of the same images or classes.
+        InputError: `previous` and `labels` do not have the same images and the same number of classes.
+        RunError: see `select`.
     """
     if previous.num_classes != labels.num_classes:
         raise InputError(
-            f"{previous.path} has {previous.num_classes} classes and {labels.path} has {labels.num_classes}; "
-            "give labels of the same classes"
+            f"{previous.path} has {previous.num_classes} classes, but {labels.path} has {labels.num_classes};"
+            " both must have the same classes"
         )
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
         connection.execute(f"CREATE TEMP VIEW previous AS SELECT * FROM {parquet([previous.path])}")
-        copy = "row_number() OVER (PARTITION BY content_hash ORDER BY row) AS copy"
+        copy = "row_number() OVER (PARTITION BY content_hash ORDER BY row) AS copy"  # numbers equal hashes
         connection.execute(
             f"""CREATE TEMP TABLE decided AS
             SELECT now.row, now.content_hash, now.label, now.confidence, repeats, reason::why AS reason
@@ -137,8 +158,8 @@ def reassign(
         counts = {name: _count(connection, name) for name in ("labels", "previous", "decided")}
         if len(set(counts.values())) > 1:
             raise InputError(
-                f"{labels.path} has {counts['labels']} images and {previous.path} {counts['previous']}, "
-                f"of which {counts['decided']} are the same; select again, from these labels"
+                f"{labels.path} has {counts['labels']} images and {previous.path} has {counts['previous']}, "
+                f"of which {counts['decided']} are the same; select again from these labels"
             )
         write(connection, "decided", out)
     return Selection(out, labels.num_classes)
@@ -149,7 +170,7 @@ def _count(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
 
 
 def _quota(config: SelectionConfig, candidates: list[int]) -> int:
-    """K: as configured, or the mean of the classes that have candidates, halves rounded up, at least 1."""
+    """K: `per_class`, or the mean of the candidates of classes that have any, half rounded up, at least 1."""
     present = [n for n in candidates if n]
     if config.per_class is not None:
         return config.per_class
@@ -157,17 +178,25 @@ def _quota(config: SelectionConfig, candidates: list[int]) -> int:
 
 
 def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int) -> Paper:
-    """Strict top K: per class one or two images mark where the decision changes; all compare with them."""
+    """Compute the marks of the rule `Paper`.
+
+    In the order of a class, the decision changes only after the last eligible image and after the last image
+    with one repeat more. Only these images are looked up; all others are compared with them.
+    """
     counts = count_classes(connection, config.threshold)
+    # As a fraction, 0.07 of 100 images is exactly 7. In float64 it is 7.000000000000001, and ceil gives 8.
     share = Fraction(1 if config.top_fraction is None else str(config.top_fraction))
+    # Eligible images of a class are above the threshold and within the top fraction.
     eligible = {label: min(above, math.ceil(share * images)) for label, images, above in counts}
     ends = {label: n for label, _, above in counts if (n := eligible[label]) < above}
+    # `ends` has only the classes in which the top fraction is the stricter limit. In all others the threshold
+    # alone decides, and no image has to be looked up.
     base, extra = _copies(config, eligible, num_classes)
-    last, more = Mark(num_classes, everyone=True), Mark(num_classes, everyone=False)
-    places = {place for asked in (ends, extra) for place in asked.items() if place[1]}
-    for image in images_at(connection, places):
-        for mark, asked in ((last, ends), (more, extra)):
-            if asked.get(image.label) == image.place:
+    last, more = Mark(num_classes, include_all=True), Mark(num_classes, include_all=False)
+    marks = ((last, ends), (more, extra))
+    for image in images_at(connection, {item for _, places in marks for item in places.items() if item[1]}):
+        for mark, places in marks:
+            if places.get(image.label) == image.place:
                 mark.put(image.label, image.confidence, image.content_hash, image.row)
     return Paper(config.threshold, base, last, more)
 
@@ -175,11 +204,16 @@ def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_c
 def _copies(
     config: SelectionConfig, eligible: dict[int, int], num_classes: int
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
-    """(num_classes,) how often an eligible image is trained on, and how many of its class once more."""
+    """Repeats of the eligible images of each class.
+
+    Returns:
+        (num_classes,) repeats that every eligible image of the class has, and label -> number of images, from
+        the most confident one on, that have one repeat more.
+    """
     quota = _quota(config, list(eligible.values()))
     base, extra = np.ones(num_classes, np.int32), dict.fromkeys(eligible, 0)
     for label, n in eligible.items():
-        if n > quota:
+        if n > quota:  # none by default, and one more for the first `quota` images
             base[label], extra[label] = 0, quota
         elif n and config.duplicate:
             base[label], extra[label] = divmod(quota, n)
@@ -189,8 +223,12 @@ def _copies(
 def _official(
     connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int, seed: int
 ) -> Official:
-    """A class's threshold is the highest k/100 with K images at or above it; the rounding is seeded."""
+    """Compute thresholds and copies of the rule `Official`.
+
+    The threshold of a class is the highest k/100 with at least K images at or above it.
+    """
     lowest = round(config.threshold * 100)
+    # Confidences are counted in bins of 0.01, so that no image is read one by one.
     bins = connection.execute(
         f"""SELECT label, floor(confidence::DOUBLE * 100)::INTEGER AS bin, count(*)
         FROM candidates WHERE bin >= {lowest} GROUP BY label, bin ORDER BY label, bin DESC"""
@@ -202,6 +240,7 @@ def _official(
     cut = np.full(num_classes, np.iinfo(np.int32).max, np.int32)
     base, chance = np.zeros(num_classes, np.int32), np.zeros(num_classes, np.uint64)
     for label, (lowest_bin, n) in _cuts(bins, quota).items():
+        # Without duplicates an image has at most one copy. Fractions keep the probability exact.
         copies = min(Fraction(quota, n), Fraction(quota if config.duplicate else 1))
         cut[label], base[label] = lowest_bin, math.floor(copies)
         chance[label] = math.floor((copies - math.floor(copies)) * 2**64)
@@ -209,10 +248,13 @@ def _official(
 
 
 def _cuts(bins: list[tuple[int, int, int]], quota: int) -> dict[int, tuple[int, int]]:
-    """(label, bin, count) by falling bin -> {label: (threshold in hundredths, images at or above it)}."""
+    """(label, bin, count) rows by falling bin -> label -> (threshold in hundredths, images at or above it).
+
+    A class with fewer than `quota` images gets its lowest bin with images, which keeps all of them.
+    """
     cuts: dict[int, tuple[int, int]] = {}
     for label, bin_, count in bins:
         _, above = cuts.get(label, (bin_, 0))
         if above < quota:
             cuts[label] = (bin_, above + count)
-    return cuts  # short of the quota: its lowest occupied bin, which keeps the same images as the lowest bin
+    return cuts

@@ -1,101 +1,105 @@
-"""The algorithm, readable as Algorithm 1 of Xie et al. (CVPR 2020): the only place where all parts meet."""
+"""Noisy Student self-training, Algorithm 1 of Xie et al. (CVPR 2020), as a sequence of stages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from noisystudent import rundir
 from noisystudent.config import Config
+from noisystudent.console import Logged, Progress
+from noisystudent.data.listing import list_sets
 from noisystudent.data.prepare import open_dataset, prepare
-from noisystudent.data.sources import Sources, listing_fingerprint
+from noisystudent.data.sources import Sources, listing_fingerprint, open_sources
 from noisystudent.errors import RunError
-from noisystudent.graph import Iteration, build_graph
-from noisystudent.rundir import lock
-from noisystudent.runtime import StopFlag, Voice, resolve_device
-from noisystudent.self_training import environment, judgement, pool
+from noisystudent.run.files import read_json, remove
+from noisystudent.run.graph import Graph, Iteration, build_graph, require_lengths
+from noisystudent.run.lock import lock
+from noisystudent.run.rundir import DataDir, ModelDir, RunDir
+from noisystudent.run.stages import Stage, run_stage, supersede
+from noisystudent.runtime import resolve_device
+from noisystudent.self_training import environment, pool
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.learner import WEIGHTS, Lesson
-from noisystudent.self_training.teaching import finetune, pretrain, teach
-from noisystudent.stages import Stage, run_stage, supersede
+from noisystudent.self_training.judge import judge
+from noisystudent.self_training.train_stage import finetune_model, pretrain_model, train_model
+from noisystudent.self_training.training import Training
 
 __all__ = ["audit", "self_train"]
 
 _SETS = ("labeled", "val", "test", "pool")
 
 
-def self_train(config: Config, sources: Sources, run: Path, *, stop: StopFlag, voice: Voice) -> None:
-    """Teacher → pseudo-labels → selection → noised student, again and again; then the verdict; all in `run`.
+def self_train(
+    config: Config, out: Path, *, sources: Sources | None = None, progress: Progress | None = None
+) -> None:
+    """Train a teacher and then all students of `config`, evaluate them, and write everything into `out`.
 
-    Running it again on the same directory redoes only what changed, and resumes what was interrupted.
+    Each iteration labels the pool with the teacher, selects pool images, and trains a student with noise. The
+    student is the next teacher. Another call on the same directory skips finished stages, resumes an
+    interrupted stage, and repeats the stages whose inputs have changed.
+
+    Args:
+        config: configuration of the run.
+        out: run directory; made if it does not exist.
+        sources: labelled images, pool, val and test; None: those that `config.data` names.
+        progress: receives lines and progress, and stops the run. None: nothing is printed.
 
     Raises:
-        InputError: bad images, or `run` is in use.
-        RunError: a teacher at chance level, a collapsed student, a full disk.
-        Stopped: a signal came; run again to go on.
+        InputError: the images cannot be used, or `out` is in use or holds other files.
+        RunError: a teacher is at chance level, a model has collapsed to few classes, or the disk is full.
+        Stopped: a signal was received. Another call resumes the run.
     """
-    with lock(run):
-        context = _prepare(config, sources, run, stop, voice)
+    with lock(out):
+        opened = open_sources(config.data) if sources is None else sources
+        context = _prepare(config, opened, RunDir(out), progress or Progress())
         graph = context.graph
-        _put_away(context)
+        _supersede_removed(context)
+        # §3.1: a smaller model (EfficientNet-B0) filters the pool in place of the teacher.
         if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
-            filtering = context.lesson(config.filter, graph.filter.path, "filter")
-            teach(context, graph.filter, filtering)
+            filtering = context.training(config.filter, ModelDir(graph.filter.path), "filter")
+            train_model(context, graph.filter, filtering)
             pool.label(context, graph.filter_labels, [filtering], config.students[0].pseudo_label)
         teachers = _first_teachers(context)
         before: Iteration | None = None
-        for turn in graph.iterations:
-            pool.label(context, turn.labels, teachers, turn.config.pseudo_label)
-            pool.select(context, turn, before)
-            student = pool.student(context, turn, teachers[0])
-            teach(context, turn.student.training, student, partial(pool.study, context, turn, teachers))
-            student = finetune(context, turn.student, student)
-            if turn.control is not None:
-                control = pool.control(context, turn, teachers[0])
-                teach(context, turn.control.training, control)
-                finetune(context, turn.control, control)
-            teachers, before = [student], turn
-        judgement.judge(context)
+        # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
+        for iteration in graph.iterations:
+            pool.label(context, iteration.labels, teachers, iteration.config.pseudo_label)
+            pool.select_images(context, iteration, before)
+            student = pool.student(context, iteration, teachers)
+            train_model(context, iteration.student.training, student)
+            student = finetune_model(context, iteration.student, student)
+            # Not in the paper: the same training on the labelled images alone shows what the pool adds.
+            if iteration.control is not None:
+                control = pool.control(context, iteration, teachers[0])
+                train_model(context, iteration.control.training, control)
+                finetune_model(context, iteration.control, control)
+            teachers, before = [student], iteration
+        judge(context)
 
 
-def _put_away(context: Context) -> None:
-    """Second trainings and controls that are not asked for any more, lest they pass for the run's."""
-    asked_for = {stage.path for stage in context.graph.stages()}
-    for pattern in (f"iteration-*/*/{rundir.FINETUNE}", "iteration-*/control"):
-        for path in sorted(context.run.glob(pattern)):
-            if path not in asked_for and (path / "stage.json").is_file():
-                gone = Stage(rundir.read_json(path / "stage.json")["name"], path, "", {})
-                context.voice.say(f"{gone.name}: not asked for any more; kept in {supersede(gone)}")
+def audit(config: Config, sources: Sources, out: Path, *, progress: Progress | None = None) -> list[str]:
+    """Scan every image without training, and write manifest.parquet, ledger.csv and leaks.csv into `out`.
 
+    Args:
+        config: its `data` and `seed` are used.
+        sources: labelled images, pool, val and test.
+        out: folder for the files; made if it does not exist.
+        progress: receives the progress, and stops the scan. None: nothing is printed.
 
-def _first_teachers(context: Context) -> list[Lesson]:
-    """One, or several alike but for their seed, which start from the pretrained weights if there are any."""
-    graph, config = context.graph, context.config
-    initial = None
-    if graph.pretraining is not None and config.pretrain is not None:
-        pretraining = context.tagged(config.pretrain, graph.pretraining.path)
-        pretrain(context, graph.pretraining, pretraining)
-        initial = pretraining.folder / WEIGHTS
-    found = []
-    for number, model in enumerate((graph.teacher, *graph.companions), start=1):
-        stream = "iteration-0" if number == 1 else f"iteration-0/{number}"
-        lesson = context.lesson(config.teacher, model.training.path, stream)
-        lesson = replace(lesson, initial=initial, new_head=initial is not None)
-        teach(context, model.training, lesson)
-        found.append(finetune(context, model, lesson))
-    return found
+    Returns:
+        Lines of text: notes, images in each set, labels in each class, and the paths of the lists of
+            unreadable files, duplicates and leaks.
 
-
-def audit(config: Config, sources: Sources, out: Path, *, stop: StopFlag, voice: Voice) -> list[str]:
-    """Scan every image and say what is there: counts, unreadable files, duplicates, leaks. Trains nothing.
-
-    `out` receives manifest.parquet, ledger.csv and leaks.csv.
+    Raises:
+        InputError: the images cannot be used, or `out` is in use or holds other files.
+        RunError: too many images are unreadable, or the disk is full.
+        Stopped: a signal was received.
     """
+    progress, data = progress or Progress(), DataDir(out)
     with lock(out, "check"):
-        dataset = prepare(config.data, sources, out, config.seed, stop, progress=voice.progress)
+        prepare(config.data, sources, data, config.seed, progress)
+        dataset = open_dataset(data, config.data, sources)
     lines = [*dataset.notes]
     for name in _SETS:
         images = getattr(dataset, name)
@@ -103,24 +107,79 @@ def audit(config: Config, sources: Sources, out: Path, *, stop: StopFlag, voice:
             lines.append(f"{name}: {len(images):,} images")
     counts = np.bincount(dataset.labeled.labels, minlength=len(dataset.classes))
     lines += [f"  {name}: {count:,} labels" for name, count in zip(dataset.classes, counts, strict=True)]
-    return [*lines, f"unreadable: {out / 'ledger.csv'}", f"duplicates and leaks: {out / 'leaks.csv'}"]
+    return [*lines, f"unreadable: {data.ledger}", f"duplicates and leaks: {data.leaks}"]
 
 
-def _prepare(config: Config, sources: Sources, run: Path, stop: StopFlag, voice: Voice) -> Context:
-    graph = build_graph(config, listing_fingerprint(sources), run)
+def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Context:
+    progress = Logged(progress, run.log)
+    progress.say(f"run: {run.path}")
+    require_lengths(config)  # before the scan, which can take hours
     environment.describe(run, config)
-
-    def scan() -> None:
-        prepare(config.data, sources, graph.data.path, config.seed, stop, progress=voice.progress)
-
-    run_stage(graph.data, scan, voice.say)
-    dataset = open_dataset(graph.data.path, config.data, sources)
+    graph = _scan(config, sources, run, progress)
+    dataset = open_dataset(run.data, config.data, sources)
     for note in dataset.notes:
-        voice.say(f"note: {note}")
+        progress.say(f"note: {note}")
     if len(dataset.labeled) == 0:
-        raise RunError("no labelled image is left to train on")
+        raise RunError("no labelled image is left to train on; add images to data.labeled")
     device = resolve_device(config.device)
     dataset = dataset.to_device(device)
-    return Context(
-        config=config, run=run, graph=graph, dataset=dataset, device=device, stop=stop, voice=voice
-    )
+    return Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
+
+
+def _scan(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Graph:
+    """List and scan the images unless this was done, and return the graph of stages."""
+    data = run.data
+    remove(data.listings)  # a killed run may have left them
+    try:
+        # One walk over the folders gives the listings of a first scan and their fingerprint.
+        first = not data.dataset.is_file()
+        listings = list_sets(sources, data.listings, config.data, progress) if first else None
+        graph = build_graph(config, listing_fingerprint(sources), run)
+
+        def work() -> None:
+            prepare(config.data, sources, data, config.seed, progress, listings=listings)
+
+        run_stage(graph.data, work, progress)
+    finally:
+        remove(data.listings)
+    return graph
+
+
+def _supersede_removed(context: Context) -> None:
+    """Move fine-tunings and controls that the configuration no longer has to `superseded/`.
+
+    Other commands would use the files of a fine-tuning if they were left in place.
+    """
+    configured = {stage.path for stage in context.graph.stages()}
+    for iteration in context.run.iterations():
+        finetunings = [ModelDir(folder).finetune.path for folder in sorted(iteration.path.glob("*"))]
+        for path in (*finetunings, iteration.model("control").path):
+            if path not in configured and ModelDir(path).record.is_file():
+                # Its inputs are unknown here; to move a stage, its name and path are enough.
+                removed = Stage(read_json(ModelDir(path).record)["name"], path, "", {})
+                context.progress.say(
+                    f"{removed.name}: not in the configuration any more; kept in {supersede(removed)}"
+                )
+
+
+def _first_teachers(context: Context) -> list[Training]:
+    """Train the first teacher, or several that differ only in their seed, and return their trainings.
+
+    They start from the weights of the pretraining if one is configured.
+    """
+    graph, config = context.graph, context.config
+    initial = None
+    if graph.pretraining is not None and config.pretrain is not None:
+        pretraining = context.on_pool_folders(config.pretrain, ModelDir(graph.pretraining.path))
+        pretrain_model(context, graph.pretraining, pretraining)
+        initial = pretraining.folder
+    teachers = []
+    for number, model in enumerate((graph.teacher, *graph.companions), start=1):
+        # The first teacher has the same seed with and without an ensemble.
+        stream = "iteration-0" if number == 1 else f"iteration-0/{number}"
+        training = context.training(config.teacher, ModelDir(model.training.path), stream)
+        # The pretraining has other classes, so its classifier cannot be used.
+        training = replace(training, initial=initial, new_head=initial is not None)
+        train_model(context, model.training, training)
+        teachers.append(finetune_model(context, model, training))
+    return teachers

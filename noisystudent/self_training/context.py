@@ -1,66 +1,91 @@
-"""What every stage of one run shares."""
+"""Objects that all stages of a run share: configuration, run directory, images and device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from noisystudent.config import Config, LearnerConfig, StudentConfig
+from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.console import Progress
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError
-from noisystudent.graph import Graph
-from noisystudent.runtime import StopFlag, Voice, torch_seed
-from noisystudent.self_training.learner import Lesson
+from noisystudent.run.graph import Graph, Model
+from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.runtime import torch_seed
+from noisystudent.self_training.training import Training, finetuning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """The run in hand."""
+    """A run in progress.
+
+    Attributes:
+        config: configuration of the run.
+        run: run directory.
+        graph: all stages of the run.
+        dataset: images of all sets.
+        device: device that models are trained and evaluated on.
+        progress: receives lines and progress, and stops the run.
+    """
 
     config: Config
-    run: Path
+    run: RunDir
     graph: Graph
     dataset: Dataset
     device: torch.device
-    stop: StopFlag
-    voice: Voice
+    progress: Progress
 
-    @property
-    def workers(self) -> int:
-        """Decoding processes."""
-        return worker_count(self.config.data.workers)
+    def training(self, learner: LearnerConfig, folder: ModelDir, stream: str) -> Training:
+        """Return a training without pool images.
 
-    def lesson(self, learner: LearnerConfig, folder: Path, stream: str) -> Lesson:
-        """A training without pool images; `stream` names what is random in it.
+        A student and its control have the same stream, `iteration-<number>`, so they get the same noise and
+        the same order of labelled images.
 
-        A student and its control have one stream, `iteration-<number>`, hence the same noise and order.
+        Args:
+            learner: network, input noise and settings of the training.
+            folder: output folder.
+            stream: name that the seed of the training is derived from, together with the seed of the run.
         """
-        ratio = learner.unlabeled_ratio if isinstance(learner, StudentConfig) else 0
-        return Lesson(
+        return Training(
             learner=learner,
             dataset=self.dataset,
             folder=folder,
             seed=torch_seed(self.config.seed, stream),
             resolution=learner.model.resolution or self.config.data.resolution,
             device=self.device,
-            workers=self.workers,
-            ratio=ratio,
-            scored=self.config.evaluate.batch_size,
+            workers=worker_count(self.config.data.workers),
+            # A control has the ratio too: its batches are as large as those of its student.
+            ratio=learner.unlabeled_ratio if isinstance(learner, StudentConfig) else 0,
+            evaluation=self.config.evaluate,
         )
 
-    def tagged(self, learner: LearnerConfig, folder: Path) -> Lesson:
-        """A training on the pool under the names of its folders; nothing of it is compared with val.
+    def on_pool_folders(self, learner: LearnerConfig, folder: ModelDir) -> Training:
+        """Return a training that predicts the folder names of the pool images.
+
+        It is not evaluated on val, because folder names are other classes than those of val.
 
         Raises:
-            InputError: the pool has fewer than two such names.
+            InputError: the pool has fewer than two folder names.
         """
-        pool, tags = self.dataset.pool, self.dataset.tags
-        if len(tags) < 2:
-            raise InputError(f"pretrain needs a pool in two or more named folders; this one has {len(tags)}")
-        named = replace(pool.subset(np.flatnonzero(pool.labels >= 0)), classes=tags)
-        dataset = replace(self.dataset, classes=tags, labeled=named)
-        return replace(self.lesson(learner, folder, "pretraining"), dataset=dataset, looks=False)
+        pool, names = self.dataset.pool, self.dataset.tags
+        if len(names) < 2:
+            raise InputError(f"pretrain needs a pool in two or more named folders; this one has {len(names)}")
+        # Images without a folder name have the label -1.
+        labeled = replace(pool.subset(np.flatnonzero(pool.labels >= 0)), classes=names)
+        dataset = replace(self.dataset, classes=names, labeled=labeled)
+        return replace(self.training(learner, folder, "pretraining"), dataset=dataset, curve=False)
+
+    def trainings(self, model: Model) -> tuple[Training, Training]:
+        """Return the first and the last training of a model; they are the same object without fine-tuning."""
+        students = self.config.students
+        config = self.config.teacher if model.role == "teacher" else students[model.iteration - 1]
+        first = self.training(config, ModelDir(model.training.path), f"iteration-{model.iteration}")
+        return first, self.last_training(first, model)
+
+    def last_training(self, first: Training, model: Model) -> Training:
+        """Return the fine-tuning of a model if it has one, otherwise `first`."""
+        config = first.learner.finetune if isinstance(first.learner, TeacherConfig) else None
+        return first if model.finetuning is None or config is None else finetuning(first, config)

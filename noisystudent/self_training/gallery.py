@@ -1,4 +1,4 @@
-"""A look into the pool: per class, images from the most to the least confident pseudo-label."""
+"""Thumbnails of pool images for the report: some of each class, from high to low confidence."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from PIL import Image
 from noisystudent.data.prepare import Dataset
 from noisystudent.records import Selection
 
+# These bounds keep gallery.json and the report at a few MB: at most 1,400 thumbnails.
 _PER_CLASS = 14
 _MOST_CLASSES = 100
-_MOST_PIXELS = 96
+_MOST_PIXELS = 96  # side of a thumbnail
 
 
-def pictures(dataset: Dataset, selection: Selection, with_truth: bool) -> list[dict[str, Any]]:
-    """For each class, up to 14 thumbnails at evenly spaced ranks of confidence, kept or not.
+def thumbnails(dataset: Dataset, selection: Selection, with_truth: bool) -> list[dict[str, Any]]:
+    """Return up to 14 thumbnails for each of the first 100 classes, at evenly spaced ranks of confidence.
+
+    Images that were not selected are included.
+
+    Args:
+        dataset: its pool and classes are used.
+        selection: pseudo-label, confidence and repeats of each pool image.
+        with_truth: include the true class of each image.
 
     Returns:
-        A row a class: {class, images: [{id, confidence, kept, truth or None, jpeg in base64}]}.
+        One dict per class: {"class": name, "images": [{"id", "confidence", "kept", "truth", "jpeg"}]}. The
+            truth is a class name or None, the JPEG is in base64.
     """
-    # (label, row, confidence, kept) at ranks 1 … n, evenly spaced; n ranks give every image of a small class.
+    # Rows (label, pool row, confidence, kept). A rank is taken where rank * 13 / (n - 1) reaches the next
+    # whole number; a class of at most 14 images gives all. content_hash orders equal confidences.
     query = """
         WITH ranked AS (
             SELECT label, row, confidence, repeats > 0 AS kept, count(*) OVER (PARTITION BY label) AS n,
@@ -35,19 +45,20 @@ def pictures(dataset: Dataset, selection: Selection, with_truth: bool) -> list[d
         ORDER BY label, rank"""
     with duckdb.connect() as connection:
         connection.execute("SET enable_progress_bar = false")
-        found = connection.execute(query, [str(selection.path), _MOST_CLASSES, _PER_CLASS]).fetchall()
-    shown: dict[int, list[dict[str, Any]]] = {
+        rows = connection.execute(query, [str(selection.path), _MOST_CLASSES, _PER_CLASS]).fetchall()
+    thumbnails: dict[int, list[dict[str, Any]]] = {
         label: [] for label in range(min(len(dataset.classes), _MOST_CLASSES))
     }
-    for label, row, confidence, kept in found:
-        shown[label].append(_picture(dataset, row, confidence, kept, with_truth))
-    return [{"class": dataset.classes[label], "images": images} for label, images in shown.items()]
+    for label, row, confidence, kept in rows:
+        thumbnails[label].append(_thumbnail(dataset, row, confidence, kept, with_truth))
+    return [{"class": dataset.classes[label], "images": images} for label, images in thumbnails.items()]
 
 
-def _picture(dataset: Dataset, row: int, confidence: float, kept: bool, with_truth: bool) -> dict[str, Any]:
+def _thumbnail(dataset: Dataset, row: int, confidence: float, kept: bool, with_truth: bool) -> dict[str, Any]:
     pool = dataset.pool
     at = np.array([row], dtype=np.int64)
     truth = int(pool.truth[row]) if with_truth else -1
+    # Never enlarged. `fetch` with no box gives the clean centre view.
     side = min(int(pool.view_sizes(at).min()), _MOST_PIXELS)
     pixels = pool.fetch(at, side, None)[0].permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()

@@ -1,178 +1,212 @@
-"""The unlabelled pool: labelled by the teacher, selected from, and handed to the student."""
+"""Stages of the pool: labelling by the teacher, selection, and the training of the student."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from noisystudent import rundir
 from noisystudent.config import PseudoLabelConfig
-from noisystudent.data.loader import Chosen, Speaker
-from noisystudent.graph import Iteration
-from noisystudent.models.registry import Classifier
-from noisystudent.pseudo_label import averaged, label_images, labeler, read_targets
+from noisystudent.data.loader import OnlineTeacher, SelectedPool
+from noisystudent.inference.predictor import Predictor
+from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
-from noisystudent.selection import chosen, reassign
-from noisystudent.selection import select as select_images
+from noisystudent.run.files import atomic
+from noisystudent.run.graph import Iteration
+from noisystudent.run.rundir import ModelDir
+from noisystudent.run.stages import Stage, run_stage
+from noisystudent.selection import reassign, select, selected_rows
 from noisystudent.selection import summary as selection_summary
-from noisystudent.self_training import gallery, learner
+from noisystudent.self_training import gallery
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.learner import Lesson
-from noisystudent.stages import Stage, run_stage
-
-TARGETS = "targets.npy"  # in a student's folder while it learns
+from noisystudent.self_training.training import Training, averaged_predictor, noised_views
 
 
-def label(context: Context, stage: Stage, teachers: Sequence[Lesson], config: PseudoLabelConfig) -> None:
-    """Let the noise-free teacher label every image of the pool, at its own resolution, from clean views.
+def label(context: Context, stage: Stage, teachers: Sequence[Training], config: PseudoLabelConfig) -> None:
+    """Label every pool image, unless this was done: clean views at the teacher's resolution, no noise.
 
-    Several teachers, alike but for their seed, answer as one.
+    Args:
+        context: the run.
+        stage: stage of the labelling; its folder receives the pseudo-labels.
+        teachers: finished trainings that differ only in their seed. Their probabilities are averaged.
+        config: settings of the labelling. `config.noise` adds the noise of the first teacher's training.
+
+    Raises:
+        RunError: the logits are not finite, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
     """
     pool = context.dataset.pool
 
     def work() -> None:
-        models = [learner.load(teacher) for teacher in teachers]
-        predicts = [
-            _asked(context, model, teacher, config.batch_size)
-            for model, teacher in zip(models, teachers, strict=True)
-        ]
-        views = (
-            learner.noised_views(models, teachers[0], pool)
-            if config.noise
-            else learner.pool_views(teachers[0], pool)
-        )
+        predictor = _with_transforms(averaged_predictor(teachers), config)
+        views = partial(predictor.requested_views, pool)
+        if config.noise:
+            views = partial(noised_views, teachers[0], predictor, pool)
+        # Compiling takes a minute or more; `compiled` does it only for a large pool.
+        if teachers[0].learner.train.execution != "eager":
+            predictor = predictor.compiled(len(pool), config.batch_size, context.progress)
         label_images(
-            averaged(predicts, flip=config.flip, scales=config.scales),
+            predictor,
             views,
             pool.ids,
             pool.content_hash,
             num_classes=len(context.dataset.classes),
             config=config,
             out=stage.path,
-            stop=context.stop,
-            progress=lambda done, total: context.voice.progress(stage.name, done, total),
+            task=stage.name,
+            progress=context.progress,
         )
 
-    run_stage(stage, work, context.voice.say)
+    run_stage(stage, work, context.progress)
 
 
-def _asked(context: Context, model: Classifier, teacher: Lesson, batch_size: int) -> learner.Predict:
-    answering = partial(learner.predictor, lesson=teacher)
-    if teacher.learner.train.execution == "eager":
-        return answering(model)
-    images, notify = len(context.dataset.pool), context.voice.say
-    return labeler(model, answering, images=images, batch_size=batch_size, notify=notify)
+def select_images(context: Context, iteration: Iteration, before: Iteration | None) -> None:
+    """Select pool images with confident pseudo-labels and balance the classes (§3.1), unless this was done.
 
+    Args:
+        context: the run.
+        iteration: its labels are read, and its selection is written.
+        before: the iteration before, whose images are kept if `selection.reassign` is set; None if first.
 
-def _speaker(teachers: Sequence[Lesson], config: PseudoLabelConfig) -> Speaker:
-    """Labels made in the student's step: rounded as stored ones are, so that the two are alike."""
-    predicts = [learner.predictor(learner.load(teacher), teacher) for teacher in teachers]
-    predict = averaged(predicts, flip=config.flip, scales=config.scales)
-
-    def answer(images: Tensor) -> Tensor:
-        probs = torch.softmax(predict(images) / config.temperature, dim=1).half().float()
-        return probs / probs.sum(dim=1, keepdim=True)
-
-    return Speaker(teachers[0].resolution, answer)
-
-
-def select(context: Context, turn: Iteration, before: Iteration | None) -> None:
-    """Keep what the teacher, or the filter in its place, is sure of, balanced over the classes."""
+    Raises:
+        RunError: the disk is full.
+    """
 
     def work() -> dict[str, int]:
-        _select(context, turn, before)
-        found = selection_summary(_selection(context, turn))
-        return {name: found[name] for name in ("images", "kept", "total")}
+        _select(context, iteration, before)
+        summary = selection_summary(_selection(context, iteration))
+        return {name: summary[name] for name in ("images", "kept", "total")}
 
-    _announce(context, turn, run_stage(turn.selection, work, context.voice.say) or {})
-
-
-def student(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
-    """The student's lesson, its pool images still to come: see `study`."""
-    said = turn.config.pseudo_label
-    return dataclasses.replace(
-        context.lesson(turn.config, turn.student.training.path, f"iteration-{turn.index}"),
-        joint=turn.config.joint,
-        hard=said.hard,
-        temperature=said.temperature if said.match_temperature else 1.0,
-        initial=teacher.folder / learner.WEIGHTS if turn.config.init == "teacher" else None,
-    )
+    _report_kept(context, iteration, run_stage(iteration.selection, work, context.progress) or {})
 
 
-def study(context: Context, turn: Iteration, teachers: Sequence[Lesson], lesson: Lesson) -> Lesson:
-    """The lesson with the selected pool images and the teachers' word on them, copied to its folder."""
-    rows, repeats = chosen(_selection(context, turn))
-    if len(rows) == 0:
-        return lesson
-    if turn.config.pseudo_label.on_the_fly:
-        speaker = _speaker(teachers, turn.config.pseudo_label)
-        return dataclasses.replace(lesson, chosen=Chosen(rows, repeats, speaker))
-    said = _labels(context, turn.labels.path)
-    targets = read_targets(said, rows, hard=lesson.hard, out=lesson.folder / TARGETS)
-    return dataclasses.replace(lesson, chosen=Chosen(rows, repeats, targets))
+def student(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> Training:
+    """Return the student's training on the labelled images and the selected pool images."""
+    training = _student_or_control(context, iteration, teachers[0], ModelDir(iteration.student.training.path))
+    return replace(training, read_pool=_pool_reader(context, iteration, teachers, training.folder))
 
 
-def control(context: Context, turn: Iteration, teacher: Lesson) -> Lesson:
-    """The student's twin: same network, steps, noise, images a step; but every image has a given label."""
-    folder = turn.student.training.path.with_name("control")
-    return dataclasses.replace(student(context, turn, teacher), folder=folder)
+def control(context: Context, iteration: Iteration, teacher: Training) -> Training:
+    """Return the training of the control: as the student's, but on labelled images alone.
+
+    Network, number of steps, noise and images per step are the same, so the two differ only in the pool.
+    """
+    assert iteration.control is not None
+    return _student_or_control(context, iteration, teacher, ModelDir(iteration.control.training.path))
 
 
-def _select(context: Context, turn: Iteration, before: Iteration | None) -> None:
-    labels, out = _labels(context, turn.labels.path), turn.selection.path
-    config = turn.config.selection
-    filter_labels = context.graph.filter_labels
-    if filter_labels is not None:
-        with rundir.atomic(out.with_name("filter-selection.parquet")) as first:
-            said = _labels(context, filter_labels.path)
-            kept = select_images(said, config, seed=context.config.seed, out=first)
-            reassign(kept, labels, out)
-    elif config.reassign and before is not None:
-        reassign(_selection(context, before), labels, out)
-    else:
-        select_images(labels, config, seed=context.config.seed, out=out)
-
-
-def summary(context: Context, turn: Iteration) -> dict[str, object]:
-    """What the teacher said and what was kept of it, as `evaluation.json` tells it."""
+def summary(context: Context, iteration: Iteration) -> dict[str, object]:
+    """Return statistics of the pseudo-labels and of the selection, for evaluation.json."""
     truth = context.dataset.pool.truth if context.config.data.pool_truth else None
-    selection = _selection(context, turn)
-    rows, _ = chosen(selection)
+    selection = _selection(context, iteration)
+    rows, _ = selected_rows(selection)
     kept = selection_summary(selection)
     named = [{"class": context.dataset.classes[row["label"]], **row} for row in kept["classes"]]
     return {
-        "pseudo_labels": label_summary(_labels(context, turn.labels.path), truth=truth, kept=rows),
+        "pseudo_labels": label_summary(_labels(context, iteration.labels.path), truth=truth, kept=rows),
         "selection": {**kept, "classes": named},
     }
 
 
-def pictures(context: Context, turn: Iteration) -> dict[str, object]:
-    """The gallery of the pool, as `gallery.json` tells it."""
-    shown = gallery.pictures(context.dataset, _selection(context, turn), context.config.data.pool_truth)
-    return {"classes": shown}
+def thumbnails(context: Context, iteration: Iteration) -> dict[str, object]:
+    """Return the content of gallery.json, see `gallery.thumbnails`."""
+    classes = gallery.thumbnails(
+        context.dataset, _selection(context, iteration), context.config.data.pool_truth
+    )
+    return {"classes": classes}
 
 
-def _announce(context: Context, turn: Iteration, found: Mapping[str, int]) -> None:
-    if found["kept"]:
-        share = found["kept"] / found["images"]
-        line = (
-            f"selection-{turn.index}: {found['kept']:,} of {found['images']:,} pool images kept ({share:.1%})"
-        )
+def _student_or_control(
+    context: Context, iteration: Iteration, teacher: Training, folder: ModelDir
+) -> Training:
+    """Return the training that a student and its control have in common, without pool images."""
+    config = iteration.config.pseudo_label
+    return replace(
+        context.training(iteration.config, folder, f"iteration-{iteration.index}"),
+        joint=iteration.config.joint,
+        hard=config.hard,
+        # Without `match_temperature` only the teacher's softmax has a temperature, as in the published code.
+        temperature=config.temperature if config.match_temperature else 1.0,
+        initial=teacher.folder if iteration.config.init == "teacher" else None,
+    )
+
+
+def _pool_reader(
+    context: Context, iteration: Iteration, teachers: Sequence[Training], folder: ModelDir
+) -> Callable[[], SelectedPool | None]:
+    """Return a function that reads the selection; it is called when the training starts.
+
+    The function copies the pseudo-labels of the selected images into `folder`. It returns None if no image is
+    selected.
+    """
+    config = iteration.config.pseudo_label
+
+    def read() -> SelectedPool | None:
+        rows, repeats = selected_rows(_selection(context, iteration))
+        if len(rows) == 0:
+            return None
+        if config.on_the_fly:
+            return SelectedPool(rows, repeats, _online_teacher(teachers, config))
+        labels = _labels(context, iteration.labels.path)
+        # A memory-mapped copy, in the order of `rows`: the Parquet parts have no fast access by row.
+        targets = read_targets(labels, rows, hard=config.hard, out=folder.targets)
+        return SelectedPool(rows, repeats, targets)
+
+    return read
+
+
+def _online_teacher(teachers: Sequence[Training], config: PseudoLabelConfig) -> OnlineTeacher:
+    """Return a teacher that labels the pool images of a batch during the training of the student.
+
+    Probabilities are rounded to float16 and normalised again, as stored ones are, so both give equal labels.
+    """
+    predictor = _with_transforms(averaged_predictor(teachers), config)
+
+    def probs(images: Tensor) -> Tensor:  # (B, 3, S, S) uint8 -> (B, K) float32
+        rounded = torch.softmax(predictor(images) / config.temperature, dim=1).half().float()
+        return rounded / rounded.sum(dim=1, keepdim=True)
+
+    return OnlineTeacher(predictor.resolution, probs)
+
+
+def _with_transforms(predictor: Predictor, config: PseudoLabelConfig) -> Predictor:
+    """Average the probabilities over mirrored and scaled views (data distillation, arXiv 1712.04440)."""
+    return replace(predictor, flip=config.flip, scales=config.scales)
+
+
+def _select(context: Context, iteration: Iteration, before: Iteration | None) -> None:
+    labels, out = _labels(context, iteration.labels.path), iteration.selection.path
+    config, seed = iteration.config.selection, context.config.seed
+    if context.graph.filter_labels is not None:
+        filter_labels = _labels(context, context.graph.filter_labels.path)
+        # The filter decides which images are kept and how often; the teacher gives their labels.
+        with atomic(context.run.iteration(iteration.index).filter_selection) as filtered:
+            reassign(select(filter_labels, config, seed=seed, out=filtered), labels, out)
+    elif config.reassign and before is not None:
+        reassign(_selection(context, before), labels, out)
     else:
-        why = "no pool image is above the threshold" if found["images"] else "the pool is empty"
-        line = f"warning: {why}; student {turn.index} learns from the given labels alone"
-    context.voice.say(line)
+        select(labels, config, seed=seed, out=out)
+
+
+def _report_kept(context: Context, iteration: Iteration, summary: Mapping[str, int]) -> None:
+    name = f"selection-{iteration.index}"
+    if summary["kept"]:
+        share = summary["kept"] / summary["images"]
+        line = f"{name}: {summary['kept']:,} of {summary['images']:,} pool images kept ({share:.1%})"
+    else:
+        why = "no pool image is above the threshold" if summary["images"] else "the pool is empty"
+        line = f"warning: {why}; student {iteration.index} learns from the given labels alone"
+    context.progress.say(line)
 
 
 def _labels(context: Context, path: Path) -> PseudoLabels:
     return PseudoLabels(path, len(context.dataset.classes))
 
 
-def _selection(context: Context, turn: Iteration) -> Selection:
-    return Selection(turn.selection.path, len(context.dataset.classes))
+def _selection(context: Context, iteration: Iteration) -> Selection:
+    return Selection(iteration.selection.path, len(context.dataset.classes))

@@ -1,47 +1,56 @@
-"""Every model of a run on corrupted, perturbed and attacked images of its test: columns beside accuracy."""
+"""Robustness of every model of a run: its predictions on corrupted, perturbed and attacked images."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.loader import clean_batches
-from noisystudent.evaluate import columns
-from noisystudent.evaluate.answers import Answers, load_answers, save_answers, stratified
-from noisystudent.evaluate.corruptions import Frost, find_frost
-from noisystudent.evaluate.corruptions import column as constants_column
-from noisystudent.evaluate.pictures import Pictures, generated, remembered
-from noisystudent.evaluate.stress import Plan, Subject, asked, at_once, stress
-from noisystudent.self_training import learner
+from noisystudent.evaluation.options import Options
+from noisystudent.evaluation.test_images import generate
+from noisystudent.robustness.corruptions import Frost, find_frost, nearest_side
+from noisystudent.robustness.results import Results, load_results, save_results, stratified
+from noisystudent.robustness.suite import Plan, run_tests
+from noisystudent.robustness.summary import Summary, differences, ratios, summarize
+from noisystudent.run.stages import fingerprint
+from noisystudent.runtime import batch_size_for
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.learner import Lesson
-from noisystudent.stages import fingerprint
+from noisystudent.self_training.training import Training, predictor
 
 Key = tuple[int, str]
 """(iteration, role) of a model."""
 
-Columns = dict[Key, dict[str, Any]]
+Summaries = dict[Key, Summary]
+"""Key of a model -> summary of its results."""
 
+# Largest batch size. Attacks need gradients, so they take more memory per image than predictions.
 _BATCH = 128
+# Version of robustness.npz. Increase it when a test changes, so that older results are not read.
+_FORMAT = 2
 
 
-def measure(context: Context, lessons: dict[Key, Lesson]) -> Columns:
-    """The robustness of each model on test, or val where there is none.
+def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
+    """Return the robustness of each model on test, or on val if there is no test.
 
-    What each model did is kept as `robustness.npz` beside its weights after every part of a test.
+    The results of a model are saved as robustness.npz beside its weights after each part of a test, so an
+    interrupted call loses at most one part.
+
+    Args:
+        context: the run; `evaluate.tests` lists the tests.
+        trainings: finished training of each model.
 
     Returns:
-        Of each model what `columns.column` has, and: `images`, how many; `constants`, the side whose
-        published constants were used; `frost`, whether it was done; `to_teacher`, `columns.ratios` to the
-        first teacher; `minus`, {rival: {test: `columns.difference`}} with its control and the first teacher.
+        For each model, the result of `summarize` and these keys. "images": number of images. "constants": the
+            side in pixels that the constants of the corruptions were published for. "frost": True if the
+            corruption frost was measured. "to_teacher": `ratios` to the first teacher. "minus": {name: {test:
+            `difference`}} to "control" and "teacher". Empty if no test is configured.
+
+    Raises:
+        Stopped: a signal was received. Another call resumes.
     """
     config = context.config.evaluate
     if not config.tests:
@@ -52,83 +61,67 @@ def measure(context: Context, lessons: dict[Key, Lesson]) -> Columns:
         tests=("clean", *config.tests),
         severities=config.severities,
         seed=context.config.seed,
+        ece_bins=config.ece_bins,
     )
     frost = find_frost(None if config.frost is None else Path(config.frost))
-    found: Columns = {}
-    said: dict[Key, Answers] = {}
-    for side in sorted({lesson.resolution for lesson in lessons.values()}):
-        group = {key: lesson for key, lesson in lessons.items() if lesson.resolution == side}
-        about = {"constants": constants_column(side), "frost": frost is not None, "images": len(rows)}
-        said |= (answers := _answers(context, group, images.subset(rows), plan, frost))
-        found |= {key: columns.column(own, config.level) | about for key, own in answers.items()}
-    for key, column in found.items():
+    summaries: Summaries = {}
+    results: dict[Key, Results] = {}
+    # Models of one resolution share the generated images; generating them takes longer than predicting.
+    for side in sorted({training.resolution for training in trainings.values()}):
+        group = {key: training for key, training in trainings.items() if training.resolution == side}
+        about: dict[str, Any] = {"constants": nearest_side(side), "frost": frost is not None}
+        about["images"] = len(rows)
+        own = _results(context, group, images.subset(rows), plan, frost)
+        results |= own
+        summaries |= {key: summarize(one, config.level) | about for key, one in own.items()}
+    for key, own_summary in summaries.items():
         rivals = {"control": (key[0], "control"), "teacher": (0, "teacher")}
-        column["to_teacher"] = columns.ratios(column, found[rivals["teacher"]])
-        column["minus"] = {
-            name: columns.differences(said[key], said[rival], config.level)
+        own_summary["to_teacher"] = ratios(own_summary, summaries[rivals["teacher"]])
+        own_summary["minus"] = {
+            name: differences(results[key], results[rival], config.level)
             for name, rival in rivals.items()
-            if rival in said and rival != key
+            if rival in results and rival != key
         }
-    return found
+    return summaries
 
 
-def _answers(
-    context: Context, group: dict[Key, Lesson], images: ImageSet, plan: Plan, frost: Frost | None
-) -> dict[Key, Answers]:
-    """Of models of one resolution; read back as far as they were made."""
+def _results(
+    context: Context, group: dict[Key, Training], images: ImageSet, plan: Plan, frost: Frost | None
+) -> dict[Key, Results]:
+    """Return the results of models of the same resolution; those on disk are read, the others computed."""
     side = next(iter(group.values())).resolution
-    digest = fingerprint(images.content_hash.tobytes().hex(), side, plan.seed, frost and frost.digest())
-    paths = {key: lesson.folder / "robustness.npz" for key, lesson in group.items()}
-    of_these = json.dumps([digest])
-    found = {_name(key): load_answers(path, of_these) for key, path in paths.items()}
+    # Results on disk are used only if they were computed on the same images with the same settings.
+    digest = fingerprint(
+        _FORMAT, images.content_hash.tobytes().hex(), side, plan.seed, plan.ece_bins, frost and frost.digest()
+    )
+    paths = {key: training.folder.robustness for key, training in group.items()}
+    about = json.dumps([digest])
+    results = {_name(key): load_results(path, about) for key, path in paths.items()}
 
     def save() -> None:
         for key, path in paths.items():
-            save_answers(path, found[_name(key)], of_these)
-        context.stop.check()
+            save_results(path, results[_name(key)], about)
+        context.progress.check()
 
-    stress(
-        {_name(key): _subject(lesson) for key, lesson in group.items()},
-        _pictures(images, next(iter(group.values())), plan.seed, frost),
+    models = {
+        _name(key): replace(predictor(training), batch_size=batch_size_for(side, _BATCH))
+        for key, training in group.items()
+    }
+    first = next(iter(models.values()))
+    run_tests(
+        models,
+        generate(first, images, np.arange(len(images)), Options(seed=plan.seed), frost),
         plan,
-        found,
-        save,
-        lambda done, total: context.voice.progress("robustness", done, total),
+        results,
+        save=save,
+        progress=lambda done, total: context.progress.advance("robustness", done, total),
     )
-    return {key: asked(found[_name(key)], plan) for key in group}
+    # robustness.npz may hold results of tests that are not configured any more.
+    return {
+        key: {name: values for name, values in results[_name(key)].items() if plan.includes(name)}
+        for key in group
+    }
 
 
 def _name(key: Key) -> str:
     return f"{key[1]}-{key[0]}"
-
-
-def _subject(lesson: Lesson) -> Subject:
-    model = learner.load(lesson)
-    return Subject(learner.predictor(model, lesson), model)
-
-
-def _pictures(images: ImageSet, lesson: Lesson, seed: int, frost: Frost | None) -> Pictures:
-    """Views of `images` as the model of a lesson sees them.
-
-    From 224 pixels on ImageNet-P is made of a wider view; stored squares have nothing around them to show.
-    """
-    side = lesson.resolution
-    wide = side if images.resident or side < 224 else round(side * 256 / 224)
-    rows = np.arange(len(images))
-    batch = at_once(side, _BATCH)
-    clean = remembered(partial(learner.clean_views(lesson, images, batch), rows), len(rows) * 3 * side**2)
-    wholes = partial(_wide, images, rows, wide, lesson) if wide > side else clean
-    return generated(clean, wholes, images.labels, seed=seed, frost=frost)
-
-
-def _wide(images: ImageSet, rows: NDArray[np.int64], side: int, lesson: Lesson) -> Iterator[Tensor]:
-    """The middle squares, whole."""
-    return clean_batches(
-        images,
-        rows,
-        resolution=side,
-        batch_size=at_once(side, _BATCH),
-        device=lesson.device,
-        workers=lesson.workers,
-        boxes=images.squares(rows),
-    )

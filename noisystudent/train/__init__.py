@@ -1,1 +1,1 @@
-"""How a model learns: losses, optimisers, one step, checkpoints, the loop; it is handed batches and noise."""
+"""Training of a model on given batches and noise: losses, optimisers, one step, checkpoints, the loop."""

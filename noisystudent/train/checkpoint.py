@@ -1,4 +1,4 @@
-"""Exact snapshots of a training: one folder a snapshot, in the format of torch.distributed.checkpoint."""
+"""Exact snapshots of a training: one folder for each, in the format of torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.optim import Optimizer
 
-from noisystudent import rundir
-from noisystudent.errors import RunError
+from noisystudent.errors import RunError, first_line
+from noisystudent.run import files
 from noisystudent.train.ema import Ema
 
 _SNAPSHOT = re.compile(r"step-\d{8,}")
-_UNFINISHED = re.compile(r"\.step-\d{8,}\.partial")  # named by `rundir.atomic`; a kill leaves it behind
+_UNFINISHED = re.compile(r"\.step-\d{8,}\.partial")  # name that `files.atomic` uses; a killed run leaves it
 
 
 @dataclass(slots=True)
 class TrainState:
-    """Everything that a training changes.
+    """Everything that changes during a training.
 
     Attributes:
-        model: what learns.
-        ema: its moving average.
-        optimizer: over the parameters of `model`; a snapshot holds its tensors, not its settings.
-        window: (2,) float32 on the device: sums of loss and top-1 over the steps since the log's last line.
-        logged: the step of that line.
-        decay: () float32 on the device: the average's in the step at hand; no part of a snapshot.
-        step: steps done.
+        model: model that is trained.
+        ema: moving average of `model`.
+        optimizer: optimiser of the parameters of `model`. A snapshot holds its tensors, not its settings.
+        window: (2,) float32 on the device, sums of loss and top-1 over the steps since the last log line.
+        decay: () float32 on the device, decay of the moving average in the current step. It is not part of a
+            snapshot.
+        step: number of finished steps.
+        logged: step of the last log line.
     """
 
     model: nn.Module
@@ -58,81 +59,93 @@ class TrainState:
 
 
 def latest(folder: Path) -> Path | None:
-    """The snapshot with the most steps, or None; a half-written one never bears the name."""
+    """Path of the snapshot with the most steps, or None. Unfinished snapshots have another name."""
     paths = [path for path in folder.glob("step-*") if _SNAPSHOT.fullmatch(path.name)]
     return max(paths, key=_step, default=None)
 
 
 def saved_step(folder: Path) -> int:
-    """How many steps the latest snapshot holds; 0 without one."""
+    """Number of steps of the latest snapshot; 0 if there is none."""
     snapshot = latest(folder)
     return 0 if snapshot is None else _step(snapshot)
 
 
 def _step(snapshot: Path) -> int:
+    """Step in the name of a snapshot."""
     return int(snapshot.name.removeprefix("step-"))
 
 
 def save(state: TrainState, folder: Path) -> None:
-    """Write `folder/step-XXXXXXXX` whole or not at all, then remove the snapshots before it.
+    """Write `folder/step-XXXXXXXX` completely or not at all, then remove the earlier snapshots.
 
     Raises:
-        RunError: the disk is full or cannot be written; the snapshot before is still there.
+        RunError: the disk is full or cannot be written. The earlier snapshot is still there.
     """
     path = folder / f"step-{state.step:08d}"
     _remove(folder, _UNFINISHED)
-    with rundir.atomic(path) as partial, _single_process():
+    with files.atomic(path) as partial, _single_process():
         partial.mkdir()
         try:
             contents = _contents(state, _optimizer_state(state))
             dcp_save(contents, checkpoint_id=str(partial), no_dist=True)
-        except (CheckpointException, RuntimeError) as error:  # how torch reports that it cannot write
-            raise OSError(_reason(error)) from error
+        except (CheckpointException, RuntimeError) as error:  # torch hides the OSError of a failed write
+            raise OSError(_reason(error)) from error  # `files.atomic` turns it into a RunError
+    # Only after the new snapshot is complete: a run that is killed at any time has one to resume from.
     _remove(folder, _SNAPSHOT, keep=path)
 
 
 def load(state: TrainState, path: Path) -> None:
-    """Fill `state`, made by the same configuration, from the snapshot `path`, bit for bit.
+    """Fill `state` from the snapshot `path`, bit for bit.
 
-    Tensors are read with `weights_only`, and the index, which the format pickles, may name plain records
-    only: a snapshot from a stranger cannot run code.
+    A snapshot from an unknown source cannot run code: tensors are read with `weights_only`, and the index,
+    which the format pickles, may contain plain records only.
+
+    Args:
+        state: state built from the same configuration; changed in place.
+        path: snapshot that `save` wrote.
 
     Raises:
-        RunError: `path` is unreadable, or of another model or optimiser.
+        RunError: `path` is not readable, or belongs to another model or optimiser.
     """
     saved = _index(path)
     optimizer_state = _optimizer_state(state)
-    owners = {key.rpartition(".")[0] for key in saved}
-    optimizer_state["state"] = {  # a parameter that never had a gradient has none
-        name: entry for name, entry in optimizer_state["state"].items() if f"optimizer.{name}" in owners
+    # A parameter that never had a gradient has no optimiser state in the snapshot.
+    with_state = {key.rpartition(".")[0] for key in saved}
+    optimizer_state["state"] = {
+        name: entry for name, entry in optimizer_state["state"].items() if f"optimizer.{name}" in with_state
     }
     contents = _contents(state, optimizer_state)
     _require_same(saved, contents, path)
     try:
         with _single_process():
-            dcp_load(contents, checkpoint_id=str(path), no_dist=True)  # in place
-    except (CheckpointException, Exception) as error:  # whatever a damaged file leads torch to
+            dcp_load(contents, checkpoint_id=str(path), no_dist=True)  # fills the tensors in place
+    except (CheckpointException, Exception) as error:  # a damaged file can raise any exception
         raise RunError(
-            f"cannot read the checkpoint {path} ({_reason(error)}); delete it to go on without"
+            f"cannot read the checkpoint {path} ({_reason(error)}); delete it to continue without it"
         ) from error
+    # The model, its average and the window are filled already. The optimiser needs the types it had.
     for name, entry in optimizer_state["state"].items():
         for key, value in entry.items():
-            read = contents[f"optimizer.{name}.{key}"]
-            entry[key] = read if isinstance(value, Tensor) else type(value)(read.item())
-    lenient = StateDictOptions(strict=False)
-    set_optimizer_state_dict(state.model, state.optimizer, optimizer_state, options=lenient)
+            loaded = contents[f"optimizer.{name}.{key}"]
+            entry[key] = loaded if isinstance(value, Tensor) else type(value)(loaded.item())
+    not_strict = StateDictOptions(strict=False)  # parameters without optimiser state are allowed
+    set_optimizer_state_dict(state.model, state.optimizer, optimizer_state, options=not_strict)
     state.step, state.logged = int(contents["step"]), int(contents["logged"])
 
 
 def _optimizer_state(state: TrainState) -> dict[str, Any]:
-    """`state` by parameter name, and `param_groups`; an optimiser that has not stepped gets its tensors."""
+    """Return `state` by parameter name and `param_groups` of the optimiser.
+
+    torch first creates the tensors of an optimiser that has made no step.
+    """
     return dict(get_optimizer_state_dict(state.model, state.optimizer))
 
 
 def _contents(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tensor]:
-    """Every tensor of a snapshot by name, sharing memory with `state`."""
+    """Every tensor of a snapshot by name; they share memory with `state`."""
     contents = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     contents |= {f"ema.{name}": tensor for name, tensor in state.ema.module.state_dict().items()}
+    # as_tensor, because some optimisers keep numbers such as their step count as Python numbers.
     for name, entry in optimizer_state["state"].items():
         contents |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     counts = {"step": torch.tensor(state.step), "logged": torch.tensor(state.logged)}
@@ -140,34 +153,36 @@ def _contents(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, T
 
 
 def _require_same(saved: dict[str, str], contents: dict[str, Tensor], path: Path) -> None:
-    wanted = {name: _describe(tensor.dtype, tensor.shape) for name, tensor in contents.items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        there, here = saved.get(name, "absent"), wanted.get(name, "absent")
-        if there != here:
+    """Raise unless snapshot and state have the same tensors; torch ignores additional ones."""
+    expected = {name: _describe(tensor.dtype, tensor.shape) for name, tensor in contents.items()}
+    for name in sorted(saved.keys() | expected.keys()):
+        in_snapshot, in_training = saved.get(name, "absent"), expected.get(name, "absent")
+        if in_snapshot != in_training:
             raise RunError(
-                f"the checkpoint {path} is of another training: {name} is {there} there and {here} here;"
-                " delete it to start anew"
+                f"the checkpoint {path} belongs to another training: {name} is {in_snapshot} in it and"
+                f" {in_training} in this training; delete it to start again"
             )
 
 
 def _describe(dtype: torch.dtype, shape: torch.Size) -> str:
+    """Type and shape as in error messages, such as "float32 [2, 3]"."""
     return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 
 
 def _index(path: Path) -> dict[str, str]:
-    """Name -> type and shape of every tensor in the snapshot."""
+    """Type and shape of every tensor in a snapshot by name, read without loading the tensors."""
     try:
         with (path / ".metadata").open("rb") as file:
-            metadata = _RecordsOnly(file).load()
+            metadata = _RestrictedUnpickler(file).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
+            raise pickle.UnpicklingError(f"it contains a {type(metadata).__name__}")
         entries = metadata.state_dict_metadata.items()
-        odd = [name for name, entry in entries if not isinstance(entry, TensorStorageMetadata)]
-        if odd:  # torch would unpickle it
-            raise pickle.UnpicklingError(f"{odd[0]} is not a tensor")
-    except Exception as error:  # a damaged pickle can raise anything
+        not_tensors = [name for name, entry in entries if not isinstance(entry, TensorStorageMetadata)]
+        if not_tensors:  # torch would unpickle them without a check
+            raise pickle.UnpicklingError(f"{not_tensors[0]} is not a tensor")
+    except Exception as error:  # a damaged pickle can raise any exception
         raise RunError(
-            f"cannot read the checkpoint {path} ({_reason(error)}); delete it to go on without"
+            f"cannot read the checkpoint {path} ({_reason(error)}); delete it to continue without it"
         ) from error
     return {
         name: _describe(entry.properties.dtype, entry.size)
@@ -176,8 +191,11 @@ def _index(path: Path) -> dict[str, str]:
     }
 
 
-class _RecordsOnly(pickle.Unpickler):
-    """Reads the format's index; refuses what is not a dataclass, enumeration, path, dtype or size."""
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Unpickler for the index of a snapshot; it accepts plain records only, whose classes run no code.
+
+    These are dataclasses, enumerations, paths, and torch's dtypes, layouts and sizes.
+    """
 
     _MODULES = (
         "torch",
@@ -185,44 +203,46 @@ class _RecordsOnly(pickle.Unpickler):
         "torch.distributed.checkpoint.metadata",
         "torch.distributed.checkpoint.filesystem",
         "pathlib",
-        "pathlib._local",
+        "pathlib._local",  # Python 3.13
     )
 
     def find_class(self, module: str, name: str, /) -> Any:
-        if module in self._MODULES and "." not in name:  # else not even looked up: an import runs code
-            found = super().find_class(module, name)
-            if isinstance(found, type):
-                harmless = dataclasses.is_dataclass(found) or issubclass(
-                    found, (enum.Enum, PurePath, torch.Size)
+        # The check comes before the look-up, because importing a module runs its code.
+        if module in self._MODULES and "." not in name:
+            value = super().find_class(module, name)
+            if isinstance(value, type):
+                harmless = dataclasses.is_dataclass(value) or issubclass(
+                    value, (enum.Enum, PurePath, torch.Size)
                 )
-            else:
-                harmless = isinstance(found, torch.dtype) or name == "_get_layout"
+            else:  # torch pickles its layouts as calls of _get_layout
+                harmless = isinstance(value, torch.dtype) or name == "_get_layout"
             if harmless:
-                return found
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+                return value
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 @contextmanager
 def _single_process() -> Iterator[None]:
-    """Without the note that a single process is assumed, which `no_dist` already says."""
+    """Hide torch's warning that it assumes a single process, which `no_dist` requests."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
         yield
 
 
 def _reason(error: BaseException) -> str:
-    """First line of the error that started it: torch answers a full disk with errors of its own on top."""
+    """First line of the original error: torch wraps the error of a full disk into others."""
     while True:
+        # A CheckpointException holds the errors of each rank as (error, traceback).
         failures = error.failures.values() if isinstance(error, CheckpointException) else ()
         causes = [error.__cause__, *(failure[0] for failure in failures), error.__context__]
         inner = next((cause for cause in causes if cause is not None), None)
         if inner is None:
-            text = str(getattr(error, "strerror", None) or error)
-            return text.splitlines()[0] if text else type(error).__name__
+            return getattr(error, "strerror", None) or first_line(error)
         error = inner
 
 
 def _remove(folder: Path, names: re.Pattern[str], keep: Path | None = None) -> None:
+    """Remove every entry of `folder` whose name matches, except `keep`."""
     for path in folder.glob("*") if folder.is_dir() else ():
         if names.fullmatch(path.name) and path != keep:
-            rundir.remove(path)
+            files.remove(path)

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model: the weights that validate, label and become the next teacher."""
+"""Exponential moving average of a model: these weights are evaluated and become the next teacher."""
 
 from __future__ import annotations
 
@@ -10,41 +10,44 @@ from torch import Tensor, nn
 
 
 def decay_at(step: int, decay: float) -> float:
-    """Decay of update `step` = 0, 1, …: min(decay, (1+t)/(10+t)), TensorFlow's `num_updates` warm-up."""
+    """Decay of update t = `step` = 0, 1, …: min(decay, (1+t)/(10+t)), TensorFlow's `num_updates` warm-up."""
     return min(decay, (1 + step) / (10 + step))
 
 
 def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and buffers: (floating point, others such as batch-norm counters)."""
+    """Parameters and buffers in two lists: floating point, and others such as batch-norm counters."""
     tensors = [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
 
 
 class Ema:
-    """Average of parameters and floating buffers (batch-norm statistics); other buffers are copied.
+    """Moving average of the parameters and floating-point buffers of a model; other buffers are copied.
 
     Args:
-        model: what is averaged; from now on its tensors stay where they are, and change in place.
+        model: model to average. From now on its tensors must keep their memory and change in place.
 
     Attributes:
-        module: a copy of the model on the same device, always in evaluation mode, without gradients.
+        module: copy of the model with the averaged weights, on the same device, always in evaluation mode and
+            without gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        # gathered once: to walk over a model takes longer than to average a small one
+        # The lists are made once, because iterating over a small model takes longer than averaging it.
         self._averaged, self._copied = _tensors(self.module)
         self._floating, self._counters = _tensors(model)
 
     @torch.no_grad()
     def update(self, decay: Tensor) -> None:
-        """Keep `decay` of the distance to the model: () float32 on its device, as `decay_at` says.
+        """Update the average: average = model + decay · (average - model).
 
-        A tensor, since a number would be baked into a captured CUDA graph.
+        Args:
+            decay: () float32 on the device of the model, filled with `decay_at`. It is a tensor, because a
+                captured CUDA graph would keep the first value of a number.
         """
-        if self._averaged:
+        if self._averaged:  # torch._foreach_ functions do not accept empty lists
             torch._foreach_sub_(self._averaged, self._floating)
             torch._foreach_mul_(self._averaged, decay)
             torch._foreach_add_(self._averaged, self._floating)
-        if self._copied:
+        if self._copied:  # counters cannot be averaged
             torch._foreach_copy_(self._copied, self._counters)

@@ -1,135 +1,138 @@
-"""How a step is run: kernel by kernel, compiled, or compiled and captured as one CUDA graph; same numbers."""
+"""Ways to run a step with the same results: eager, compiled, or captured (compiled, as one CUDA graph)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
 
 import torch
 
+from noisystudent.console import Progress
 from noisystudent.errors import RunError, first_line
 from noisystudent.records import Batch
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.step import TrainStep
 
-Advance = Callable[[Batch], None]
+Advance = Callable[[TrainState, Batch], None]
 
-# In the first steps libraries choose kernels and make buffers, which no graph can record.
+# In the first steps libraries choose kernels and allocate buffers, which a CUDA graph cannot capture.
 _WARM_UPS = 3
 
 
 class Executor:
-    """Takes steps in the fastest form that works here, and says which.
+    """Runs steps in the fastest form that works on this machine.
 
     Args:
-        step: what a step is.
-        state: what it changes.
-        notify: told the form, the seconds of compilation, and why a faster one was given up.
+        step: definition of a step.
+        state: state that the steps change.
+        progress: prints the form, the seconds of compilation, and the reason if a faster form fails.
 
     Raises:
-        RunError: `train.execution` names a form that does not work here.
+        RunError: the form in `train.execution` does not work on this machine.
     """
 
-    def __init__(self, step: TrainStep, state: TrainState, notify: Callable[[str], None]) -> None:
-        self._step, self._state, self._notify = step, state, notify
+    def __init__(self, step: TrainStep, state: TrainState, progress: Progress) -> None:
+        self._step, self._state, self._progress = step, state, progress
         self._on_gpu = state.window.is_cuda
-        self._forms = self._asked()
+        self._forms = self._forms_to_try()
         self._advance = self._build(self._forms[0])
-        self._taken = 0
+        self._steps_done = 0  # in the current form
 
     def __call__(self, batch: Batch) -> None:
-        """Take the step `state.step` on a batch of the same shape every time; no host synchronisation."""
+        """Run step `state.step` without host synchronisation; all batches must have the same shapes."""
         self._step.prepare(self._state, batch)
-        if self._taken > _WARM_UPS:
-            self._advance(batch)
+        if self._steps_done > _WARM_UPS:  # the step after the warm-ups captures, so it can fail too
+            self._advance(self._state, batch)
         else:
             self._try(batch)
-        self._taken += 1
+        self._steps_done += 1
         self._state.step += 1
 
-    def _asked(self) -> list[str]:
-        """Forms to try, in order."""
-        asked = self._step.config.execution
-        if asked == "auto":
-            # on a CPU a compilation takes a minute, more than it saves in a training of some minutes
+    def _forms_to_try(self) -> list[str]:
+        """Forms in the order in which they are tried."""
+        form = self._step.config.execution
+        if form == "auto":
+            # On a CPU compilation takes a minute. In a training of a few minutes it saves less than that.
             return ["captured", "compiled", "eager"] if self._on_gpu else ["eager"]
-        if asked == "captured" and not self._on_gpu:
+        if form == "captured" and not self._on_gpu:
             raise RunError("train.execution is captured, which needs a CUDA device; choose compiled or eager")
-        return [asked]
+        return [form]
 
     def _try(self, batch: Batch) -> None:
-        """The first steps show what works: a compiler may be missing, or a model not fit for a graph."""
-        form, begun = self._forms[0], time.perf_counter()
+        """Run one of the first steps, and go on to the next form if this one fails.
+
+        The compiler may be missing, or a CUDA graph may not be able to capture the model.
+        """
+        form, start = self._forms[0], time.perf_counter()
         try:
-            self._advance(batch)
-        except torch.OutOfMemoryError:
+            self._advance(self._state, batch)
+        except torch.OutOfMemoryError:  # a subclass of RuntimeError; another form does not help
             raise
         except RuntimeError as error:
-            if form == "eager":
+            if form == "eager":  # an error of the step itself
                 raise
-            self._give_up(first_line(error), error)
+            self._next_form(first_line(error), error)
             self._try(batch)
             return
-        if self._taken == 0 and form != "eager":
-            self._notify(f"steps are {form}; compilation took {time.perf_counter() - begun:.1f} s")
+        if self._steps_done == 0 and form != "eager":
+            seconds = time.perf_counter() - start
+            self._progress.say(f"Execution of steps: {form}. Compilation took {seconds:.1f} s.")
 
-    def _give_up(self, reason: str, error: RuntimeError) -> None:
-        """On to the next form: compilation or recording failed, before anything ran."""
+    def _next_form(self, reason: str, error: RuntimeError) -> None:
+        """Switch to the next form. Compilation or capture failed, so the state has not changed."""
         failed, *self._forms = self._forms
         if not self._forms:
             raise RunError(
-                f"train.execution is {failed}, which fails here ({reason}); choose eager"
+                f"train.execution is {failed}, which fails on this machine ({reason}); choose eager"
             ) from error
-        self._notify(f"steps cannot be {failed} here ({reason}); trying {self._forms[0]}")
-        self._state.optimizer.zero_grad(
-            set_to_none=True
-        )  # what a recording began lies in the memory of its graph
-        self._advance, self._taken = self._build(self._forms[0]), 0
+        self._progress.say(
+            f"Execution of steps: {failed} fails on this machine ({reason}); using {self._forms[0]}."
+        )
+        # Gradients of a capture that failed are in the memory of its graph.
+        self._state.optimizer.zero_grad(set_to_none=True)
+        self._advance, self._steps_done = self._build(self._forms[0]), 0
 
     def _build(self, form: str) -> Advance:
-        apply, forward = self._step.noise.apply, self._step.forward
-        if form != "eager":
-            torch.compiler.reset()  # earlier students' models count against the limit of recompilations
-            forward = torch.compile(forward, dynamic=False)
-            if self._on_gpu:  # on a CPU noise works on rows sorted by operation, whose numbers change
-                apply = torch.compile(apply, dynamic=False)
-
-        def advance(batch: Batch) -> None:
-            self._step.advance(self._state, batch, apply, forward)
-
+        """Function that runs a prepared step in this form."""
+        if form == "eager":
+            return self._step.advance
+        torch.compiler.reset()  # models of earlier students would count towards the limit of recompilations
+        advance = self._step.compiled(self._on_gpu).advance
         return _Captured(advance) if form == "captured" else advance
 
 
 class _Captured:
-    """Work on a batch that is recorded once as a CUDA graph, then replayed: one launch a step.
+    """A step that is captured once as a CUDA graph and then replayed, with one launch per step.
 
-    All it reads and changes must stay where it is, but for the batch, which is copied to where the first lay.
+    All tensors that it reads and changes must keep their memory. Only the batch may be elsewhere: it is
+    copied into the memory of the first batch.
     """
 
-    def __init__(self, work: Advance) -> None:
-        self._work = work
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
         self._inputs: Batch | None = None
         self._graph = torch.cuda.CUDAGraph()
         self._warm_ups = 0
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, state: TrainState, batch: Batch) -> None:
         if self._inputs is None:
+            # Each warm-up is a real step of the training, so that no batch is used twice.
             if self._warm_ups < _WARM_UPS:
-                self._warm_up(batch)
+                self._warm_up(state, batch)
                 return
             self._inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.pool_targets.clone())
-            with torch.cuda.graph(self._graph):
-                self._work(self._inputs)
-        for name in (field.name for field in fields(Batch)):
+            with torch.cuda.graph(self._graph):  # this records the step but does not run it
+                self._advance(state, self._inputs)
+        # The graph reads each batch from here, so its shapes cannot change.
+        for name in ("images", "labels", "pool_targets"):
             getattr(self._inputs, name).copy_(getattr(batch, name))
         self._graph.replay()
 
-    def _warm_up(self, batch: Batch) -> None:
-        """A step like any other, on a stream of its own, as recording asks for."""
+    def _warm_up(self, state: TrainState, batch: Batch) -> None:
+        """Run an ordinary step on a separate stream, as torch requires before a capture."""
         side, main = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):
-            self._work(batch)
+            self._advance(state, batch)
         main.wait_stream(side)
         self._warm_ups += 1

@@ -1,4 +1,4 @@
-"""fit(): the training loop, its log, its looks at val and its exact resume."""
+"""The training loop `fit`: steps, log, evaluations on val, snapshots and exact resume."""
 
 from __future__ import annotations
 
@@ -6,110 +6,108 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from noisystudent.config import TrainConfig
+from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.records import Batch
-from noisystudent.runtime import StopFlag
+from noisystudent.run.rundir import ModelDir
 from noisystudent.train import checkpoint
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema
 from noisystudent.train.execution import Executor
 from noisystudent.train.journal import Journal
-from noisystudent.train.optim import build_optimizer, lr_at
-from noisystudent.train.step import Noise, TrainStep
+from noisystudent.train.optim import build_optimizer
+from noisystudent.train.step import TrainStep
 
 Batches = Callable[[int, int], Iterator[Batch]]
+"""(start, stop) -> the batches of steps start … stop-1."""
 Evaluate = Callable[[nn.Module], dict[str, float]]
+"""Model -> scores by name."""
 OnLog = Callable[[dict[str, float]], None]
+"""Called with each line of metrics.jsonl."""
 
-_LOOKS = 10  # at val in a training, when the configuration leaves it open
+_EVALUATIONS = 10  # number of evaluations on val in a training if `eval_steps` is not set
 
 
 def fit(
     model: nn.Module,
-    *,
     batches: Batches,
-    noise: Noise,
-    config: TrainConfig,
+    step: TrainStep,
+    *,
     total_steps: int,
     steps_per_epoch: float,
-    num_classes: int,
-    hard_pool: bool,
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    stop: StopFlag,
-    lr: Callable[[int], float] | None = None,
-    pool_temperature: float = 1.0,
+    folder: ModelDir,
+    progress: Progress,
     evaluate: Evaluate | None = None,
     on_log: OnLog | None = None,
-    notify: Callable[[str], None] | None = None,
 ) -> nn.Module:
-    """Train `model`, going on from the latest snapshot in `folder/checkpoint` if there is one.
+    """Train `model`, starting from the latest snapshot in `folder` if there is one.
 
-    An interrupted and resumed training gives the weights of an uninterrupted one, bit for bit on a CPU, and
-    the same `folder/metrics.jsonl` but for `images_per_second`.
+    A training that was interrupted and resumed ends with the weights of an uninterrupted one, bit for bit on
+    a CPU. Its metrics.jsonl is the same, except for `images_per_second`.
 
     Args:
-        model: float32 parameters, noise off; moved to `device` and trained in place.
-        batches: (start, stop) -> the batches of steps start … stop-1, each a pure function of its step.
-        noise: of images and model; `noise.draw` is called before each step.
-        config: how to train; `epochs` and `steps` are not read.
-        total_steps: optimiser steps.
-        steps_per_epoch: labelled images / labelled images a step.
-        num_classes: K.
-        hard_pool: learn the most likely class of each pool row in place of its probabilities.
-        folder: gets `checkpoint/` and `metrics.jsonl`.
-        device: where to train.
-        dtype: of the forward pass.
-        stop: asked before each step.
-        lr: step -> learning rate. None: the schedule of `config` over these steps.
-        pool_temperature: see `joint_loss`.
-        evaluate: given the averaged model every `config.eval_steps` and at the end; its answer is logged.
-        on_log: sees each line of metrics.jsonl.
-        notify: told how steps are executed.
+        model: model with float32 parameters on their device and noise off; trained in place.
+        batches: (start, stop) -> the batches of steps start … stop-1; each is a pure function of its step.
+        step: definition of a step; `epochs` and `steps` of its configuration are not read.
+        total_steps: number of optimiser steps.
+        steps_per_epoch: labelled images / labelled images per step.
+        folder: folder for snapshots and metrics.jsonl.
+        progress: prints how steps are executed; a signal stops the training between two steps.
+        evaluate: called with the averaged model every `eval_steps` steps and at the end; its result is
+            logged. None: no evaluation.
+        on_log: called with each line of metrics.jsonl.
 
     Returns:
         The averaged model in evaluation mode.
 
     Raises:
-        RunError: the loss is not finite, the disk is full, or the snapshot is of another training.
-        Stopped: `stop` was set; a snapshot of the last step is on disk.
+        RunError: the loss is not finite, the disk is full, or the snapshot belongs to another training.
+        Stopped: a signal came; a snapshot of the last step is on disk.
     """
-    state = _start(model, config, folder / "checkpoint", device)
+    config = step.config
+    state = _start(model, config, folder)
     if state.step > total_steps:
         raise RunError(
-            f"the checkpoint in {folder} is at step {state.step} of {total_steps}; delete it to start anew"
+            f"the checkpoint in {folder.path} is at step {state.step} of {total_steps}; delete it to"
+            " start again"
         )
-    if lr is None:
-        lr = partial(lr_at, config=config, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
-    train_step = TrainStep(
-        noise=noise,
-        lr=lr,
-        config=config,
-        num_classes=num_classes,
-        hard_pool=hard_pool,
-        pool_temperature=pool_temperature,
-        dtype=dtype,
-    )
-    journal = Journal(folder / "metrics.jsonl", state.step)
-    log = _Log(journal, lr, steps_per_epoch, on_log)
-    execute = Executor(train_step, state, notify or (lambda line: None))
-    _run(state, execute, config, batches, total_steps, stop, evaluate, log, folder / "checkpoint")
+    log = _Log(Journal(folder.metrics, state.step), step.lr, steps_per_epoch, on_log)
+    execute = Executor(step, state, progress)
+    eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
+    saved = state.step
+    for batch in _until_signal(batches(state.step, total_steps), progress):
+        execute(batch)
+        log.images += len(batch.images)
+        last = state.step == total_steps  # `execute` has incremented the step
+        if last or state.step % config.log_steps == 0:
+            log.write_training(state)
+        if evaluate is not None and (last or state.step % eval_steps == 0):
+            log.write({"step": state.step, **evaluate(state.ema.module)})
+            log.restart_clock()
+        # No snapshot after the last step: the caller saves the weights.
+        if not last and state.step % config.checkpoint_steps == 0:
+            _save(state, log, folder)
+            saved = state.step
+    if state.step < total_steps and progress.signal is not None:
+        if state.step > saved:  # otherwise no step would be lost
+            _save(state, log, folder)
+        progress.check()
+    if state.step != total_steps:
+        raise RunError(f"training ended at step {state.step} of {total_steps}: the loader ran out of batches")
     return state.ema.module
 
 
-def _start(model: nn.Module, config: TrainConfig, snapshots: Path, device: torch.device) -> TrainState:
-    """Step 0, or where the latest snapshot stands."""
-    model.to(device).train()
-    if config.channels_last:
+def _start(model: nn.Module, config: TrainConfig, folder: ModelDir) -> TrainState:
+    """State of the latest snapshot, or of step 0 if there is none."""
+    model.train()
+    if config.channels_last:  # before `Ema` copies the model, so that both have the same memory format
         model.to(memory_format=torch.channels_last)
+    device = next(model.parameters()).device
     state = TrainState(
         model,
         Ema(model),
@@ -117,66 +115,46 @@ def _start(model: nn.Module, config: TrainConfig, snapshots: Path, device: torch
         window=torch.zeros(2, device=device),
         decay=torch.zeros((), device=device),
     )
-    if (snapshot := checkpoint.latest(snapshots)) is not None:
+    if (snapshot := checkpoint.latest(folder.checkpoints)) is not None:
         checkpoint.load(state, snapshot)
     return state
 
 
-def _run(
-    state: TrainState,
-    execute: Executor,
-    config: TrainConfig,
-    batches: Batches,
-    total_steps: int,
-    stop: StopFlag,
-    evaluate: Evaluate | None,
-    log: _Log,
-    snapshots: Path,
-) -> None:
-    """Steps and, once in a while, a line, a look at val, a snapshot; at the end a line and a look."""
-    saved = state.step
-    eval_steps = config.eval_steps or math.ceil(total_steps / _LOOKS)
-    for batch in _until_stopped(batches(state.step, total_steps), stop):
-        execute(batch)
-        log.images += len(batch.images)
-        last = state.step == total_steps
-        if last or state.step % config.log_steps == 0:
-            log.write_training(state)
-        if evaluate is not None and (last or state.step % eval_steps == 0):
-            log.write({"step": state.step, **evaluate(state.ema.module)})
-            log.restart_clock()
-        if not last and state.step % config.checkpoint_steps == 0:
-            _save(state, log, snapshots)
-            saved = state.step
-    if state.step < total_steps and stop.signal is not None:
-        if state.step > saved:
-            _save(state, log, snapshots)
-        stop.check()
-    if state.step != total_steps:
-        raise RunError(f"training ended at step {state.step} of {total_steps}: the loader ran out of batches")
+def _until_signal(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
+    """Yield the batches until a signal comes.
 
-
-def _until_stopped(batches: Iterator[Batch], stop: StopFlag) -> Iterator[Batch]:
-    """The same batches until a signal comes; one to the whole group of processes ends the loader's first."""
+    The signal may stop the processes of the loader first. Their error is ignored then.
+    """
     try:
         for batch in batches:
-            if stop.signal is not None:
+            if progress.signal is not None:
                 return
             yield batch
     except RunError:
-        if stop.signal is None:
+        if progress.signal is None:
             raise
 
 
-def _save(state: TrainState, log: _Log, snapshots: Path) -> None:
+def _save(state: TrainState, log: _Log, folder: ModelDir) -> None:
+    """Write a snapshot; the time it takes does not count in `images_per_second`."""
+    # Lines first: a resumed run removes the lines after its snapshot, but it cannot restore missing ones.
     log.settle(state)
-    checkpoint.save(state, snapshots)
+    checkpoint.save(state, folder.checkpoints)
     log.restart_clock()
 
 
 @dataclass(slots=True)
 class _Log:
-    """What a training says on its way."""
+    """Writes the measurements of a training.
+
+    Attributes:
+        journal: file of the measurements.
+        lr: step -> learning rate.
+        steps_per_epoch: labelled images / labelled images per step.
+        on_log: called with each line.
+        images: number of images since `since`.
+        since: time in seconds of the last log line, evaluation or snapshot.
+    """
 
     journal: Journal
     lr: Callable[[int], float]
@@ -186,12 +164,13 @@ class _Log:
     since: float = field(default_factory=time.perf_counter)
 
     def write(self, line: dict[str, float]) -> None:
+        """Append one line to the file, and call `on_log` with it."""
         self.journal.append(line)
         if self.on_log is not None:
             self.on_log(line)
 
     def write_training(self, state: TrainState) -> None:
-        """Means over the steps since the line before; the rate, since that, a look or a snapshot."""
+        """Log mean loss and top-1 since the last line, and the images per second since `since`."""
         loss, top1 = self._read(state)
         steps = state.step - state.logged
         self.write(
@@ -200,29 +179,30 @@ class _Log:
                 "epoch": state.step / self.steps_per_epoch,
                 "loss": loss / steps,
                 "train_top1": top1 / steps,
-                "lr": self.lr(state.step - 1),
+                "lr": self.lr(state.step - 1),  # `state.step` is incremented already
                 "images_per_second": self.images / (time.perf_counter() - self.since),
             }
         )
-        state.window.zero_()
+        state.window.zero_()  # in place: a captured CUDA graph adds to this memory
         state.logged = state.step
         self.restart_clock()
 
     def settle(self, state: TrainState) -> None:
-        """Before a snapshot: its steps were sound, and all lines up to it are on the disk."""
+        """Check that the loss is finite, and force all lines to disk; call it before a snapshot."""
         self._read(state)
         self.journal.sync()
 
     def restart_clock(self) -> None:
+        """Start a new measurement of the images per second."""
         self.images, self.since = 0, time.perf_counter()
 
     def _read(self, state: TrainState) -> tuple[float, float]:
-        """The window's sums: the only host synchronisation of the loop."""
+        """Sums of loss and top-1 over the window. This is the only host synchronisation of the loop."""
         loss, top1 = state.window.tolist()
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss became {loss} in the steps before step {state.step}, at a learning"
-                f" rate of {self.lr(state.step - 1):.3g}; lower train.lr, raise train.warmup_epochs or set"
-                " train.clip_norm"
+                f" rate of {self.lr(state.step - 1):.3g}; decrease train.lr, increase train.warmup_epochs"
+                " or set train.clip_norm"
             )
         return loss, top1

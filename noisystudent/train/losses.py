@@ -1,4 +1,4 @@
-"""Cross-entropy on given labels and pseudo-labels, and the paper's three ways to average them."""
+"""Cross-entropy on given labels and pseudo-labels, with three ways to average the two."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Normalization = Literal["joint", "equal", "official"]
+"""Ways to average the losses of a batch; see `joint_loss`."""
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-Σ_k targets_k log softmax(logits)_k of each row, in float32: two times (B, K) -> (B,)."""
+    """Compute -Σ_k targets_k log softmax(logits)_k for each row, in float32: (B, K), (B, K) -> (B,)."""
     return -(targets.float() * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
 
 
 def _one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """(N,) int64 -> (N, K) float32; `smoothing` is the mass spread evenly over all K classes."""
+    """Smoothed one-hot targets: (N,) int64 -> (N, K) float32; `smoothing` is spread evenly over K classes."""
     return F.one_hot(labels, num_classes).float() * (1.0 - smoothing) + smoothing / num_classes
 
 
@@ -31,20 +32,22 @@ def joint_loss(
     normalization: Normalization,
     pool_temperature: float = 1.0,
 ) -> Tensor:
-    """Loss of a joint batch, labelled rows first (Xie et al. 2020, arXiv 1911.04252, Alg. 1 and §3.1).
+    """Compute the loss of a joint batch (Xie et al. 2020, arXiv 1911.04252, Alg. 1 and §3.1).
 
-    Without pool rows, or without labelled ones, the three normalisations are the same number: the mean.
+    Labelled rows come first. Without pool rows, or without labelled rows, all three normalisations give the
+    mean.
 
     Args:
-        logits: (B, K) of any floating type; the loss is computed in float32.
+        logits: (B, K) of any floating-point type; the loss is computed in float32.
         labels: (L,) int64, 0 ≤ L ≤ B; always smoothed.
         pool_targets: (B-L, K) probabilities of the rows after the labelled ones; never smoothed when soft.
-        smoothing: mass spread over all classes, in [0, 1).
-        hard_pool: learn the most likely class of each pool row, smoothed, in place of its probabilities.
-        normalization: joint: mean over the batch (§3.1). equal: labelled mean + pool mean (Alg. 1).
-            official: (sum over the batch) / L, the published code (main.py:547-550).
-        pool_temperature: T of distillation (Hinton et al. 2015, arXiv 1503.02531): the logits of pool rows
-            are divided by it, and their losses multiplied by its square, which keeps the size of gradients.
+        smoothing: label smoothing in [0, 1), spread evenly over all classes.
+        hard_pool: True: the target of each pool row is its most likely class, smoothed. False: the target is
+            its probabilities.
+        normalization: joint: mean over the batch (§3.1). equal: mean over labelled rows + mean over pool rows
+            (Alg. 1). official: (sum over the batch) / L, as in the published code (main.py:547-550).
+        pool_temperature: T of distillation (Hinton et al. 2015, arXiv 1503.02531). The logits of pool rows
+            are divided by T, and their losses are multiplied by T², so that gradients keep their size.
 
     Returns:
         () float32.
@@ -54,6 +57,7 @@ def joint_loss(
         pool_targets = _one_hot(pool_targets.argmax(dim=1), num_classes, smoothing)
     targets = torch.cat([_one_hot(labels, num_classes, smoothing), pool_targets.float()])
     losses = soft_cross_entropy(logits, targets)  # (B,)
+    # Temperature applies to pool rows only: given labels are not probabilities of a teacher.
     if pool_temperature != 1.0:
         cooled = soft_cross_entropy(logits[num_labeled:].float() / pool_temperature, pool_targets)
         losses = torch.cat([losses[:num_labeled], cooled * pool_temperature**2])
@@ -61,4 +65,4 @@ def joint_loss(
         return losses.mean()
     if normalization == "equal":
         return losses[:num_labeled].mean() + losses[num_labeled:].mean()
-    return losses.sum() / num_labeled
+    return losses.sum() / num_labeled  # a longer pool part gives a larger loss

@@ -1,4 +1,4 @@
-"""Images and a policy for tests of the noise."""
+"""Images and a policy for tests of the input noise."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def synthetic(side: int, count: int) -> NDArray[np.uint8]:
 
 @cache
 def photos(side: int) -> NDArray[np.uint8]:
-    """(40, side, side, 3) real photographs."""
+    """(40, side, side, 3): real photographs."""
     if not PHOTOS.exists():
         pytest.skip(f"no real photographs at {PHOTOS}")
     with tarfile.open(PHOTOS) as tar:

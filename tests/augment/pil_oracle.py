@@ -1,4 +1,4 @@
-"""The 16 operations of RandAugment in straight-line Pillow: what `noisystudent.augment.ops` must equal."""
+"""Reference for `noisystudent.augment.ops`: the 16 operations of RandAugment in plain Pillow code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GREY = (128, 128, 128)
 def pil_operation(
     pixels: NDArray[np.uint8], op: int, argument: float, centre: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """(S, S, 3) uint8 in and out; argument as `policies.arguments` gives it, centre of Cutout."""
+    """Apply one operation, with an argument of `policies.arguments`: (S, S, 3) uint8 -> the same shape."""
     return np.asarray(_pillow(Image.fromarray(pixels), op, float(argument), centre))
 
 

@@ -1,4 +1,4 @@
-"""Every operation equals Pillow's, every image gets its own noise, and neighbours do not matter."""
+"""Every operation equals Pillow's; every image gets its own noise, whatever the other images are."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BLENDS = {Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS}
 
 
 def one_of_each(count: int, side: int, magnitude: float, seed: int) -> Plan:
-    """A plan of one operation an image, in turn, with alternating signs."""
+    """A plan with one operation for each image, one after the other, with alternating signs."""
     eighth = side // 8
     noise = RandAugment(num_ops=1, magnitude=magnitude)
     policy = Policy(randaugment=noise, translate_const=eighth, cutout_const=eighth)
     op = np.arange(count)[:, None] % len(DRAWN)
     sign = np.where(np.arange(count)[:, None] // len(DRAWN) % 2, -1.0, 1.0)
-    drawn = draw(policy, seed, "test", 0, count, side)
+    drawn = draw(policy, seed, "test", 0, count, resolution=side)
     return replace(drawn, op=op, argument=arguments(policy, op, np.full(op.shape, magnitude), sign))
 
 
@@ -46,7 +46,7 @@ def assert_equals_pillow(images: NDArray[np.uint8], plan: Plan) -> None:
 def test_every_operation_equals_pillow_on_small_images(side: int) -> None:
     images = synthetic(side, 200)
     for magnitude in range(31):
-        shifted = np.roll(images, magnitude, axis=0)  # each image meets many operations
+        shifted = np.roll(images, magnitude, axis=0)  # so that each image gets many operations
         assert_equals_pillow(shifted, one_of_each(200, side, magnitude, seed=magnitude))
 
 
@@ -96,7 +96,7 @@ def test_official_contrast_blends_with_the_pixel_count(side: int) -> None:
 @pytest.mark.parametrize("crop_last", [False, True])
 def test_crop_flip_and_cutout_equal_numpy(crop_last: bool) -> None:
     policy = Policy(crop="pad", flip=True, cutout=7, crop_last=crop_last)
-    images, plan = synthetic(32, 60), draw(policy, 0, "test", 0, 60, 32)
+    images, plan = synthetic(32, 60), draw(policy, 0, "test", 0, 60, resolution=32)
     result = to_numpy(ops.apply(to_torch(images), plan))
 
     def crop_flip(image: NDArray[np.uint8], i: int) -> NDArray[np.uint8]:
@@ -113,7 +113,7 @@ def test_crop_flip_and_cutout_equal_numpy(crop_last: bool) -> None:
 
 
 def test_operations_are_applied_in_turn() -> None:
-    images, plan = to_torch(synthetic(32, 40)), draw(FULL, 0, "test", 0, 40, 32)
+    images, plan = to_torch(synthetic(32, 40)), draw(FULL, 0, "test", 0, 40, resolution=32)
     expected = images
     bare = replace(FULL, crop="none", flip=False, cutout=0)
     still = identity(bare, 40, 32)
@@ -129,22 +129,24 @@ def test_operations_are_applied_in_turn() -> None:
 
 def test_copies_of_one_image_get_their_own_noise() -> None:
     image = to_torch(photos(32)[:1]) if PHOTOS.exists() else to_torch(synthetic(32, 3)[2:])
-    noised = ops.apply(image.expand(64, -1, -1, -1), draw(FULL, 0, "test", 0, 64, 32))
+    noised = ops.apply(image.expand(64, -1, -1, -1), draw(FULL, 0, "test", 0, 64, resolution=32))
     assert len({image.numpy().tobytes() for image in noised}) == 64
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**40), count=st.integers(1, 24), data=st.data())
 def test_a_row_depends_on_nothing_but_itself(seed: int, count: int, data: st.DataObject) -> None:
-    images, plan = to_torch(synthetic(32, 24)), draw(FULL, seed, "test", 0, 24, 32)
+    images, plan = to_torch(synthetic(32, 24)), draw(FULL, seed, "test", 0, 24, resolution=32)
     whole = ops.apply(images, plan)
     start = data.draw(st.integers(0, count - 1))
     assert torch.equal(ops.apply(images[start:count], plan.rows(start, count)), whole[start:count])
-    assert torch.equal(ops.apply(images[:count], draw(FULL, seed, "test", 0, count, 32)), whole[:count])
+    assert torch.equal(
+        ops.apply(images[:count], draw(FULL, seed, "test", 0, count, resolution=32)), whole[:count]
+    )
 
 
 def test_blocks_are_invisible(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, plan = to_torch(synthetic(32, 50)), draw(FULL, 0, "test", 0, 50, 32)
+    images, plan = to_torch(synthetic(32, 50)), draw(FULL, 0, "test", 0, 50, resolution=32)
     whole = ops.apply(images, plan)
     monkeypatch.setattr(ops, "BLOCK", 7 * 3 * 32 * 32)
     assert torch.equal(ops.apply(images, plan), whole)
@@ -153,7 +155,7 @@ def test_blocks_are_invisible(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_noised_images_can_be_trained_on() -> None:
     images = to_torch(synthetic(32, 8))
     weight = torch.ones(3, requires_grad=True)
-    noised = ops.apply(images, draw(FULL, 0, "test", 0, 8, 32)).float()
+    noised = ops.apply(images, draw(FULL, 0, "test", 0, 8, resolution=32)).float()
     (noised * weight[:, None, None]).sum().backward()
     assert weight.grad is not None and torch.equal(weight.grad, noised.sum((0, 2, 3)))
 
@@ -167,7 +169,7 @@ def test_identity_plan_changes_nothing(policy: Policy) -> None:
 def test_images_are_left_as_they_were() -> None:
     images = to_torch(synthetic(32, 20))
     before = images.clone()
-    result = ops.apply(images, draw(FULL, 0, "test", 0, 20, 32))
+    result = ops.apply(images, draw(FULL, 0, "test", 0, 20, resolution=32))
     assert torch.equal(images, before) and not torch.equal(result, before)
 
 
@@ -183,5 +185,5 @@ def test_an_empty_batch_stays_empty() -> None:
 def test_images_must_fit_the_plan() -> None:
     plan = identity(FULL, 4, 32)
     for wrong in (torch.zeros(4, 3, 32, 32), to_torch(synthetic(32, 5)), to_torch(synthetic(33, 4))):
-        with pytest.raises(InputError, match=r"this plan fits torch.uint8 \(4, 3, 32, 32\)"):
+        with pytest.raises(InputError, match=r"this plan needs torch.uint8 \(4, 3, 32, 32\)"):
             ops.apply(wrong, plan)

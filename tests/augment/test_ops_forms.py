@@ -1,4 +1,4 @@
-"""Fixed shapes, a compiler, a GPU and its graphs: the same pixels."""
+"""The pixels are the same with fixed shapes, compiled, on a GPU and in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from noisystudent.augment.program import compile_plan
 @pytest.mark.parametrize("quirks", ["defined", "official"])
 def test_fixed_shapes_give_the_same_pixels(quirks: Literal["defined", "official"]) -> None:
     policy = replace(FULL, quirks=quirks, randaugment=RandAugment(num_ops=3, magnitude=15, prob=0.9))
-    images, plan = to_torch(synthetic(32, 200)), draw(policy, 0, "test", 0, 200, 32)
+    images, plan = to_torch(synthetic(32, 200)), draw(policy, 0, "test", 0, 200, resolution=32)
     fixed = ops.run(images, compile_plan(plan, images.device, grouped=False))
     assert torch.equal(fixed, ops.apply(images, plan))
 
@@ -28,13 +28,14 @@ def test_fixed_shapes_give_the_same_pixels(quirks: Literal["defined", "official"
 def test_a_program_takes_over_another_plan() -> None:
     images = to_torch(synthetic(32, 60))
     first, second = (
-        compile_plan(draw(FULL, 0, "test", step, 60, 32), images.device, grouped=False) for step in (0, 1)
+        compile_plan(draw(FULL, 0, "test", step, 60, resolution=32), images.device, grouped=False)
+        for step in (0, 1)
     )
     assert not torch.equal(ops.run(images, first), ops.run(images, second))
     address = first.words.data_ptr()
     first.load(second)
     assert torch.equal(ops.run(images, first), ops.run(images, second))
-    assert first.words.data_ptr() == address  # what a captured graph reads
+    assert first.words.data_ptr() == address  # a captured graph reads this memory
 
 
 ON_CPU = pytest.param(
@@ -46,13 +47,14 @@ ON_GPU = pytest.param(
 )
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 @pytest.mark.parametrize("device", [ON_CPU, ON_GPU])
 @pytest.mark.parametrize(("side", "quirks"), [(32, "defined"), (33, "official")])
 def test_compiled_noise_is_one_graph_of_the_same_pixels(
     device: str, side: int, quirks: Literal["defined", "official"]
 ) -> None:
-    # A compiler for a GPU rounds product and sum in one. The other one is told to: it must change nothing.
+    # A GPU compiler fuses product and sum into one rounding. The CPU compiler is set to do so too: the pixels
+    # must not change.
     fused = {"cpp.enable_floating_point_contract_flag": "fast"}
     compiled = torch.compile(ops.run, fullgraph=True, dynamic=False, options=fused)
     low, high = np.sort(np.random.default_rng(0).integers(0, 256, (2, 500, 1, 1, 3)), axis=0)
@@ -60,7 +62,7 @@ def test_compiled_noise_is_one_graph_of_the_same_pixels(
     for step in range(8):
         noise = RandAugment(num_ops=2, magnitude=3 * step + 1)
         policy = replace(FULL, randaugment=noise, quirks=quirks, crop_last=quirks == "official")
-        plan = draw(policy, 0, "test", step, 500, side)
+        plan = draw(policy, 0, "test", step, 500, resolution=side)
         assert set(plan.op.flat) == set(DRAWN)
         program = compile_plan(plan, torch.device(device), grouped=False)
         with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
@@ -75,7 +77,7 @@ def test_gpu_gives_the_pixels_of_the_cpu(side: int) -> None:
     images = to_torch(synthetic(side, 48))
     for magnitude in (3, 9, 27):
         policy = replace(FULL, randaugment=RandAugment(num_ops=2, magnitude=magnitude))
-        plan = draw(policy, magnitude, "test", 0, 48, side)
+        plan = draw(policy, magnitude, "test", 0, 48, resolution=side)
         assert torch.equal(ops.apply(images.cuda(), plan).cpu(), ops.apply(images, plan))
 
 
@@ -84,10 +86,11 @@ def test_gpu_gives_the_pixels_of_the_cpu(side: int) -> None:
 def test_fixed_shapes_can_be_captured() -> None:
     images = to_torch(synthetic(32, 48))
     programs = [
-        compile_plan(draw(FULL, 0, "test", step, 48, 32), images.device, grouped=False) for step in range(2)
+        compile_plan(draw(FULL, 0, "test", step, 48, resolution=32), images.device, grouped=False)
+        for step in range(2)
     ]
     on_gpu = images.cuda()
-    static = compile_plan(draw(FULL, 0, "test", 9, 48, 32), on_gpu.device, grouped=False)
+    static = compile_plan(draw(FULL, 0, "test", 9, 48, resolution=32), on_gpu.device, grouped=False)
     ops.run(on_gpu, static)  # warm up outside the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

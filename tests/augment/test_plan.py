@@ -1,4 +1,4 @@
-"""Plans are pure functions of (seed, stream, step), row by row; boxes are Inception's."""
+"""Each row of a plan is a pure function of (seed, stream, step); crop boxes are those of Inception."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ def same(one: plan.Plan, two: plan.Plan) -> bool:
     seed=st.integers(0, 2**40), step=st.integers(0, 10**7), small=st.integers(0, 20), more=st.integers(0, 20)
 )
 def test_rows_do_not_depend_on_the_batch_size(seed: int, step: int, small: int, more: int) -> None:
-    part = plan.draw(FULL, seed, "pool", step, small, 32)
-    whole = plan.draw(FULL, seed, "pool", step, small + more, 32)
+    part = plan.draw(FULL, seed, "pool", step, small, resolution=32)
+    whole = plan.draw(FULL, seed, "pool", step, small + more, resolution=32)
     assert len(part) == small
     assert same(part, whole.rows(0, small))
     assert same(whole, plan.join([part, whole.rows(small, small + more)]))
 
 
 def test_seed_stream_and_step_each_change_the_noise() -> None:
-    base = plan.draw(FULL, 1, "pool", 5, 64, 32)
-    assert same(base, plan.draw(FULL, 1, "pool", 5, 64, 32))
+    base = plan.draw(FULL, 1, "pool", 5, 64, resolution=32)
+    assert same(base, plan.draw(FULL, 1, "pool", 5, 64, resolution=32))
     for other in ((2, "pool", 5), (1, "labeled", 5), (1, "pool", 6)):
-        assert not same(base, plan.draw(FULL, *other, 64, 32))
+        assert not same(base, plan.draw(FULL, *other, 64, resolution=32))
 
 
 def test_switching_a_part_off_leaves_the_other_draws() -> None:
     bare = Policy(crop="none", flip=False, randaugment=FULL.randaugment)
-    full, part = plan.draw(FULL, 0, "pool", 0, 64, 32), plan.draw(bare, 0, "pool", 0, 64, 32)
+    full, part = (
+        plan.draw(FULL, 0, "pool", 0, 64, resolution=32),
+        plan.draw(bare, 0, "pool", 0, 64, resolution=32),
+    )
     assert np.array_equal(full.op, part.op) and np.array_equal(full.argument, part.argument)
     assert full.shift.any() and full.flip.any() and full.square[:, 2].all()
     assert not part.shift.any() and not part.flip.any() and not part.square[:, 2].any()
@@ -49,7 +52,7 @@ def test_switching_a_part_off_leaves_the_other_draws() -> None:
 
 def test_draws_are_uniform() -> None:
     policy = Policy(crop="pad", flip=True, randaugment=parse_randaugment("rand-m9-n2"), cutout=8)
-    drawn = plan.draw(policy, 3, "pool", 0, 20_000, 32)
+    drawn = plan.draw(policy, 3, "pool", 0, 20_000, resolution=32)
     counts = np.bincount(drawn.op.ravel(), minlength=len(DRAWN))
     expected = drawn.op.size / len(DRAWN)
     assert len(counts) == len(DRAWN)
@@ -63,7 +66,7 @@ def test_draws_are_uniform() -> None:
 
 
 def test_a_seed_means_the_same_noise_in_every_version() -> None:
-    drawn = plan.draw(FULL, 0, "pool", 0, 4, 32)
+    drawn = plan.draw(FULL, 0, "pool", 0, 4, resolution=32)
     assert drawn.op.tolist() == [
         [Op.CUTOUT, Op.ROTATE, Op.POSTERIZE],
         [Op.SHEAR_Y, Op.SOLARIZE, Op.IDENTITY],
@@ -77,7 +80,7 @@ def test_a_seed_means_the_same_noise_in_every_version() -> None:
 
 def test_jitter_is_gaussian_and_probability_is_kept() -> None:
     policy = Policy(randaugment=parse_randaugment("rand-m5-n2-mstd0.5-p0.25"))
-    drawn = plan.draw(policy, 0, "pool", 0, 40_000, 32)
+    drawn = plan.draw(policy, 0, "pool", 0, 40_000, resolution=32)
     assert abs((drawn.op != Op.IDENTITY).mean() - 0.25) < 0.01
     level = (drawn.argument[drawn.op == Op.SHARPNESS] - 0.1) / 1.8 * 10
     assert abs(level.mean() - 5) < 0.05 and abs(level.std() - 0.5) < 0.04
@@ -85,7 +88,7 @@ def test_jitter_is_gaussian_and_probability_is_kept() -> None:
 
 
 def test_identity_joins_with_noise_and_differing_policies_do_not() -> None:
-    joined = plan.join([plan.identity(FULL, 3, 32), plan.draw(FULL, 0, "pool", 0, 4, 32)])
+    joined = plan.join([plan.identity(FULL, 3, 32), plan.draw(FULL, 0, "pool", 0, 4, resolution=32)])
     assert len(joined) == 7 and joined.op.shape == (7, 3)
     assert (joined.op[:3] == Op.IDENTITY).all() and joined.square[3:, 2].all()
     with pytest.raises(InputError, match="one policy"):
@@ -106,7 +109,7 @@ def test_boxes_are_inceptions() -> None:
     fallback = (pixels[:, 2] == pixels[:, 3]) & (np.abs(pixels[:, 2] - 0.875 * sizes.min(1)) < 1)
     assert area[~fallback].min() > 0.08 * 0.97
     assert aspect.min() > 0.75 * 0.97 and aspect.max() < 4 / 3 * 1.03
-    assert abs(np.log(aspect).mean()) < 0.02  # log-uniform: as often wide as tall
+    assert abs(np.log(aspect).mean()) < 0.02  # log-uniform: wide and tall are equally likely
     assert fallback.mean() < 0.02
 
 
@@ -117,7 +120,7 @@ def test_boxes_depend_on_their_own_row_only() -> None:
     assert boxes is not None and fewer is not None
     assert np.array_equal(boxes[:2], fewer)
     assert boxes[1].tolist() == [0, 0, 1, 1]
-    # an image 40 times as wide as tall admits no box of area 0.08: centre square of 43 pixels
+    # No box of area 0.08 fits into an image 40 times as wide as tall: centre square of 43 pixels.
     assert np.rint(boxes[2] * [50, 2000, 50, 2000]).tolist() == [4, 979, 43, 43]
 
 

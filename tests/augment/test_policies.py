@@ -20,7 +20,7 @@ from noisystudent.augment.policies import (
 from noisystudent.config import AugmentConfig
 from noisystudent.errors import InputError
 
-# reference table of the published code: argument at M = 5, 15, 27 (positive sign; ImageNet constants)
+# Reference table of the published code: argument at M = 5, 15, 27 (positive sign; ImageNet constants)
 PUBLISHED = {
     Op.ROTATE: (15, 45, 81),
     Op.SHEAR_X: (0.15, 0.45, 0.81),
@@ -31,8 +31,8 @@ PUBLISHED = {
     Op.CONTRAST: (1.0, 2.8, 4.96),
     Op.BRIGHTNESS: (1.0, 2.8, 4.96),
     Op.SHARPNESS: (1.0, 2.8, 4.96),
-    Op.POSTERIZE: (2, 6, 8),  # the code's 10 bits at M = 27 are undefined; all 8 are kept
-    Op.SOLARIZE: (128, 256, 256),  # 384 and 691 reach no pixel
+    Op.POSTERIZE: (2, 6, 8),  # 10 bits at M = 27 are undefined in the code; all 8 are kept
+    Op.SOLARIZE: (128, 256, 256),  # 384 and 691 are above every pixel
     Op.SOLARIZE_ADD: (55, 165, 297),
     Op.CUTOUT: (20, 60, 108),
     Op.AUTO_CONTRAST: (0, 0, 0),
@@ -80,10 +80,10 @@ def test_arguments_agree_with_timm(increasing: bool, level: float) -> None:
             continue
         ours = {argument(policy, op, level, sign) for sign in (-1.0, 1.0)}
         formula = timm.LEVEL_TO_ARG[name + "Increasing" * (increasing and name in grows)]
-        theirs = {np.float32(formula(level, {"translate_const": 100})[0]) for _ in range(60)}
-        if op is Op.POSTERIZE:  # timm hands 0 bits to Pillow, which refuses them
-            theirs = {np.float32(max(1.0, float(bits))) for bits in theirs}
-        assert sorted(ours) == pytest.approx(sorted(theirs))
+        timms = {np.float32(formula(level, {"translate_const": 100})[0]) for _ in range(60)}
+        if op is Op.POSTERIZE:  # timm passes 0 bits to Pillow, which raises an error
+            timms = {np.float32(max(1.0, float(bits))) for bits in timms}
+        assert sorted(ours) == pytest.approx(sorted(timms))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_parses_timm_notation(text: str, expected: RandAugment) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("augmix-m3", "starts with 'rand'"),
+        ("augmix-m3", "must start with 'rand'"),
         ("rand-m9-tweights", "section 3, 'tweights', is not supported"),
         ("rand-m9-w0", "section 3, 'w0'"),
         ("rand-m9-n2-q1", "section 4, 'q1'"),

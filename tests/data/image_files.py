@@ -1,14 +1,22 @@
-"""Small image sets on disk."""
+"""Functions that write small image sets to disk and open them."""
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from noisystudent.config import DataConfig
+from noisystudent.console import Progress
+from noisystudent.data.prepare import Dataset, open_dataset, prepare
+from noisystudent.data.sources import Sources, open_sources
+from noisystudent.run.rundir import DataDir
 
 Pixels = NDArray[np.uint8]
 
@@ -32,5 +40,22 @@ def write_folder(root: Path, images: Pixels, name: Callable[[int], str]) -> Path
 
 
 def labeled_folder(root: Path, count: int = 12, classes: int = 3, side: int = 8, seed: int = 0) -> Path:
-    """`<class>/<number>.png`, class c0 … in turn."""
+    """`count` images `<class>/<number>.png`; their classes are c0, c1, … again and again."""
     return write_folder(root, random_images(count, side, seed), lambda n: f"c{n % classes}/{n:04d}.png")
+
+
+def prepared(config: DataConfig, out: Path, sources: Sources | None = None, seed: int = 0) -> Dataset:
+    """Scan the images into the folder `out` and open it."""
+    sources = sources or open_sources(config)
+    prepare(config, sources, DataDir(out), seed, Progress())
+    return open_dataset(DataDir(out), config, sources)
+
+
+def make(out: Path, sources: Sources | None = None, seed: int = 0, **options: Any) -> Dataset:
+    """As `prepared`, with fields of `DataConfig` as keyword arguments."""
+    return prepared(DataConfig(**({"resolution": 8, "workers": 0} | options)), out, sources, seed)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))

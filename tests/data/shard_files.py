@@ -1,4 +1,4 @@
-"""Small image sets as tar shards and Parquet files, and what a source gives of them."""
+"""Functions that write small image sets as tar shards and Parquet files, and that read a source."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def contents(source: Source) -> list[tuple[str | None, bytes]]:
+    """(label, bytes) of every image of a source."""
     read = ((item.label, source.read(item.shard, item.offset, item.size, item.id)) for item in source.items())
     return [(label, bytes(data)) for label, data in read]
 

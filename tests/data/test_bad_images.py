@@ -1,36 +1,20 @@
-"""Odd and broken images, and sets that do not fit together: used, written down, or one clear line."""
+"""Unusual images are used, broken ones are in the ledger, and sets that do not fit are one clear error."""
 
 from __future__ import annotations
 
-import csv
 import io
 import pickle
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from image_files import encoded, labeled_folder, random_images, write_folder
+from image_files import encoded, labeled_folder, make, random_images, table, write_folder
 from PIL import Image
 from shard_files import parquet
 
-from noisystudent.config import DataConfig
-from noisystudent.data.prepare import Dataset, prepare
-from noisystudent.data.sources import Sources, open_sources
 from noisystudent.errors import InputError, RunError
-from noisystudent.runtime import StopFlag
-
-
-def make(out: Path, sources: Sources | None = None, seed: int = 0, **options: Any) -> Dataset:
-    config = DataConfig(**({"resolution": 8, "workers": 0} | options))
-    return prepare(config, sources or open_sources(config), out, seed, StopFlag())
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -85,7 +69,7 @@ def test_odd_images_are_used_and_bad_ones_are_in_the_ledger(
     assert any("6 of 30" in note for note in data.notes)
 
 
-def test_a_cut_shard_is_used_up_to_the_cut_and_told(tmp_path: Path, labeled: Path, pool: Path) -> None:
+def test_a_cut_shard_is_used_up_to_the_cut_and_noted(tmp_path: Path, labeled: Path, pool: Path) -> None:
     path = tmp_path / "pool.tar"
     with tarfile.open(path, "w") as archive:
         for file in sorted(pool.rglob("*.png")):
@@ -154,8 +138,8 @@ def test_a_shard_that_vanishes_is_named(tmp_path: Path, labeled: Path) -> None:
         in_a_worker.fetch(np.arange(2), 8)
 
 
-def test_contradicting_labels_are_told(tmp_path: Path, labeled: Path) -> None:
+def test_contradicting_labels_are_noted(tmp_path: Path, labeled: Path) -> None:
     (labeled / "c1" / "again.png").write_bytes((labeled / "c0" / "0000.png").read_bytes())
     data = make(tmp_path / "out", labeled=(str(labeled),))
-    assert any("2 images have a copy under another label" in note for note in data.notes)
+    assert any("2 images have a copy with another label" in note for note in data.notes)
     assert len(data.labeled) + len(data.val) == 31

@@ -1,4 +1,4 @@
-"""Bytes to pixels: agreement with Pillow, odd files, broken files."""
+"""Decoding: agreement with Pillow, unusual files, broken files."""
 
 from __future__ import annotations
 
@@ -96,13 +96,13 @@ def test_a_jpeg_is_what_pillow_makes_of_it(
 ) -> None:
     noise = np.random.default_rng(size).integers(0, 256, (*size, 3), dtype=np.uint8)
     data = encoded(np.asarray(Image.fromarray(noise).convert(channels)), "JPEG", **options, **colours)
-    picture, wanted = decode(data, LIMIT, resolution), Image.open(io.BytesIO(data))
-    if picture.factor > 1:
-        wanted.draft(None, (wanted.width // picture.factor, wanted.height // picture.factor))
-    np.testing.assert_array_equal(picture.pixels, np.asarray(wanted.convert("RGB")))
+    decoded, expected = decode(data, LIMIT, resolution), Image.open(io.BytesIO(data))
+    if decoded.factor > 1:
+        expected.draft(None, (expected.width // decoded.factor, expected.height // decoded.factor))
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(expected.convert("RGB")))
 
 
-def test_sound_jpegs_go_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intact_jpegs_are_not_decoded_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_image: Image.Image) -> None:
         raise AssertionError("loaded by Pillow")
 
@@ -114,11 +114,11 @@ def test_sound_jpegs_go_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def damaged(data: bytes) -> bytes:
-    """Without some of its scan, which decoders forgive."""
+    """A JPEG without a part of its scan, which Pillow tolerates."""
     return data[:-60] + data[-20:]
 
 
-def test_what_pillow_forgives_is_forgiven() -> None:
+def test_damage_that_pillow_tolerates_is_tolerated() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     data = damaged(encoded(noise, "JPEG"))
     assert torch.equal(pixels(data), chw(Image.open(io.BytesIO(data)).convert("RGB")))
@@ -199,13 +199,13 @@ def test_what_is_no_image_is_refused_with_a_reason(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"\x0a\x05\x01\x08" * 64]
 )
-def test_formats_that_nobody_asked_for_are_no_images(data: bytes) -> None:
+def test_other_formats_are_refused(data: bytes) -> None:
     with pytest.raises(DecodeError, match="not an image"):
         decode(data, LIMIT)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims any size."""
+    """A PNG of a few bytes whose header declares any size."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -231,10 +231,10 @@ def test_floating_point_pixels_are_refused() -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (300, 10), (7, 9)])
 @pytest.mark.parametrize("resolution", [8, 32, 224])
 def test_views_have_their_size_whatever_the_image(height: int, width: int, resolution: int) -> None:
-    picture, square = decode(ramp(height, width), LIMIT), np.zeros((3, width, width), np.uint8)
+    image, square = decode(ramp(height, width), LIMIT), np.zeros((3, width, width), np.uint8)
     box = np.array([0.9, 0.9, 0.01, 0.01], np.float32)
-    for shown in (view(picture, resolution), view(picture, resolution, box)):
-        assert shown.shape == (3, resolution, resolution) and shown.is_contiguous()
+    for pixels in (view(image, resolution), view(image, resolution, box)):
+        assert pixels.shape == (3, resolution, resolution) and pixels.is_contiguous()
     assert crop_resize(square, resolution, box).shape == (3, resolution, resolution)
 
 
@@ -269,16 +269,18 @@ def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("resolution", "factor"), [(8, 8), (16, 8), (17, 4), (40, 2), (68, 1), (224, 1)])
 def test_a_large_jpeg_is_decoded_smaller_but_never_below_twice_the_view(resolution: int, factor: int) -> None:
-    picture = decode(encoded(smooth(270, 400), "JPEG"), LIMIT, resolution)
-    assert (picture.size, picture.factor) == ((270, 400), factor)
-    assert picture.pixels.shape == (-(-270 // factor), -(-400 // factor), 3)
+    decoded = decode(encoded(smooth(270, 400), "JPEG"), LIMIT, resolution)
+    assert (decoded.size, decoded.factor) == ((270, 400), factor)
+    assert decoded.pixels.shape == (-(-270 // factor), -(-400 // factor), 3)
     assert factor in (1, 8) or 270 / (2 * factor) < 2 * resolution <= 270 / factor
-    assert decode(encoded(smooth(270, 400)), LIMIT, resolution).factor == 1, "only JPEG has smaller decodings"
+    assert decode(encoded(smooth(270, 400)), LIMIT, resolution).factor == 1, (
+        "only JPEG can be decoded at a smaller size"
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("box", [None, (0.13, 0.07, 0.61, 0.83)])
-def test_a_smaller_decoding_shows_the_same(orientation: int, box: tuple[float, ...] | None) -> None:
+def test_a_smaller_decoding_gives_the_same_view(orientation: int, box: tuple[float, ...] | None) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(smooth(301, 403), "JPEG", quality=95, exif=exif)
@@ -286,7 +288,7 @@ def test_a_smaller_decoding_shows_the_same(orientation: int, box: tuple[float, .
     small, whole = decode(data, LIMIT, 24, window), decode(data, LIMIT)
     assert small.factor > whole.factor == 1 and small.size == whole.size
     gap = view(small, 24, window).int() - view(whole, 24, window).int()
-    assert gap.abs().float().mean() < 1.5, "a window a quarter of a pixel off makes it 10"
+    assert gap.abs().float().mean() < 1.5, "a window that is off by a quarter of a pixel gives 10"
 
 
 def test_smaller_decodings_of_photos_differ_by_a_level_in_the_mean() -> None:

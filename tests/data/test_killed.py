@@ -1,4 +1,4 @@
-"""A scan that is killed leaves no process and nothing that a later stage would take for whole."""
+"""A killed scan leaves no process behind, and no files that a later stage would use as finished."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import labeled_folder, random_images, write_folder
+from image_files import labeled_folder, prepared, random_images, write_folder
 
 from noisystudent.config import DataConfig
+from noisystudent.console import Progress
 from noisystudent.data import prepare as module
 from noisystudent.data import scan
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import context
 from noisystudent.errors import RunError
-from noisystudent.runtime import StopFlag
+from noisystudent.run.rundir import DataDir
 
 
-def die(*_: object) -> None:
+def die(*_: object, **_named: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DieAfter(StopFlag):
+class DieAfter(Progress):
     def __init__(self, checks: int) -> None:
         super().__init__()
         self._left = checks
@@ -40,19 +41,20 @@ class DieAfter(StopFlag):
 def prepare_and_die(config: DataConfig, out: Path, moment: int | str) -> None:
     if isinstance(moment, str):
         setattr(module, moment, die)
-        prepare(config, open_sources(config), out, 0, StopFlag())
+        prepare(config, open_sources(config), DataDir(out), 0, Progress())
     else:
-        prepare(config, open_sources(config), out, 0, DieAfter(moment))
+        prepare(config, open_sources(config), DataDir(out), 0, DieAfter(moment))
 
 
 def prepare_with_workers_and_die(config: DataConfig, out: Path, pids: Path) -> None:
     scan._FEW, scan._CHUNK = 0, 3
 
-    def progress(task: str, done: int, total: int) -> None:
-        pids.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
-        die()
+    class NoteWorkersAndDie(Progress):
+        def advance(self, task: str, done: int, total: int) -> None:
+            pids.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
+            die()
 
-    prepare(config, open_sources(config), out, 0, StopFlag(), progress)
+    prepare(config, open_sources(config), DataDir(out), 0, NoteWorkersAndDie())
 
 
 def config_of(root: Path, workers: int = 0) -> DataConfig:
@@ -68,26 +70,26 @@ def killed(target: object, *arguments: object) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-# while listing, scanning (of both sets), and between any two files that prepare writes
+# killed while listing, while scanning either set, and between any two files that prepare writes
 @pytest.mark.parametrize(
     "moment", [1, 2, 3, 4, "assign", "_write_rows", "remove", "_source_notes", "write_json"]
 )
-def test_the_next_scan_starts_anew(tmp_path: Path, moment: int | str) -> None:
+def test_the_next_scan_starts_again(tmp_path: Path, moment: int | str) -> None:
     config = config_of(tmp_path)
-    expected = prepare(config, open_sources(config), tmp_path / "whole", 0, StopFlag())
+    expected = prepared(config, tmp_path / "whole")
     out = tmp_path / "out"
-    prepare(config, open_sources(config), out, 0, StopFlag())  # an older one is not taken for the new one
+    prepared(config, out)  # files of an older scan must not be used
     killed(prepare_and_die, config, out, moment)
-    if moment != "remove":  # dies before it touches anything
+    if moment != "remove":  # it is killed before it changes anything
         assert not (out / "dataset.json").exists()
         with pytest.raises(RunError, match=r"dataset\.json is missing"):
-            open_dataset(out, config, open_sources(config))
-    found = prepare(config, open_sources(config), out, 0, StopFlag())
+            open_dataset(DataDir(out), config, open_sources(config))
+    again = prepared(config, out)
     assert not [path for path in out.rglob("*") if "partial" in path.name or path.name == "scratch"]
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path
-    assert np.array_equal(found.pool.content_hash, expected.pool.content_hash)
+    assert np.array_equal(again.pool.content_hash, expected.pool.content_hash)
 
 
 def is_running(pid: int) -> bool:
@@ -107,7 +109,7 @@ def test_workers_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
         if not any(map(is_running, pids)):
             return
         time.sleep(0.1)
-    raise AssertionError(f"of the workers {pids} some still run")
+    raise AssertionError(f"some of the workers {pids} still run")
 
 
 def test_a_worker_that_dies_in_a_scan_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +117,8 @@ def test_a_worker_that_dies_in_a_scan_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         scan, "context", lambda: multiprocessing.get_context("fork")
     )  # inherits the next line
-    monkeypatch.setattr(scan, "look", die)
+    monkeypatch.setattr(scan, "scan_chunk", die)
     config = config_of(tmp_path, workers=1)
     with pytest.raises(RunError, match=r"a worker died while the images were scanned; try fewer"):
-        prepare(config, open_sources(config), tmp_path / "data", 0, StopFlag())
+        prepared(config, tmp_path / "data")
     assert not (tmp_path / "data" / "dataset.json").exists()

@@ -1,7 +1,8 @@
-"""The index stream's laws, and batches that do not depend on workers, plane or starting step."""
+"""Properties of the sampler; batches do not depend on workers, plane or first step."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,40 +11,48 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import encoded, labeled_folder, random_images, write_folder
+from image_files import encoded, labeled_folder, prepared, random_images, write_folder
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.config import DataConfig
-from noisystudent.data.loader import Chosen, clean_batches, joint_batches
-from noisystudent.data.prepare import Dataset, prepare
-from noisystudent.data.sources import open_sources
-from noisystudent.data.streams import Stream
+from noisystudent.data.imageset import ImageSet
+from noisystudent.data.loader import SelectedPool, joint_batches, requested_batches
+from noisystudent.data.prepare import Dataset
+from noisystudent.data.sampler import Sampler
 from noisystudent.errors import RunError
 from noisystudent.records import Batch
-from noisystudent.runtime import StopFlag
 
 CPU = torch.device("cpu")
+
+
+def clean(
+    images: ImageSet, rows: NDArray[np.int64], batch_size: int, side: int, workers: int
+) -> Iterator[Tensor]:
+    parts = np.split(rows, range(batch_size, len(rows), batch_size))
+    return requested_batches(images, iter(parts), resolution=side, device=CPU, workers=workers)
 
 
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 40), batch=st.integers(1, 90), seed=st.integers(0, 3), epochs=st.integers(1, 3))
 def test_each_epoch_is_a_permutation(n: int, batch: int, seed: int, epochs: int) -> None:
     steps = -(-n * epochs // batch)
-    stream = np.concatenate([Stream(n, batch, seed, "labeled").at(step) for step in range(steps)])
+    drawn = np.concatenate([Sampler(n, batch, seed, "labeled").at(step) for step in range(steps)])
     for epoch in range(epochs):
-        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+        assert sorted(drawn[epoch * n : (epoch + 1) * n]) == list(range(n))
 
 
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 40), batch=st.integers(1, 30), times=st.integers(1, 5), step=st.integers(0, 5))
-def test_the_stream_does_not_depend_on_the_batch_size(n: int, batch: int, times: int, step: int) -> None:
-    large = Stream(n, batch * times, 7, "pool").at(step)
-    small = [Stream(n, batch, 7, "pool").at(step * times + part) for part in range(times)]
+def test_the_order_does_not_depend_on_the_batch_size(n: int, batch: int, times: int, step: int) -> None:
+    large = Sampler(n, batch * times, 7, "pool").at(step)
+    small = [Sampler(n, batch, 7, "pool").at(step * times + part) for part in range(times)]
     assert np.array_equal(large, np.concatenate(small))
 
 
-def test_streams_and_seeds_differ() -> None:
-    orders = {tuple(Stream(50, 50, seed, name).at(0)) for seed in (0, 1) for name in ("labeled", "pool")}
+def test_names_and_seeds_differ() -> None:
+    orders = {tuple(Sampler(50, 50, seed, name).at(0)) for seed in (0, 1) for name in ("labeled", "pool")}
     assert len(orders) == 4
 
 
@@ -51,12 +60,12 @@ def made(tmp_path: Path, plane: str) -> Dataset:
     labeled = labeled_folder(tmp_path / "labeled", 12)
     pool = write_folder(tmp_path / "pool", random_images(10, seed=5), lambda n: f"x/{n}.png")
     config = DataConfig(labeled=(str(labeled),), unlabeled=(str(pool),), resolution=8, plane=plane, workers=0)
-    return prepare(config, open_sources(config), tmp_path / plane, 0, StopFlag())
+    return prepared(config, tmp_path / plane)
 
 
-def chosen_rows() -> Chosen:
+def selected_pool() -> SelectedPool:
     table = np.random.default_rng(0).random((3, 3), dtype=np.float32)
-    return Chosen(np.array([7, 2, 4]), np.array([3, 0, 1], np.int32), lambda at: table[at])
+    return SelectedPool(np.array([7, 2, 4]), np.array([3, 0, 1], np.int32), lambda at: table[at])
 
 
 def quarter(stream: str, step: int, sizes: np.ndarray) -> np.ndarray:
@@ -67,7 +76,7 @@ def quarter(stream: str, step: int, sizes: np.ndarray) -> np.ndarray:
 def batches(data: Dataset, start: int = 0, workers: int = 0, boxes: object = None) -> list[Batch]:
     return list(
         joint_batches(
-            data.labeled, data.pool, chosen_rows(), labeled_batch=4, pool_batch=3, resolution=8, seed=1,
+            data.labeled, data.pool, selected_pool(), labeled_batch=4, pool_batch=3, resolution=8, seed=1,
             start=start, stop=5, device=CPU, workers=workers, boxes=boxes,  # type: ignore[arg-type]
         )
     )  # fmt: skip
@@ -101,26 +110,24 @@ def test_a_large_jpeg_has_its_own_size_and_one_clean_view_from_memory_from_files
         path.write_bytes(encoded(pixels[: 200 + number], "JPEG"))
     config = DataConfig(labeled=(str(tmp_path / "large"),), resolution=16, val_fraction=0.5, workers=0)
     planes = (replace(config, plane="resident"), replace(config, plane="streamed"))
-    stored, streamed = (
-        prepare(c, open_sources(c), tmp_path / c.plane, 0, StopFlag()).labeled for c in planes
-    )
+    stored, streamed = (prepared(plane, tmp_path / plane.plane).labeled for plane in planes)
     rows = np.arange(2)
     heights = [200 + int(name[3]) for name in streamed.ids(rows)]
-    assert stored.sizes.tolist() == streamed.sizes.tolist() == [[height, 300] for height in heights]
-    (by_workers,) = clean_batches(streamed, rows, resolution=16, batch_size=2, device=CPU, workers=1)
+    assert streamed.view_sizes(rows).tolist() == [[height, 300] for height in heights]
+    (by_workers,) = clean(streamed, rows, 2, 16, workers=1)
     assert torch.equal(stored.fetch(rows, 16), streamed.fetch(rows, 16))
     assert torch.equal(stored.fetch(rows, 16), by_workers)
 
 
 def test_rows_carry_their_own_labels_and_targets(tmp_path: Path) -> None:
-    data, chosen = made(tmp_path, "resident"), chosen_rows()
+    data, selected = made(tmp_path, "resident"), selected_pool()
     for step, batch in enumerate(batches(data)):
-        rows = Stream(len(data.labeled), 4, 1, "labeled").at(step)
+        rows = Sampler(len(data.labeled), 4, 1, "labeled").at(step)
         assert torch.equal(batch.images[:4], data.labeled.fetch(rows, 8))
         assert batch.labels.tolist() == data.labeled.labels[rows].tolist()
-        at = np.array([0, 0, 0, 2])[Stream(4, 3, 1, "pool").at(step)]
-        assert torch.equal(batch.images[4:], data.pool.fetch(chosen.rows[at], 8))
-        assert np.array_equal(batch.pool_targets.numpy(), chosen.targets(at))
+        at = np.array([0, 0, 0, 2])[Sampler(4, 3, 1, "pool").at(step)]
+        assert torch.equal(batch.images[4:], data.pool.fetch(selected.rows[at], 8))
+        assert np.array_equal(batch.pool_targets.numpy(), selected.targets(at))
 
 
 def test_labels_alone_give_no_pool_rows(tmp_path: Path) -> None:
@@ -137,16 +144,16 @@ def test_labels_alone_give_no_pool_rows(tmp_path: Path) -> None:
 def test_clean_batches_keep_order_and_end_short(tmp_path: Path, plane: str) -> None:
     data = made(tmp_path, plane)
     rows = np.array([3, 1, 9, 0, 5])
-    parts = list(clean_batches(data.pool, rows, resolution=8, batch_size=2, device=CPU, workers=0))
+    parts = list(clean(data.pool, rows, 2, 8, workers=0))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat(parts), data.pool.fetch(rows, 8))
 
 
-def test_delivered_batches_leave_no_crumbs_in_memory(tmp_path: Path) -> None:
+def test_delivered_batches_leave_no_objects_in_memory(tmp_path: Path) -> None:
     data, seen = made(tmp_path, "streamed"), []
-    for _ in clean_batches(data.pool, np.arange(10), resolution=8, batch_size=1, device=CPU, workers=1):
+    for _ in clean(data.pool, np.arange(10), 1, 8, workers=1):
         seen.append(len(shared_cache))
-    assert len(seen) == 10 and max(seen[1:]) <= 3, "without those of other tests, which the first frees"
+    assert len(seen) == 10 and max(seen[1:]) <= 3, "the first batch frees the objects of other tests"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -155,7 +162,7 @@ def test_a_file_that_changed_stops_the_run_in_one_line(tmp_path: Path, workers: 
     changed = tmp_path / "pool" / "x" / "3.png"
     changed.write_bytes((tmp_path / "pool" / "x" / "4.png").read_bytes())
     with pytest.raises(RunError, match=r"^[^\n]*x/3.png changed[^\n]*$"):
-        list(clean_batches(data.pool, np.arange(10), resolution=8, batch_size=4, device=CPU, workers=workers))
+        list(clean(data.pool, np.arange(10), 4, 8, workers))
     changed.unlink()
     with pytest.raises(RunError, match=r"x/3.png cannot be read"):
         data.pool.fetch(np.array([3]), 8)
@@ -163,7 +170,9 @@ def test_a_file_that_changed_stops_the_run_in_one_line(tmp_path: Path, workers: 
 
 def test_an_empty_selection_is_a_clear_error(tmp_path: Path) -> None:
     data = made(tmp_path, "resident")
-    none = Chosen(np.empty(0, np.int64), np.empty(0, np.int32), lambda at: np.zeros((len(at), 3), np.float32))
+    none = SelectedPool(
+        np.empty(0, np.int64), np.empty(0, np.int32), lambda at: np.zeros((len(at), 3), np.float32)
+    )
     with pytest.raises(RunError, match="pool set has no image"):
         next(
             joint_batches(
@@ -184,7 +193,7 @@ def test_a_gpu_receives_the_same_batches(tmp_path: Path, plane: str, workers: in
     for boxes in (None, quarter):
         moved = list(
             joint_batches(
-                labeled, pool, chosen_rows(), labeled_batch=4, pool_batch=3, resolution=8, seed=1,
+                labeled, pool, selected_pool(), labeled_batch=4, pool_batch=3, resolution=8, seed=1,
                 start=0, stop=5, device=device, workers=workers, boxes=boxes,
             )
         )  # fmt: skip

@@ -1,8 +1,7 @@
-"""Scanning, splitting and leaks end to end; what goes wrong is said, and nothing half-made stays."""
+"""Scan, splits and leaks from end to end; errors are reported, and no unfinished files stay."""
 
 from __future__ import annotations
 
-import csv
 import pickle
 import shutil
 import tarfile
@@ -15,24 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from image_files import labeled_folder, random_images, write_folder
+from image_files import labeled_folder, make, prepared, random_images, table, write_folder
 
 from noisystudent.config import DataConfig
+from noisystudent.console import Progress
 from noisystudent.data import scan
 from noisystudent.data.prepare import Dataset, open_dataset, prepare
 from noisystudent.data.sources import ArraySource, Sources, open_source, open_sources
 from noisystudent.errors import InputError, RunError, Stopped
-from noisystudent.runtime import StopFlag
-
-
-def make(out: Path, sources: Sources | None = None, seed: int = 0, **options: Any) -> Dataset:
-    config = DataConfig(**({"resolution": 8, "workers": 0} | options))
-    return prepare(config, sources or open_sources(config), out, seed, StopFlag())
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+from noisystudent.run.rundir import DataDir
 
 
 def hashes(images: Any) -> set[bytes]:
@@ -62,10 +52,10 @@ def test_sets_hold_the_images_they_were_given(tmp_path: Path, labeled: Path, poo
         assert part.labels.tolist() == [number % 3 for number in numbers]
         assert np.array_equal(part.fetch(rows, 8).permute(0, 2, 3, 1).numpy(), images[numbers])
     assert set(data.pool.labels) == {-1}
-    assert data.pool.sizes.tolist() == [[8, 8]] * 20
+    assert data.pool.view_sizes(np.arange(20)).tolist() == [[8, 8]] * 20
 
 
-def test_the_manifest_has_a_row_an_image_in_use(tmp_path: Path, labeled: Path, pool: Path) -> None:
+def test_the_manifest_has_a_row_for_each_image_in_use(tmp_path: Path, labeled: Path, pool: Path) -> None:
     data = make(tmp_path / "out", labeled=(str(labeled),), unlabeled=(str(pool),))
     manifest = pq.read_table(tmp_path / "out" / "manifest.parquet")
     assert manifest.column_names[:6] == ["set", "row", "id", "label", "truth", "content_hash"]
@@ -94,7 +84,9 @@ def test_the_folder_that_holds_a_pool_image_is_its_hidden_truth(
     pool = write_folder(tmp_path / "pool", random_images(7, seed=5), names.__getitem__)
     pool = as_tar(pool) if form == "tar" else pool
     truths = []
-    for number, switch in enumerate((True, False)):  # the switch is about using it
+    for number, switch in enumerate(
+        (True, False)
+    ):  # the switch decides if the truth is used, not if it is stored
         specs: dict[str, Any] = {"labeled": (str(labeled),), "unlabeled": (str(pool),)}
         data = make(tmp_path / f"out-{number}", **specs, pool_truth=switch)
         assert set(data.pool.labels) == {-1}
@@ -182,7 +174,7 @@ def test_copies_are_removed_and_written_down(tmp_path: Path, labeled: Path, pool
     assert any("6" not in note and "removed" in note for note in data.notes)
 
 
-class StopAfter(StopFlag):
+class StopAfter(Progress):
     def __init__(self, checks: int) -> None:
         super().__init__()
         self._left = checks
@@ -190,7 +182,7 @@ class StopAfter(StopFlag):
     def check(self) -> None:
         self._left -= 1
         if self._left == 0:
-            self.signal = "SIGTERM"
+            self.stop.signal = "SIGTERM"
         super().check()
 
 
@@ -199,14 +191,14 @@ def test_a_stopped_scan_leaves_nothing_and_runs_again(
     tmp_path: Path, labeled: Path, pool: Path, checks: int
 ) -> None:
     config = DataConfig(labeled=(str(labeled),), unlabeled=(str(pool),), resolution=8, workers=0)
-    sources, out = open_sources(config), tmp_path / "out"
-    prepare(config, sources, out, 0, StopFlag())
+    sources, out = open_sources(config), DataDir(tmp_path / "out")
+    prepare(config, sources, out, 0, Progress())
     with pytest.raises(Stopped):
         prepare(config, sources, out, 0, StopAfter(checks))
-    assert not (out / "dataset.json").exists() and not list(out.glob(".*"))
+    assert not out.dataset.exists() and not list(out.path.glob(".*"))
     with pytest.raises(RunError, match=r"dataset\.json is missing"):
         open_dataset(out, config, sources)
-    assert len(prepare(config, sources, out, 0, StopFlag()).pool) == 20
+    assert len(prepared(config, out.path, sources).pool) == 20
 
 
 def test_opening_again_scans_nothing(
@@ -214,19 +206,19 @@ def test_opening_again_scans_nothing(
 ) -> None:
     config = DataConfig(labeled=(str(labeled),), unlabeled=(str(pool),), resolution=8, workers=0)
     sources, out = open_sources(config), tmp_path / "out"
-    first = prepare(config, sources, out, 0, StopFlag())
+    first = prepared(config, out, sources)
 
     def fail(*_: object) -> None:
         raise AssertionError("scanned")
 
-    monkeypatch.setattr(scan, "look", fail)
-    second = open_dataset(out, config, sources)
+    monkeypatch.setattr(scan, "scan_chunk", fail)
+    second = open_dataset(DataDir(out), config, sources)
     assert (first.classes, first.notes) == (second.classes, second.notes)
     rows = np.arange(20)
     assert torch.equal(first.pool.fetch(rows, 8), second.pool.fetch(rows, 8))
 
 
-def test_workers_find_the_same(
+def test_workers_scan_with_the_same_result(
     tmp_path: Path, labeled: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (pool / "text.jpg").write_text("not an image\n")
@@ -248,7 +240,7 @@ def test_workers_find_the_same(
 
 
 def test_auto_keeps_what_fits(tmp_path: Path, labeled: Path, pool: Path) -> None:
-    gib = 25 * 3 * 8 * 8 / 1024**3  # between the 20 images of the pool and the 30 labelled ones
+    gib = 25 * 3 * 8 * 8 / 1024**3  # enough for the 20 images of the pool, not for the 30 labelled ones
     data = make(tmp_path / "out", labeled=(str(labeled),), unlabeled=(str(pool),), resident_gib=gib)
     assert data.pool.resident and not data.labeled.resident and not data.val.resident
 
@@ -288,8 +280,17 @@ def test_another_resolution_of_a_stored_square_is_not_cropped_again(tmp_path: Pa
     assert data.labeled.fetch(np.array([0]), 224)[0, :, 0, 0].tolist() == [255] * 3
 
 
+class Counted(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int, int]] = []
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        self.calls.append((task, done, total))
+
+
 def test_progress_counts_every_image(tmp_path: Path, labeled: Path, pool: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
     config = DataConfig(labeled=(str(labeled),), unlabeled=(str(pool),), resolution=8, workers=0)
-    prepare(config, open_sources(config), tmp_path / "out", 0, StopFlag(), lambda *call: seen.append(call))
-    assert seen == [("scanning labeled", 30, 30), ("scanning pool", 20, 20)]
+    progress = Counted()
+    prepare(config, open_sources(config), DataDir(tmp_path / "out"), 0, progress)
+    assert progress.calls == [("scanning labeled", 30, 30), ("scanning pool", 20, 20)]

@@ -1,4 +1,4 @@
-"""Tar and Parquet shards: the same items as the folder they were made of; broken ones up to the damage."""
+"""Tar and Parquet shards have the same items as the folder that they were made of, up to any damage."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def test_a_tar_holds_what_the_folder_holds(tmp_path: Path, top: str) -> None:
 
 
 def broken(whole: bytes, third: int, data: int) -> dict[str, bytes]:
-    """A shard cut or spoilt in the data or the header of its third member, at its boundary, or at its end."""
+    """A shard that is cut or overwritten at its third member, or that has no end blocks."""
     return {
         "data": whole[: data + 50],
         "header": whole[: third + 100],
         "boundary": whole[:third],
-        "spoilt": whole[:third] + b"x" * 512 + whole[third + 512 :],
+        "overwritten": whole[:third] + b"x" * 512 + whole[third + 512 :],
         "end": whole.rstrip(b"\0") + b"\0" * (-len(whole.rstrip(b"\0")) % 512),
     }
 
 
-@pytest.mark.parametrize("kind", ["data", "header", "boundary", "spoilt", "end"])
+@pytest.mark.parametrize("kind", ["data", "header", "boundary", "overwritten", "end"])
 @pytest.mark.parametrize("labeled", [True, False])
 def test_a_broken_shard_gives_what_is_before_the_damage(tmp_path: Path, kind: str, labeled: bool) -> None:
     folder = labeled_folder(tmp_path / "d")
@@ -62,7 +62,7 @@ def test_a_broken_shard_gives_what_is_before_the_damage(tmp_path: Path, kind: st
     assert any("a.tar: cut short or damaged from byte" in note for note in source.notes())
 
 
-def test_streaming_large_row_groups_is_told(tmp_path: Path) -> None:
+def test_streaming_from_large_row_groups_gives_a_note(tmp_path: Path) -> None:
     images = [encoded(image) for image in random_images(40)]
     path = parquet(tmp_path / "d.parquet", images, None, True, None)
     assert open_source([path], False).notes(streamed=True) == (), "groups of 5 rows"
@@ -81,8 +81,8 @@ def test_parquet_holds_what_the_folder_holds(tmp_path: Path, struct: bool, names
     path = parquet(tmp_path / "d.parquet", [data for _, data in expected], numbers, struct, names)
     source = open_source([path], labeled=True)
     assert len(source) == 12
-    found = contents(pickle.loads(pickle.dumps(source)))
-    assert found == [(label if names else str(label)[1:], data) for label, data in expected]
+    pickled = contents(pickle.loads(pickle.dumps(source)))
+    assert pickled == [(label if names else str(label)[1:], data) for label, data in expected]
 
 
 def test_webdataset_labels_stand_beside_the_image(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One set of images in every form: the same items, bytes and labels; wrong specs end in one line."""
+"""All forms of an image set have the same items, bytes and labels; wrong specs are errors of one line."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from image_files import encoded, labeled_folder, random_images
 from shard_files import contents, parquet, tarred
 
 from noisystudent.config import DataConfig
-from noisystudent.data.sources import (
-    ArraySource,
-    Sources,
-    listing_fingerprint,
-    open_source,
-    open_sources,
-)
+from noisystudent.data.sources import ArraySource, Sources, listing_fingerprint, open_source, open_sources
 from noisystudent.errors import InputError
 
 
@@ -37,7 +31,7 @@ def test_npz_and_arrays_hold_pixels_and_labels(tmp_path: Path) -> None:
 
 
 class Series:
-    """As pandas' after a shuffle: read by its own labels, gone through in order."""
+    """As a shuffled pandas Series: `[label]` looks a value up by its index, iteration is in order."""
 
     def __init__(self, values: list[str], index: list[int]) -> None:
         self._values, self._index = values, index
@@ -69,7 +63,7 @@ def test_pool_folders_nest_and_the_folder_of_an_image_is_the_hidden_truth(tmp_pa
     ]
 
 
-def test_side_cars_are_silent_and_unknown_files_are_told(tmp_path: Path) -> None:
+def test_side_cars_are_skipped_and_unknown_files_are_noted(tmp_path: Path) -> None:
     for name in ("1.png", ".DS_Store", "notes.txt", "meta.json", ".hidden/2.png", "movie.heic", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -103,7 +97,7 @@ def test_several_specs_have_ids_of_their_own(tmp_path: Path) -> None:
     assert contents(pickle.loads(pickle.dumps(source))) == [*parts[0], *parts[1], *parts[2]]
 
 
-def test_an_empty_class_folder_is_told_and_dropped(tmp_path: Path) -> None:
+def test_an_empty_class_folder_is_noted_and_left_out(tmp_path: Path) -> None:
     folder = labeled_folder(tmp_path / "d")
     (folder / "empty").mkdir()
     (folder / "loose.png").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""The split depends on content alone."""
+"""The split of val depends on the content of the images only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from noisystudent.errors import InputError
 
 
 def contents(numbers: list[int]) -> np.ndarray:
-    """A hash for each number; zero bytes at both ends, where fixed-width strings would go wrong."""
+    """(n, 16) a hash for each number, with zeros at both ends, which string types would ignore."""
     hashes = np.zeros((len(numbers), 16), np.uint8)
     hashes[:, 7:11] = np.array(numbers, np.int32).view(np.uint8).reshape(-1, 4)
     return hashes
@@ -54,7 +54,7 @@ def test_seeds_choose_differently() -> None:
 
 def test_copies_go_together_and_contradictions_stay_in_training() -> None:
     hashes = contents([1, 1, 2, 2, 3, 4, 5, 5])
-    labels = np.array([0, 0, 0, 0, 1, 1, 0, 1])  # content 5 stands under both
+    labels = np.array([0, 0, 0, 0, 1, 1, 0, 1])  # content 5 has both labels
     assert conflicting(hashes, labels).tolist() == [False] * 6 + [True] * 2
     for seed in range(10):
         val = split_val(hashes, labels, 0.4, seed)

@@ -1,4 +1,4 @@
-"""The architectures of the paper's tables train and label through this package, as timm has them."""
+"""timm's architectures of the paper's tables can be trained and can label with this package."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from torch import Tensor, nn
 
 from noisystudent.augment import policies
 from noisystudent.config import AugmentConfig, LearnerConfig, ModelConfig, PseudoLabelConfig, TrainConfig
+from noisystudent.console import Progress
 from noisystudent.errors import InputError
 from noisystudent.models import Classifier, build_model
 from noisystudent.models.scaling import PUBLISHED, multiply_adds, parameters
 from noisystudent.pseudo_label import label_images
 from noisystudent.records import Batch
-from noisystudent.runtime import StopFlag, torch_seed
-from noisystudent.self_training.noise import LessonNoise
+from noisystudent.run.rundir import ModelDir
+from noisystudent.runtime import torch_seed
+from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.train.loop import fit
+from noisystudent.train.optim import lr_at
+from noisystudent.train.step import TrainStep
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 CLASSES, LABELED, POOL = 3, 2, 1
@@ -37,16 +41,16 @@ CLASSES, LABELED, POOL = 3, 2, 1
 
 @dataclass(frozen=True)
 class Row:
-    """What the page says of an architecture: its name in the paper and in timm, size and noise."""
+    """An architecture in docs/models.md: its name in the paper and in timm, size and noise."""
 
     paper: str
     name: str
     millions: float  # of parameters, 1,000 classes
-    side: int  # pixels of the test: small, but all strides have something to do
+    side: int  # pixels in the test: small, but large enough for all strides
     depth: bool  # has stochastic depth
     dropout: bool = True
     options: tuple[tuple[str, Any], ...] = ()
-    real: bool = True  # False: only counted, since its weights and their averages take 10 GB or more
+    real: bool = True  # False: only counted, because its weights and their averages take 10 GB or more
 
     @property
     def id(self) -> str:
@@ -57,7 +61,7 @@ class Row:
         return ModelConfig(name=self.name, dropout=dropout, stochastic_depth=depth, options=options)
 
     def line(self) -> str:
-        """Its row of the page."""
+        """Row of the table in docs/models.md."""
         given = ", ".join(f"{k}: {list(v) if isinstance(v, tuple) else v}" for k, v in self.options)
         name = f"`{self.name}`" + (f", options `{{{given}}}`" if given else "")
         noise = ("yes" if self.dropout else "no", "yes" if self.depth else "no")
@@ -116,31 +120,28 @@ def images(count: int, side: int, step: int) -> Tensor:
 
 
 def batches(side: int, start: int, stop: int) -> Iterator[Batch]:
-    """Two labelled images and one of the pool, with a soft pseudo-label."""
+    """Batches of two labelled images and one pool image with a soft pseudo-label."""
     for step in range(start, stop):
         yield Batch(images(LABELED + POOL, side, step), torch.tensor([0, 2]), torch.tensor([[0.2, 0.7, 0.1]]))
 
 
 def trained(model: Classifier, learner: LearnerConfig, side: int, folder: Path) -> nn.Module:
-    """Two steps of the package's own training, with RandAugment and the noise of the model."""
+    """Run two training steps of this package, with RandAugment and model noise."""
+    noise = TrainingNoise(model, learner, policies.build_policy(learner.augment, side), 0, side)
+    lr = partial(lr_at, config=learner.train, steps_per_epoch=10.0, total_steps=2)
     return fit(
         model,
-        batches=partial(batches, side),
-        noise=LessonNoise(model, learner, policies.build_policy(learner.augment, side), 0, side),
-        config=learner.train,
+        lambda start, stop: noise.batches(batches(side, start, stop), start),
+        TrainStep(noise=noise, lr=lr, config=learner.train, num_classes=CLASSES, dtype=torch.float32),
         total_steps=2,
         steps_per_epoch=10.0,
-        num_classes=CLASSES,
-        hard_pool=False,
-        folder=folder,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        stop=StopFlag(),
+        folder=ModelDir(folder),
+        progress=Progress(),
     )
 
 
 def labeled(model: nn.Module, side: int, out: Path) -> NDArray[np.float32]:
-    """(3, K): what it says of three images, read from the part it wrote."""
+    """Probabilities (3, K) of three images, read from the part that `label_images` wrote."""
     label_images(
         torch.inference_mode()(model),
         lambda requests: (images(len(rows), side, 9) for rows in requests),
@@ -149,7 +150,8 @@ def labeled(model: nn.Module, side: int, out: Path) -> NDArray[np.float32]:
         num_classes=CLASSES,
         config=PseudoLabelConfig(),
         out=out,
-        stop=StopFlag(),
+        task="labeling",
+        progress=Progress(),
     )
     (part,) = out.glob("part-*.parquet")
     return np.array(pq.read_table(part)["probs"].to_pylist(), np.float32)

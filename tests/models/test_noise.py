@@ -1,4 +1,4 @@
-"""Model noise: per image, reproducible, unbiased, and absent whenever it was not drawn."""
+"""Model noise is drawn for each image, reproducible, unbiased, and off until it is drawn."""
 
 import copy
 import io
@@ -39,12 +39,12 @@ def paths(net: nn.Module) -> list[MaskedDropPath]:
 
 
 def path_masks(net: nn.Module) -> Tensor:
-    """(blocks, B), a copy."""
+    """Copy of the masks (blocks, B)."""
     return torch.stack([path.mask for path in paths(net) if path.mask is not None])
 
 
 def feature_masks(net: nn.Module, batch: int) -> Tensor:
-    """(B, F): what ones become on their way into the classifier."""
+    """Masks (B, F): the input of the classifier if all features are 1."""
     seen: list[Tensor] = []
     classifier = net.get_classifier()
     hook = classifier.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].clone()))
@@ -90,7 +90,7 @@ def test_without_a_draw_the_network_is_timms(name: str) -> None:
     for module in training.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
-    torch.testing.assert_close(net.train()(images), training(images))  # train() alone switches nothing on
+    torch.testing.assert_close(net.train()(images), training(images))  # train() does not switch the noise on
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -206,7 +206,7 @@ def test_global_generators_are_left_alone(net: nn.Module, noise: ModelNoise) -> 
 
 
 def test_masks_keep_their_memory(net: nn.Module, noise: ModelNoise) -> None:
-    with torch.inference_mode():  # as when a noised teacher labels
+    with torch.inference_mode():  # as in labelling by a teacher with noise
         noise.draw(0, 0, torch.ones(4, dtype=torch.bool))
     address = paths(net)[0].mask.data_ptr()
     noise.off()

@@ -1,4 +1,4 @@
-"""A name becomes a classifier: normalised, reproducible, and refused in one line where it cannot be."""
+"""`build_model` gives a normalised, reproducible classifier, or an error of one line."""
 
 import importlib.util
 import io
@@ -46,7 +46,7 @@ def test_logits_are_timms_when_noise_is_off(name: str) -> None:
     model = build_model(ModelConfig(name=name, stochastic_depth=depth, dropout=0.3), 5, 32, seed=2).eval()
     size = {"img_size": 32} if "vit" in name else {}
     reference = timm.create_model(name, num_classes=5, **size).eval()
-    reference.load_state_dict(model.net.state_dict())  # strict: the names are timm's
+    reference.load_state_dict(model.net.state_dict())  # strict: all names are those of timm
     cfg = reference.pretrained_cfg
     mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
     logits = model(images())
@@ -75,7 +75,7 @@ def test_noise_settings_do_not_change_first_weights() -> None:
 def test_training_uses_no_global_randomness() -> None:
     model = build_model(
         ModelConfig(name="test_vit_relpos"), 5, 32, seed=1
-    ).train()  # timm puts Dropout(.125) in it
+    ).train()  # timm adds Dropout(.125) to it
     state = torch.get_rng_state()
     assert torch.equal(model(images()), model(images()))
     assert torch.equal(torch.get_rng_state(), state)
@@ -156,7 +156,10 @@ def test_l2_has_the_published_size() -> None:
         (ModelConfig(name="hrnet_w18"), "hrnet_w18.*set model.stochastic_depth to 0"),
         (ModelConfig(name="levit_128", stochastic_depth=0.0), "levit_128.*tuple.*set model.dropout to 0"),
         (ModelConfig(name="resnet8_16", options={"widht": 3}), "model.options has 'widht'"),
-        (ModelConfig(name="resnet8_16", options={"num_classes": 3}), "'num_classes'; the classes"),
+        (
+            ModelConfig(name="resnet8_16", options={"num_classes": 3}),
+            "'num_classes'; remove it, the number of classes comes from",
+        ),
         (
             ModelConfig(name="test_vit", options={"attn_drop_rate": 0.1}),
             "'attn_drop_rate'; set model.dropout",

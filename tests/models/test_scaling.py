@@ -1,4 +1,4 @@
-"""Scaled networks are the published ones where those exist, grow with phi, and never exceed a budget."""
+"""Scaled networks equal the published ones, grow with phi, and are never above a budget."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def shapes(name: str, **options: object) -> dict[str, torch.Size]:
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_published_sizes(size: str) -> None:
-    found = parameters(PUBLISHED[size]) / 1e6
+    millions = parameters(PUBLISHED[size]) / 1e6
     if size in ("l0", "l1"):
-        assert abs(found - MILLIONS[size]) < 1  # printed without decimals
+        assert abs(millions - MILLIONS[size]) < 1  # the paper prints no decimals
     else:
-        assert found == pytest.approx(MILLIONS[size], rel=1e-3)
+        assert millions == pytest.approx(MILLIONS[size], rel=1e-3)
     if size in BILLIONS:
         assert multiply_adds(PUBLISHED[size]) / 1e9 == pytest.approx(BILLIONS[size], rel=0.05)
 
@@ -71,7 +71,7 @@ def test_what_has_timms_shapes_has_its_numbers(prefix: str) -> None:
     ours = timm.create_model(f"{prefix}efficientnet_scaled", width=1.0, depth=1.1).eval()
     timms = timm.create_model(f"{prefix}efficientnet_b1").eval()
     timms.load_state_dict(ours.state_dict())
-    images = torch.randn(1, 3, 65, 65)  # an odd side tells the paddings apart
+    images = torch.randn(1, 3, 65, 65)  # the paddings differ for an odd side
     assert torch.equal(ours(images), timms(images))
 
 
@@ -80,7 +80,7 @@ def test_l0_and_l1_are_scaled_networks(size: str) -> None:
     one = PUBLISHED[size]
     expected = shapes("efficientnet_scaled", width=one.width, depth=one.depth)
     assert shapes(f"efficientnet_{size}") == shapes(f"tf_efficientnet_{size}") == expected
-    with pytest.raises(InputError, match=f"'width', unknown to efficientnet_{size}"):
+    with pytest.raises(InputError, match=f"'width', which is not an option of efficientnet_{size}"):
         build_model(ModelConfig(name=f"efficientnet_{size}", options={"width": 1.0}), 5, 32)
 
 
@@ -88,11 +88,11 @@ def test_l0_and_l1_are_scaled_networks(size: str) -> None:
 @given(st.integers(1, 400), st.floats(0.3, 6.0))
 def test_channels_are_multiples_of_8_and_never_below_nine_tenths(eighths: int, width: float) -> None:
     wanted = 8 * eighths * width
-    found = round_channels(8 * eighths, width)
-    assert found % 8 == 0 and found >= 8
-    assert found >= 0.9 * wanted
+    channels = round_channels(8 * eighths, width)
+    assert channels % 8 == 0 and channels >= 8
+    assert channels >= 0.9 * wanted
     official = max(8, int(wanted + 4) // 8 * 8)
-    assert found == official + 8 * (official < 0.9 * wanted)
+    assert channels == official + 8 * (official < 0.9 * wanted)
 
 
 @FEW
@@ -126,9 +126,9 @@ def test_coefficients_are_powers(phi: float, base: int) -> None:
 
 
 def test_a_step_of_phi_doubles_the_multiply_adds() -> None:
-    found = [multiply_adds(from_phi(phi)) for phi in range(10)]
-    assert (found[-1] / found[0]) ** (1 / 9) == pytest.approx(1.2 * 1.1**2 * 1.15**2, rel=0.01)
-    steps = [larger / smaller for smaller, larger in pairwise(found)]
+    sizes = [multiply_adds(from_phi(phi)) for phi in range(10)]
+    assert (sizes[-1] / sizes[0]) ** (1 / 9) == pytest.approx(1.2 * 1.1**2 * 1.15**2, rel=0.01)
+    steps = [larger / smaller for smaller, larger in pairwise(sizes)]
     assert all(1.6 < step < 2.3 for step in steps)  # rounding of channels and blocks
 
 
@@ -149,38 +149,38 @@ def test_a_budget_is_used_and_never_exceeded(measure: scaling.Measure, data: st.
 @given(st.integers(1, 60), st.floats(0, 70))
 def test_every_family_and_every_measure(size: int, budget: float) -> None:
     family = [Scaled("any", 1.0, 1.0, side, 0.0) for side in range(1, size + 1)]
-    asked: list[int] = []
+    measured: list[int] = []
 
     def seconds(one: Scaled) -> float:
-        asked.append(one.resolution)
+        measured.append(one.resolution)
         return float(one.resolution)
 
     if budget < 1:
-        with pytest.raises(InputError, match="the smallest network takes 1"):
+        with pytest.raises(InputError, match="the smallest network needs 1"):
             largest(seconds, budget, family)
         return
     assert largest(seconds, budget, family).resolution == min(size, int(budget))
-    assert max(asked) <= budget + max(1, size // 18)
+    assert max(measured) <= budget + max(1, size // 18)
 
 
 def test_no_network_measured_is_much_above_the_budget() -> None:
-    asked: list[int] = []
+    measured: list[int] = []
 
     def seconds(one: Scaled) -> float:
-        asked.append(multiply_adds(one))
+        measured.append(multiply_adds(one))
         return multiply_adds(one) / 1e10
 
-    found = largest(seconds, 0.05)
-    assert multiply_adds(found) <= 5e8 < max(asked) < 4 * 5e8
-    assert len(asked) < 20
+    network = largest(seconds, 0.05)
+    assert multiply_adds(network) <= 5e8 < max(measured) < 4 * 5e8
+    assert len(measured) < 20
     family = efficientnets()
-    assert multiply_adds(family[family.index(found) + 1]) > 5e8
+    assert multiply_adds(family[family.index(network) + 1]) > 5e8
 
 
 def test_a_budget_gives_a_model() -> None:
-    found = largest(partial(parameters, num_classes=10), 3e6, efficientnets(base=32)).model_config()
+    config = largest(partial(parameters, num_classes=10), 3e6, efficientnets(base=32)).model_config()
     with torch.device("meta"):
-        net = build_model(found, 10, found.resolution or 0).net
+        net = build_model(config, 10, config.resolution or 0).net
     assert 2.4e6 < sum(p.numel() for p in net.parameters()) <= 3e6
     assert PUBLISHED["l0"].model_config().dropout == 0.5
 
@@ -189,8 +189,8 @@ def test_a_budget_of_a_wide_resnet() -> None:
     count = partial(parameters, num_classes=10)
     expected = ModelConfig(name="wrn28_10", resolution=32, dropout=0.0)
     assert largest(count, 36.5e6, wide_resnets()).model_config() == expected
-    found = largest(count, 30e6, wide_resnets())
-    assert (found.name, found.width) == ("wrn_scaled", 9)
+    network = largest(count, 30e6, wide_resnets())
+    assert (network.name, network.width) == ("wrn_scaled", 9)
     assert largest(multiply_adds, 5.25e9, wide_resnets()).name == "wrn28_10"
 
 
@@ -227,12 +227,12 @@ def test_wrn_scaled_is_the_wide_resnet() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("efficientnet_scaled", {"width": -1}, "'width' -1; a number above 0"),
-        ("efficientnet_scaled", {"depth": "deep"}, "'depth' 'deep'; a number above 0"),
+        ("efficientnet_scaled", {"width": -1}, "'width' -1; it must be a number above 0"),
+        ("efficientnet_scaled", {"depth": "deep"}, "'depth' 'deep'; it must be a number above 0"),
         ("efficientnet_scaled", {"width": 1e9}, "at most 32"),
-        ("efficientnet_scaled", {"phi": 1}, "'phi', unknown to efficientnet_scaled"),
-        ("wrn_scaled", {"width": 1.5}, "'width' 1.5; a whole number"),
-        ("wrn_scaled", {"depth": 27}, "'depth' 27; 6 n [+] 4"),
+        ("efficientnet_scaled", {"phi": 1}, "'phi', which is not an option of efficientnet_scaled"),
+        ("wrn_scaled", {"width": 1.5}, "'width' 1.5; it must be a whole number"),
+        ("wrn_scaled", {"depth": 27}, "'depth' 27; it must be 6 n [+] 4"),
     ],
 )
 def test_sizes_that_are_none_are_named(name: str, options: dict[str, object], message: str) -> None:
@@ -248,10 +248,10 @@ def test_importing_again_neither_warns_nor_replaces() -> None:
 
 
 def chain(name: str) -> list[str]:
-    found = [name]
-    while found[-1] in scaling._LARGER:
-        found.append(next_larger(found[-1]))
-    return found
+    names = [name]
+    while names[-1] in scaling._LARGER:
+        names.append(next_larger(names[-1]))
+    return names
 
 
 def test_chains() -> None:
@@ -278,7 +278,7 @@ def test_the_largest_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"model.name is {name}, which has no next larger") as error:
         next_larger(name)
     assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="name the student's model"):
+    with pytest.raises(InputError, match="give the student's model by name"):
         grown(ModelConfig(name=name))
 
 

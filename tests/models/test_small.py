@@ -1,4 +1,4 @@
-"""The small networks are the published ones in size and shape, and behave as timm models."""
+"""Small networks have the published sizes and shapes, and timm's interface."""
 
 import importlib
 
@@ -77,7 +77,7 @@ def test_efficientnet_32px_is_the_official_variant() -> None:
     assert {(m.momentum, m.eps) for m in norms} == {(0.01, 1e-3)}
     published = timm.create_model("tf_efficientnet_b0", num_classes=10)
     shapes = {key: value.shape for key, value in published.state_dict().items()}
-    assert {key: value.shape for key, value in net.state_dict().items()} == shapes  # only strides differ
+    assert {key: value.shape for key, value in net.state_dict().items()} == shapes  # only the strides differ
 
 
 def test_preactivation_block_projects_the_activated_input() -> None:

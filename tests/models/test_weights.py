@@ -1,4 +1,4 @@
-"""Weights survive the disk, timm reads them, another model's are refused; no server is waited for."""
+"""Weights are equal after saving and loading, timm reads them, weights of another model are refused."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import pytest
 import safetensors
 import timm
 import torch
+from tiny import Remembered
 
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
@@ -20,7 +21,7 @@ from noisystudent.models import Classifier, build_model, load_weights, pretraine
 torch.set_num_threads(1)
 
 
-def tiny(seed: int = 0, name: str = "resnet8_16", classes: int = 5, **changes: object) -> Classifier:
+def small(seed: int = 0, name: str = "resnet8_16", classes: int = 5, **changes: object) -> Classifier:
     return build_model(ModelConfig(name=name, **changes), classes, 32, seed=seed)  # type: ignore[arg-type]
 
 
@@ -31,10 +32,10 @@ def equal(a: Classifier, b: Classifier) -> bool:
 
 @pytest.mark.parametrize("name", ["resnet8_16", "test_efficientnet", "test_convnext"])
 def test_round_trip_and_timm_reads_it(tmp_path: Path, name: str) -> None:
-    model, file = tiny(1, name).to(memory_format=torch.channels_last), tmp_path / "model.safetensors"
+    model, file = small(1, name).to(memory_format=torch.channels_last), tmp_path / "model.safetensors"
     model.noise.draw(0, 0, torch.ones(2, dtype=torch.bool))
     save_weights(model, file)
-    other = tiny(2, name)
+    other = small(2, name)
     assert not equal(model, other)
     load_weights(other, file)
     assert equal(model, other)
@@ -42,9 +43,9 @@ def test_round_trip_and_timm_reads_it(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), model.net.parameters(), strict=True))
 
 
-def test_metadata_tells_what_the_file_is(tmp_path: Path) -> None:
+def test_metadata_describes_the_file(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
-    save_weights(tiny(options={"global_pool": "max"}), file, classes=["a", "b", "c", "d", "é"])
+    save_weights(small(options={"global_pool": "max"}), file, classes=["a", "b", "c", "d", "é"])
     with safetensors.safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     assert (metadata["architecture"], metadata["num_classes"], metadata["resolution"]) == (
@@ -59,13 +60,13 @@ def test_metadata_tells_what_the_file_is(tmp_path: Path) -> None:
 
 
 def test_the_file_has_ordinary_permissions(tmp_path: Path) -> None:
-    save_weights(tiny(), tmp_path / "model.safetensors")
+    save_weights(small(), tmp_path / "model.safetensors")
     (tmp_path / "plain").touch()
     assert os.stat(tmp_path / "model.safetensors").st_mode == os.stat(tmp_path / "plain").st_mode
 
 
 def test_torch_checkpoints_load(tmp_path: Path) -> None:
-    model, other = tiny(1), tiny(2)
+    model, other = small(1), small(2)
     torch.save({"state_dict": model.net.state_dict()}, tmp_path / "model.pt")
     load_weights(other, tmp_path / "model.pt")
     assert equal(model, other)
@@ -78,48 +79,46 @@ class Hostile:
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"absent\.safetensors is no file"):
-        load_weights(tiny(), tmp_path / "absent.safetensors")
+    with pytest.raises(InputError, match=r"absent\.safetensors is not a file"):
+        load_weights(small(), tmp_path / "absent.safetensors")
     for name in ("text.safetensors", "text.pt", "empty.pt", "empty.safetensors"):
         (tmp_path / name).write_text("hello" * name.startswith("text"))
-        with pytest.raises(InputError, match=f"{name} is no readable"):
-            load_weights(tiny(), tmp_path / name)
+        with pytest.raises(InputError, match=f"{name} is not a readable"):
+            load_weights(small(), tmp_path / name)
     torch.save({"fc.weight": Hostile()}, tmp_path / "hostile.pt")
     (tmp_path / "hostile.pkl").write_bytes(pickle.dumps(Hostile()))
     for name in ("hostile.pt", "hostile.pkl"):
-        with pytest.raises(InputError, match=f"{name} is no readable"):
-            load_weights(tiny(), tmp_path / name)
+        with pytest.raises(InputError, match=f"{name} is not a readable"):
+            load_weights(small(), tmp_path / name)
     assert not Path("executed").exists()
     torch.save({"epoch": 3}, tmp_path / "epoch.pt")
-    with pytest.raises(InputError, match=r"epoch\.pt holds no state_dict"):
-        load_weights(tiny(), tmp_path / "epoch.pt")
+    with pytest.raises(InputError, match=r"epoch\.pt does not contain a state_dict"):
+        load_weights(small(), tmp_path / "epoch.pt")
 
 
 def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path: Path) -> None:
-    model, file = tiny(1), tmp_path / "model.safetensors"
-    save_weights(tiny(2, classes=7), file)
+    model, file = small(1), tmp_path / "model.safetensors"
+    save_weights(small(2, classes=7), file)
     with pytest.raises(InputError, match=r"'fc.weight' of shape \(7, 64\).*5 classes.*needs \(5, 64\)"):
         load_weights(model, file)
-    save_weights(
-        tiny(2, "efficientnet_lite0"), file
-    )  # agrees with tf_efficientnet_lite0 in every name and shape
+    save_weights(small(2, "efficientnet_lite0"), file)  # tf_efficientnet_lite0 has the same names and shapes
     with pytest.raises(
-        InputError, match="holds weights of efficientnet_lite0; the model is tf_efficientnet_lite0"
+        InputError, match="contains weights of efficientnet_lite0; the model is tf_efficientnet_lite0"
     ):
-        load_weights(tiny(1, "tf_efficientnet_lite0"), file)
-    state = tiny(2).net.state_dict()
+        load_weights(small(1, "tf_efficientnet_lite0"), file)
+    state = small(2).net.state_dict()
     torch.save({key: value for key, value in state.items() if key != "fc.bias"}, tmp_path / "short.pt")
     torch.save(state | {"more": torch.zeros(1)}, tmp_path / "long.pt")
     with pytest.raises(InputError, match=r"lacks 'fc\.bias'"):
         load_weights(model, tmp_path / "short.pt")
     with pytest.raises(InputError, match="has 'more'"):
         load_weights(model, tmp_path / "long.pt")
-    assert equal(model, tiny(1))
+    assert equal(model, small(1))
 
 
 @pytest.fixture
 def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that accepts connections and never answers, and an empty cache."""
+    """A hub that accepts connections and never responds, and an empty cache."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda _repository, _file: None)
     monkeypatch.setattr(pretrained, "PROBE_SECONDS", 0.2)
@@ -132,45 +131,47 @@ def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_unreachable_weights_stop_or_fall_back_within_seconds() -> None:
     config = ModelConfig(name="test_resnet", pretrained=True)
     start = time.monotonic()
-    with pytest.raises(InputError, match=r"test_resnet cannot be had.*127.0.0.1.*model.pretrained_fallback"):
+    with pytest.raises(
+        InputError, match=r"test_resnet are not available.*127.0.0.1.*model.pretrained_fallback"
+    ):
         build_model(config, 5, 32)
-    told: list[str] = []
+    progress = Remembered()
     config = ModelConfig(name="test_resnet", pretrained=True, pretrained_fallback=True)
-    model = build_model(config, 5, 32, seed=3, notify=told.append)
+    model = build_model(config, 5, 32, seed=3, progress=progress)
     assert time.monotonic() - start < 5
-    assert len(told) == 1
-    assert "starting from scratch" in told[0]
-    assert "\n" not in told[0]
-    assert equal(model, tiny(3, "test_resnet"))
-    assert equal(build_model(config, 5, 32, seed=3, pretrained=False, notify=told.append), model)
-    assert len(told) == 1
+    assert len(progress.lines) == 1
+    assert "starting from random weights" in progress.lines[0]
+    assert "\n" not in progress.lines[0]
+    assert equal(model, small(3, "test_resnet"))
+    assert equal(build_model(config, 5, 32, seed=3, pretrained=False, progress=progress), model)
+    assert len(progress.lines) == 1
 
 
 def test_weights_never_published_are_named() -> None:
-    with pytest.raises(InputError, match="wrn28_2 cannot be had: none were published"):
-        tiny(name="wrn28_2", pretrained=True)
+    with pytest.raises(InputError, match="wrn28_2 are not available: none were published"):
+        small(name="wrn28_2", pretrained=True)
 
 
-def test_cached_weights_ask_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    published = tiny(7, "test_resnet", classes=1000)
+def test_cached_weights_need_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = small(7, "test_resnet", classes=1000)
     save_weights(published, tmp_path / "model.safetensors")
     monkeypatch.setattr(
         pretrained,
         "try_to_load_from_cache",
         lambda _repository, file: str(tmp_path / file) if "safe" in file else None,
     )
-    monkeypatch.setattr(pretrained, "_probe", lambda url: pytest.fail(f"asked {url}"))
+    monkeypatch.setattr(pretrained, "_probe", lambda url: pytest.fail(f"contacted {url}"))
     model = build_model(ModelConfig(name="test_resnet", pretrained=True), 5, 32, seed=1)
     assert torch.equal(model.net.conv1[0].weight, published.net.conv1[0].weight)
     assert torch.equal(
-        model.net.fc.weight, tiny(1, "test_resnet").net.fc.weight
-    )  # 5 classes: a new classifier
+        model.net.fc.weight, small(1, "test_resnet").net.fc.weight
+    )  # 5 classes: the classifier is new
 
 
 def test_a_failed_download_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"pretrained": True, "pretrained_cfg_overlay": {"file": "absent.bin"}}
     monkeypatch.setattr("noisystudent.models.registry.pretrained_source", lambda _name: source)
-    told: list[str] = []
+    progress = Remembered()
     config = ModelConfig(name="test_resnet", pretrained=True, pretrained_fallback=True)
-    assert equal(build_model(config, 5, 32, seed=3, notify=told.append), tiny(3, "test_resnet"))
-    assert len(told) == 1
+    assert equal(build_model(config, 5, 32, seed=3, progress=progress), small(3, "test_resnet"))
+    assert len(progress.lines) == 1

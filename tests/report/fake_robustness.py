@@ -1,4 +1,4 @@
-"""Robustness columns of every model of a fake run: means are the means of their parts."""
+"""Robustness results of every model of a fake run. Means are the means of their parts."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ EPS = (2, 4, 8, 16)
 
 
 def add(run: Path, images: int) -> None:
-    """Write the columns into every evaluation.json."""
+    """Write the results into every evaluation.json."""
     paths = {
         int(path.parent.name.rpartition("-")[2]): path for path in run.glob("iteration-*/evaluation.json")
     }
     contents = {index: json.loads(paths[index].read_text()) for index in sorted(paths)}
-    columns = {
-        (index, role): column(sets["test"]["top1"], index, role, images)
+    results = {
+        (index, role): model_results(sets["test"]["top1"], index, role, images)
         for index, content in contents.items()
         for role, sets in content["models"].items()
     }
-    for (index, role), own in columns.items():
-        own["to_teacher"] = ratios(own, columns[0, "teacher"])
+    for (index, role), own in results.items():
+        own["to_teacher"] = ratios(own, results[0, "teacher"])
         rivals = {"control": (index, "control"), "teacher": (0, "teacher")}
         own["minus"] = {
-            name: minus(own, columns[rival])
+            name: minus(own, results[rival])
             for name, rival in rivals.items()
-            if rival in columns and rival != (index, role)
+            if rival in results and rival != (index, role)
         }
         contents[index].setdefault("robustness", {})[role] = own
     for index, content in contents.items():
         paths[index].write_text(json.dumps(content))
 
 
-def column(top1: float, index: int, role: str, images: int) -> dict[str, Any]:
+def model_results(top1: float, index: int, role: str, images: int) -> dict[str, Any]:
     rng = np.random.Generator(np.random.Philox(index * 10 + len(role)))
     frail = 1.0 if role != "student" else 0.8**index
     added = frail * rng.uniform(0.02, 0.1, (len(CORRUPTIONS), 1)) * np.arange(1, 6)
@@ -92,8 +92,8 @@ def ratios(own: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
 
 
 def minus(own: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, float]]:
-    found = {test: mean(own[test]["value"] - other[test]["value"]) for test in ("clean", "c", "p")}
+    differences = {test: mean(own[test]["value"] - other[test]["value"]) for test in ("clean", "c", "p")}
     attacks = {
         f"fgsm/{eps}": mean(own["fgsm"][str(eps)]["value"] - other["fgsm"][str(eps)]["value"]) for eps in EPS
     }
-    return found | attacks
+    return differences | attacks

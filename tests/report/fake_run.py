@@ -13,7 +13,7 @@ import fake_robustness
 import numpy as np
 from PIL import Image, ImageDraw
 
-from noisystudent.rundir import MARKER
+from noisystudent.run.lock import MARKER
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SKILL = {"teacher": (0.62,), "student": (0.0, 0.80, 0.88, 0.915), "control": (0.66,) * 4}
@@ -107,18 +107,18 @@ def write_model(
     scores = {}
     for name in ("val", "test"):
         labels = np.arange(images, dtype=np.int64) % classes
-        answers = np.where(
+        predicted = np.where(
             rng.random(images) < skill, labels, (labels + rng.choice([1, 2, 2, 7], images)) % classes
         )
-        sure = np.clip(rng.beta(6, 1.3, images) * (0.75 + 0.3 * skill), 1.2 / classes, 0.995)
-        probs = np.repeat(((1 - sure) / (classes - 1))[:, None], classes, axis=1)
-        probs[np.arange(images), answers] = sure
+        confidence = np.clip(rng.beta(6, 1.3, images) * (0.75 + 0.3 * skill), 1.2 / classes, 0.995)
+        probs = np.repeat(((1 - confidence) / (classes - 1))[:, None], classes, axis=1)
+        probs[np.arange(images), predicted] = confidence
         np.savez(folder / f"predictions-{name}.npz", probs=probs.astype(np.float32), labels=labels)
         scores[name] = {
-            "top1": float((answers == labels).mean()),
+            "top1": float((predicted == labels).mean()),
             "top5": 1 - (1 - skill) / 9,
             "nll": float(-np.log(probs[np.arange(images), labels]).mean()),
-            "ece": float(abs(sure.mean() - skill)),
+            "ece": float(abs(confidence.mean() - skill)),
             "brier": float(((probs - np.eye(classes)[labels]) ** 2).sum(axis=1).mean()),
         }
     return scores
@@ -186,7 +186,7 @@ def gallery(classes: Sequence[str], rng: np.random.Generator, images: int = 12) 
             "kept": confidence >= 0.3,
             "id": f"photos/{index}-{rank:04d}.jpg",
             "truth": classes[(index + 3) % len(classes)] if wrong else classes[index],
-            "jpeg": picture(index, rng),
+            "jpeg": thumbnail(index, rng),
         }
 
     return {
@@ -197,8 +197,8 @@ def gallery(classes: Sequence[str], rng: np.random.Generator, images: int = 12) 
     }
 
 
-def picture(kind: int, rng: np.random.Generator) -> str:
-    """A 32 x 32 JPEG in base64: a shape on a ground, the shape telling the class."""
+def thumbnail(kind: int, rng: np.random.Generator) -> str:
+    """A 32 x 32 JPEG in base64: a shape on a plain ground; its form depends on the class."""
     ground, ink = (tuple(int(v) for v in rng.integers(low, high, 3)) for low, high in ((120, 250), (10, 140)))
     image = Image.new("RGB", (32, 32), ground)
     draw = ImageDraw.Draw(image)

@@ -24,7 +24,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(full: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(full, tmp_path / "run"))
 
 
@@ -38,26 +38,26 @@ def test_a_finished_run_has_every_section_in_order(full: Path) -> None:
 
 def test_it_needs_nothing_outside_itself(full: Path) -> None:
     html = build(full).read_text(encoding="utf-8")
-    found = Page(html)
-    for tag, attributes in found.tags:
+    report = Page(html)
+    for tag, attributes in report.tags:
         assert tag != "link"
         for name in ("src", "href", "action", "srcset", "poster", "data"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
     assert "url(" not in html.partition("</style>")[0]
-    assert sum("plotly.js v" in script for script in found.scripts) == 1
-    assert len(found.scripts) == 3
+    assert sum("plotly.js v" in script for script in report.scripts) == 1
+    assert len(report.scripts) == 3
 
 
-def test_the_policy_admits_exactly_the_scripts_of_the_page(full: Path) -> None:
+def test_the_policy_allows_exactly_the_scripts_of_the_page(full: Path) -> None:
     from base64 import b64encode
     from hashlib import sha256
 
-    found = page(full)
+    report = page(full)
     (policy,) = (
-        a["content"] or "" for _, a in found.tags if a.get("http-equiv") == "Content-Security-Policy"
+        a["content"] or "" for _, a in report.tags if a.get("http-equiv") == "Content-Security-Policy"
     )
     digests = {
-        f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in found.scripts if s[0] != "{"
+        f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in report.scripts if s[0] != "{"
     }
     assert set(policy.partition("script-src ")[2].split()) == digests
     assert policy.startswith("default-src 'none'")
@@ -95,13 +95,13 @@ def test_plotly_accepts_every_figure(full: Path) -> None:
         go.Figure(json.loads(re.sub(r'"--[a-z0-9-]+"', '"#123456"', json.dumps(figure))))
 
 
-def test_every_figure_has_its_place_and_every_colour_its_variable(full: Path) -> None:
+def test_every_figure_has_an_element_and_every_colour_a_variable(full: Path) -> None:
     html = build(full).read_text(encoding="utf-8")
-    found = Page(html)
-    places = {(a.get("id") or "").removeprefix("figure-") for _, a in found.tags if a.get("class") == "plot"}
-    assert places == set(found.figures)
+    report = Page(html)
+    places = {(a.get("id") or "").removeprefix("figure-") for _, a in report.tags if a.get("class") == "plot"}
+    assert places == set(report.figures)
     style = html.partition("</style>")[0]
-    for name in set(re.findall(r'"(--[a-z0-9-]+)"', json.dumps(found.figures))):
+    for name in set(re.findall(r'"(--[a-z0-9-]+)"', json.dumps(report.figures))):
         assert style.count(f"{name}:") == 2  # light and dark
 
 
@@ -118,15 +118,15 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     gallery["classes"][0]["images"][0] |= {"id": HOSTILE, "truth": HOSTILE + "!", "jpeg": f'A" {HOSTILE}'}
     fake_run.write_json(run / "iteration-1" / "gallery.json", gallery)
 
-    found = page(run)
-    assert len(found.scripts) == 3
-    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
-    assert not any(attributes.get("src") == "x" for _, attributes in found.tags)
-    assert found.text.count(HOSTILE) >= 9
-    assert "{{ 7 * 7 }}" in found.text
-    assert any(attributes.get("title") == HOSTILE for _, attributes in found.tags)
-    # Plotly reads its texts as HTML once more.
-    assert "<" not in re.sub(r"</?extra>", "", json.dumps(found.figures))
+    report = page(run)
+    assert len(report.scripts) == 3
+    assert not any(name.startswith("on") for _, attributes in report.tags for name in attributes)
+    assert not any(attributes.get("src") == "x" for _, attributes in report.tags)
+    assert report.text.count(HOSTILE) >= 9
+    assert "{{ 7 * 7 }}" in report.text
+    assert any(attributes.get("title") == HOSTILE for _, attributes in report.tags)
+    # Plotly reads the texts of figures as HTML, so they must be escaped twice.
+    assert "<" not in re.sub(r"</?extra>", "", json.dumps(report.figures))
 
 
 def test_a_name_that_was_not_utf8_does_not_stop_the_report(run: Path) -> None:
@@ -134,9 +134,9 @@ def test_a_name_that_was_not_utf8_does_not_stop_the_report(run: Path) -> None:
     gallery["classes"][0]["images"][0]["id"] = "caf\udce9.jpg"
     fake_run.write_json(run / "iteration-1" / "gallery.json", gallery)
     (run / "data" / "ledger.csv").write_bytes(b"set,id,reason\npool,caf\xe9.jpg,empty\n")
-    found = page(run)
-    assert "caf\ufffd.jpg" in found.text
-    assert any(attributes.get("title") == "caf?.jpg" for _, attributes in found.tags)
+    report = page(run)
+    assert "caf\ufffd.jpg" in report.text
+    assert any(attributes.get("title") == "caf?.jpg" for _, attributes in report.tags)
 
 
 FILES = (
@@ -156,12 +156,12 @@ def test_any_one_thing_may_be_missing(run: Path, name: str) -> None:
     assert page(run).sections[0] == "verdict"
 
 
-def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_run_that_has_only_begun_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: new\n")
-    found = page(tmp_path)
-    assert found.sections == ["verdict", "config"]
-    assert "no verdict yet" in found.text
-    assert "accuracy, robustness, curves, confidence, balance" in found.text
+    report = page(tmp_path)
+    assert report.sections == ["verdict", "config"]
+    assert "no verdict yet" in report.text
+    assert "accuracy, robustness, curves, confidence, balance" in report.text
 
 
 def test_without_control_or_test_no_gain_is_claimed(run: Path) -> None:
@@ -181,8 +181,8 @@ def test_without_control_or_test_no_gain_is_claimed(run: Path) -> None:
     text = page(run).text
     assert "improved" not in text.lower()
     assert "There is no control" in text
-    assert "There is no test result" in text
-    assert "Of the val images" in text
+    assert "There is no test set" in text
+    assert "Accuracy of the val images" in text
 
 
 def test_a_verdict_on_val_without_control(run: Path) -> None:
@@ -196,11 +196,11 @@ def test_a_verdict_on_val_without_control(run: Path) -> None:
 
 def test_many_classes_give_ranks_and_pairs_instead_of_names_and_a_matrix(tmp_path: Path) -> None:
     run = fake_run.write_run(tmp_path / "wide", classes=[f"n{i:04d}" for i in range(120)], iterations=1)
-    found = page(run)
-    assert "confusion" not in found.figures
-    assert "confusion" in found.sections
-    assert found.figures["balance-1"]["data"][0]["type"] == "scatter"
-    assert "the first 100 of 120 classes" in found.text
+    report = page(run)
+    assert "confusion" not in report.figures
+    assert "confusion" in report.sections
+    assert report.figures["balance-1"]["data"][0]["type"] == "scatter"
+    assert "the first 100 of 120 classes" in report.text
 
 
 def test_a_long_ledger_is_cut_and_counted(full: Path) -> None:
@@ -218,9 +218,9 @@ def test_numbers_that_are_none_or_nan_are_dashes(run: Path) -> None:
     (run / "iteration-0/teacher/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     file = run / "iteration-0/teacher/predictions-test.npz"
     np.savez(file, probs=np.full((5, 10), np.nan, np.float32), labels=np.zeros(5, np.int64))
-    found = page(run)
-    assert found.text.count("–") >= 6
-    (loss,) = (t for t in found.figures["curves"]["data"] if t["name"] == "teacher")
+    report = page(run)
+    assert report.text.count("–") >= 6
+    (loss,) = (t for t in report.figures["curves"]["data"] if t["name"] == "teacher")
     assert loss["y"] == [None, 1.0]
 
 
@@ -249,7 +249,7 @@ def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
 def test_one_model_alone_is_not_compared(run: Path) -> None:
     for index in (1, 2, 3):
         shutil.rmtree(run / f"iteration-{index}")
-    found = page(run)
-    assert "accuracy" in found.sections
-    assert "accuracy" not in found.figures
-    assert "The best of each column" not in found.text
+    report = page(run)
+    assert "accuracy" in report.sections
+    assert "accuracy" not in report.figures
+    assert "The best value of each column" not in report.text

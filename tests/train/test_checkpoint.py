@@ -49,12 +49,12 @@ def advance(state: TrainState, steps: int) -> TrainState:
 
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
-    """Everything a training changes, from the objects themselves."""
-    found = {f"model.{key}": value for key, value in state.model.state_dict().items()}
-    found |= {f"ema.{key}": value for key, value in state.ema.module.state_dict().items()}
+    """All tensors that a training changes, read from the objects."""
+    contents = {f"model.{key}": value for key, value in state.model.state_dict().items()}
+    contents |= {f"ema.{key}": value for key, value in state.ema.module.state_dict().items()}
     for index, entry in state.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
-    return found | {"window": state.window, "step": torch.tensor(state.step)}
+        contents |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
+    return contents | {"window": state.window, "step": torch.tensor(state.step)}
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
@@ -62,7 +62,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.equal(value, right[name]), name
-        assert value.stride() == right[name].stride(), name  # channels_last survives
+        assert value.stride() == right[name].stride(), name  # channels_last is kept
         assert value.dtype == right[name].dtype, name
 
 
@@ -100,7 +100,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_snapshot_before(tmp_path: Path) 
     checkpoint.save(state, tmp_path)
     saved = {key: value.clone() for key, value in tensors(state).items()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # no file longer than this can be written
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # the process cannot write longer files
     try:
         with pytest.raises(RunError, match=r"cannot write .*step-00000002: File too large$"):
             checkpoint.save(advance(state, 1), tmp_path)
@@ -115,9 +115,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_snapshot_before(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        ({"width": 5}, "ema.0.bias is float32 [4] there and float32 [5] here"),
-        ({"unused": True}, "ema.0.unused is absent there and float32 [2] here"),
-        ({"optimizer": "adamw"}, "optimizer.0.bias.exp_avg is absent there and float32 [4] here"),
+        ({"width": 5}, "ema.0.bias is float32 [4] in it and float32 [5] in this training"),
+        ({"unused": True}, "ema.0.unused is absent in it and float32 [2] in this training"),
+        ({"optimizer": "adamw"}, "optimizer.0.bias.exp_avg is absent in it and float32 [4] in this training"),
     ],
 )
 def test_a_snapshot_of_another_training_is_refused_before_anything_changes(
@@ -126,7 +126,7 @@ def test_a_snapshot_of_another_training_is_refused_before_anything_changes(
     checkpoint.save(advance(make_state(0), 1), tmp_path)
     state = make_state(1, **other)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
-    with pytest.raises(RunError, match="is of another training") as caught:
+    with pytest.raises(RunError, match="belongs to another training") as caught:
         checkpoint.load(state, tmp_path / "step-00000001")
     assert difference in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -148,7 +148,7 @@ def test_a_damaged_snapshot_is_one_line(tmp_path: Path) -> None:
 
 
 class Intruder:
-    """Pickles into a call that leaves a trace."""
+    """Unpickling an object of this class makes a call whose effect is visible."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -161,6 +161,6 @@ def test_a_snapshot_from_a_stranger_cannot_run_code(tmp_path: Path) -> None:
     checkpoint.save(advance(make_state(0), 1), tmp_path)
     path, trace = tmp_path / "step-00000001", tmp_path / "trace"
     (path / ".metadata").write_bytes(pickle.dumps(Intruder(trace)))
-    with pytest.raises(RunError, match=r"it names posix\.mkdir"):
+    with pytest.raises(RunError, match=r"it refers to posix\.mkdir"):
         checkpoint.load(make_state(0), path)
     assert not trace.exists()

@@ -14,7 +14,7 @@ def make_model() -> nn.Module:
 
 
 def move(model: nn.Module, seed: int) -> None:
-    """A step of training, as far as an average can tell."""
+    """Change all weights and buffers, as a training step does."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -37,7 +37,7 @@ def test_average_is_the_closed_form_over_parameters_and_statistics() -> None:
         ema.update(torch.tensor(decay_at(step, 0.6)))
         history.append({k: v.clone() for k, v in model.state_dict().items()})
     weights = [1.0]
-    for step in range(12):  # Σ_i weight_i · value_i, the start included
+    for step in range(12):  # Σ_i weight_i · value_i, including the initial value
         weights = [w * decay_at(step, 0.6) for w in weights] + [1 - decay_at(step, 0.6)]
     assert sum(weights) == pytest.approx(1)
     for key, average in ema.module.state_dict().items():
@@ -56,10 +56,10 @@ def test_past_the_warm_up_it_agrees_with_timm() -> None:
         move(model, step)
         ema.update(torch.tensor(decay_at(step, 0.9)))
         reference.update(model)
-    for ours, theirs in zip(
+    for averaged, expected in zip(
         ema.module.state_dict().values(), reference.module.state_dict().values(), strict=True
     ):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(averaged, expected)
 
 
 def test_decay_zero_is_the_model_itself() -> None:
@@ -67,8 +67,8 @@ def test_decay_zero_is_the_model_itself() -> None:
     ema = Ema(model)
     move(model, 1)
     ema.update(torch.tensor(0.0))
-    for ours, theirs in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs)
+    for averaged, expected in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(averaged, expected)
 
 
 def test_average_is_a_copy_in_evaluation_mode_without_gradients() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import Remembered
 from tiny_training import Training
 from torch import Tensor
 
 from noisystudent.config import ModelConfig, TrainConfig
+from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
@@ -46,7 +48,7 @@ class FlipAndNoise:
 
 
 def start(form: str, device: torch.device, dtype: torch.dtype) -> tuple[TrainState, Executor]:
-    """The demo's network with all its noise, at step 0."""
+    """Network of the demo with all its noise, at step 0."""
     config = TrainConfig(execution=form, lr=0.4, batch_size=32)  # type: ignore[arg-type]
     model = build_model(ModelConfig(name="resnet8_16", dropout=0.2, stochastic_depth=0.2), 3, 16, seed=0)
     model.to(device).to(memory_format=torch.channels_last).train()
@@ -57,10 +59,9 @@ def start(form: str, device: torch.device, dtype: torch.dtype) -> tuple[TrainSta
         lr=lambda step: 0.05,
         config=config,
         num_classes=3,
-        hard_pool=False,
         dtype=dtype,
     )
-    return state, Executor(step, state, lambda line: None)
+    return state, Executor(step, state, Progress())
 
 
 def batch_of(step: int, device: torch.device) -> Batch:
@@ -72,24 +73,25 @@ def batch_of(step: int, device: torch.device) -> Batch:
 
 
 def compare(forms: list[str], device: torch.device, dtype: torch.dtype, tolerance: float) -> None:
-    """50 losses, each form starting every step from the weights of the first: training magnifies rounding.
+    """Compare 50 losses; every form starts each step with the weights of the first form.
 
-    Left to themselves, the float32 losses of the two forms on a CPU are 2.5e-5 apart at most within 50 steps.
+    Training magnifies rounding: without the same weights, the float32 losses of the two forms on a CPU differ
+    by up to 2.5e-5 within 50 steps.
     """
     begun = [start(form, device, dtype) for form in forms]
     for step in range(STEPS):
         weights = copy.deepcopy(begun[0][0].model.state_dict())
         for state, execute in begun:
             with torch.no_grad():
-                for mine, first in zip(state.model.state_dict().values(), weights.values(), strict=True):
-                    mine.copy_(first)
+                for own, first in zip(state.model.state_dict().values(), weights.values(), strict=True):
+                    own.copy_(first)
             state.window.zero_()
             execute(batch_of(step, device))
         losses = [float(state.window[0]) for state, _ in begun]
         torch.testing.assert_close(losses, [losses[0]] * len(losses), rtol=0, atol=tolerance)
 
 
-@pytest.mark.slow  # a minute of compilation
+@pytest.mark.slow  # compilation takes a minute
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_steps_have_the_losses_of_eager_ones() -> None:
     compare(["eager", "compiled"], torch.device("cpu"), torch.float32, 1e-6)
@@ -103,7 +105,7 @@ def test_the_three_forms_agree_on_a_gpu(dtype: torch.dtype, tolerance: float) ->
     compare(["eager", "compiled", "captured"], torch.device("cuda"), dtype, tolerance)
 
 
-def test_a_graph_needs_a_gpu_and_says_so(training: Make) -> None:
+def test_a_graph_without_a_gpu_is_an_error(training: Make) -> None:
     with pytest.raises(RunError, match=r"execution is captured, which needs a CUDA device; choose compiled"):
         training(execution="captured").run()
 
@@ -115,9 +117,7 @@ def broken(*_: object, **__: object) -> Callable[..., Tensor]:
     return fails
 
 
-def test_a_form_that_was_asked_for_and_fails_is_one_line(
-    training: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_configured_form_that_fails_is_one_line(training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(
         RunError, match=r"^train.execution is compiled, .*\(no working .* found\); choose eager$"
@@ -125,15 +125,17 @@ def test_a_form_that_was_asked_for_and_fails_is_one_line(
         training(execution="compiled").run()
 
 
-def test_where_a_faster_form_fails_the_next_trains_the_same_model_and_the_reason_is_told(
+def test_where_a_faster_form_fails_the_next_trains_the_same_model_and_the_reason_is_printed(
     training: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = training("straight")
     straight.run()
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(execution.Executor, "_asked", lambda self: ["compiled", "eager"])
-    told: list[str] = []
-    fallen = training("fallen", changes={"notify": told.append})
-    fallen.run()
-    assert told == ["steps cannot be compiled here (no working C++ compiler found); trying eager"]
-    assert losses(fallen.folder) == losses(straight.folder)
+    monkeypatch.setattr(execution.Executor, "_forms_to_try", lambda self: ["compiled", "eager"])
+    progress = Remembered()
+    second = training("second", progress=progress)
+    second.run()
+    assert progress.lines == [
+        "Execution of steps: compiled fails on this machine (no working C++ compiler found); using eager."
+    ]
+    assert losses(second.folder) == losses(straight.folder)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from typing import Any
@@ -12,15 +10,15 @@ import torch
 from tiny_training import Training, flip_some, make_batches
 from torch import Tensor, nn
 
+from noisystudent.console import Progress
 from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.records import Batch
-from noisystudent.runtime import StopFlag, stop_on_signal
 
 Make = Callable[..., Training]
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the package may catch it."""
+    """Replaces SIGKILL: no code in the package may catch it."""
 
 
 def kill_at(step: int) -> Callable[[int, int], Iterator[Batch]]:
@@ -34,7 +32,7 @@ def kill_at(step: int) -> Callable[[int, int], Iterator[Batch]]:
 
 
 def lines(training: Training) -> list[dict[str, float]]:
-    """The log, without the one number that depends on the clock."""
+    """Lines of the log without the number that depends on the clock."""
     text = (training.folder / "metrics.jsonl").read_text()
     read = [json.loads(line) for line in text.splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in read]
@@ -45,7 +43,7 @@ def assert_same_tensors(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(left, right), name
 
 
-def look(model: nn.Module) -> dict[str, float]:
+def evaluate(model: nn.Module) -> dict[str, float]:
     images = next(make_batches(999, 1000)).images
     with torch.no_grad():
         return {"val_top1": float(model(images).argmax(1).float().mean())}
@@ -57,12 +55,12 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(
     training: Make, optimizer: str, kills: tuple[int, ...]
 ) -> None:
     options: dict[str, Any] = {"optimizer": optimizer, "lr": 0.5, "clip_norm": 2.0}
-    straight = training("straight", changes={"evaluate": look}, **options)
+    straight = training("straight", changes={"evaluate": evaluate}, **options)
     averaged = straight.run()
     for step in kills:
         with pytest.raises(Killed):
-            training("cut", changes={"evaluate": look, "batches": kill_at(step)}, **options).run()
-    resumed = training("cut", changes={"evaluate": look}, **options)
+            training("cut", changes={"evaluate": evaluate, "batches": kill_at(step)}, **options).run()
+    resumed = training("cut", changes={"evaluate": evaluate}, **options)
     assert_same_tensors(resumed.run(), averaged)
     assert_same_tensors(resumed.model, straight.model)
     assert lines(resumed) == lines(straight)
@@ -72,15 +70,15 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(
 def test_stopping_saves_this_very_step_and_resumes_to_the_same_weights(training: Make, step: int) -> None:
     straight = training("straight")
     averaged = straight.run()
-    flag = StopFlag()
+    progress = Progress()
 
     def stopping(batch: Batch, current: int) -> Tensor:
         if current == step - 1:
-            flag.signal = "SIGTERM"
+            progress.stop.signal = "SIGTERM"
         return flip_some(batch, current)
 
     with pytest.raises(Stopped, match="SIGTERM"):
-        training("cut", stop=flag, changes={"augment": stopping}).run()
+        training("cut", progress=progress, changes={"augment": stopping}).run()
     snapshots = training("cut").folder / "checkpoint"
     assert [path.name for path in snapshots.iterdir()] == [f"step-{step:08d}"]
     resumed = training("cut", changes={"batches": expect_start(step)})
@@ -97,24 +95,12 @@ def expect_start(step: int) -> Callable[[int, int], Iterator[Batch]]:
 
 
 def test_stopping_before_the_first_step_has_nothing_to_save(training: Make) -> None:
-    flag = StopFlag()
-    flag.signal = "SIGINT"
-    run = training(stop=flag)
+    progress = Progress()
+    progress.stop.signal = "SIGINT"
+    run = training(progress=progress)
     with pytest.raises(Stopped):
         run.run()
     assert not (run.folder / "checkpoint").exists()
-
-
-def test_sigterm_ends_a_step_later_with_a_snapshot(training: Make) -> None:
-    def signalling(batch: Batch, step: int) -> Tensor:
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return flip_some(batch, step)
-
-    with stop_on_signal() as flag, pytest.raises(Stopped, match="SIGTERM"):
-        training(stop=flag, changes={"augment": signalling}).run()
-    snapshots = training().folder / "checkpoint"
-    assert [path.name for path in snapshots.iterdir()] == ["step-00000005"]
 
 
 def test_two_runs_are_bit_identical_with_several_threads(training: Make) -> None:
@@ -122,11 +108,11 @@ def test_two_runs_are_bit_identical_with_several_threads(training: Make) -> None
     assert_same_tensors(training("one").run(), training("two").run())
 
 
-def test_log_says_what_happened_and_when(training: Make) -> None:
+def test_log_shows_what_happened_and_when(training: Make) -> None:
     seen: list[dict[str, float]] = []
     run = training(
         total_steps=12,
-        changes={"evaluate": look, "on_log": seen.append},
+        changes={"evaluate": evaluate, "on_log": seen.append},
         eval_steps=6,
         schedule="constant",
         warmup_epochs=0.0,
@@ -160,33 +146,33 @@ def test_logged_loss_is_the_mean_over_its_window(training: Make) -> None:
             assert window[key] == pytest.approx(sum(line[key] for line in part) / len(part), rel=1e-5)
 
 
-def test_ten_looks_at_val_unless_told_otherwise(training: Make) -> None:
-    run = training(total_steps=40, changes={"evaluate": look})
+def test_val_is_evaluated_ten_times_unless_configured_otherwise(training: Make) -> None:
+    run = training(total_steps=40, changes={"evaluate": evaluate})
     run.run()
-    looks = [line["step"] for line in lines(run) if "val_top1" in line]
-    assert looks == list(range(4, 41, 4))
+    evaluated = [line["step"] for line in lines(run) if "val_top1" in line]
+    assert evaluated == list(range(4, 41, 4))
 
 
-def test_val_sees_the_average_in_evaluation_mode_and_the_average_is_what_comes_back(training: Make) -> None:
-    looked: list[nn.Module] = []
+def test_the_average_in_evaluation_mode_is_evaluated_and_returned(training: Make) -> None:
+    evaluated: list[nn.Module] = []
 
     def remember(model: nn.Module) -> dict[str, float]:
         assert not any(module.training for module in model.modules())
-        looked.append(model)
+        evaluated.append(model)
         return {"val_top1": 0.0}
 
     run = training(changes={"evaluate": remember})
     averaged = run.run()
-    assert all(model is averaged for model in looked)
+    assert all(model is averaged for model in evaluated)
     assert averaged is not run.model
     assert not any(module.training for module in averaged.modules())
     direct = training("direct", ema_decay=0.0)
     assert_same_tensors(direct.run(), direct.model)
 
 
-def test_looking_does_not_change_the_training(training: Make) -> None:
-    looked = training("looked", changes={"evaluate": look}, eval_steps=1)
-    assert_same_tensors(looked.run(), training("blind").run())
+def test_an_evaluation_does_not_change_the_training(training: Make) -> None:
+    evaluated = training("evaluated", changes={"evaluate": evaluate}, eval_steps=1)
+    assert_same_tensors(evaluated.run(), training("plain").run())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -200,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(training: Ma
 
     run.changes["augment"] = breaking
     with pytest.raises(
-        RunError, match=r"the loss became (nan|inf) .* step 10, .* rate of 0\.0\d+; lower train.lr"
+        RunError, match=r"the loss became (nan|inf) .* step 10, .* rate of 0\.0\d+; decrease train.lr"
     ):
         run.run()
     assert [path.name for path in (run.folder / "checkpoint").iterdir()] == ["step-00000008"]
@@ -252,7 +238,7 @@ def test_images_reach_the_model_as_uint8_channels_last(training: Make) -> None:
 
 
 def test_a_model_with_another_number_of_classes_is_the_callers_error(training: Make) -> None:
-    with pytest.raises(InputError, match=r"\(9, 3\) to 9 images; it must have 4 outputs"):
+    with pytest.raises(InputError, match=r"\(9, 3\) logits for 9 images; it must have 4 outputs"):
         training(changes={"num_classes": 4}).run()
 
 

@@ -1,9 +1,10 @@
-"""A training small enough to run a hundred times: 8-pixel images, one convolution, batch norm and noise."""
+"""A training that is fast enough to run 100 times: 8-pixel images, one convolution, batch norm and noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from noisystudent.config import TrainConfig
+from noisystudent.console import Progress
 from noisystudent.records import Batch
-from noisystudent.runtime import StopFlag, generator, torch_seed
+from noisystudent.run.rundir import ModelDir
+from noisystudent.runtime import generator, torch_seed
 from noisystudent.train.loop import fit
+from noisystudent.train.optim import lr_at
+from noisystudent.train.step import TrainStep
 
 CLASSES = 3
 LABELED = 4
 POOL = 5
+STEPS_PER_EPOCH = 6.0
 
 
 class TinyNet(nn.Module):
-    """Batch norm, a convolution, and dropout that `draw` fixes beforehand."""
+    """Batch norm, a convolution, and dropout with a mask that `draw` sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +65,7 @@ def flip_some(batch: Batch, step: int) -> Tensor:
 
 @dataclass
 class TinyNoise:
-    """The two halves of a step's noise, as functions of (batch, step)."""
+    """Input noise and model noise of a step, as functions of (batch, step)."""
 
     augment: Callable[[Batch, int], Tensor]
     draw_noise: Callable[[Batch, int], None]
@@ -77,12 +83,12 @@ class TinyNoise:
 
 @dataclass
 class Training:
-    """The arguments of `fit`, with something to change for each test."""
+    """Arguments of `fit` that a test can change."""
 
     folder: Path
     config: TrainConfig
     total_steps: int = 24
-    stop: StopFlag = field(default_factory=StopFlag)
+    progress: Progress = field(default_factory=Progress)
     changes: dict[str, Any] = field(default_factory=dict)
     model: TinyNet = field(init=False)
 
@@ -91,22 +97,30 @@ class Training:
         self.model = TinyNet()
 
     def run(self) -> nn.Module:
-        arguments: dict[str, Any] = {
-            "batches": make_batches,
-            "steps_per_epoch": 6.0,
-            "num_classes": CLASSES,
-            "hard_pool": False,
-            "device": torch.device("cpu"),
-            "dtype": torch.float32,
-        }
-        arguments |= self.changes
-        halves = (arguments.pop("augment", flip_some), arguments.pop("draw_noise", self.model.draw))
-        arguments.setdefault("noise", TinyNoise(*halves))
+        changes = dict(self.changes)
+        self.model.to(changes.pop("device", torch.device("cpu")))
+        batches, step = changes.pop("batches", make_batches), self._step(changes)
         return fit(
             self.model,
-            config=self.config,
+            batches,
+            step,
             total_steps=self.total_steps,
-            folder=self.folder,
-            stop=self.stop,
-            **arguments,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            folder=ModelDir(self.folder),
+            progress=self.progress,
+            **changes,
+        )
+
+    def _step(self, changes: dict[str, Any]) -> TrainStep:
+        """Take the changes of this step out of `changes`, and apply them."""
+        schedule = partial(
+            lr_at, config=self.config, steps_per_epoch=STEPS_PER_EPOCH, total_steps=self.total_steps
+        )
+        return TrainStep(
+            noise=TinyNoise(changes.pop("augment", flip_some), changes.pop("draw_noise", self.model.draw)),
+            lr=schedule,
+            config=self.config,
+            num_classes=changes.pop("num_classes", CLASSES),
+            dtype=changes.pop("dtype", torch.float32),
+            hard_pool=changes.pop("hard_pool", False),
         )

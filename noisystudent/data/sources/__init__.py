@@ -1,4 +1,4 @@
-"""From what a user names (folders, tar shards, Parquet, arrays) to images with stable ids."""
+"""Sources of images: folders, tar shards, Parquet files and arrays become images with stable ids."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sources:
-    """The four sets of a run; val None is split off the labels, test and unlabeled may be absent."""
+    """Sources of the image sets of a run.
+
+    Attributes:
+        labeled: labelled images to train on.
+        unlabeled: the pool. None: no pool.
+        val: labelled images for all choices of the run. None: they are split off `labeled`.
+        test: labelled images that are evaluated at the end. None: no test set.
+    """
 
     labeled: Source
     unlabeled: Source | None = None
@@ -41,31 +48,32 @@ class Sources:
     test: Source | None = None
 
     def named(self) -> Iterator[tuple[str, Source]]:
-        """(set, source) of those given, labels first, the pool last."""
+        """Pairs (set name, source) of the given sets, in the order labeled, val, test, pool."""
         sets = (("labeled", self.labeled), ("val", self.val), ("test", self.test), ("pool", self.unlabeled))
         return ((name, source) for name, source in sets if source is not None)
 
 
 def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Source:
-    """Open what the specs name as one source; ids are prefixed by the spec's name where there are several.
+    """Open files, folders or arrays as one source. With several specs, ids begin with the spec's name.
 
     Args:
-        specs: folders, `.tar`, `.parquet` or `.npz` files, globs of them, folders of shards, or arrays; or,
-            where no labels are needed, image files.
-        labeled: every image must have a label.
+        specs: folders, `.tar`, `.parquet` or `.npz` files, glob patterns of them, folders of shards, or
+            arrays. If labels are not needed, image files are also possible.
+        labeled: True if every image must have a label.
 
     Raises:
-        InputError: a spec names nothing, no images, or images without the labels that are needed.
+        InputError: a spec does not exist, has no images, or has images without the labels that are needed.
     """
     if not specs:
         raise InputError(
-            "no images named; give a folder <class>/<image>, tar shards, Parquet files or an .npz"
+            "no images given; give a folder <class>/<image>, tar shards, Parquet files or an .npz"
         )
+    # Single image files have no folder that could be their label, so a labelled set cannot have them.
     files = [spec for spec in specs if isinstance(spec, str | Path) and is_image_file(spec)]
     if files and not labeled:
         if len(files) < len(specs):
             raise InputError(
-                f"{files[0]} is named beside a folder; image files and folders need calls of their own"
+                f"{files[0]} is an image file, but others are not; give image files in a separate call"
             )
         return ImageFiles(files)
     parts = [_open_one(spec, labeled) for spec in specs]
@@ -73,10 +81,10 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
 
 
 def open_sources(config: DataConfig) -> Sources:
-    """Open every set a configuration names.
+    """Open all sets of a configuration.
 
     Raises:
-        InputError: as `open_source`, with the field that named it.
+        InputError: as in `open_source`; the message begins with the field of the configuration.
     """
 
     def opened(field: str, labeled: bool) -> Source | None:
@@ -93,17 +101,21 @@ def open_sources(config: DataConfig) -> Sources:
 
 
 def listing_fingerprint(sources: Sources) -> str:
-    """Changes when any file of any set is added, removed, renamed or rewritten; decodes nothing."""
+    """Hash that changes if a file of any set is added, removed, renamed or rewritten. Decodes nothing."""
     return digest((name, source.fingerprint()) for name, source in sources.named())
 
 
 class _Joined:
-    """Several sources as one; shard numbers are stacked, ids prefixed."""
+    """Several sources as one.
+
+    The shard numbers of a part follow those of the part before. Its ids begin with its name.
+    """
 
     def __init__(self, parts: list[Source], names: list[str]) -> None:
         self.name = " + ".join(part.name for part in parts)
         self._parts = parts
         self._prefixes = [f"{name}/" for name in names]
+        # (parts + 1,) first shard number of each part, and the number of shards
         self._starts = np.cumsum([0] + [part.shards for part in parts]).tolist()
 
     @property
@@ -120,8 +132,8 @@ class _Joined:
 
     def read(self, shard: int, offset: int, size: int, name: str, /) -> bytes | NDArray[np.uint8]:
         part = bisect_right(self._starts, shard) - 1
-        own = name.removeprefix(self._prefixes[part])
-        return self._parts[part].read(shard - self._starts[part], offset, size, own)
+        part_id = name.removeprefix(self._prefixes[part])
+        return self._parts[part].read(shard - self._starts[part], offset, size, part_id)
 
     def fingerprint(self) -> str:
         return digest(
@@ -133,7 +145,7 @@ class _Joined:
 
 
 def _names(specs: Sequence[str | Path | ArraySource]) -> list[str]:
-    """The last part of each spec, numbered where two are alike."""
+    """File or folder name of each spec; numbered if two are equal, so that ids stay unique."""
     names = [spec.name if isinstance(spec, ArraySource) else Path(spec).name for spec in specs]
     unique = len(set(names)) == len(names)
     return names if unique else [f"{number}-{name}" for number, name in enumerate(names)]
@@ -145,20 +157,21 @@ def _open_one(spec: str | Path | ArraySource, labeled: bool) -> Source:
     paths = expand(spec)
     if paths[0].is_dir():
         if len(paths) > 1:
-            raise InputError(f"{spec}: matches {len(paths)} folders; name each as a spec of its own")
+            raise InputError(f"{spec}: matches {len(paths)} folders; give each folder separately")
         return _open_folder(paths[0], labeled)
     suffixes = {path.suffix.lower() for path in paths}
+    # Files of one pattern must be of one kind: they are the shards of one source.
     opener = _OPENERS.get(suffixes.pop()) if len(suffixes) == 1 else None
     if opener is None or not all(path.is_file() for path in paths):
         raise InputError(
-            f"{spec}: cannot be read; a folder of images, plain .tar, .parquet or .npz files are right"
+            f"{spec}: cannot be read; give a folder of images, or plain .tar, .parquet or .npz files"
         )
     return opener(paths, labeled)
 
 
 def _open_folder(path: Path, labeled: bool) -> Source:
-    """A folder with tar or Parquet files directly in it is a set of shards, any other a folder of images."""
-    for suffix in (".tar", ".parquet"):
+    """Open a folder: as shards if it directly contains tar or Parquet files, otherwise as image files."""
+    for suffix in (".tar", ".parquet"):  # an .npz is opened by its own name or a pattern only
         shards = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
         if shards:
             return _OPENERS[suffix](shards, labeled)

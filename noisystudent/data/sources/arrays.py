@@ -1,4 +1,4 @@
-"""Images that are arrays already: in memory, or in an `.npz` file."""
+"""Sources of decoded images: arrays in memory, and `.npz` files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from noisystudent.errors import InputError, first_line
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images in memory: (N, H, W) grey or (N, H, W, 3) RGB, uint8, with N labels or none.
+    """Images in memory.
 
-    A label is a class name or number; -1 and None are 'unknown'. The id is the row, `00000012`.
+    The id of an image is its row, such as `00000012`.
+
+    Attributes:
+        images: (N, H, W) grey or (N, H, W, 3) RGB, uint8.
+        labels: N class names or numbers; -1 and None mean unknown. None: no labels.
+        name: name in messages, and in ids if there are several sources.
+        shards: number of shard numbers in use.
 
     Raises:
-        InputError: another shape or type, or a different number of labels.
+        InputError: the images have another shape or type, or the number of labels differs.
     """
 
     images: NDArray[np.uint8]
@@ -35,14 +41,14 @@ class ArraySource:
         images = self.images
         grey, rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
         if images.dtype != np.uint8 or not (grey or rgb):
-            found = f"{images.dtype} {tuple(images.shape)}"
-            raise InputError(f"{self.name}: images are {found}; uint8 (N, H, W) or (N, H, W, 3) is right")
+            given = f"{images.dtype} {tuple(images.shape)}"
+            raise InputError(f"{self.name}: images are {given}; uint8 (N, H, W) or (N, H, W, 3) is right")
         if images.size == 0:
             raise InputError(f"{self.name}: no images in it")
         if self.labels is not None and len(self.labels) != len(images):
             raise InputError(f"{self.name}: {len(images)} images but {len(self.labels)} labels")
         if self.labels is not None and not isinstance(self.labels, np.ndarray):
-            # a pandas Series is indexed by labels of its own
+            # labels[row] must be the label at position `row`; a pandas Series is indexed by its index instead
             object.__setattr__(self, "labels", list(self.labels))
 
     def __len__(self) -> int:
@@ -50,30 +56,32 @@ class ArraySource:
         return len(self.images)
 
     def items(self) -> Iterator[Item]:
-        """Rows in order."""
+        """Items in the order of the rows."""
         for row in range(len(self.images)):
             label = None if self.labels is None else self.labels[row]
-            known = label is not None and str(label) != "-1"
+            known = label is not None and str(label) != "-1"  # -1 as a number or as text
             yield Item(f"{row:08d}", str(label) if known else None, 0, row, self.images[row].nbytes)
 
     def read(self, _shard: int, offset: int, _size: int, _name: str, /) -> NDArray[np.uint8]:
-        """Pixels (H, W) or (H, W, 3) of one row."""
+        """Pixels (H, W) or (H, W, 3) uint8 of one row."""
         pixels: NDArray[np.uint8] = self.images[offset]
         return pixels
 
     def fingerprint(self) -> str:
-        """Over shape, pixels and labels."""
+        """Hash of the shape, the pixels and the labels."""
         pixels = hashlib.blake2b(np.ascontiguousarray(self.images).data, digest_size=16).hexdigest()
         labels = () if self.labels is None else map(str, self.labels)
         return digest(iter((self.images.shape, pixels, *labels)))
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """Nothing."""
+        """No notes."""
         return ()
 
 
 class NpzSource:
-    """An `.npz` file with `images` and, where known, `labels`; read when first needed, never unpickled.
+    """An `.npz` file with the array `images` and optionally `labels`, shaped as in `ArraySource`.
+
+    Pickled arrays are refused, because unpickling can run code.
 
     Raises:
         InputError: it is not such a file.
@@ -84,10 +92,10 @@ class NpzSource:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
-        self._arrays  # noqa: B018 a wrong file is found now, not in a worker
+        self._arrays  # noqa: B018 read now, so that a wrong file is an error here and not in a worker
 
     def __getstate__(self) -> dict[str, object]:
-        """The path alone: a worker reads the file again."""
+        """State without the arrays; a worker reads the file again."""
         return {"name": self.name, "_path": self._path}
 
     @cached_property
@@ -97,37 +105,37 @@ class NpzSource:
                 labels = file["labels"] if "labels" in file.files else None
                 return ArraySource(file["images"], labels, name=self.name)
         except KeyError as error:
-            raise InputError(f"{self.name}: no array `images` in it") from error
+            raise InputError(f"{self.name}: has no array `images`") from error
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
             reason = first_line(error)
-            raise InputError(f"{self.name}: not an .npz of plain arrays ({reason})") from error
+            raise InputError(f"{self.name}: not an .npz file of plain arrays ({reason})") from error
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._arrays)
 
     def items(self) -> Iterator[Item]:
-        """Rows in order."""
+        """Items in the order of the rows."""
         return self._arrays.items()
 
     def read(self, shard: int, offset: int, size: int, name: str, /) -> NDArray[np.uint8]:
-        """Pixels (H, W) or (H, W, 3) of one row."""
+        """Pixels (H, W) or (H, W, 3) uint8 of one row."""
         return self._arrays.read(shard, offset, size, name)
 
     def fingerprint(self) -> str:
-        """Over (name, bytes, mtime) of the file."""
+        """Hash of the file's (name, bytes, mtime)."""
         return digest(iter((file_signature(self._path),)))
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """Nothing."""
+        """No notes."""
         return ()
 
 
 def require_labels(source: ArraySource | NpzSource) -> None:
-    """Stop at the first row without a label.
+    """Check that every row has a label.
 
     Raises:
-        InputError: naming it.
+        InputError: a row has no label; the message names the first one.
     """
     for item in source.items():
         if item.label is None:

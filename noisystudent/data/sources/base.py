@@ -1,4 +1,4 @@
-"""What every source of images offers, and which files count as images."""
+"""The protocol of an image source, and functions that sources share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from noisystudent.errors import InputError
 
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 IMAGE_SUFFIXES = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm"))
+# files that image sets often have beside their images; they are skipped without a note
 _SIDECARS = frozenset(
     (".txt", ".json", ".cls", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".db", ".ini")
 )
 
 
 class Item(NamedTuple):
-    """One image as its source lists it, before anything is decoded.
+    """One image of a source, before it is decoded.
 
-    `label` is the class name the source gives it (for a pool: the hidden truth), None when it gives none.
-    (shard, offset, size) is where its bytes are: shard is the file of a sharded source, offset and size are
-    bytes in a tar shard, offset is the row in Parquet files and arrays; size -1 is unknown.
+    Attributes:
+        id: stable id, unique in the source.
+        label: class name; in a pool, the true class, which is used for evaluation only. None: unknown.
+        shard: number of the file, if the source has several.
+        offset: first byte in a tar shard; the row in a Parquet file or an array; otherwise 0.
+        size: bytes of the image; -1 if unknown.
     """
 
     id: str
@@ -38,43 +42,54 @@ class Item(NamedTuple):
 
 
 class Source(Protocol):
-    """Images by stable id, in an order that depends on nothing but their names."""
+    """Images with stable ids, in an order that depends on their names only."""
 
     @property
     def name(self) -> str:
-        """What the user called it, for messages."""
+        """Name of the source in messages, as the user gave it."""
 
     @property
     def shards(self) -> int:
-        """How many shard numbers it uses."""
+        """Number of shard numbers in use."""
 
     def __len__(self) -> int:
-        """Number of images; the first call may walk the whole source."""
+        """Number of images. The first call may list the whole source."""
 
     def items(self) -> Iterator[Item]:
-        """Every image once, in the same order each time; nothing is kept per image."""
+        """All images, in the same order each time. Memory does not grow with their number."""
 
     def read(self, shard: int, offset: int, size: int, name: str, /) -> bytes | NDArray[np.uint8]:
-        """The file's bytes, or for arrays the pixels (H, W) or (H, W, 3). Raises OSError if it is gone."""
+        """Bytes of an image's file; for arrays, pixels (H, W) or (H, W, 3) uint8.
+
+        The arguments are the fields of the `Item`; `name` is its id.
+
+        Raises:
+            OSError: the image cannot be read.
+        """
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed, renamed or rewritten; reads no image."""
+        """Hash that changes if a file is added, removed, renamed or rewritten. No image file is read."""
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """What the caller should know: empty classes, files left out, damage; complete once `items` has run.
+        """Messages for the user, such as empty classes, skipped files and damage.
 
-        With `streamed`, also what it costs to read images one by one in any order.
+        They are complete after `items` has listed all images. With `streamed`, they include the cost of
+        reading images one by one in random order.
         """
 
 
 @dataclass
 class Skipped:
-    """Counts files that are no images and no known companions of images, by suffix."""
+    """Counts of the files that are neither images nor side-cars of images.
+
+    Attributes:
+        counts: number of files for each suffix.
+    """
 
     counts: Counter[str]
 
     def is_image(self, path: str) -> bool:
-        """Whether `path` names an image; an unknown suffix is counted, a hidden file or side-car is not."""
+        """True if `path` names an image. Other files are counted, except hidden files and side-cars."""
         name = path.rpartition("/")[2]
         stem, dot, end = name.rpartition(".")
         suffix = (dot + end).lower() if stem and end else ""
@@ -87,46 +102,62 @@ class Skipped:
         return False
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """One line about what was left out, or none."""
+        """A line with the counts, if any file was skipped."""
         if not self.counts:
             return ()
         listed = ", ".join(f"{suffix}: {count}" for suffix, count in sorted(self.counts.items()))
-        return (f"{name}: files that are no images were left out ({listed})",)
+        return (f"{name}: files that are not images were left out ({listed})",)
+
+
+class Digest:
+    """Hash of a sequence of values, computed from their `repr`."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.blake2b(digest_size=16)
+
+    def add(self, part: object) -> None:
+        """Append a value to the sequence."""
+        # the newline separates values; surrogateescape keeps bytes of file names that are not UTF-8
+        self._state.update(repr(part).encode("utf-8", "surrogateescape") + b"\n")
+
+    def hex(self) -> str:
+        """32 hexadecimal digits."""
+        return self._state.hexdigest()
 
 
 def digest(parts: Iterator[object]) -> str:
-    """A hexadecimal fingerprint of a sequence of printable values."""
-    state = hashlib.blake2b(digest_size=16)
+    """Hash of a sequence of values, as 32 hexadecimal digits."""
+    state = Digest()
     for part in parts:
-        state.update(repr(part).encode("utf-8", "surrogateescape") + b"\n")
-    return state.hexdigest()
+        state.add(part)
+    return state.hex()
 
 
 def file_signature(path: Path) -> tuple[str, int, int]:
-    """(name, bytes, mtime in ns) of one file."""
+    """(name, bytes, mtime in ns) of a file."""
     stat = path.stat()
     return path.name, stat.st_size, stat.st_mtime_ns
 
 
 def expand(spec: str | Path) -> list[Path]:
-    """The files or the folder a spec names, glob patterns resolved, sorted.
+    """Paths that a spec names: the path itself, or the sorted matches of a glob pattern.
 
     Raises:
-        InputError: nothing is there.
+        InputError: nothing exists at the path, or nothing matches the pattern.
     """
     if not str(spec):
-        raise InputError("an empty name stands for images; name a folder or a file")
+        raise InputError("the name of an image source is empty; give a folder or a file")
     path = Path(spec).expanduser()
-    if path.exists():
+    if path.exists():  # before the pattern: names of existing folders may contain [ or *
         return [path]
-    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-    if not found:
+    matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not matches:
         raise InputError(f"{spec}: no such file or folder")
-    return found
+    return matches
 
 
 def missing_label(item_id: str, name: str) -> InputError:
-    """The error for an image without a label where labels are needed."""
+    """The error for an image of a labelled set that has no label."""
     return InputError(
-        f"{name}: image {item_id} has no label; a labelled set is <class>/<image>, or has a label column"
+        f"{name}: image {item_id} has no label; give folders <class>/<image>, or data with a label column"
     )

@@ -1,4 +1,4 @@
-"""Images named one by one, as `predict RUN a.jpg b.jpg` names them."""
+"""A source of single image files, as in `predict RUN a.jpg b.jpg`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from noisystudent.errors import InputError
 
 
 def is_image_file(spec: str | Path) -> bool:
-    """Whether a spec names one image file by its ending, whatever is or is not there."""
+    """True if a spec has the suffix of an image file and is not a folder. The file need not exist."""
     path = Path(spec)
+    # A missing file counts too; otherwise `open_source` would complain about mixed files and folders.
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 class ImageFiles:
-    """A `Source` of files in the order given; the id is the path as given.
+    """A `Source` of image files, in the given order. The id of an image is its path as given.
 
     Raises:
-        InputError: one is not there.
+        InputError: a file does not exist.
     """
 
     shards = 1
@@ -36,18 +37,19 @@ class ImageFiles:
         return len(self._paths)
 
     def items(self) -> Iterator[Item]:
-        """The files; none has a label."""
+        """The files, without labels."""
+        # size -1: `read` needs the path only
         return (Item(path, None, 0, 0, -1) for path in self._paths)
 
     def read(self, _shard: int, _offset: int, _size: int, name: str, /) -> bytes:
-        """The bytes of one file."""
+        """Bytes of one file."""
         return Path(name).read_bytes()
 
     def fingerprint(self) -> str:
-        """Over (path, bytes, mtime) of every file."""
+        """Hash of (path, bytes, mtime) of every file."""
         stats = ((path, Path(path).stat()) for path in self._paths)
         return digest((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """Nothing."""
+        """No notes."""
         return ()

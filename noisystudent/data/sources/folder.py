@@ -1,4 +1,4 @@
-"""Images in folders: `<class>/<image>` for labelled sets, any nesting for the pool."""
+"""A source of image files in folders: `<class>/<image>` for labelled sets, any nesting for the pool."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from noisystudent.data.sources.base import Item, Skipped, digest
+from noisystudent.data.sources.base import Digest, Item, Skipped, digest
 from noisystudent.errors import InputError
 
 
 class FolderSource:
-    """A folder of image files; id is the path below it.
+    """A folder of image files. The id of an image is its path relative to the folder.
 
-    The label is the top folder of a labelled set, and the folder that holds the image in a pool.
-
-    Symbolic links are followed; one that leads back to a folder above it is not entered again.
+    The label of an image is, in a labelled set, the first folder of its path, and in a pool the folder that
+    directly contains it. Symbolic links are followed, except a link to a folder that contains the link.
 
     Raises:
-        InputError: there is no image, or a labelled folder has no class folders.
+        InputError: the folder has no images, or a labelled folder has no class folders.
     """
 
     shards = 1
@@ -31,6 +30,7 @@ class FolderSource:
         self._skipped = Skipped(Counter())
         self._notes = self._check()
         self._length: int | None = None
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         """Number of image files."""
@@ -39,24 +39,35 @@ class FolderSource:
         return self._length
 
     def items(self) -> Iterator[Item]:
-        """Image files in the order of their names, folder by folder."""
+        """Image files in the order of their names, folder by folder.
+
+        The fingerprint is computed at the same time, so that the folders are visited only once.
+        """
         self._skipped.counts.clear()
-        count = 0
-        for count, (path, entry) in enumerate(self._walk(), start=1):  # noqa: B007 read after the loop
-            yield Item(path, self._label(path), 0, 0, _size(entry))
-        self._length = count
+        count, digest = 0, Digest()
+        for path, entry in self._walk():
+            size, time = _size_and_time(entry)
+            digest.add((path, size, time))
+            count += 1
+            yield Item(path, self._label(path), 0, 0, size)
+        self._length, self._fingerprint = count, digest.hex()
 
     def read(self, _shard: int, _offset: int, _size: int, name: str, /) -> bytes:
-        """The bytes of one file."""
+        """Bytes of one file."""
         with open(os.path.join(self._root, name), "rb") as file:
             return file.read()
 
     def fingerprint(self) -> str:
-        """Over (path, bytes, mtime) of every image file."""
-        return digest((path, *_times(entry)) for path, entry in self._walk())
+        """Hash of (path, bytes, mtime) of every image file.
+
+        The first call after `items` returns the hash of that listing; any other call visits all files.
+        """
+        # used once only: files may have changed by the next call
+        listed, self._fingerprint = self._fingerprint, None
+        return listed or digest((path, *_size_and_time(entry)) for path, entry in self._walk())
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """Empty class folders, loose files, unknown suffixes."""
+        """Empty class folders, images outside class folders, unknown suffixes."""
         return self._notes + self._skipped.notes(self.name)
 
     def _label(self, path: str) -> str:
@@ -65,12 +76,16 @@ class FolderSource:
         return os.path.basename(os.path.dirname(os.path.join(self._root, path)))
 
     def _walk(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Image files as (relative path, entry); in a labelled set, only those in class folders."""
         for path, entry in _files(self._root, "", ()):
             if (not self._labeled or "/" in path) and self._skipped.is_image(path):
                 yield path, entry
 
     def _check(self) -> tuple[str, ...]:
-        """Look for one image in each top folder; labelled sets need class folders."""
+        """Check that there are images and, for a labelled set, class folders; return the notes.
+
+        Only the first image of each class folder is searched for, so that a large set opens fast.
+        """
         if not self._labeled:
             if next(self._walk(), None) is None:
                 raise InputError(f"{self.name}: no images in this folder")
@@ -89,27 +104,34 @@ class FolderSource:
         return tuple(notes)
 
     def _holds_image(self, folder: str) -> bool:
-        files = _files(os.path.join(self._root, folder), folder + "/", _ancestry(self._root))
+        files = _files(os.path.join(self._root, folder), folder + "/", (_inode(self._root),))
         return any(self._skipped.is_image(path) for path, _ in files)
 
 
 def _files(
     folder: str, prefix: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Files below `folder` as (posix path, entry); `above` are the folders entered so far, by inode."""
-    here = _ancestry(folder)
-    if here[0] in above:
+    """Files in `folder` and its subfolders as (path, entry), in the order of their names.
+
+    Args:
+        folder: the folder.
+        prefix: put before each path, which is relative to `folder` and has "/" between names.
+        above: (device, inode) of the folders that contain `folder`.
+    """
+    here = _inode(folder)
+    if here in above:  # a symbolic link back to a folder above
         return
     for entry in _listing(folder):
         if entry.name.startswith("."):
             continue
         if _is_folder(entry):
-            yield from _files(entry.path, f"{prefix}{entry.name}/", above + here)
+            yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
         else:
             yield prefix + entry.name, entry
 
 
 def _listing(folder: str) -> list[os.DirEntry[str]]:
+    """Entries of a folder, sorted by name."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -117,25 +139,23 @@ def _listing(folder: str) -> list[os.DirEntry[str]]:
         raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
 
 
-def _ancestry(folder: str) -> tuple[tuple[int, int], ...]:
+def _inode(folder: str) -> tuple[int, int]:
+    """(device, inode) of a folder."""
     stat = os.stat(folder)
-    return ((stat.st_dev, stat.st_ino),)
+    return stat.st_dev, stat.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: listed as a file, it ends in the ledger when it cannot be read
+    except OSError:  # a link to itself: listed as a file, so that it appears in the ledger as unreadable
         return False
 
 
-def _times(entry: os.DirEntry[str]) -> tuple[int, int]:
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """(bytes, mtime in ns) of a file."""
     try:
         stat = entry.stat()
-    except OSError:  # a dangling link, as above
+    except OSError:  # a link to a missing file: it also appears in the ledger
         return -1, -1
     return stat.st_size, stat.st_mtime_ns
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    return _times(entry)[0]

@@ -1,4 +1,4 @@
-"""Images as bytes in Parquet files, as Hugging Face datasets store them."""
+"""A source of encoded images in Parquet files, as Hugging Face datasets store them."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisystudent.data.sources.base import Item, digest, file_signature, missing_label
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, first_line
 
-_GROUPS_KEPT = 2
-_SMALL_GROUP = 32
+_OPEN_FILES = 64  # open at once; the operating system limits the open files of a process
+_GROUPS_KEPT = 2  # row groups in memory at once
+_SMALL_GROUP = 32  # rows; streaming single images from larger groups is slow, and the user gets a note
 
 
 class ParquetSource:
-    """Parquet files; id is `<file>/<row>`, label the column `label` (names from ClassLabel metadata).
+    """Encoded images in one or several Parquet files.
 
-    Images are a column `image` that is a struct with `bytes`, or a binary column `image` or `bytes`. A row
-    group is decoded whole to reach one image, so shuffled streaming wants small row groups, or tar shards.
+    The images are in a column `image` that is a struct with the field `bytes`, or in a binary column `image`
+    or `bytes`. The label is the column `label`, translated to names if the file has ClassLabel metadata. The
+    id is `<file>/<row>`, or `<row>` if there is only one file. To read one image, its whole row group is
+    decoded; streaming in shuffled order is therefore faster with small row groups, or with tar shards.
 
     Raises:
-        InputError: not Parquet, no image column, no rows.
+        InputError: a file is not Parquet or has no image column, or there are no rows.
     """
 
     def __init__(self, paths: list[Path], labeled: bool) -> None:
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} Parquet files)"
         self._paths = paths
         self._labeled = labeled
-        self._open = lru_cache(maxsize=64)(_Shard)
+        # Caches of this object and not of the class: they end with it, and pickling can leave them out.
+        self._open = lru_cache(maxsize=_OPEN_FILES)(_Shard)
         self._group = lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
         if len(self) == 0:
             raise InputError(f"{self.name}: no images in it")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files: a worker opens its own."""
+        """State without open files; a worker opens the files itself."""
         return {key: self.__dict__[key] for key in ("name", "_paths", "_labeled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open = lru_cache(maxsize=64)(_Shard)
+        self._open = lru_cache(maxsize=_OPEN_FILES)(_Shard)
         self._group = lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
 
     @property
@@ -54,11 +58,11 @@ class ParquetSource:
         return len(self._paths)
 
     def __len__(self) -> int:
-        """Number of rows, from the footers."""
+        """Number of rows, from the footers of the files."""
         return sum(self._open(path).starts[-1] for path in self._paths)
 
     def items(self) -> Iterator[Item]:
-        """Rows in order, file by file; only the label column is read."""
+        """Items in the order of the rows, file by file. Only the label column is read."""
         for shard, path in enumerate(self._paths):
             file = self._open(path)
             prefix = "" if len(self._paths) == 1 else f"{shard:05d}-{path.stem}/"
@@ -69,21 +73,21 @@ class ParquetSource:
                 yield item
 
     def read(self, shard: int, offset: int, _size: int, _name: str, /) -> bytes:
-        """The image bytes of one row; null is no bytes."""
+        """Encoded bytes of one image; empty if the value is null."""
         starts = self._open(self._paths[shard]).starts
         group = bisect_right(starts, offset) - 1
         try:
             data: bytes | None = self._group(shard, group)[offset - starts[group]].as_py()
-        except pa.ArrowException as error:  # a broken page: this image cannot be read, like a broken file
-            raise OSError(str(error).splitlines()[0]) from error
+        except pa.ArrowException as error:  # a damaged page counts as bad images, as a damaged file does
+            raise OSError(first_line(error)) from error
         return data or b""
 
     def fingerprint(self) -> str:
-        """Over (name, bytes, mtime) of every file."""
+        """Hash of (name, bytes, mtime) of every file."""
         return digest(file_signature(path) for path in self._paths)
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """What reading single rows costs."""
+        """A note about slow reading, if images are streamed from large row groups."""
         rows = max(self._open(path).largest_group for path in self._paths)
         if not streamed or rows <= _SMALL_GROUP:
             return ()
@@ -97,14 +101,19 @@ class ParquetSource:
 
 
 class _Shard:
-    """One open Parquet file and where its row groups start."""
+    """One open Parquet file.
+
+    Attributes:
+        starts: first row of each row group, and the number of rows.
+        largest_group: number of rows of the largest row group.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+            raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from error
         metadata = self._file.metadata
         self.starts = [0]
         for group in range(metadata.num_row_groups):
@@ -116,12 +125,13 @@ class _Shard:
         self._has_labels = "label" in schema.names
 
     def images(self, group: int) -> Any:
-        """The bytes column of one row group."""
+        """Arrow array of the encoded images of one row group."""
+        # one chunk, so that a row of the group is an index into it
         column = self._file.read_row_group(group, columns=[self._column]).column(0).combine_chunks()
         return column.field("bytes") if pa.types.is_struct(column.type) else column
 
     def labels(self) -> Iterator[str | None]:
-        """The label of each row."""
+        """Label of each row; None if unknown."""
         if not self._has_labels:
             yield from (None for _ in range(self.starts[-1]))
             return
@@ -130,7 +140,8 @@ class _Shard:
                 yield self._label(value)
 
     def _label(self, value: object) -> str | None:
-        if value is None or value == -1:  # -1 is how Hugging Face marks a hidden test label
+        """Class name of a value of the label column; None if unknown."""
+        if value is None or value == -1:  # Hugging Face writes -1 for the hidden labels of a test set
             return None
         if self._names is None or not isinstance(value, int):
             return str(value)
@@ -142,6 +153,11 @@ class _Shard:
 
 
 def _image_column(schema: Any, path: Path) -> str:
+    """Path of the column with the encoded images, such as `image.bytes`.
+
+    Raises:
+        InputError: there is none.
+    """
     for name in ("image", "bytes"):
         if name in schema.names:
             kind = schema.field(name).type
@@ -149,23 +165,18 @@ def _image_column(schema: Any, path: Path) -> str:
                 return name
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                 return f"{name}.bytes"
-    found = ", ".join(schema.names)
-    raise InputError(f"{path}: no column `image` or `bytes` with image bytes (columns: {found})")
+    columns = ", ".join(schema.names)
+    raise InputError(f"{path}: no column `image` or `bytes` with image bytes (columns: {columns})")
 
 
 def _class_names(schema: Any) -> list[str] | None:
-    """Names of a ClassLabel feature from the metadata Hugging Face writes, if they are there."""
+    """Class names of a ClassLabel feature in Hugging Face's metadata, None if there are none."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None
     try:
         feature = json.loads(text)["info"]["features"]["label"]
         names = feature.get("names")
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # other software's metadata: labels stay numbers
-        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # other software wrote the metadata; labels stay numbers
     return [str(name) for name in names] if isinstance(names, list) else None

@@ -1,4 +1,4 @@
-"""Images in tar shards, read at random, never unpacked: `<class>/<image>` or `key.jpg` beside `key.cls`."""
+"""A source of images in tar shards, read in place: `<class>/<image>`, or `key.jpg` with `key.cls`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from typing import Any
 from noisystudent.data.sources.base import Item, Skipped, digest, file_signature, missing_label
 from noisystudent.errors import InputError
 
-_OPEN_SHARDS = 64
-_BLOCK = 512
-_LOST = -1  # size of the item that stands for all that follows a shard's damage
+_OPEN_SHARDS = 64  # open at once; the operating system limits the open files of a process
+_BLOCK = 512  # bytes; a tar file consists of blocks of this size
+_LOST = -1  # size of the item that represents all members after the damage of a shard
 
 
 class TarSource:
-    """Tar shards; id is `<shard>/<member>`, label the `.cls` beside the image, else the folder that holds it.
+    """Image files in one or several uncompressed tar files ("shards").
 
-    Members are found by reading headers only. Nothing is extracted, so a member's name cannot lead anywhere.
-    Of a shard that is cut short or damaged, the members before that point are listed, and one item more that
-    cannot be read and so stands for the rest in the ledger.
+    The id of an image is `<shard>/<member>`, or `<member>` if there is only one shard. Its label is the text
+    of the `.cls` member with the same key (webdataset format), or otherwise the folder that directly contains
+    it. Only the headers are read to list the members. Nothing is extracted, so that a member name such as
+    `../../x` is harmless. If a shard is cut short or damaged, the members before the damage are listed, and
+    one more item that cannot be read. This item represents the lost members in the ledger.
 
     Raises:
-        InputError: a shard is not a plain tar file; none holds an image.
+        InputError: a shard is not an uncompressed tar file, or there are no images.
     """
 
     def __init__(self, paths: list[Path], labeled: bool) -> None:
@@ -42,7 +44,7 @@ class TarSource:
             raise InputError(f"{self.name}: no images in it")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open shards: a worker opens its own."""
+        """State without open files; a worker opens the shards itself."""
         return {key: value for key, value in self.__dict__.items() if key != "_open"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -55,13 +57,13 @@ class TarSource:
         return len(self._paths)
 
     def __len__(self) -> int:
-        """Number of image members."""
+        """Number of image members, and of damaged shards."""
         if self._length is None:
             self._length = sum(1 for _ in self.items())
         return self._length
 
     def items(self) -> Iterator[Item]:
-        """Image members in shard order, then in file order."""
+        """Image members, shard by shard, in the order of each file."""
         self._skipped.counts.clear()
         self._damage.clear()
         count = 0
@@ -79,17 +81,17 @@ class TarSource:
         self._length = count
 
     def read(self, shard: int, offset: int, size: int, _name: str, /) -> bytes:
-        """The bytes of one member."""
+        """Bytes of one member."""
         if size == _LOST:
-            raise OSError("the shard is cut short or damaged here; what follows is lost")
+            raise OSError("the shard is cut short or damaged here; all images after this point are lost")
         return self._open(self._paths[shard]).read(offset, size)
 
     def fingerprint(self) -> str:
-        """Over (name, bytes, mtime) of every shard."""
+        """Hash of (name, bytes, mtime) of every shard."""
         return digest(file_signature(path) for path in self._paths)
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """Unknown suffixes, damaged shards."""
+        """Unknown suffixes and damaged shards."""
         damaged = (
             f"{path}: cut short or damaged from byte {offset}; images after it are lost"
             for path, offset in self._damage.items()
@@ -98,14 +100,14 @@ class TarSource:
 
 
 class _Shard:
-    """One open file; `os.pread` keeps no position, so forks and threads may share it."""
+    """One open file. `os.pread` does not use the file position, so forks and threads can share the file."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, fewer where the file ends."""
-        pieces = []
+        """`size` bytes at `offset`; fewer if the file ends before."""
+        pieces = []  # one call may return fewer bytes than requested
         while size > 0 and (piece := os.pread(self._descriptor, size, offset)):
             pieces.append(piece)
             offset, size = offset + len(piece), size - len(piece)
@@ -117,7 +119,7 @@ class _Shard:
 
 
 def _prefixes(paths: list[Path]) -> list[str]:
-    """`""` for one shard; else the shards' names, numbered where two are alike."""
+    """Prefix of the ids of each shard: its name, numbered if two are equal; empty for a single shard."""
     stems = [path.stem for path in paths]
     if len(paths) == 1:
         return [""]
@@ -128,58 +130,71 @@ def _prefixes(paths: list[Path]) -> list[str]:
 def _images(
     path: Path, skipped: Skipped, damage: dict[Path, int]
 ) -> Iterator[tuple[str, str | None, int, int]]:
-    """(member, label, offset, size) of each image; members sharing a key stand together (webdataset)."""
-    key, label, held = "", None, list[tuple[str, int, int]]()
+    """(member, label, offset, size) of each image of a shard.
+
+    Members with the same key (path without suffixes) follow each other in the webdataset format. The images
+    of a key are therefore kept back until the next key, because the `.cls` may come after them.
+    """
+    key, label, images = "", None, list[tuple[str, int, int]]()
     for member in _members(path, damage, skipped):
         folder, _, base = member.name.rpartition("/")
         if (here := f"{folder}/{base.split('.', 1)[0]}") != key:
-            yield from _labeled(held, label)
-            key, label, held = here, None, []
+            yield from _labeled(images, label)
+            key, label, images = here, None, []
         if base.endswith(".cls"):
+            # "replace": a label that is not UTF-8 must not stop the listing of all other images
             label = _Shard(path).read(member.offset_data, member.size).decode("utf-8", "replace").strip()
         elif skipped.is_image(base):
-            held.append((member.name.removeprefix("./"), member.offset_data, member.size))
-    yield from _labeled(held, label)
+            # `tar -C folder .` writes "./" before each name; without it, ids equal those of the folder
+            images.append((member.name.removeprefix("./"), member.offset_data, member.size))
+    yield from _labeled(images, label)
 
 
 def _labeled(
-    held: list[tuple[str, int, int]], label: str | None
+    images: list[tuple[str, int, int]], label: str | None
 ) -> Iterator[tuple[str, str | None, int, int]]:
-    for name, offset, size in held:
+    """(member, label, offset, size) of the images of one key."""
+    for name, offset, size in images:
         folder = name.rpartition("/")[0].rpartition("/")[2]
         yield name, label or folder or None, offset, size
 
 
 def _members(path: Path, damage: dict[Path, int], skipped: Skipped) -> Iterator[tarfile.TarInfo]:
-    """Regular files of a tar, one at a time; tarfile's own list of members is emptied as it goes.
+    """Regular files of a tar file, one by one.
 
-    Where the shard is damaged, the byte is put down in `damage`; links are counted in `skipped`.
+    Args:
+        path: the file.
+        damage: the first lost byte is added to it, if the file is damaged.
+        skipped: links and special files are counted in it.
+
+    Raises:
+        InputError: not an uncompressed tar file, or it cannot be read.
     """
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := _next(archive)) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # else it grows by a kilobyte an image
+                archive.members = []  # type: ignore[attr-defined]  # otherwise a kilobyte for each member
                 if member.isreg():
                     yield member
                 elif not member.isdir():
                     skipped.counts["link"] += 1
-            # tarfile takes a broken header, or no more bytes, for the end; a true end is a block of zeros
+            # tarfile also stops at a broken header and where a file is cut; a real end is a block of zeros
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
                 damage[path] = min(archive.offset, path.stat().st_size)
     except tarfile.TarError as error:
         raise InputError(
-            f"{path}: not an uncompressed tar file ({error}); make it anew or unpack it"
+            f"{path}: not an uncompressed tar file ({error}); create it without compression, or unpack it"
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member; none where the file ends within one."""
+    """The next member; None at the end, and if the file ends within a member."""
     try:
         return archive.next()
     except tarfile.ReadError:
-        if archive.offset == 0:
+        if archive.offset == 0:  # not even a first member: not a tar file
             raise
         return None

@@ -1,0 +1,1 @@
+"""Evaluation of models on clean, corrupted, perturbed and attacked images, for `run` and `evaluate`."""

@@ -1,0 +1,120 @@
+"""Export a model as a safetensors file that timm can load, or as ONNX, and check the written file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from noisystudent.errors import InputError, RunError
+from noisystudent.inference.load import load_predictor
+from noisystudent.models.classifier import Classifier, save_weights
+from noisystudent.run.files import atomic, check_out
+
+_Writer = Callable[[Classifier, tuple[str, ...], Path], str]
+"""(model, class names, file) -> line of Python that loads the file."""
+
+_PROBES = 4  # random images on which the logits are compared
+_TOLERANCE = 1e-3  # share of the largest logit; ONNX Runtime computes sums in another order
+
+
+def export(run: Path, out: Path, *, overwrite: bool = False) -> str:
+    """Write the last model of `run` to `out`, then load the file and compare its logits on random images.
+
+    Args:
+        run: a run directory, a model folder or a .safetensors file.
+        out: the file to write. A .safetensors file has timm's parameter names. An .onnx file takes `images`
+            (B, 3, S, S) uint8 for any B, returns `logits` (B, K) float32, and has the class names in its
+            metadata.
+        overwrite: replaces an existing file.
+
+    Returns:
+        A line of Python that loads the file.
+
+    Raises:
+        InputError: no model in `run`, as in `check_out`, or the extra `export` is not installed.
+        RunError: the written file gives other logits than the model.
+    """
+    writers: dict[str, _Writer] = {".safetensors": _safetensors, ".onnx": _onnx}
+    check_out(out, overwrite=overwrite, suffixes=writers)
+    predictor = load_predictor(run, device="cpu")
+    if not isinstance(predictor.model, Classifier):
+        raise InputError(f"{run} is exported already; give a run directory, a model folder or .safetensors")
+    # The memory format in which timm creates networks, so that the logits can be compared bit by bit.
+    model = predictor.model.to(memory_format=torch.contiguous_format)
+    return writers[out.suffix.lower()](model, predictor.classes, out)
+
+
+def _safetensors(model: Classifier, classes: tuple[str, ...], out: Path) -> str:
+    """Write a .safetensors file, check it through timm, and return a line of Python that loads it."""
+    save_weights(model, out, classes)
+    arguments, images = _arguments(model), _probes(model)
+    net = timm.create_model(model.name, checkpoint_path=str(out), **arguments)
+    with torch.inference_mode():
+        logits = net.eval()((images / 255 - model.mean) / model.std)
+        expected = model(images)
+    if not torch.equal(logits, expected):
+        raise RunError(f"{out} does not give the same logits as the model of the run; delete this file")
+    written = [repr(model.name), *(f"{key}={value!r}" for key, value in arguments.items())]
+    return f"timm.create_model({', '.join(written)}, checkpoint_path={str(out)!r})"
+
+
+def _arguments(model: Classifier) -> dict[str, Any]:
+    """Arguments for timm.create_model, besides the name and the file."""
+    arguments: dict[str, Any] = {"num_classes": model.num_classes, **model.options}
+    cfg = timm.get_pretrained_cfg(model.name)
+    if cfg is not None and cfg.fixed_input_size:
+        # The shapes of such a network, for example a vision transformer, depend on the image size.
+        arguments["img_size"] = model.resolution
+    return arguments
+
+
+def _probes(model: Classifier) -> Tensor:
+    """Random images (B, 3, S, S) uint8."""
+    side = model.resolution
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (_PROBES, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def _onnx(model: Classifier, classes: tuple[str, ...], out: Path) -> str:
+    """Write an .onnx file, check it with ONNX Runtime, and return a line of Python that runs it."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--out {out} needs {error.name}; pip install 'noisystudent[export]'") from error
+    images = _probes(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # warnings of the exporter about its own code; the file is checked below
+        program = torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None  # it is None only without dynamo
+    program.model.metadata_props.update(
+        architecture=model.name,
+        resolution=str(model.resolution),
+        classes=json.dumps(classes),
+    )
+    with atomic(out) as partial:
+        program.save(str(partial))
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = model(images)
+    logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    if not torch.allclose(logits, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+        raise RunError(f"{out} does not give the same logits as the model of the run; delete this file")
+    return f"onnxruntime.InferenceSession({str(out)!r}).run(['logits'], {{'images': images}})"

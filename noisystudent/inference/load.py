@@ -1,0 +1,181 @@
+"""Find and load a trained model: from a run, a weights file or an ONNX file, or by its name in timm."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+
+from noisystudent.config import ModelConfig
+from noisystudent.errors import InputError, did_you_mean
+from noisystudent.inference.predictor import Predictor
+from noisystudent.models.classifier import Classifier, load_weights
+from noisystudent.models.onnx import OnnxModel
+from noisystudent.models.pretrained import Unavailable
+from noisystudent.models.registry import build_model
+from noisystudent.robustness.imagenet import imagenet_classes
+from noisystudent.run.files import read_json
+from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.runtime import resolve_device, resolve_dtype
+
+# Keys that `save_weights` writes into the metadata of a .safetensors file.
+_METADATA = {"architecture", "num_classes", "resolution", "classes", "options"}
+
+
+def find_model(path: Path) -> Path:
+    """The weights file for a path: the file itself, the weights in a model folder, or those of a run.
+
+    Of a run it is the last finished student, fine-tuned if it was; the teacher if no student is finished.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_file():
+        return path
+    if ModelDir(path).weights.is_file():
+        return ModelDir(path).weights
+    run = RunDir(path)
+    students = [run.iteration(index).model("student") for index in range(run.student_count() or 0, 0, -1)]
+    for trained in (*students, run.iteration(0).model("teacher")):
+        for model in (trained.finetune, trained):
+            if _is_done(model):
+                return model.weights
+    hint = "" if path.exists() else did_you_mean(path.name, timm.list_models())
+    raise InputError(
+        f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file,"
+        f" or the name of a timm model{hint}"
+    )
+
+
+def load_predictor(
+    model: str | Path,
+    device: str = "auto",
+    *,
+    checkpoint: Path | None = None,
+    size: int | None = None,
+    precision: str = "auto",
+) -> Predictor:
+    """Load a trained model. No pickled code is read.
+
+    Args:
+        model: a run directory, a model folder, a .safetensors or .onnx file, or the name of a timm model.
+        device: auto, or a torch device.
+        checkpoint: weights file for a timm model; None: the weights that timm publishes.
+        size: side in pixels of the images that the model is given; None: the resolution of the model.
+        precision: auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU. An ONNX file has a fixed
+            precision.
+
+    Raises:
+        InputError: there is no such model, a file has no description of its model, or an option does not fit
+            the model.
+    """
+    path, torch_device = Path(model), resolve_device(device)
+    dtype = resolve_dtype(precision, torch_device)
+    if not path.exists() and path.suffix != ".onnx" and timm.is_model(str(model).split(".")[0]):
+        return replace(_published(str(model), torch_device, checkpoint, size), dtype=dtype)
+    if checkpoint is not None:
+        raise InputError(f"--checkpoint is {checkpoint}; it needs the name of a timm model, not {path}")
+    if path.suffix == ".onnx":
+        return _exported(path, size)
+    return replace(_trained_here(path, torch_device, size), dtype=dtype)
+
+
+def _trained_here(path: Path, device: torch.device, size: int | None) -> Predictor:
+    """A model from a run, or from a file that this package wrote."""
+    weights = find_model(path)
+    predictor, folder = _from_metadata(weights, device, size), ModelDir(weights.parent.parent)
+    # If the user gave these weights themselves or a size, all tests are run on exactly this model.
+    explicit = path in (weights, weights.parent) or size is not None
+    if weights != folder.finetune.weights or explicit:
+        return predictor
+    higher = int(_metadata(folder.weights)["resolution"]) < predictor.resolution
+    return replace(predictor, before=folder.weights if higher else None)
+
+
+def _metadata(weights: Path) -> dict[str, str]:
+    """Metadata of a .safetensors file."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights} is not a readable safetensors file ({error})") from error
+
+
+def _from_metadata(weights: Path, device: torch.device, size: int | None) -> Predictor:
+    """Build the model that the metadata of a weights file describes, and load the weights."""
+    metadata = _metadata(weights)
+    if not metadata.keys() >= _METADATA:
+        raise InputError(
+            f"{weights} has no description of its model; give a file that `run` or `export` wrote"
+        )
+    name, options = metadata["architecture"], json.loads(metadata["options"])
+    config = ModelConfig(name=name, options=options, dropout=0.0, stochastic_depth=0.0)
+    model = build_model(config, int(metadata["num_classes"]), size or int(metadata["resolution"]))
+    load_weights(model, weights)
+    classes = tuple(json.loads(metadata["classes"]))
+    return Predictor(models=(_ready(model, device),), classes=classes, device=device, path=weights)
+
+
+def _ready(model: Classifier, device: torch.device) -> Classifier:
+    """The model on its device, in evaluation mode and in the memory format with the fastest convolutions."""
+    return model.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _published(name: str, device: torch.device, checkpoint: Path | None, size: int | None) -> Predictor:
+    """A timm model, with the resolution, crop and interpolation of timm's configuration."""
+    cfg: Any = timm.get_pretrained_cfg(name)  # timm has one for every model
+    transform = resolve_data_config(pretrained_cfg=cfg.to_dict(), use_test_size=True)
+    side = size or int(transform["input_size"][-1])
+    transform["input_size"] = (3, side, side)
+    config = ModelConfig(name=name, pretrained=checkpoint is None, dropout=0.0, stochastic_depth=0.0)
+    try:
+        model = build_model(config, cfg.num_classes, side)
+    except InputError as error:
+        if not isinstance(error.__cause__, Unavailable):
+            raise
+        raise InputError(
+            f"the published weights of {name} cannot be loaded: {error.__cause__};"
+            " give a file with --checkpoint"
+        ) from error
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return Predictor(
+        models=(_ready(model, device),),
+        classes=imagenet_classes() if cfg.num_classes == len(imagenet_classes()) else (),
+        device=device,
+        path=checkpoint,
+        view=partial(_timm_view, transform),
+    )
+
+
+def _timm_view(transform: dict[str, Any], image: Image.Image, _side: int) -> Tensor:
+    """Pixels (3, S, S) uint8 of timm's validation transform, before normalisation."""
+    pixels: Tensor = create_transform(**transform, is_training=False, normalize=False)(image)
+    return pixels
+
+
+def _exported(path: Path, size: int | None) -> Predictor:
+    """A model from an ONNX file, on the CPU."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give an .onnx file that `export` wrote")
+    model = OnnxModel(path)
+    if size not in (None, model.resolution):
+        raise InputError(
+            f"--eval-size is {size}; {path} was exported for {model.resolution} pixels, its only size"
+        )
+    return Predictor(models=(model,), classes=model.classes, device=resolve_device("cpu"), path=path)
+
+
+def _is_done(model: ModelDir) -> bool:
+    """True if the training of the model is finished: a stopped one may have left weights."""
+    done = model.weights.is_file() and model.record.is_file()
+    return done and read_json(model.record).get("status") == "done"

@@ -1,0 +1,175 @@
+"""Predict classes of images, score a model on labelled images, or label a pool."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisystudent.config import EvaluateConfig, PseudoLabelConfig
+from noisystudent.console import Progress
+from noisystudent.errors import InputError
+from noisystudent.inference.images import (
+    Images,
+    Labeled,
+    class_numbers,
+    open_images,
+    open_labeled,
+    scanned,
+    stored_side,
+    watched,
+)
+from noisystudent.inference.predictor import Predictor, predict_probs
+from noisystudent.metrics import scores
+from noisystudent.pseudo_label.label import label_images as write_labels
+from noisystudent.records import PseudoLabels
+from noisystudent.run.files import read_json, write_json
+from noisystudent.run.rundir import RunDir
+
+_CLAIM = "labels.json"  # note in the output folder of `label_images`, which identifies the model
+# Options of PseudoLabelConfig that have a meaning only while a student is trained.
+_FOR_STUDENTS = ("noise", "hard", "on_the_fly", "match_temperature")
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Predictions of a model for some images.
+
+    Attributes:
+        ids: (N,) names of the images: their paths relative to the given folder.
+        probs: (N, K) float32 class probabilities.
+        bad: (name, reason) of every image that could not be read; it is not among the N.
+    """
+
+    ids: list[str]
+    probs: NDArray[np.float32]
+    bad: list[tuple[str, str]]
+
+
+def predict(predictor: Predictor, images: Images, *, progress: Progress | None = None) -> Predictions:
+    """Predict class probabilities of images, from clean centre views at the model's own resolution.
+
+    Args:
+        predictor: the model.
+        images: the images, in any of the forms of `Images`.
+        progress: shows the progress; None: nothing is shown.
+
+    Raises:
+        InputError: the images cannot be opened.
+    """
+    progress = progress or Progress()
+    source = open_images(images, labeled=False)
+    with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
+        if len(readable) == 0:
+            return Predictions([], np.empty((0, predictor.num_classes), np.float32), bad)
+        views = watched(predictor.views(readable), "predicting", len(readable), progress)
+        return Predictions(readable.ids(np.arange(len(readable))), predict_probs(predictor, views), bad)
+
+
+def score(
+    predictor: Predictor, labeled: Labeled, *, progress: Progress | None = None
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """Score a model on labelled images.
+
+    Returns:
+        {top1, top5, nll, ece, brier}, and (name, reason) of every image that could not be read. Such images
+        are left out of the scores.
+
+    Raises:
+        InputError: a class that is not one of the model's, or no readable image.
+    """
+    progress = progress or Progress()
+    numbers, source = partial(class_numbers, predictor.classes), open_labeled(labeled)
+    with scanned(source, numbers, progress, stored=stored_side(predictor)) as (images, bad):
+        views = watched(predictor.views(images), "scoring", len(images), progress)
+        probs = predict_probs(predictor, views)
+        return scores.score(probs, images.labels, EvaluateConfig().ece_bins), bad
+
+
+def label_images(
+    predictor: Predictor,
+    images: Images,
+    out: Path,
+    *,
+    config: PseudoLabelConfig | None = None,
+    progress: Progress | None = None,
+) -> tuple[PseudoLabels, list[tuple[str, str]]]:
+    """Label a pool, and write the pseudo-labels to `out` as Parquet parts.
+
+    A stopped call continues after the last complete part when it is called again.
+
+    Args:
+        predictor: the teacher.
+        images: the pool.
+        out: folder to write to; new, empty, or with labels of the same model and options.
+        config: options of the pseudo-labels; None: the defaults.
+        progress: shows the progress; None: nothing is shown.
+
+    Returns:
+        The pseudo-labels, and (name, reason) of every image that could not be read.
+
+    Raises:
+        InputError: `out` holds something else or the labels of another model, or `config` has an option that
+            only applies to the training of a student.
+    """
+    config, progress = config or PseudoLabelConfig(), progress or Progress()
+    for name in _FOR_STUDENTS:
+        if getattr(config, name):
+            raise InputError(
+                f"pseudo_label.{name} is true; it applies only to `run`, so it must be false for `label`"
+            )
+    source = open_images(images, labeled=False)
+    _claim(out, predictor, config)
+    with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
+        labeler = predictor.compiled(len(pool), config.batch_size, progress)
+        labels = write_labels(
+            replace(labeler, flip=config.flip, scales=config.scales),
+            partial(predictor.requested_views, pool),
+            pool.ids,
+            pool.content_hash,
+            num_classes=predictor.num_classes,
+            config=config,
+            out=out,
+            task="labeling",
+            progress=progress,
+        )
+        return labels, bad
+
+
+def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
+    """Write a note into `out` that identifies the model, so that labels of two models are never mixed."""
+    if predictor.path is None:
+        weights = predictor.model.name  # weights that timm publishes have no file
+    else:
+        with predictor.path.open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+    about: dict[str, object] = {"classes": list(predictor.names), "weights": weights}
+    about |= {"flip": config.flip, "scales": list(config.scales)}
+    claim = out / _CLAIM
+    if claim.is_file():
+        if read_json(claim) != about:
+            raise InputError(
+                f"--out {out} holds the labels of another model or of other transforms; choose another folder"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} holds something else; choose a new folder")
+    else:
+        write_json(claim, about)
+
+
+def read_labels(path: Path) -> PseudoLabels:
+    """Read pseudo-labels that `label` or a run wrote.
+
+    Raises:
+        InputError: the folder holds no pseudo-labels.
+    """
+    # The number of classes is in the note of `label`, or in the description of the run's data.
+    dataset = RunDir(path.resolve().parent.parent).data.dataset
+    for file in (path / _CLAIM, dataset):
+        if file.is_file():
+            return PseudoLabels(path, len(read_json(file)["classes"]))
+    raise InputError(f"{path} holds no pseudo-labels; give a folder that `label` or `run` wrote")

@@ -1,0 +1,73 @@
+"""Write predictions as CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from noisystudent.errors import InputError
+from noisystudent.inference.predict import Predictions
+from noisystudent.run.files import write_table, write_text
+
+Format = Literal["csv", "json", "parquet"]
+ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+
+
+def write_predictions(
+    predictions: Predictions, classes: tuple[str, ...], out: Path | None, form: Format | None
+) -> None:
+    """Write a row for each image: id, class, probability, and the probability of every class.
+
+    Args:
+        predictions: the predictions.
+        classes: class names, in the order of the probabilities.
+        out: the file; None: standard output.
+        form: the format; None: by the suffix of `out`, csv for any other.
+
+    Raises:
+        InputError: Parquet to standard output.
+    """
+    chosen = form or (ENDINGS.get(out.suffix.lower()) if out else None) or "csv"
+    if chosen == "parquet":
+        if out is None:
+            raise InputError("--format parquet needs a file: --out FILE.parquet")
+        write_table(out, pa.table(_columns(predictions, classes)))
+        return
+    writers: dict[str, Callable[[dict[str, Any]], str]] = {"csv": _csv, "json": _json}
+    text = writers[chosen](_columns(predictions, classes))
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_text(out, text)
+
+
+def _columns(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Columns of the table: {name: values of all images}."""
+    probs = predictions.probs
+    columns: dict[str, Any] = {
+        "id": predictions.ids,
+        "class": [classes[k] for k in probs.argmax(axis=1)],
+        "probability": probs.max(axis=1).tolist() if len(predictions.ids) else [],
+    }
+    # `p(name)` instead of the name: a class may be called 'id', and its column must not replace the id.
+    return columns | {f"p({name})": probs[:, k].tolist() for k, name in enumerate(classes)}
+
+
+def _csv(columns: dict[str, Any]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+def _json(columns: dict[str, Any]) -> str:
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""Metrics of predictions: accuracy, calibration, paired statistics, the verdict and its reasons."""

@@ -1,0 +1,56 @@
+"""Networks in ONNX files, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from noisystudent.errors import InputError, first_line
+
+
+class OnnxModel:
+    """An exported network, without gradients.
+
+    Args:
+        path: ONNX file that the command `export` wrote.
+
+    Attributes:
+        name: name of the file.
+        classes: class names in the order of the logits.
+        num_classes: K.
+        resolution: side of the images in pixels.
+
+    Raises:
+        InputError: the extra `export` is not installed, or the command `export` did not write the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime  # here, because it belongs to the optional extra `export`
+        except ModuleNotFoundError as error:
+            raise InputError(f"{path} needs {error.name}; pip install 'noisystudent[export]'") from error
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # errors of ONNX Runtime have no other common base
+            raise InputError(
+                f"{path} is not a readable ONNX file ({first_line(error)}); export the model again"
+            ) from error
+        (images, *_), (logits, *_) = self._session.get_inputs(), self._session.get_outputs()
+        self._names = images.name, logits.name
+        metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if images.type != "tensor(uint8)" or not {"classes", "resolution"} <= metadata.keys():
+            raise InputError(
+                f"{path} takes {images.type} images and has metadata {sorted(metadata)}; give a file that"
+                " `export --format onnx` wrote, with uint8 images and metadata classes and resolution"
+            )
+        self.name, self.resolution = path.name, int(metadata["resolution"])
+        self.classes: tuple[str, ...] = tuple(json.loads(metadata["classes"]))
+        self.num_classes = len(self.classes)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Compute logits: images (B, 3, S, S) uint8 on any device -> (B, K) float32 on the CPU."""
+        (logits,) = self._session.run([self._names[1]], {self._names[0]: images.cpu().contiguous().numpy()})
+        return torch.from_numpy(logits)

@@ -1,0 +1,258 @@
+"""Label the pool with the teacher in parts; a killed run loses at most the part being computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisystudent.config import PseudoLabelConfig
+from noisystudent.console import Progress
+from noisystudent.errors import RunError
+from noisystudent.pseudo_label.encode import Encoder, PendingProbs
+from noisystudent.pseudo_label.parts import FORMAT, footer, hashes, lists, part_path
+from noisystudent.records import Predict, PseudoLabels
+from noisystudent.run.files import atomic, remove
+
+# A dictionary saves space only for labels, which repeat. Statistics of lists of probabilities would be large.
+_ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["label"],
+    "write_statistics": ["row", "label", "confidence"],
+    "column_encoding": {"row": "DELTA_BINARY_PACKED"},
+}
+
+Rows = NDArray[np.int64]
+
+
+def label_images(
+    predict: Predict,
+    images: Callable[[Iterator[Rows]], Iterator[Tensor]],
+    ids: Callable[[Rows], list[str]],
+    content_hash: NDArray[np.uint8],
+    *,
+    num_classes: int,
+    config: PseudoLabelConfig,
+    out: Path,
+    task: str,
+    progress: Progress,
+) -> PseudoLabels:
+    """Store softmax(logits / temperature) of every pool image. A second call after a stop continues.
+
+    Part i has the pool rows from i * part_size on. Complete parts of the same images and settings are kept,
+    all others are made again or removed. `config.hard` has no effect here; see `read_targets`.
+
+    Args:
+        predict: teacher with EMA weights and without noise, (b, 3, S, S) uint8 -> (b, num_classes) logits.
+        images: pool rows of each batch -> images of each batch. It is called only once, so that decoding
+            continues from part to part. No batch is in two parts, so batches are the same after a stop.
+        ids: pool rows -> names of the images.
+        content_hash: (N, 16) uint8, one row for each pool image.
+        num_classes: number of classes, K.
+        config: temperature, batch size, part size, and the number of probabilities stored above 256 classes.
+        out: folder of the parts.
+        task: name of this work in `progress`.
+        progress: advances after every batch. A signal stops the work between two batches.
+
+    Raises:
+        RunError: the teacher's logits are not finite or do not have K classes, or images are missing.
+        Stopped: a signal came. All finished parts are on disk.
+    """
+    encoder = Encoder(predict, num_classes, config.temperature, config.top_k)
+    parts, total = _parts(out, config.part_size, content_hash, encoder), len(content_hash)
+    _remove_other_parts(out, len(parts))
+    missing = {part for part in parts if not _is_complete(part)}
+    requests = [rows for part in parts if part in missing for rows in _split(part.rows, config.batch_size)]
+    stream = images(map(_array, requests)) if requests else iter(())
+    with ThreadPoolExecutor(1) as thread:
+        writer = _Writer(thread)
+        for part in parts:
+            progress.check()
+            if part in missing:
+                batches = islice(stream, len(_split(part.rows, config.batch_size)))
+                watched = _watched(batches, part.rows.start, total, task, progress)
+                writer.submit(_write, part, _encoded(encoder, watched, _array(part.rows), ids), ids)
+            progress.advance(task, part.rows.stop, total)
+        writer.wait()
+    return PseudoLabels(out, num_classes)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """A file of pseudo-labels that exists or is to be written.
+
+    Attributes:
+        path: path of the file.
+        rows: pool rows.
+        content_hash: (number of rows, 16) uint8.
+        about: content that its footer must have.
+    """
+
+    path: Path
+    rows: range
+    content_hash: NDArray[np.uint8]
+    about: dict[str, str]
+
+
+def _parts(out: Path, part_size: int, content_hash: NDArray[np.uint8], encoder: Encoder) -> list[_Part]:
+    cuts = _split(range(len(content_hash)), part_size) or [range(0)]  # an empty pool has one empty part
+    return [
+        _Part(part_path(out, index), rows, content_hash[rows.start : rows.stop], _footer(rows, encoder))
+        for index, rows in enumerate(cuts)
+    ]
+
+
+def _split(rows: range, size: int) -> list[range]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def _array(rows: range) -> Rows:
+    return np.arange(rows.start, rows.stop, dtype=np.int64)
+
+
+def _remove_other_parts(out: Path, count: int) -> None:
+    """Make the folder, and remove all parts except the first `count`, for example those of a larger pool."""
+    out.mkdir(parents=True, exist_ok=True)
+    for beyond in set(out.glob("part-*.parquet")) - {part_path(out, index) for index in range(count)}:
+        remove(beyond)
+
+
+class _Writer:
+    """Writes one part at a time in a thread, so that the model does not wait for the disk."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._job: Future[None] | None = None
+
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Start to write a part, after the previous one is written."""
+        self.wait()
+        self._job = self._thread.submit(work, *arguments)
+
+    def wait(self) -> None:
+        """Wait until the current part is written. An error in the thread is raised here."""
+        if self._job is not None:
+            self._job.result()
+
+
+def _watched(
+    batches: Iterator[Tensor],
+    done: int,
+    total: int,
+    task: str,
+    progress: Progress,
+) -> Iterator[Tensor]:
+    """The same batches; between two of them the progress advances, and a signal stops the work.
+
+    `done` is the number of images before the first batch.
+    """
+    for batch in batches:
+        progress.check()
+        yield batch
+        done += len(batch)
+        progress.advance(task, done, total)
+
+
+def _encoded(
+    encoder: Encoder,
+    batches: Iterator[Tensor],
+    rows: Rows,
+    ids: Callable[[Rows], list[str]],
+) -> pa.Table:
+    """The columns of one part that depend on the probabilities.
+
+    Raises:
+        RunError: the logits of an image are not finite, or the number of images is wrong.
+    """
+    fields = encoder.fields()
+    # Allocated at full size at the start. Small arrays kept from each batch would lie in memory between the
+    # large ones that the model frees, and the allocator could not use that memory again.
+    columns = {field.name: _empty(field.type, len(rows)) for field in fields}
+    done = 0
+    for probs in _probs(encoder, batches):
+        here = slice(done, done + len(probs))
+        done += len(probs)
+        if done > len(rows):
+            continue  # too many images; count them all for the message below
+        bad = np.isnan(probs[:, 0])
+        if bad.any():
+            first = ids(rows[here][bad][:1])[0]
+            raise RunError(
+                f"the teacher's logits are not finite for image {first!r}; it has diverged, train it again"
+            )
+        for name, values in encoder.columns(probs).items():
+            columns[name][here] = values
+    if done != len(rows):
+        raise RunError(
+            f"{done} images were read for {len(rows)} pool rows from row {rows[0]} on; the pool has changed"
+        )
+    arrays = [lists(values) if values.ndim == 2 else pa.array(values) for values in columns.values()]
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _probs(encoder: Encoder, batches: Iterator[Tensor]) -> Iterator[NDArray[np.float32]]:
+    """Probabilities of each batch, one batch late: the GPU computes the next batch while the host works."""
+    previous: PendingProbs | None = None
+    for batch in batches:
+        current = encoder.probs(batch)
+        if previous is not None:
+            yield previous()
+        previous = current
+    if previous is not None:
+        yield previous()
+
+
+def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
+    """An array for the values of a column of this type: (rows,), or (rows, k) for lists of k."""
+    if pa.types.is_fixed_size_list(kind):
+        return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
+    return np.empty(rows, kind.to_pandas_dtype())
+
+
+def _write(part: _Part, encoded: pa.Table, ids: Callable[[Rows], list[str]]) -> None:
+    """Write a part atomically, with the columns described in `records.PseudoLabels`."""
+    rows = _array(part.rows)
+    images = {
+        "row": pa.array(rows),
+        "id": pa.array(ids(rows), pa.string()),
+        "content_hash": hashes(part.content_hash),
+    }
+    table = pa.table([*images.values(), *encoded.columns], names=[*images, *encoded.column_names])
+    with atomic(part.path) as partial:
+        pq.write_table(table.replace_schema_metadata(part.about), partial, **_ENCODING)
+    pa.default_memory_pool().release_unused()  # otherwise Arrow keeps the buffers of two parts in memory
+
+
+def _footer(part: range, encoder: Encoder) -> dict[str, str]:
+    """Content of the footer: the rows of the part, and the settings that its probabilities depend on."""
+    return {
+        "format": FORMAT,
+        "first_row": str(part.start),
+        "rows": str(len(part)),
+        "num_classes": str(encoder.num_classes),
+        "temperature": repr(encoder.temperature),
+        "stored": str(encoder.stored),
+    }
+
+
+def _is_complete(part: _Part) -> bool:
+    """True if the file can be read and has exactly these images and settings."""
+    if not part.path.exists():
+        return False
+    try:
+        if footer(part.path) != part.about:
+            return False
+        with pq.ParquetFile(part.path) as file:
+            column = file.read(columns=["content_hash"]).column(0)
+    except (RunError, OSError, pa.ArrowException):
+        return False  # an incomplete file, or one of another program: the part is made again
+    return bool(column.equals(pa.chunked_array([hashes(part.content_hash)])))

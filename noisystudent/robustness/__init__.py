@@ -1,0 +1,1 @@
+"""Robustness tests: corruptions, perturbations and attacks, and the measures computed from them."""

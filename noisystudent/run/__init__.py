@@ -1,0 +1,1 @@
+"""The run directory: how its files are written and named, its stages, and which stages must run again."""

@@ -1,0 +1,152 @@
+"""Reading and writing files so that a file or folder is either complete or absent, even after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noisystudent.errors import InputError, RunError
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the entries of the folder `path` to the disk, so that renames in it survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(path: Path) -> None:
+    # fsync of a file works on a read-only descriptor too, so the same function serves files and folders.
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    for file in files:
+        sync_folder(file)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a symbolic link, if it exists."""
+    if path.is_dir() and not path.is_symlink():  # never follow a link into a folder of the user
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
+
+    The block makes a file or a folder at the temporary path. If the block fails, `path` is unchanged.
+
+    Raises:
+        RunError: the disk is full or cannot be written, or a file would replace a folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic only within one file system.
+    partial = path.with_name(f".{path.name}.partial")
+    remove(partial)  # a killed process may have left it
+    try:
+        yield partial
+        # The content must reach the disk before the new name does; otherwise a power failure could leave a
+        # complete name with incomplete content.
+        _sync_tree(partial)
+        if path.is_dir() and partial.is_dir():
+            remove(path)  # os.replace does not replace a folder that holds files
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        remove(partial)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:  # KeyboardInterrupt too
+        remove(partial)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file with `atomic`.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file with `atomic`, keys in the order of `content`.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    # A metric may be NaN. Python writes and reads the word NaN, although it is not standard JSON.
+    write_text(path, json.dumps(content, indent=2, allow_nan=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        RunError: the file is not valid JSON.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path} is not valid JSON (line {error.lineno}); delete it and run again") from error
+
+
+def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] = ()) -> None:
+    """Check that the output file of a command can be written, before hours are spent on its content.
+
+    The folder of the file is made if it does not exist.
+
+    Args:
+        out: path of the file.
+        overwrite: allow an existing file, which will be replaced.
+        suffixes: allowed suffixes in lower case, e.g. ".csv". Empty: any suffix.
+
+    Raises:
+        InputError: `out` has another suffix, exists, is a folder, or lies in a folder that cannot be written.
+    """
+    if out.is_dir():
+        raise InputError(f"--out is {out}, which is a folder; name a file")
+    if suffixes and out.suffix.lower() not in suffixes:
+        raise InputError(f"--out is {out}; the file must end in {' or '.join(suffixes)}")
+    if not overwrite and os.path.lexists(out):  # a broken symbolic link counts as a file too
+        raise InputError(f"--out is {out}, which exists; name another file, or give --overwrite")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out is {out}, which cannot be written: {error.strerror}") from error
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out is {out}, but {out.parent} cannot be written; name a file somewhere else")
+
+
+def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
+    """Write a Parquet file with `atomic`, zstd-compressed.
+
+    Args:
+        path: of the file.
+        table: its rows.
+        metadata: stored in the footer in place of the metadata of `table`. None: that of `table` is kept.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if metadata is not None:
+        table = table.replace_schema_metadata(metadata)
+    with atomic(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return JSON Lines text: one object per line, keys in the order of each row."""
+    return "".join(json.dumps(row, allow_nan=True) + "\n" for row in rows)

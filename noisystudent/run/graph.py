@@ -1,0 +1,282 @@
+"""The graph of stages of a run: outputs, paths and inputs, computed before any stage runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.config.fields import is_neutral, is_of_student
+from noisystudent.errors import require
+from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.stages import Stage, fingerprint
+
+# Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
+# their stages again.
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of the run that is evaluated.
+
+    Attributes:
+        iteration: number of the iteration; 0 for the teacher.
+        role: "teacher", "student" or "control".
+        training: stage of the training.
+        finetuning: stage of the fine-tuning after it; None if the configuration has none.
+    """
+
+    iteration: int
+    role: str
+    training: Stage
+    finetuning: Stage | None = None
+
+    @property
+    def last(self) -> Stage:
+        """Stage whose weights are evaluated and label the pool: fine-tuning if any, otherwise training."""
+        return self.finetuning or self.training
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One iteration of the loop: label the pool, select images, train a student.
+
+    Attributes:
+        index: number of the iteration, from 1 on.
+        config: configuration of the student.
+        labels: stage in which the teacher labels the pool.
+        selection: stage that selects pool images.
+        student: the student.
+        control: the model trained on labelled images alone, in the last iteration; otherwise None.
+    """
+
+    index: int
+    config: StudentConfig
+    labels: Stage
+    selection: Stage
+    student: Model
+    control: Model | None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Every stage of a run.
+
+    Attributes:
+        data: scan of the images.
+        pretraining: training on the folder names of the pool; None if it is not configured.
+        teacher: the first teacher.
+        companions: further teachers of iteration 0, whose probabilities are averaged with the first's.
+        filter: training of the model that filters the pool in place of the teacher; None if there is none.
+        filter_labels: labelling of the pool by the filter; None if there is none.
+        iterations: one for each student, in order.
+        judgement: evaluation of all models, and the verdict.
+    """
+
+    data: Stage
+    pretraining: Stage | None
+    teacher: Model
+    companions: tuple[Model, ...]
+    filter: Stage | None
+    filter_labels: Stage | None
+    iterations: tuple[Iteration, ...]
+    judgement: Stage
+
+    def stages(self) -> list[Stage]:
+        """Return all stages in the order in which they run."""
+        stages = [self.data, self.filter, self.filter_labels, self.pretraining]
+        for model in (self.teacher, *self.companions):
+            stages += [model.training, model.finetuning]
+        for iteration in self.iterations:
+            stages += [iteration.labels, iteration.selection]
+            for model in filter(None, (iteration.student, iteration.control)):
+                stages += [model.training, model.finetuning]
+        return [stage for stage in (*stages, self.judgement) if stage is not None]
+
+    def models(self) -> list[Model]:
+        """Return every model that is evaluated, in the order of training."""
+        trained = [model for iteration in self.iterations for model in (iteration.student, iteration.control)]
+        return [self.teacher, *(model for model in trained if model is not None)]
+
+
+def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
+    """Build the graph of stages from a configuration, without reading or writing the run directory.
+
+    Args:
+        config: configuration of the run.
+        listing: fingerprint of the images, from `listing_fingerprint`.
+        run: run directory of the stages.
+
+    Raises:
+        InputError: a training has neither epochs nor steps.
+    """
+    require_lengths(config)
+    data = _stage("data", run.data.path, config=_inputs(config.data), listing=listing, seed=config.seed)
+    return _Builder(config, run, data).graph()
+
+
+def require_lengths(config: Config) -> None:
+    """Check that every training has a number of epochs or steps.
+
+    Raises:
+        InputError: names the training that has neither.
+    """
+    learners = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
+    learners |= {f"students.{number}": student for number, student in enumerate(config.students)}
+    for name, learner in learners.items():
+        known = learner is None or learner.train.epochs is not None or learner.train.steps is not None
+        require(known, f"{name}.train has neither epochs nor steps; give one of the two")
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Builds the stages of a run from the configuration, the run directory and the scan of the images."""
+
+    config: Config
+    run: RunDir
+    data: Stage
+
+    def graph(self) -> Graph:
+        config, first = self.config, self.run.iteration(0)
+        pretraining = None
+        if config.pretrain is not None:
+            pretraining = self._training("pretraining", first.model("pretraining"), config.pretrain)
+        teacher, *companions = (
+            self._model(0, "teacher", first.model(name), config.teacher, inputs)
+            for name, inputs in self._teachers(pretraining)
+        )
+        filter_model, filter_labels = self._filter()
+        iterations: list[Iteration] = []
+        for index in range(1, len(config.students) + 1):
+            before = iterations[-1] if iterations else None
+            # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
+            teachers = [before.student] if before else [teacher, *companions]
+            iterations.append(self._iteration(index, teachers, filter_labels, before))
+        trained = [model for iteration in iterations for model in (iteration.student, iteration.control)]
+        return Graph(
+            data=self.data,
+            pretraining=pretraining,
+            teacher=teacher,
+            companions=tuple(companions),
+            filter=filter_model,
+            filter_labels=filter_labels,
+            iterations=tuple(iterations),
+            judgement=self._judgement([teacher, *filter(None, trained)]),
+        )
+
+    def _teachers(self, pretraining: Stage | None) -> Iterator[tuple[str, dict[str, object]]]:
+        """Yield (name, further inputs) of each first teacher."""
+        inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
+        # The first has no number, so that it is the same stage with and without an ensemble.
+        yield "teacher", inputs
+        for number in range(2, self.config.ensemble + 1):
+            yield f"teacher-{number}", inputs | {"number": number}
+
+    def _filter(self) -> tuple[Stage | None, Stage | None]:
+        """Return the stages of the training of the filter and of its labelling; None without a filter."""
+        config = self.config
+        if config.filter is None or not config.students:
+            return None, None
+        training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
+        # The filter labels the pool only once, before the first student (§3.1).
+        labels = _stage(
+            "filter-labels",
+            self.run.iteration(1).filter_labels,
+            config=_inputs(config.students[0].pseudo_label),
+            model=training.fingerprint,
+        )
+        return training, labels
+
+    def _iteration(
+        self, index: int, teachers: list[Model], filter_labels: Stage | None, before: Iteration | None
+    ) -> Iteration:
+        config, folder = self.config.students[index - 1], self.run.iteration(index)
+        first, *others = [teacher.last.fingerprint for teacher in teachers]
+        labels = _stage(
+            f"labels-{index}",
+            folder.labels,
+            config=_inputs(config.pseudo_label),
+            model=[first, *others] if others else first,
+        )
+        selection = _stage(
+            f"selection-{index}",
+            folder.selection,
+            config=_inputs(config.selection),
+            labels=labels.fingerprint,
+            filter=filter_labels.fingerprint if filter_labels else None,
+            # Only `reassign` keeps the images of the iteration before.
+            before=before.selection.fingerprint if before and config.selection.reassign else None,
+            seed=self.config.seed,
+        )
+        if filter_labels:
+            selection = dataclasses.replace(selection, also=(folder.filter_selection,))
+        # A student and its control share these inputs, so that they differ only in the pool.
+        shared: dict[str, object] = {
+            "ratio": config.unlabeled_ratio,
+            "initial": first if config.init == "teacher" else None,
+            "iteration": index,
+        }
+        # These do not change the control, so it does not train again when one of them is edited.
+        own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
+        own |= {
+            field.name: getattr(config.pseudo_label, field.name)
+            for field in dataclasses.fields(config.pseudo_label)
+            if is_of_student(field)
+        }
+        student = self._model(index, "student", folder.model("student"), config, shared | own)
+        # Only the last student is compared with a control, so only that one is trained.
+        control = None
+        if self.config.control and index == len(self.config.students):
+            control = self._model(index, "control", folder.model("control"), config, shared)
+        return Iteration(index, config, labels, selection, student, control)
+
+    def _judgement(self, models: list[Model]) -> Stage:
+        stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
+        judgement = _stage(
+            "judgement",
+            self.run.verdict,
+            config=_inputs(self.config.evaluate),
+            truth=self.config.data.pool_truth,
+            **{stage.name: stage.fingerprint for stage in stages},
+        )
+        folders = [self.run.iteration(index) for index in range(len(self.config.students) + 1)]
+        evaluations = [folder.evaluation for folder in folders]
+        galleries = [folder.gallery for folder in folders[1:]]
+        return dataclasses.replace(judgement, also=(self.run.metrics, *evaluations, *galleries))
+
+    def _model(
+        self, index: int, role: str, folder: ModelDir, config: TeacherConfig, inputs: Mapping[str, object]
+    ) -> Model:
+        # In iteration 0 the folder name distinguishes several teachers: teacher, teacher-2, …
+        name = folder.path.name if index == 0 else f"{role}-{index}"
+        training = self._training(name, folder, config, **inputs)
+        finetuning = None
+        if config.finetune is not None:
+            finetuning = _stage(
+                f"{name}-finetune",
+                folder.finetune.path,
+                config=_inputs(config.finetune),
+                model=training.fingerprint,
+            )
+        return Model(index, role, training, finetuning)
+
+    def _training(self, name: str, folder: ModelDir, config: LearnerConfig, **inputs: object) -> Stage:
+        parts = {part: _inputs(getattr(config, part)) for part in ("model", "augment", "train")}
+        data, seed = self.data.fingerprint, self.config.seed
+        return _stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
+
+
+def _stage(name: str, path: Path, **inputs: object) -> Stage:
+    # A digest of each input, so that `state` can name those that have changed.
+    digests = {key: fingerprint(value) for key, value in inputs.items()}
+    return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
+
+
+def _inputs(section: Any) -> Mapping[str, object]:
+    """Return the fields of a section of the configuration that the output of a stage depends on."""
+    others = {f.name for f in dataclasses.fields(section) if is_neutral(f) or is_of_student(f)}
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in others}

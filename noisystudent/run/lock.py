@@ -1,0 +1,94 @@
+"""Locks a run directory, so that only one process writes into it, and protects the folders of the user."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from noisystudent.errors import InputError
+
+MARKER = ".noisystudent"
+"""Name of the file that marks a folder of this program. A folder without it is used only if it is empty."""
+
+_owned: set[Path] = set()  # folders this process has locked
+
+
+def owns(folder: Path) -> bool:
+    """Return True if this process has locked `folder`."""
+    return folder.resolve() in _owned
+
+
+@contextmanager
+def lock(folder: Path, kind: str = "run") -> Iterator[None]:
+    """Lock `folder` during the block. It must be new, empty, or marked as a folder of this kind.
+
+    The marker file is locked with flock. The kernel releases the lock when the process ends, so a killed run
+    does not block the next one.
+
+    Args:
+        folder: made if it does not exist.
+        kind: kind of the folder, "run" or "check". It is written into the marker file.
+
+    Raises:
+        InputError: the folder holds other files, has another kind, is locked by another process, or cannot be
+            written.
+    """
+    path = folder / MARKER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_other_files(folder)
+        # O_NOFOLLOW: a symbolic link of this name could lead to a file of the user, which would be emptied.
+        held = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)]
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be used: {error.strerror}; choose another") from error
+
+    def release() -> None:
+        while held:
+            os.close(held.pop())
+
+    # A forked worker inherits the lock. If it outlived a killed run, it would keep the folder locked.
+    os.register_at_fork(after_in_child=release)
+    owner = folder.resolve()
+    try:
+        _acquire(held[0], folder, kind)
+        _owned.add(owner)
+        try:
+            yield
+        finally:
+            _owned.discard(owner)
+    finally:
+        release()
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise InputError if the folder has no marker but holds files: they belong to the user."""
+    names = sorted(entry.name for entry in os.scandir(folder))
+    if names and MARKER not in names:
+        few = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+        raise InputError(
+            f"--out {folder} holds files that are not of a run ({few}); choose a new or an empty folder"
+        )
+
+
+def _acquire(descriptor: int, folder: Path, kind: str) -> None:
+    """Lock the marker file, check its kind, and write `<kind> <process id>` into it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # NB: fail at once instead of waiting
+        owner = _read(descriptor)
+        if owner and owner[0] != kind:
+            raise InputError(f"--out {folder} is the folder of a {owner[0]}, not of a {kind}; choose another")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{kind} {os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        process = next(iter(_read(descriptor)[1:]), "unknown")
+        raise InputError(f"--out {folder} is in use by process {process}; choose another --out") from error
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be locked ({error.strerror}); choose another") from error
+
+
+def _read(descriptor: int) -> list[str]:
+    """Return [kind, process id] from a marker file. The list is empty if the marker was never filled."""
+    return os.pread(descriptor, 64, 0).decode(errors="replace").split()

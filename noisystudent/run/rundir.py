@@ -1,0 +1,160 @@
+"""Paths of all files in a run directory, whose names no other module contains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from noisystudent.errors import RunError
+
+RECORD = "stage.json"
+"""Name of the file in the folder of a stage that records its inputs and status."""
+
+
+class _Child:
+    """Descriptor: the path of the file or folder `name` in the directory object that has the attribute."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, directory: ModelDir | IterationDir | DataDir | RunDir, _owner: type) -> Path:
+        return directory.path / self._name
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDir:
+    """The folder of one trained network."""
+
+    path: Path
+
+    weights = _Child("model.safetensors")  # weights of the moving average, under timm's names
+    record = _Child(RECORD)  # inputs and status of the stage
+    metrics = _Child("metrics.jsonl")  # one line per measurement of the training
+    checkpoints = _Child("checkpoint")  # folder of the snapshots of an unfinished training
+    targets = _Child("targets.npy")  # pseudo-labels of the selected images, while a student trains
+    robustness = _Child("robustness.npz")  # results for each image, corrupted, perturbed or attacked
+
+    @property
+    def finetune(self) -> ModelDir:
+        """Folder of the fine-tuning of the same network."""
+        return ModelDir(self.path / "finetune")
+
+    def predictions(self, images: str) -> Path:
+        """File with the probabilities (N, K) and labels (N,) of the set `images`, "val" or "test"."""
+        return self.path / f"predictions-{images}.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class IterationDir:
+    """The folder of one iteration: labels, selection, student and control; in iteration 0 the teachers."""
+
+    path: Path
+    index: int
+
+    labels = _Child("labels")  # folder of the teacher's pseudo-labels
+    filter_labels = _Child("filter-labels")  # folder of the filter's pseudo-labels
+    selection = _Child("selection.parquet")  # which pool images the student trains on, and how often
+    filter_selection = _Child("filter-selection.parquet")  # the same images under the labels of the filter
+    evaluation = _Child("evaluation.json")  # scores of the models, and summaries of labels and selection
+    gallery = _Child("gallery.json")  # thumbnails of the pool
+
+    def model(self, role: str) -> ModelDir:
+        """Folder of the model `role`: teacher, student, control, filter or pretraining."""
+        return ModelDir(self.path / role)
+
+    def records(self) -> list[Path]:
+        """Return the existing stage records in the order in which the stages run."""
+        teachers = [ModelDir(folder) for folder in sorted(self.path.glob("teacher*"))]
+        first = [self.model("filter"), self.model("pretraining"), *teachers]
+        pool = [self.filter_labels / RECORD, self.labels / RECORD, self.selection.with_suffix(f".{RECORD}")]
+        last = [self.model("student"), self.model("control")]
+        models = [record for model in (*first, *last) for record in (model.record, model.finetune.record)]
+        split = 2 * len(first)  # each model has two records: training and fine-tuning
+        return [path for path in (*models[:split], *pool, *models[split:]) if path.is_file()]
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """The folder of the scanned images."""
+
+    path: Path
+
+    manifest = _Child("manifest.parquet")  # one row per image in use
+    ledger = _Child("ledger.csv")  # images that cannot be used, and why
+    leaks = _Child("leaks.csv")  # images that were removed because another set has them too
+    dataset = _Child("dataset.json")  # classes, sets and notes; written last
+    store = _Child("store")  # folder of the columns and the decoded pixels
+    listings = _Child(".listings.partial")  # folder of the listed image names, deleted after the scan
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """A run directory."""
+
+    path: Path
+
+    config = _Child("config.yaml")  # the resolved configuration
+    environment = _Child("environment.json")  # versions and hardware
+    log = _Child("run.log")  # every line the run printed
+    metrics = _Child("metrics.jsonl")  # one line per model and set
+    verdict = _Child("verdict.json")  # whether the pool helped
+    report = _Child("report.html")  # the HTML report
+
+    @property
+    def data(self) -> DataDir:
+        """Folder of the scanned images."""
+        return DataDir(self.path / "data")
+
+    def tensorboard(self, stage: str) -> Path:
+        """Folder of the TensorBoard curves of the training `stage`."""
+        return self.path / "tensorboard" / stage
+
+    def superseded(self, stage: str, digest: str) -> Path:
+        """Folder that keeps the old files of a stage after its inputs have changed.
+
+        Args:
+            stage: name of the stage.
+            digest: first 8 digits of the fingerprint that the old files were made with.
+        """
+        return self.path / "superseded" / f"{stage}-{digest}"
+
+    def iteration(self, index: int) -> IterationDir:
+        """Folder of an iteration. Iteration 0 trains the teacher, iteration n the n-th student."""
+        return IterationDir(self.path / f"iteration-{index}", index)
+
+    def iterations(self) -> list[IterationDir]:
+        """Return the iterations that have a folder, in order of their numbers."""
+        names = (folder.name.removeprefix("iteration-") for folder in self.path.glob("iteration-*"))
+        indices = sorted(int(name) for name in names if name.isdecimal())
+        return [self.iteration(index) for index in indices if self.iteration(index).path.is_dir()]
+
+    def student_count(self) -> int | None:
+        """Return the number of students in config.yaml; None if it has no list of students.
+
+        The number of folders can be larger: a run that had more students before keeps their folders.
+
+        Raises:
+            RunError: config.yaml is damaged.
+        """
+        students = self.read_config().get("students")
+        return len(students) if isinstance(students, list) else None
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the content of config.yaml as a dict, not checked; empty if there is no such file.
+
+        Raises:
+            RunError: config.yaml is not valid YAML.
+        """
+        if not self.config.is_file():
+            return {}
+        try:
+            content = yaml.safe_load(self.config.read_text(encoding="utf-8", errors="replace"))
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{self.config} is not valid YAML ({reason}); start the run again to write it anew"
+            ) from error
+        return content if isinstance(content, dict) else {}

@@ -1,0 +1,83 @@
+"""Stages and scores of a run as rows of a table, read without importing torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from noisystudent.errors import InputError
+from noisystudent.run.files import read_json
+from noisystudent.run.graph import Graph
+from noisystudent.run.rundir import RECORD, RunDir
+from noisystudent.run.stages import Status, state
+
+Row = tuple[str, ...]
+"""Cells of one row of a table."""
+
+
+def states(graph: Graph, run: RunDir) -> list[Row]:
+    """Return (stage, state, path in the run) of every stage, in the order in which the stages run.
+
+    Raises:
+        RunError: a record is damaged.
+    """
+    rows: list[Row] = []
+    for stage in graph.stages():
+        current = state(stage)
+        text = {
+            Status.DONE: "done",
+            Status.PARTIAL: "interrupted, will resume",
+            Status.ABSENT: "to do",
+            Status.STALE: f"to redo: {', '.join(current.changed)} changed",
+        }[current.status]
+        rows.append((stage.name, text, str(stage.path.relative_to(run.path))))
+    return rows
+
+
+def recorded(run: RunDir) -> list[Row]:
+    """Return (stage, status, seconds, time of the end in UTC) of every stage that was started.
+
+    Raises:
+        InputError: `run` is not a run directory.
+        RunError: a file of the run is damaged.
+    """
+    if not run.config.is_file():
+        raise InputError(
+            f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
+        )
+    return [_recorded(path) for path in _records(run)]
+
+
+def scores(run: RunDir) -> list[Row]:
+    """Return (model, set, top-1, top-5, NLL, ECE) of every evaluated model, read from metrics.jsonl.
+
+    Top-1 and top-5 are in percent, the negative log-likelihood in nats, the calibration error in [0, 1].
+    """
+    rows: list[Row] = []
+    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+        result = json.loads(line)
+        name = result["model"] if result["iteration"] == 0 else f"{result['model']}-{result['iteration']}"
+        percent = (f"{result['top1']:.2%}", f"{result['top5']:.2%}")
+        rows.append((name, result["set"], *percent, f"{result['nll']:.4f}", f"{result['ece']:.4f}"))
+    return rows
+
+
+def _records(run: RunDir) -> Iterator[Path]:
+    """Yield the existing stage records in the order of the stages."""
+    yield from run.data.path.glob(RECORD)
+    # Not `run.iterations()`: folders of students that the configuration no longer has stay on disk.
+    for index in range(1 + (run.student_count() or 0)):
+        yield from run.iteration(index).records()
+    yield from run.path.glob(run.verdict.with_suffix(f".{RECORD}").name)
+
+
+def _recorded(path: Path) -> Row:
+    record = read_json(path)
+    seconds = record.get("seconds")
+    return (
+        record["name"],
+        record["status"],
+        "" if seconds is None else f"{seconds:,.1f}",
+        record.get("finished") or "",
+    )

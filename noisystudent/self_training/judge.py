@@ -1,0 +1,132 @@
+"""The last stage of a run: evaluation of every model on val and test, and the verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from noisystudent.data.imageset import ImageSet
+from noisystudent.metrics import scores, verdict
+from noisystudent.metrics.reasons import RunFacts
+from noisystudent.metrics.scores import Predictions
+from noisystudent.run.files import json_lines, read_json, write_json, write_text
+from noisystudent.run.stages import run_stage
+from noisystudent.self_training import pool, robustness
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.training import Training, predictor
+
+BEFORE = " before finetuning"
+"""Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
+
+AllPredictions = dict[tuple[int, str, str], Predictions]
+"""(iteration, role, name of the set) -> predictions."""
+
+
+def judge(context: Context) -> None:
+    """Evaluate every model, unless this was done, and compare the last student with teacher and control.
+
+    Writes `evaluation.json` and `gallery.json` of each iteration, `metrics.jsonl` and `verdict.json`.
+
+    Raises:
+        RunError: predictions on disk are damaged, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
+    """
+
+    def work() -> None:
+        all_predictions: AllPredictions = {}
+        firsts: dict[robustness.Key, Training] = {}
+        for model in context.graph.models():
+            first, last = context.trainings(model)
+            firsts[model.iteration, model.role] = first
+            evaluated = {model.role: last} | ({f"{model.role}{BEFORE}": first} if last is not first else {})
+            for role, training in evaluated.items():
+                for name, images in _sets(context).items():
+                    all_predictions[model.iteration, role, name] = _predictions(
+                        context, training, name, images
+                    )
+        # Robustness is measured before fine-tuning, as in §3.3 (footnote 3): a higher resolution lowers it.
+        _write_evaluations(context, all_predictions, robustness.measure(context, firsts))
+        write_json(context.run.verdict, _verdict(context, all_predictions))
+
+    run_stage(context.graph.judgement, work, context.progress)
+
+
+def _sets(context: Context) -> dict[str, ImageSet]:
+    sets = {"val": context.dataset.val}
+    if context.dataset.test is not None:
+        sets["test"] = context.dataset.test
+    return sets
+
+
+def _predictions(context: Context, training: Training, name: str, images: ImageSet) -> Predictions:
+    """Return the predictions on `images`, and save those that were computed here."""
+    path = training.folder.predictions(name)
+    # Every training saves its predictions on val when it ends (`train_model`).
+    if name == "val" and path.is_file():
+        return scores.load_predictions(path)
+    context.progress.check()
+    probs = predictor(training).probs(images)
+    scores.save_predictions(path, probs, images.labels)
+    return Predictions(probs, images.labels)
+
+
+def _write_evaluations(
+    context: Context, all_predictions: AllPredictions, robust: robustness.Summaries
+) -> None:
+    bins = context.config.evaluate.ece_bins
+    lines: list[dict[str, Any]] = []
+    for index in range(len(context.graph.iterations) + 1):
+        folder = context.run.iteration(index)
+        models: dict[str, dict[str, dict[str, float]]] = {}
+        for (number, role, name), predictions in all_predictions.items():
+            if number == index:
+                values = scores.score(predictions.probs, predictions.labels, bins)
+                models.setdefault(role, {})[name] = values
+                lines.append({"iteration": index, "model": role, "set": name, **values})
+        content: dict[str, Any] = {"models": models}
+        own = {role: summary for (number, role), summary in robust.items() if number == index}
+        if own:
+            content["robustness"] = own
+        if index > 0:
+            iteration = context.graph.iterations[index - 1]
+            content |= pool.summary(context, iteration)
+            write_json(folder.gallery, pool.thumbnails(context, iteration))
+        write_json(folder.evaluation, content)
+    write_text(context.run.metrics, json_lines(lines))
+
+
+def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any]:
+    test = "val" if context.dataset.test is None else "test"
+    last, config = len(context.graph.iterations), context.config
+    # Only the last student is judged, against the first teacher: the whole run is one experiment.
+    if last == 0:
+        top1 = scores.score(*all_predictions[0, "teacher", test], config.evaluate.ece_bins)["top1"]
+        sentence = f"No student was trained: the supervised model is right on {top1:.2%} of {test}."
+        return {"set": test, "improved": None, "sentence": sentence, "reasons": [], "comparisons": {}}
+    student, teacher = all_predictions[last, "student", test], all_predictions[0, "teacher", test]
+    control = all_predictions.get((last, "control", test))
+    return verdict.judge(
+        student.probs,
+        teacher.probs,
+        control.probs if control is not None else None,
+        student.labels,
+        facts=_facts(context, last),
+        config=config.evaluate,
+        seed=config.seed,
+    )
+
+
+def _facts(context: Context, last: int) -> RunFacts:
+    evaluation = read_json(context.run.iteration(last).evaluation)
+    kept = np.zeros(len(context.dataset.classes), dtype=np.int64)
+    for row in evaluation["selection"]["classes"]:
+        kept[row["label"]] = row["kept"]
+    return RunFacts(
+        test="val" if context.dataset.test is None else "test",
+        classes=context.dataset.classes,
+        num_labeled=len(context.dataset.labeled),
+        pool_size=len(context.dataset.pool),
+        kept=tuple(int(n) for n in kept),
+        pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy"),
+    )

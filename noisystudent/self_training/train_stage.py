@@ -1,0 +1,111 @@
+"""A training as a stage of a run: train, predict val, and stop the run if the model is useless."""
+
+from __future__ import annotations
+
+from torch.utils.tensorboard import SummaryWriter
+
+from noisystudent.errors import RunError
+from noisystudent.metrics import guards, scores
+from noisystudent.run.files import remove
+from noisystudent.run.graph import Model
+from noisystudent.run.rundir import ModelDir
+from noisystudent.run.stages import Stage, run_stage
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.training import Training, predictor, train
+from noisystudent.train import checkpoint
+from noisystudent.train.journal import kept_lines
+
+
+def train_model(context: Context, stage: Stage, training: Training) -> None:
+    """Train a model unless this was done, and check its predictions on val.
+
+    Args:
+        context: the run.
+        stage: stage of the training.
+        training: its settings; its folder is that of the stage.
+
+    Raises:
+        RunError: a teacher is at chance level, a model has collapsed to few classes, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
+    """
+
+    def work() -> None:
+        _train(context, stage, training)
+        val = training.dataset.val
+        probs = predictor(training).probs(val)
+        scores.save_predictions(training.folder.predictions("val"), probs, val.labels)
+        remove(training.folder.targets)  # a copy, and as large as the pseudo-labels
+
+    run_stage(stage, work, context.progress)
+    # Outside the stage: the check must also stop a run that is started again.
+    _check_model(context, stage)
+
+
+def pretrain_model(context: Context, stage: Stage, training: Training) -> None:
+    """Train a model on the folder names of the pool, unless this was done. It is not evaluated on val.
+
+    Raises:
+        RunError: the disk is full.
+        Stopped: a signal was received. Another call resumes.
+    """
+    run_stage(stage, lambda: _train(context, stage, training), context.progress)
+
+
+def finetune_model(context: Context, model: Model, training: Training) -> Training:
+    """Fine-tune a model if this is configured, and return its last training.
+
+    Args:
+        context: the run.
+        model: its stages.
+        training: its finished first training.
+
+    Raises:
+        RunError: see `train_model`.
+        Stopped: see `train_model`.
+    """
+    last = context.last_training(training, model)
+    if model.finetuning is not None:
+        train_model(context, model.finetuning, last)
+    return last
+
+
+def _train(context: Context, stage: Stage, training: Training) -> None:
+    pool = None if training.read_pool is None else training.read_pool()
+    context.progress.say(f"{stage.name}: {training.describe(pool)}")
+    with SummaryWriter(str(context.run.tensorboard(stage.name)), purge_step=0) as board:  # hides older points
+
+        def draw(line: dict[str, float]) -> None:
+            for name, value in line.items():
+                if name != "step":
+                    board.add_scalar(name, value, int(line["step"]))
+
+        def on_log(line: dict[str, float]) -> None:
+            draw(line)
+            context.progress.advance(stage.name, int(line["step"]), training.total_steps)
+
+        # A killed training has drawn points after its last snapshot, and may have lost others that were not
+        # flushed. So all points up to the snapshot are drawn again.
+        folder = ModelDir(stage.path)
+        for line in kept_lines(folder.metrics, checkpoint.saved_step(folder.checkpoints)):
+            draw(line)
+        train(training, pool, context.progress, on_log)
+
+
+def _check_model(context: Context, stage: Stage) -> None:
+    """Raise RunError if a teacher is at chance level, or if a teacher or student has collapsed."""
+    predictions = scores.load_predictions(ModelDir(stage.path).predictions("val"))
+    top1 = scores.score(predictions.probs, predictions.labels, context.config.evaluate.ece_bins)["top1"]
+    context.progress.say(f"{stage.name}: val top-1 {top1:.1%} of {len(predictions.labels):,} images")
+    if stage.name.startswith("control-"):
+        return  # no model is trained on the predictions of the control
+    iterations = context.graph.iterations
+    last = iterations[-1].student if iterations else None  # the only model that is not a teacher
+    is_teacher = last is not None and stage not in (last.training, last.finetuning)
+    # A teacher at chance level gives useless labels without any error message, as in issue 9 of the published
+    # code.
+    passed, sentence = guards.teacher_above_chance(predictions.labels, predictions.probs)
+    if not passed and is_teacher:
+        raise RunError(f"{stage.name}: {sentence}; the run stops before it labels anything with this model")
+    collapsed = guards.collapsed(predictions.probs, predictions.labels)
+    if collapsed is not None:
+        raise RunError(f"{stage.name}: {collapsed}")

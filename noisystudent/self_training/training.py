@@ -1,0 +1,299 @@
+"""One training: its settings, how it is run, and the predictor of the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import tee
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisystudent.augment import ops, plan
+from noisystudent.augment.policies import Policy, build_policy
+from noisystudent.config import AugmentConfig, EvaluateConfig, FinetuneConfig, LearnerConfig
+from noisystudent.console import Progress
+from noisystudent.data.imageset import ImageSet
+from noisystudent.data.loader import SelectedPool, joint_batches
+from noisystudent.data.prepare import Dataset
+from noisystudent.inference.predictor import Predictor
+from noisystudent.metrics import scores
+from noisystudent.models.classifier import Classifier, load_trunk, load_weights, save_weights
+from noisystudent.models.registry import build_model
+from noisystudent.records import Batch
+from noisystudent.run.rundir import ModelDir
+from noisystudent.runtime import resolve_dtype
+from noisystudent.self_training.noise import TrainingNoise
+from noisystudent.train.loop import fit
+from noisystudent.train.optim import lr_at
+from noisystudent.train.step import TrainStep
+
+# No input noise: centre views.
+_CLEAN = AugmentConfig(crop="none", flip=False, randaugment=None, labeled=False, pool=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """Settings of one training.
+
+    Attributes:
+        folder: output folder.
+        seed: seed of the training, derived from the seed of the run.
+        resolution: input side in pixels.
+        workers: number of decoding processes; 0: the main process decodes.
+        read_pool: called when the training starts, returns the selected pool images. None: no pool.
+        ratio: pool images per labelled image of a batch. A control gets labelled images in their place.
+        joint: True: a batch has labelled and pool images. False: pool images alone.
+        hard: True: pseudo-labels are one-hot, and smoothed like given labels.
+        temperature: temperature of the student's softmax on pool images, see `joint_loss`.
+        initial: folder of the weights to start from. None: from scratch, or from published weights.
+        new_head: True: the model in `initial` has other classes, so its classifier is not loaded.
+        frozen_blocks: see `Classifier.freeze`. None: all blocks are trained.
+        lr: function from step to learning rate. None: the schedule of the configuration.
+        curve: evaluate on val during the training.
+    """
+
+    learner: LearnerConfig
+    dataset: Dataset
+    folder: ModelDir
+    seed: int
+    resolution: int
+    device: torch.device
+    workers: int
+    read_pool: Callable[[], SelectedPool | None] | None = None
+    ratio: int = 0
+    joint: bool = True
+    hard: bool = False
+    temperature: float = 1.0
+    initial: ModelDir | None = None
+    new_head: bool = False
+    frozen_blocks: int | None = None
+    lr: Callable[[int], float] | None = None
+    curve: bool = True
+    evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps per epoch. An epoch counts only labelled images, as in the published code."""
+        return len(self.dataset.labeled) / self.learner.train.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        train = self.learner.train
+        return train.steps or max(1, round((train.epochs or 0) * self.steps_per_epoch))
+
+    @property
+    def policy(self) -> Policy:
+        """Distribution of the input noise."""
+        return build_policy(self.learner.augment, self.resolution)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the forward pass: float32 or bfloat16."""
+        return resolve_dtype(self.learner.train.precision, self.device)
+
+    def rows(self, pool: SelectedPool | None) -> tuple[int, int]:
+        """Return (labelled images, pool images) per batch. Their sum does not depend on `pool`."""
+        batch = self.learner.train.batch_size
+        if pool is None:
+            return batch * (1 + self.ratio), 0
+        return (batch, batch * self.ratio) if self.joint else (0, batch * (1 + self.ratio))
+
+    def describe(self, pool: SelectedPool | None) -> str:
+        """Return one line of text with the network, steps, batch and resolution."""
+        labeled, unlabeled = self.rows(pool)
+        return (
+            f"{self.learner.model.name}, {self.total_steps:,} steps of {labeled:,} labelled"
+            f" and {unlabeled:,} pool images, {self.resolution} pixels"
+        )
+
+
+def train(
+    training: Training,
+    pool: SelectedPool | None,
+    progress: Progress,
+    on_log: Callable[[dict[str, float]], None],
+) -> None:
+    """Train a model, and write the weights of its moving average to `training.folder.weights`.
+
+    An interrupted training continues from its last snapshot. `on_log` receives each line of metrics.jsonl.
+
+    Raises:
+        RunError: the training diverged, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
+    """
+    learner, classes = training.learner, training.dataset.classes
+    model = _first_model(training, progress)
+    noise = TrainingNoise(model, learner, training.policy, training.seed, training.resolution)
+    schedule = partial(
+        lr_at,
+        config=learner.train,
+        steps_per_epoch=training.steps_per_epoch,
+        total_steps=training.total_steps,
+    )
+    averaged = fit(
+        model,
+        lambda start, stop: noise.batches(_batches(training, pool, start, stop), start),
+        TrainStep(
+            noise=noise,
+            lr=training.lr or schedule,
+            config=learner.train,
+            num_classes=len(classes),
+            dtype=training.dtype,
+            hard_pool=training.hard,
+            pool_temperature=training.temperature,
+        ),
+        total_steps=training.total_steps,
+        steps_per_epoch=training.steps_per_epoch,
+        folder=training.folder,
+        progress=progress,
+        evaluate=partial(_evaluate_val, training) if training.curve else None,
+        on_log=on_log,
+    )
+    assert isinstance(averaged, Classifier)
+    save_weights(averaged, training.folder.weights, classes)
+
+
+def finetuning(training: Training, config: FinetuneConfig) -> Training:
+    """Return the fine-tuning after `training`: labelled images alone, by default without input noise (§3.1).
+
+    The learning rate is that of the last steps of the first training, as in the published code (main.py:582).
+    With `config.lr` it is a cosine from this peak.
+    """
+    first = training.learner.train
+    batch_size = config.batch_size or first.batch_size
+    train = replace(first, batch_size=batch_size, steps=config.steps, epochs=config.epochs)
+    if config.lr is not None:
+        train = replace(train, lr=config.lr, schedule="cosine", warmup_epochs=0.0)
+    augment = training.learner.augment if config.augment else _CLEAN
+    second = replace(
+        training,
+        learner=replace(training.learner, train=train, augment=augment),
+        folder=training.folder.finetune,
+        resolution=config.resolution or training.resolution,
+        read_pool=None,
+        ratio=0,
+        initial=training.folder,
+        new_head=False,
+        frozen_blocks=config.frozen_blocks,
+    )
+    if config.lr is not None:
+        return second
+    skipped = max(0, training.total_steps - second.total_steps)
+    scaled = replace(first, batch_size=batch_size)  # the rate is proportional to the batch size
+
+    def tail(step: int) -> float:
+        # A fine-tuning that is longer than the first training keeps the last rate.
+        at = min(skipped + step, training.total_steps - 1)
+        return lr_at(at, scaled, training.steps_per_epoch, training.total_steps)
+
+    return replace(second, lr=tail)
+
+
+def predictor(training: Training, model: Classifier | None = None) -> Predictor:
+    """Return a predictor with the trained weights on disk, or with `model` during the training."""
+    return Predictor(
+        models=(_finished_model(training) if model is None else model,),
+        classes=training.dataset.classes,
+        device=training.device,
+        dtype=training.dtype,
+        batch_size=training.evaluation.batch_size,
+        workers=training.workers,
+        path=training.folder.weights,
+    )
+
+
+def noised_views(
+    training: Training, teachers: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
+) -> Iterator[Tensor]:
+    """Yield views (B, 3, S, S) uint8 of the rows `requests` with input noise, and draw the teachers' noise.
+
+    This is the 'noised teacher' of Table 6.
+    """
+    policy, models = training.policy, [model for model in teachers.models if isinstance(model, Classifier)]
+
+    def boxes(rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        # The first row serves as the step, so a resumed labelling draws the same noise.
+        return plan.crop_boxes(policy, training.seed, "labeling", int(rows[0]), images.view_sizes(rows))
+
+    requests, drawn_for = tee(requests)
+    cropped = teachers.requested_views(images, requests, boxes if policy.crop == "inception" else None)
+    for rows, batch in zip(drawn_for, cropped, strict=True):
+        first, active = int(rows[0]), torch.ones(len(batch), dtype=torch.bool, device=training.device)
+        for model in models:
+            model.noise.draw(training.seed, first, active)
+        size, side = len(batch), training.resolution
+        yield ops.apply(batch, plan.draw(policy, training.seed, "labeling", first, size, resolution=side))
+
+
+def _first_model(training: Training, progress: Progress) -> Classifier:
+    """Return the model at step 0, on the device: random, published, or other weights (`training.initial`)."""
+    config = training.learner.model
+    model = build_model(
+        config,
+        len(training.dataset.classes),
+        training.resolution,
+        seed=training.seed,
+        pretrained=config.pretrained and training.initial is None,  # no download of unused weights
+        progress=progress,
+    )
+    if training.initial is not None:
+        (load_trunk if training.new_head else load_weights)(model, training.initial.weights)
+    if training.frozen_blocks is not None:
+        model.freeze(training.frozen_blocks)
+    return model.to(training.device)
+
+
+def _finished_model(training: Training) -> Classifier:
+    """Return the trained model on the device, in evaluation mode and without noise."""
+    model = build_model(
+        training.learner.model, len(training.dataset.classes), training.resolution, pretrained=False
+    )
+    load_weights(model, training.folder.weights)
+    layout = torch.channels_last if training.learner.train.channels_last else torch.preserve_format
+    return model.to(training.device).to(memory_format=layout).eval()
+
+
+def _batches(training: Training, pool: SelectedPool | None, start: int, stop: int) -> Iterator[Batch]:
+    """Yield the joint batches of steps start … stop-1. The only input noise in them is the Inception crop."""
+    policy, config = training.policy, training.learner.augment
+    noised = {"labeled": config.labeled, "pool": config.pool}
+
+    # An Inception crop is cut from the original image, while it is decoded.
+    def boxes(stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
+        return plan.crop_boxes(policy, training.seed, stream, step, sizes) if noised[stream] else None
+
+    labeled_rows, pool_rows = training.rows(pool)
+    return joint_batches(
+        training.dataset.labeled,
+        training.dataset.pool,
+        pool,
+        labeled_batch=labeled_rows,
+        pool_batch=pool_rows,
+        resolution=training.resolution,
+        seed=training.seed,
+        start=start,
+        stop=stop,
+        device=training.device,
+        workers=training.workers,
+        boxes=boxes if policy.crop == "inception" else None,
+    )
+
+
+def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:
+    """Return the scores of the moving average on val: one point of the learning curve."""
+    assert isinstance(averaged, Classifier)
+    val = training.dataset.val
+    probs = predictor(training, averaged).probs(val)
+    measured = scores.score(probs, val.labels, training.evaluation.ece_bins)
+    return {f"val_{name}": value for name, value in measured.items()}
+
+
+def averaged_predictor(trainings: Sequence[Training]) -> Predictor:
+    """Return a predictor that averages the probabilities of finished trainings, which differ only in seed."""
+    first, *others = map(predictor, trainings)
+    return replace(first, models=(first.model, *(other.model for other in others)))

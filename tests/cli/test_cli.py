@@ -1,0 +1,295 @@
+"""Each command on a finished tiny run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import tiny
+import torch
+from tiny import Capture, output, table
+
+from noisystudent.console import Progress
+from noisystudent.inference.images import open_images, scanned
+from noisystudent.inference.load import find_model, load_predictor
+from noisystudent.inference.predict import predict
+
+
+def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
+    names = [
+        "config.yaml environment.json run.log metrics.jsonl verdict.json report.html data/manifest.parquet",
+        "data/ledger.csv data/leaks.csv iteration-0/teacher/model.safetensors iteration-0/evaluation.json",
+        "iteration-0/teacher/metrics.jsonl iteration-0/teacher/checkpoint/step-00000010",
+        "iteration-1/labels/part-00000.parquet iteration-1/selection.parquet iteration-1/evaluation.json",
+        "iteration-1/student/model.safetensors iteration-1/control/model.safetensors tensorboard",
+    ]
+    missing = [name for line in names for name in line.split() if not (finished / name).exists()]
+    assert missing == []
+    log = (finished / "run.log").read_text()
+    assert (
+        "student-1: val top-1" in log
+        and json.loads((finished / "verdict.json").read_text())["sentence"] in log
+    )
+
+
+# --- predict ---
+
+
+def test_predict_writes_csv_json_and_parquet_alike(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ("predict", finished, images / "test")
+    rows = list(csv.DictReader(io.StringIO(output(capsys, *words))))
+    assert len(rows) == 12 and list(rows[0]) == [
+        "id",
+        "class",
+        "probability",
+        "p(blue)",
+        "p(green)",
+        "p(red)",
+    ]
+    for ending in ("csv", "json", "parquet"):
+        assert output(capsys, *words, "--out", tmp_path / f"rows.{ending}") == ""
+    from_json = json.loads((tmp_path / "rows.json").read_text())
+    assert from_json == pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert from_json == json.loads(output(capsys, *words, "--format", "json"))
+    assert (tmp_path / "rows.csv").read_text().splitlines()[1:] == [",".join(row.values()) for row in rows]
+    for row, other in zip(rows, from_json, strict=True):
+        probs = np.array([float(row[f"p({name})"]) for name in tiny.CLASSES])
+        assert row["id"] == other["id"] and float(row["probability"]) == probs.max() == other["probability"]
+        assert row["class"] == tiny.CLASSES[int(probs.argmax())]
+        assert probs.sum() == pytest.approx(1, abs=1e-6)
+    right = np.mean([row["class"] == row["id"].split("/")[0] for row in rows])
+    top1 = json.loads((finished / "iteration-1" / "evaluation.json").read_text())["models"]["student"][
+        "test"
+    ]["top1"]
+    assert right == pytest.approx(top1)
+
+
+def test_predict_takes_a_single_file_and_a_model_folder(
+    finished: Path, images: Path, capsys: Capture
+) -> None:
+    file = images / "test" / "red" / "00.png"
+    rows = {}
+    for model in ("", "iteration-1/student", "iteration-1/student/model.safetensors", "iteration-0/teacher"):
+        rows[model] = output(capsys, "predict", finished / model, file).splitlines()
+        assert len(rows[model]) == 2
+    assert rows[""] == rows["iteration-1/student"] == rows["iteration-1/student/model.safetensors"]
+    assert rows[""] != rows["iteration-0/teacher"]
+
+
+def test_predict_takes_several_files_by_name(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    files = [images / "test" / name for name in ("red/03.png", "blue/00.png", "green/01.png")]
+    (tmp_path / "broken.JPG").write_text("no image")
+    assert tiny.call("predict", finished, *files, tmp_path / "broken.JPG") == 0
+    out, err = capsys.readouterr()
+    assert [row.split(",")[0] for row in out.splitlines()[1:]] == [str(file) for file in files]
+    assert err.startswith(f"noisystudent: {tmp_path}/broken.JPG: not an image")
+    of_folder = {
+        row["id"]: row["p(red)"]
+        for row in csv.DictReader(io.StringIO(output(capsys, "predict", finished, images / "test")))
+    }
+    for row in csv.DictReader(io.StringIO(out)):
+        alone, among = float(row["p(red)"]), float(of_folder["/".join(row["id"].split("/")[-2:])])
+        assert alone == pytest.approx(among, abs=1e-6)
+    assert tiny.call("predict", finished, files[0], tmp_path / "gone.png") == 2
+    assert f"{tmp_path}/gone.png: no such file or folder" in tiny.one_line(capsys)
+    assert tiny.call("predict", finished, files[0], tmp_path) == 2
+    assert "is an image file, but others are not" in tiny.one_line(capsys)
+
+
+def test_predict_to_parquet_needs_a_file(finished: Path, images: Path, capsys: Capture) -> None:
+    assert tiny.call("predict", finished, images / "test", "--format", "parquet") == 2
+    assert "--format parquet needs a file" in tiny.one_line(capsys)
+
+
+# --- label, select, evaluate ---
+
+
+def test_label_writes_what_a_run_wrote(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
+    teacher = finished / "iteration-0" / "teacher"
+    words = ("label", teacher, "--unlabeled", images / "pool", "--out", tmp_path / "labels")
+    output(capsys, *words, "--pseudo_label.part_size", "16")
+    for part in sorted((finished / "iteration-1" / "labels").glob("*.parquet")):
+        alone, of_run = pq.read_table(tmp_path / "labels" / part.name), pq.read_table(part)
+        assert alone.drop_columns(["probs", "confidence"]).equals(
+            of_run.drop_columns(["probs", "confidence"])
+        )
+        np.testing.assert_allclose(alone["confidence"], of_run["confidence"], rtol=1e-5)
+    sharp = (*words[:-1], tmp_path / "sharp", "--pseudo-label.temperature", "0.5")
+    output(capsys, *sharp)
+    colder = pq.read_table(tmp_path / "sharp" / "part-00000.parquet")["confidence"].to_numpy()
+    warm = [pq.read_table(path)["confidence"] for path in sorted((tmp_path / "labels").glob("*.parquet"))]
+    assert (colder > np.concatenate(warm)).all()
+
+
+def test_label_averages_over_mirror_images(finished: Path, images: Path, tmp_path: Path) -> None:
+    words = ("--unlabeled", images / "pool", "--out", tmp_path / "labels")
+    assert tiny.call("label", finished, *words, "--pseudo_label.flip", "true") == 0
+    labels = pq.read_table(tmp_path / "labels" / "part-00000.parquet")
+    predictor = load_predictor(finished, "cpu")
+    pool = open_images(images / "pool", labeled=False)
+    with scanned(pool, None, Progress(), stored=None) as (images_of_pool, _):
+        (views,) = predictor.views(images_of_pool)
+    expected = (predictor(views).softmax(1) + predictor(views.flip(3)).softmax(1)) / 2
+    np.testing.assert_allclose(np.stack(labels["probs"].to_numpy()), expected.numpy(), atol=1e-3)
+
+
+def test_precision_is_that_of_the_forward_pass(finished: Path, images: Path, capsys: Capture) -> None:
+    exact, rounded = (
+        predict(load_predictor(finished, "cpu", precision=precision), images / "test").probs
+        for precision in ("auto", "bf16")
+    )
+    assert (exact != rounded).any()
+    np.testing.assert_allclose(exact, rounded, atol=0.05)
+    assert tiny.call("evaluate", finished, "--data", images / "test", "--precision", "fp16") == 2
+    assert "--precision" in tiny.one_line(capsys)
+
+
+def test_select_writes_what_a_run_wrote(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    labels, out = finished / "iteration-1" / "labels", tmp_path / "chosen.parquet"
+    line = output(capsys, "select", labels, "--out", out)
+    rows = pq.read_table(out)
+    assert rows.equals(pq.read_table(finished / "iteration-1" / "selection.parquet"))
+    kept = int((rows["repeats"].to_numpy() > 0).sum())
+    assert line == f"{kept:,} of 42 images kept, {rows['repeats'].to_numpy().sum():,} with repeats: {out}\n"
+    output(capsys, "select", labels, "--out", out, "--overwrite", "--selection.per_class", "3")
+    assert pq.read_table(out)["repeats"].to_numpy().sum() == 9
+
+
+def test_evaluate_prints_the_scores_of_the_run(finished: Path, images: Path, capsys: Capture) -> None:
+    printed = output(capsys, "evaluate", finished, "--data", images / "test", "--tests", "clean")
+    values = {line.split()[1]: line.split()[2] for line in printed.splitlines()[1:]}
+    scores = json.loads((finished / "iteration-1" / "evaluation.json").read_text())["models"]["student"][
+        "test"
+    ]
+    assert values == {name: f"{value:.4f}" for name, value in scores.items()}
+
+
+# --- export, report ---
+
+
+def test_export_is_a_file_that_timm_loads_by_name(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    line = output(capsys, "export", finished, "--out", tmp_path / "student.safetensors").strip()
+    assert line.startswith("timm.create_model('resnet8_16', num_classes=3, checkpoint_path=")
+    net = eval(line, {"timm": timm}).eval()
+    predictor = load_predictor(finished, "cpu")
+    pixels = torch.from_numpy(tiny.pictures(0, 8, 77)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        logits = net((pixels / 255 - predictor.model.mean) / predictor.model.std)
+    assert torch.equal(logits, predictor(pixels))
+    again = load_predictor(tmp_path / "student.safetensors", "cpu")
+    assert again.classes == tiny.CLASSES and torch.equal(again(pixels), logits)
+
+
+@pytest.mark.slow  # the exporter takes its time
+@pytest.mark.filterwarnings("ignore")
+def test_export_to_onnx_is_the_same_model_for_any_number_of_images(
+    finished: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    shutil.copytree(finished, tmp_path / "run")
+    line = output(capsys, "export", tmp_path / "run", "--format", "onnx").strip()
+    assert line.startswith(f"onnxruntime.InferenceSession('{tmp_path}/run.onnx')")
+    predictor = load_predictor(finished, "cpu")
+    session = onnxruntime.InferenceSession(str(tmp_path / "run.onnx"))
+    for count in (1, 5):
+        pixels = torch.from_numpy(tiny.pictures(0, count, 77)).permute(0, 3, 1, 2).contiguous()
+        logits = session.run(["logits"], {"images": pixels.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(logits), predictor(pixels), rtol=1e-4, atol=1e-5)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == list(tiny.CLASSES)
+
+
+def test_report_is_rebuilt_from_files(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    assert output(capsys, "report", out) == f"{out}/report.html\n"
+    assert (out / "report.html").read_bytes() == page
+
+
+# --- plan, status, check ---
+
+
+def test_plan_lists_what_is_to_do_and_why(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ("plan", tiny.write_recipe(tmp_path / "tiny.yaml"), *tiny.flags(images))
+    stages = ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
+    fresh = table(output(capsys, *words, "--out", tmp_path / "new"))
+    assert list(fresh) == stages and all(row.startswith("to do") for row in fresh.values())
+    assert not (tmp_path / "new").exists(), "a plan does nothing"
+    assert all(row.startswith("done") for row in table(output(capsys, *words, "--out", finished)).values())
+    strict = table(output(capsys, *words, "--out", finished, "--student.selection.threshold", "0.9"))
+    assert strict["selection-1"] == "to redo: config changed iteration-1/selection.parquet"
+    assert strict["student-1"].startswith("to redo: selection changed")
+    assert strict["judgement"].startswith("to redo: student-1 changed")
+    assert all(strict[name].startswith("done") for name in ("data", "teacher", "labels-1", "control-1"))
+    longer = table(output(capsys, *words, "--out", finished, "--teacher.train.steps", "9"))
+    assert longer["teacher"].startswith("to redo: train changed") and longer["data"].startswith("done")
+    assert len(table(output(capsys, *words, "--students", "3", "--no-control"))) == 12
+
+
+def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    rows = table(output(capsys, "status", finished))
+    assert list(rows) == ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
+    assert all(row.startswith("done") for row in rows.values())
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    record = out / "iteration-1" / "student" / "stage.json"
+    record.write_text(record.read_text().replace('"done"', '"running"'))
+    (out / "verdict.stage.json").unlink()
+    rows = table(output(capsys, "status", out))
+    assert rows["student-1"].startswith("running") and "judgement" not in rows
+
+
+def test_check_audits_and_trains_nothing(images: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    given = tmp_path / "images"
+    shutil.copy(given / "val" / "red" / "00.png", given / "pool" / "red" / "leak.png")
+    shutil.copy(given / "pool" / "red" / "00.png", given / "pool" / "red" / "twin.png")
+    out = tmp_path / "audit"
+    lines = output(capsys, "check", *tiny.flags(given), "--out", out, "--data.resolution", "16").splitlines()
+    for line in ("labeled: 18 images", "val: 12 images", "pool: 42 images", "  red: 6 labels"):
+        assert line in lines
+    leaks = (out / "leaks.csv").read_text()
+    assert "pool,red/leak.png,val,red/00.png" in leaks and "pool,red/twin.png,pool,red/00.png" in leaks
+    assert not list(out.glob("iteration-*"))
+
+
+# --- train, demo ---
+
+
+def test_train_trains_the_teacher_alone(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    recipe = tiny.write_recipe(tmp_path / "tiny.yaml")
+    sets = ("--labeled", images / "labeled", "--val", images / "val")
+    output(capsys, "train", recipe, *sets, "--out", tmp_path / "run")
+    assert tiny.weights(tmp_path / "run", "iteration-0/teacher") == tiny.weights(
+        finished, "iteration-0/teacher"
+    )
+    assert not (tmp_path / "run" / "iteration-1").exists()
+    assert find_model(tmp_path / "run").parent.name == "teacher"
+
+
+def test_demo_takes_fields(tmp_path: Path, capsys: Capture) -> None:
+    words = ("--out", tmp_path / "demo", "--device", "cpu", "--teacher.train.steps", "1")
+    assert tiny.call("demo", *words) == 1, "the model of one step is at chance level"
+    assert "teacher: " in tiny.one_line(capsys)
+    manifest = tiny.manifest(tmp_path / "demo")
+    assert sum(row["set"] == "pool" for row in manifest) >= 1000
+    assert sum(row["set"] in ("labeled", "val") for row in manifest) == 100

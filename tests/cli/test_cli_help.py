@@ -1,0 +1,53 @@
+"""What the command line prints about itself: help, recipes, fields, tracebacks."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import Capture, output, table
+
+from noisystudent.cli import COMMANDS, main
+from noisystudent.config import Config
+from noisystudent.recipes import field_help
+
+
+def test_recipes_lists_and_prints(capsys: Capture) -> None:
+    rows = table(output(capsys, "recipes"))
+    assert {"demo", "folder", "imagenet-l2", "svhn", "cifar10-4000", "cifar10-cpu"} <= rows.keys()
+    assert "name: demo" in output(capsys, "recipes", "demo").splitlines()
+
+
+def test_fields_lists_every_field_with_its_meaning(capsys: Capture) -> None:
+    rows = table(output(capsys, "fields"))
+    assert len(rows) == len(field_help()) > 60
+    assert rows["student.selection.threshold"].startswith("0.3 Smallest confidence that is kept")
+    unexplained = [name for name, _, meaning in field_help() if not meaning]
+    assert unexplained == []
+    assert {"seed", "device", "name", "control"} <= rows.keys()
+    assert all(hasattr(Config(), name.split(".")[0]) for name in rows if not name.startswith("student."))
+
+
+def test_help_names_every_command_and_fields_are_flags(capsys: Capture) -> None:
+    text = output(capsys, "--help")
+    names = [command.__name__ for command in COMMANDS]
+    assert len(names) == 15
+    for name in names:
+        assert f"│ {name} " in text
+        own = output(capsys, name, "--help")
+        assert own.startswith(f"Usage: noisystudent {name}")
+    assert "--labeled" in output(capsys, "run", "--help")
+    assert output(capsys, "--version").strip().count(".") == 2
+
+
+def test_every_top_level_field_is_a_flag_of_run(capsys: Capture) -> None:
+    text = output(capsys, "run", "--help")
+    for name, _, _ in field_help():
+        if "." not in name:
+            assert f"--{name}" in text
+
+
+def test_debug_shows_where(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["status", "/no/run", "--debug"])
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert "Traceback" in text and text.splitlines()[-1].startswith("noisystudent: /no/run")

@@ -1,0 +1,180 @@
+"""Labelling continues after it was killed or stopped, and repeats damaged and changed parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from labeled_pool import CONFIG, column, contents, random_pool
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisystudent.console import Progress
+from noisystudent.errors import InputError, RunError, Stopped
+from noisystudent.pseudo_label import label_images, read_targets, summary
+from noisystudent.records import PseudoLabels
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("classes", [6, 300])
+@pytest.mark.parametrize("killed_at", [0, 1, 4, 6])
+def test_a_killed_run_continues_with_the_unfinished_part(
+    tmp_path: Path, killed_at: int, classes: int
+) -> None:
+    whole = contents(random_pool(classes=classes).label(tmp_path / "whole"))
+    pool = random_pool(classes=classes)
+
+    def die(call: int) -> None:
+        if call == killed_at:
+            raise KeyboardInterrupt
+
+    pool.before_call = die
+    with pytest.raises(KeyboardInterrupt):
+        pool.label(tmp_path / "killed")
+    assert (
+        len(list((tmp_path / "killed").iterdir())) == killed_at // 3
+    )  # three batches per part, and no temporary files
+    pool.before_call, pool.calls = (lambda call: None), 0
+    assert contents(pool.label(tmp_path / "killed")) == whole
+    assert pool.calls == 8 - killed_at // 3 * 3
+
+
+@pytest.mark.parametrize("stopped_at", [0, 2, 5])
+def test_a_signal_stops_between_batches_and_resumes(tmp_path: Path, stopped_at: int) -> None:
+    whole = contents(random_pool().label(tmp_path / "whole"))
+    pool, progress = random_pool(), Progress()
+
+    def signal(call: int) -> None:
+        if call == stopped_at:
+            progress.stop.signal = "SIGTERM"
+
+    pool.before_call = signal
+    with pytest.raises(Stopped):
+        pool.label(tmp_path / "stopped", progress=progress)
+    assert pool.calls == stopped_at + 1
+    assert contents(pool.label(tmp_path / "stopped")) == whole
+
+
+def damage_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damage_swap(path: Path) -> None:
+    path.write_bytes(path.with_name("part-00000.parquet").read_bytes())
+
+
+def damage_text(path: Path) -> None:
+    path.write_text("not Parquet")
+
+
+def damage_foreign(path: Path) -> None:
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)  # without the footer of a part
+    assert pq.read_metadata(path).num_rows == 10
+
+
+@pytest.mark.parametrize("damage", [damage_half, damage_swap, damage_text, damage_foreign, Path.unlink])
+def test_only_a_damaged_part_is_made_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    pool = random_pool()
+    whole = contents(pool.label(tmp_path))
+    damage(tmp_path / "part-00001.parquet")
+    pool.calls = 0
+    assert contents(pool.label(tmp_path)) == whole
+    assert pool.calls == 3
+
+
+def test_complete_parts_are_kept_and_changed_ones_are_made_again(tmp_path: Path) -> None:
+    pool = random_pool()
+    pool.label(tmp_path)
+    pool.calls = 0
+    pool.label(tmp_path)
+    assert pool.calls == 0
+    pool.label(tmp_path, replace(CONFIG, temperature=2.0))
+    assert pool.calls == 8
+    pool.content_hash = pool.content_hash.copy()
+    pool.content_hash[12] ^= 1  # another image in row 12
+    pool.calls = 0
+    pool.label(tmp_path, replace(CONFIG, temperature=2.0))
+    assert pool.calls == 3
+    smaller = random_pool(n=8)
+    assert list(contents(smaller.label(tmp_path))) == ["part-00000.parquet"]
+    assert column(PseudoLabels(tmp_path, 6), "row") == list(range(8))
+
+
+def test_non_finite_logits_name_the_image(tmp_path: Path) -> None:
+    pool = random_pool()
+    pool.logits[13, 2] = torch.nan
+    pool.logits[14, 0] = torch.inf
+    with pytest.raises(RunError, match=r"images/13\.png"):
+        pool.label(tmp_path)
+    assert list(contents(PseudoLabels(tmp_path, 6))) == ["part-00000.parquet"]
+
+
+def test_a_teacher_of_other_classes_missing_images_and_bad_top_k_are_refused(tmp_path: Path) -> None:
+    pool = random_pool()
+    run = dict(config=CONFIG, out=tmp_path, task="labeling", progress=Progress())
+    run["content_hash"] = pool.content_hash
+    with pytest.raises(RunError, match=r"\(4, 6\), not \(4, 7\)"):
+        label_images(pool.predict, pool.images, pool.ids, num_classes=7, **run)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="8 images were read for 10 pool rows from row 0 on"):
+        label_images(
+            pool.predict,
+            lambda requests: pool.images(rows[:3] for rows in requests),
+            pool.ids,
+            num_classes=6,
+            **run,
+        )  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="top_k is 0"):
+        pool.label(tmp_path, replace(CONFIG, top_k=0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("classes", [3, 300])
+def test_an_empty_pool(tmp_path: Path, classes: int) -> None:
+    labels = random_pool(n=0, classes=classes).label(tmp_path / "labels")
+    assert column(labels, "label") == []
+    for hard in (False, True):
+        targets = read_targets(labels, np.empty(0, dtype=np.int64), hard=hard, out=tmp_path / "t.npy")
+        assert targets(np.empty(0, dtype=np.int64)).shape == (0, classes)
+    values = summary(labels, truth=np.empty(0, dtype=np.int64))
+    assert values["images"] == 0 and values["mean_confidence"] is None and values["accuracy"] is None
+
+
+def test_images_are_requested_once_in_batches_that_lie_within_a_part(tmp_path: Path) -> None:
+    pool, requested = random_pool(), list[list[int]]()
+
+    def images(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
+        batches = list(requests)
+        requested.append([len(rows) for rows in batches])
+        return pool.images(iter(batches))
+
+    arguments = (pool.predict, images, pool.ids, pool.content_hash)
+    for _ in range(2):
+        label_images(
+            *arguments, num_classes=6, config=CONFIG, out=tmp_path, task="labeling", progress=Progress()
+        )
+        (tmp_path / "part-00001.parquet").unlink()
+    assert requested == [[4, 4, 2, 4, 4, 2, 4, 3], [4, 4, 2]]
+
+
+class Counted(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int, int]] = []
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        self.calls.append((task, done, total))
+
+
+def test_progress_counts_every_image_once_and_skipped_parts_too(tmp_path: Path) -> None:
+    pool, progress = random_pool(), Counted()
+    pool.label(tmp_path)
+    (tmp_path / "part-00001.parquet").unlink()
+    pool.label(tmp_path, progress=progress)
+    assert [done for _, done, _ in progress.calls] == [10, 14, 18, 20, 20, 27]
+    assert {(task, total) for task, _, total in progress.calls} == {("labeling", 27)}

@@ -1,0 +1,135 @@
+"""Selection in simple Python, to which the SQL must be equal, and pools of a few rows for tests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noisystudent.config import SelectionConfig
+from noisystudent.records import PseudoLabels, Selection
+from noisystudent.runtime import torch_seed
+
+
+class Row(NamedTuple):
+    """A pool image with its pseudo-label; `confidence` is the value of a float32."""
+
+    row: int
+    content_hash: bytes
+    label: int
+    confidence: float
+
+
+class Decision(NamedTuple):
+    content_hash: bytes
+    label: int
+    repeats: int
+    reason: str
+
+
+def pool(pairs: Sequence[tuple[int, float]]) -> list[Row]:
+    """(label, confidence) -> rows with distinct content hashes in no particular order."""
+    digests = [hashlib.blake2b(str(i).encode(), digest_size=16).digest() for i in range(len(pairs))]
+    return [Row(i, digests[i], label, float(np.float32(c))) for i, (label, c) in enumerate(pairs)]
+
+
+def write(folder: Path, parts: dict[str, Sequence[Row]], num_classes: int = 4) -> PseudoLabels:
+    """Write Parquet files of these names, with the columns that the selection reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in parts.items():
+        table = {
+            "row": pa.array([r.row for r in rows], pa.int64()),
+            "content_hash": pa.array([r.content_hash for r in rows], pa.binary(16)),
+            "label": pa.array([r.label for r in rows], pa.int32()),
+            "confidence": pa.array(np.array([r.confidence for r in rows], dtype=np.float32)),
+        }
+        with pq.ParquetWriter(folder / name, pa.table(table).schema) as writer:
+            writer.write_table(pa.table(table))
+    return PseudoLabels(folder, num_classes)
+
+
+def read(selection: Selection) -> list[dict[str, object]]:
+    """The rows of the file, in order."""
+    with pq.ParquetFile(selection.path) as file:
+        return list(file.read().to_pylist())
+
+
+def decisions(selection: Selection) -> Counter[Decision]:
+    return Counter(Decision(*(row[f] for f in Decision._fields)) for row in read(selection))  # type: ignore[arg-type]
+
+
+def mean_quota(config: SelectionConfig, candidates: Sequence[int]) -> int:
+    present = [n for n in candidates if n > 0]
+    if config.per_class is not None:
+        return config.per_class
+    return math.floor(Fraction(sum(present), len(present)) + Fraction(1, 2)) if present else 1
+
+
+def paper(rows: Sequence[Row], config: SelectionConfig) -> Counter[Decision]:
+    """The rule of Noisy Student §3.1, rank by rank."""
+    classes = {row.label for row in rows}
+    ranked = {
+        c: sorted((r for r in rows if r.label == c), key=lambda r: (-r.confidence, r.content_hash, r.row))
+        for c in classes
+    }
+    above = {c: [r for r in ranked[c] if r.confidence > config.threshold] for c in classes}
+    share = Fraction(1) if config.top_fraction is None else Fraction(str(config.top_fraction))
+    eligible = {c: above[c][: math.ceil(share * len(ranked[c]))] for c in classes}
+    quota = mean_quota(config, [len(e) for e in eligible.values()])
+    decided: Counter[Decision] = Counter()
+    for c in classes:
+        n = len(eligible[c])
+        for rank, r in enumerate(ranked[c]):
+            if rank >= len(above[c]):
+                repeats, reason = 0, "below_threshold"
+            elif rank >= n:
+                repeats, reason = 0, "below_top_fraction"
+            elif rank >= quota:
+                repeats, reason = 0, "over_quota"
+            elif n < quota and config.duplicate:
+                repeats, reason = quota // n + (rank < quota % n), "kept"
+            else:
+                repeats, reason = 1, "kept"
+            decided[Decision(r.content_hash, c, repeats, reason)] += 1
+    return decided
+
+
+def draw(content_hash: bytes, seed: int) -> Fraction:
+    """In [0, 1): the second half of the hash, through the end of splitmix64 (Steele et al., OOPSLA 2014)."""
+    bits = int.from_bytes(content_hash[8:], "big") ^ torch_seed(seed, "selection")
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+    return Fraction(bits ^ bits >> 31, 2**64)
+
+
+def official(rows: Sequence[Row], config: SelectionConfig, seed: int) -> Counter[Decision]:
+    """filter_unlabel.py in exact fractions: thresholds fall in steps of 0.01, copies are rounded randomly."""
+    lowest = Fraction(round(config.threshold * 100), 100)
+    candidates = Counter(r.label for r in rows if Fraction(r.confidence) >= lowest)
+    quota = mean_quota(config, list(candidates.values()))
+    decided: Counter[Decision] = Counter()
+    for c in {row.label for row in rows}:
+        members = [r for r in rows if r.label == c]
+        threshold = Fraction(1)
+        while threshold > lowest and sum(Fraction(r.confidence) >= threshold for r in members) < quota:
+            threshold -= Fraction(1, 100)
+        n = sum(Fraction(r.confidence) >= threshold for r in members)
+        for r in members:
+            if Fraction(r.confidence) < lowest:
+                decided[Decision(r.content_hash, c, 0, "below_threshold")] += 1
+                continue
+            repeats = 0
+            if Fraction(r.confidence) >= threshold:
+                copies = Fraction(quota, n) if config.duplicate else min(Fraction(quota, n), Fraction(1))
+                chance = copies - math.floor(copies)
+                repeats = math.floor(copies) + (draw(r.content_hash, seed) < chance)
+            decided[Decision(r.content_hash, c, repeats, "kept" if repeats else "over_quota")] += 1
+    return decided
