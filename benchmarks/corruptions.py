@@ -21,6 +21,7 @@ import tarfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,9 @@ def pictures(count: int, side: int) -> Tensor:
     with tarfile.open(_PHOTOS) as archive:
         for member in archive:
             if member.isfile():
-                image = Image.open(archive.extractfile(member)).convert("RGB")
+                file = archive.extractfile(member)
+                assert file is not None
+                image = Image.open(file).convert("RGB")
                 found.append(np.array(image.resize((side, side), Image.Resampling.BILINEAR)))
     tensor = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
     return tensor[torch.arange(count) % len(tensor)].contiguous()
@@ -72,9 +75,7 @@ def everything(count: int, side: int, frost: Frost | None) -> None:
     print(f"\n{count} images of {side} pixels, 5 severities, {torch.get_num_threads()} threads: seconds")
     total = 0.0
     for name in names(frost):
-        spent = sum(
-            seconds(lambda n=name, s=severity: ours(images, n, s, frost), cpu) for severity in range(1, 6)
-        )
+        spent = sum(seconds(partial(ours, images, name, severity, frost), cpu) for severity in range(1, 6))
         total += spent
         print(f"  {name:18} {spent:7.2f}   {5 * count / spent:9.0f} images/s")
     print(f"  {'all':18} {total:7.2f}   {5 * count * len(names(frost)) / total:9.0f} images/s")
@@ -103,8 +104,8 @@ def beside_the_peer(side: int, frost: Frost | None, repeats: int) -> None:
     for name in names(frost):
         pairs = [
             (
-                seconds(lambda n=name: ours(images, n, _SEVERITY, frost, 224), cpu),
-                seconds(lambda n=name: peer(n), cpu),
+                seconds(partial(ours, images, name, _SEVERITY, frost, 224), cpu),
+                seconds(partial(peer, name), cpu),
             )
             for _ in range(repeats + 1)
         ][1:]  # the first builds tables and compiles
@@ -123,8 +124,8 @@ def on_a_device(side: int, device: torch.device, frost: Frost | None, repeats: i
     for name in names(frost):
         pairs = [
             (
-                len(few) / seconds(lambda n=name: ours(few, n, _SEVERITY, frost), cpu),
-                len(many) / seconds(lambda n=name: ours(many, n, _SEVERITY, frost), device),
+                len(few) / seconds(partial(ours, few, name, _SEVERITY, frost), cpu),
+                len(many) / seconds(partial(ours, many, name, _SEVERITY, frost), device),
             )
             for _ in range(repeats + 1)
         ][1:]

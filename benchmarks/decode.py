@@ -40,8 +40,11 @@ def photographs() -> dict[str, bytes]:
     if not _PHOTOS.exists():
         raise SystemExit(f"needs {_PHOTOS}")
     with tarfile.open(_PHOTOS) as archive:
-        files = [member for member in archive.getmembers() if member.isfile()]
-        return {file.name.removeprefix("photos/"): archive.extractfile(file).read() for file in files}
+        return {
+            member.name.removeprefix("photos/"): file.read()
+            for member in archive.getmembers()
+            if member.isfile() and (file := archive.extractfile(member)) is not None
+        }
 
 
 def enlarged(data: bytes) -> bytes:

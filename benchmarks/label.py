@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -106,6 +107,7 @@ class Case:
 
 
 def case(part: str, name: str, device: torch.device, arguments: argparse.Namespace) -> Case:
+    precision: Any
     model, side, precision = _CPU_CASES.get(name) or (*name.split("@"), "auto")
     side = int(side)
     folder = files(arguments.work, arguments.images if side <= 64 else arguments.images // 10)
@@ -265,7 +267,8 @@ def enough(run: Contender, arguments: argparse.Namespace) -> int:
     count = 4 * arguments.batch
     while (spent := run(count)) < arguments.seconds / 4:
         count *= 2
-    return max(1, round(count * arguments.seconds / spent / arguments.batch)) * arguments.batch
+    batches = max(1, round(count * arguments.seconds / spent / arguments.batch))
+    return int(batches * arguments.batch)
 
 
 def alternate(contenders: dict[str, Contender], counts: dict[str, int], repeats: int) -> Times:

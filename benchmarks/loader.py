@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ from noisystudent.runtime import resolve_device
 _CPU = resolve_device("cpu")
 _BATCH, _SMALL, _ENDLESS = 32, 32, 1_000_000
 _RATIOS = [("folder", "peer"), ("folder", "decoder"), ("cache", "peer"), ("cache", "folder")]
+Plane = Literal["resident", "streamed"]
 Stream = Iterator[int]
 """Gives the size of each batch as it arrives."""
 
@@ -65,7 +67,7 @@ def folder(work: Path, count: int) -> Path:
     return root
 
 
-def images(root: Path, work: Path, plane: str, side: int) -> ImageSet:
+def images(root: Path, work: Path, plane: Plane, side: int) -> ImageSet:
     config = DataConfig(labeled=(str(root),), plane=plane, resolution=side, val_fraction=0.05)
     out = DataDir(work / f"{plane}-{side}")
     prepare(config, open_sources(config), out, 0, Progress())
@@ -203,10 +205,8 @@ def main() -> None:
     torch.set_num_threads(1)
     side, timed = arguments.side, partial(rates, repeats=arguments.repeats, seconds=arguments.seconds)
     root = folder(arguments.work, arguments.images)
-    streamed, cached, small = (
-        images(root, arguments.work, plane, size)
-        for plane, size in (("streamed", side), ("resident", side), ("resident", _SMALL))
-    )
+    sets: list[tuple[Plane, int]] = [("streamed", side), ("resident", side), ("resident", _SMALL)]
+    streamed, cached, small = (images(root, arguments.work, plane, size) for plane, size in sets)
     for workers in arguments.workers:
         common = {"decoder": decoder(root, workers)}
         found = timed(

@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils import ModelEmaV3
@@ -110,7 +110,7 @@ def network(bench: Bench) -> Classifier:
     return model.to(bench.device).to(memory_format=torch.channels_last).train()
 
 
-def ours(bench: Bench, form: str) -> Callable[[int], None]:
+def ours(bench: Bench, form: Any) -> Callable[[int], None]:
     """One of our steps, by step number."""
     model, learner = network(bench), bench.learner
     policy = policies.build_policy(learner.augment, bench.case.side)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from noisystudent.metrics.verdict import paired_over_seeds
 
 
-def show(rows: list[dict[str, object]]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
     """A line a quantity, a column a seed, in percent; then last student minus teacher and control."""
     keys = [key for key in rows[0] if key not in ("seed", "seconds", "verdict")]
     print(f"\n{'':18}" + "".join(f"  seed {row['seed']}" for row in rows) + "    mean")
@@ -20,7 +22,7 @@ def show(rows: list[dict[str, object]]) -> None:
         return
     number = last.removeprefix("student-")
     for rival in ("teacher-0", f"control-{number}"):
-        differences = [float(row[last]) - float(row[rival]) for row in rows]  # type: ignore[arg-type]
+        differences = [float(row[last]) - float(row[rival]) for row in rows]
         line = f"{last} - {rival}: {100 * sum(differences) / len(differences):+.2f} points"
         if len(differences) > 1:
             _, low, high = paired_over_seeds(differences, 0.95)

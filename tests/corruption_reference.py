@@ -40,7 +40,7 @@ def photographs(count: int, side: int) -> Tensor:
     path = SHARED / "imagenet-samples" / "photos.tar"
     if not path.exists():
         pytest.skip(f"no photographs: {path} is absent")
-    found = []
+    found: list[NDArray[Any]] = []
     with tarfile.open(path) as archive:
         for member in archive:
             if member.isfile() and len(found) < count:

@@ -102,7 +102,9 @@ def test_order_and_names_of_the_pool_do_not_count(images: Path, finished: Path, 
     (moved / "new").rename(moved / "pool")
     tiny.run(tiny.config(moved, ("data.pool_truth", False)), out := tmp_path / "run")
     # on some processors the last bit of a product depends on the row of the batch it stands in
-    sure = {key: (label, pytest.approx(p, abs=1e-6), n) for key, (label, p, n) in kept(finished).items()}
+    sure: dict[bytes, tuple[int, Any, int]] = {
+        key: (label, pytest.approx(p, abs=1e-6), n) for key, (label, p, n) in kept(finished).items()
+    }
     assert kept(out) == sure
     assert tiny.weights(out, "iteration-1/student") == tiny.weights(finished, "iteration-1/student")
 

@@ -131,11 +131,7 @@ def load_weights(classifier: Classifier, path: Path) -> None:
         InputError: the file does not exist, is not a checkpoint, or belongs to another model or another
             number of classes.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a .safetensors file or a torch checkpoint")
-    if path.suffix == ".safetensors":
-        _check_architecture(classifier, path)
-    state = _read(path)
+    state = _read(classifier, path)
     _check_tensors(classifier, path, state)
     classifier.net.load_state_dict(state)
 
@@ -146,8 +142,7 @@ def load_trunk(classifier: Classifier, path: Path) -> None:
     Raises:
         InputError: the file does not exist, or belongs to another model.
     """
-    _check_architecture(classifier, path)
-    own, state = classifier.net.state_dict(), _read(path)
+    own, state = classifier.net.state_dict(), _read(classifier, path)
     head = _head_prefixes(classifier.net)
     # Checked here, because load_state_dict(strict=False) ignores names that the model does not have.
     for key, value in state.items():
@@ -187,8 +182,12 @@ def _common_module(names: Sequence[str]) -> str:
     return os.path.commonpath(paths).replace("/", ".")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(classifier: Classifier, path: Path) -> dict[str, Tensor]:
     """Read the state_dict of a checkpoint; `weights_only`, so that no pickled code runs."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a .safetensors file or a torch checkpoint")
+    if path.suffix == ".safetensors":
+        _check_architecture(classifier, path)
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # a damaged pickle can raise any exception

@@ -70,7 +70,7 @@ def read_arrays(
     count = len(images) // SEVERITIES
     first = (severity - 1) * count
     cell_labels = np.asarray(labels[first : first + count], dtype=np.int64)
-    low, high = labels.min(), labels.max()
+    low, high = int(labels.min()), int(labels.max())
     if num_classes is not None and (low != 0 or high + 1 != num_classes):
         raise InputError(
             f"{folder / 'labels.npy'} has classes {low} to {high}; the model has {num_classes} classes"

@@ -44,7 +44,7 @@ HARD = "hard-i-labels-i"
 @pytest.fixture(scope="module", autouse=True)
 def _server_that_has_imported_all() -> None:
     """Preload the server, so that its processes start at once. Otherwise each would import for seconds."""
-    forkserver._forkserver._stop()
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     FORK.set_forkserver_preload(["noisystudent.self_training", "noisystudent.ablation.study", "pytest"])
 
 

@@ -221,7 +221,8 @@ def content(save: Any, images: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     def score(name: str, right: int) -> Score:
         return Score("test", np.arange(100) < right, labels if name != "other test" else labels[::-1])
 
-    cells = {name: {} for name in RIGHT if name not in ("teacher", "control", "all labels")}
+    names = [name for name in RIGHT if name not in ("teacher", "control", "all labels")]
+    cells: dict[str, Any] = {name: {} for name in names}
     cells["worse"] = {"student": {"augment": {"pool": False}, "model": {"name": "<i>net</i>"}}}
     flags = [("data.labeled", [str(images / "labeled")]), ("data.test", [str(images / "test")])]
     overrides = Overrides(flags=flags, seeds=(0, 1, 2), all_labels=(str(images / "pool"),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from shutil import which
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_compiled_noise_is_one_graph_of_the_same_pixels(
 ) -> None:
     # A GPU compiler fuses product and sum into one rounding. The CPU compiler is set to do so too: the pixels
     # must not change.
-    fused = {"cpp.enable_floating_point_contract_flag": "fast"}
+    fused: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
     compiled = torch.compile(ops.run, fullgraph=True, dynamic=False, options=fused)
     low, high = np.sort(np.random.default_rng(0).integers(0, 256, (2, 500, 1, 1, 3)), axis=0)
     images = to_torch((low + synthetic(side, 500) % (high - low + 1)).astype(np.uint8))

@@ -20,6 +20,7 @@ from noisystudent.console import Progress
 from noisystudent.inference.images import open_images, scanned
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
+from noisystudent.models.classifier import Classifier
 
 
 def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
@@ -185,6 +186,7 @@ def test_export_is_a_file_that_timm_loads_by_name(
     assert line.startswith("timm.create_model('resnet8_16', num_classes=3, checkpoint_path=")
     net = eval(line, {"timm": timm}).eval()
     predictor = load_predictor(finished, "cpu")
+    assert isinstance(predictor.model, Classifier)
     pixels = torch.from_numpy(tiny.pictures(0, 8, 77)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         logits = net((pixels / 255 - predictor.model.mean) / predictor.model.std)

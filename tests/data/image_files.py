@@ -21,7 +21,7 @@ from noisystudent.run.rundir import DataDir
 Pixels = NDArray[np.uint8]
 
 
-def encoded(pixels: Pixels, kind: str = "PNG", **options: object) -> bytes:
+def encoded(pixels: NDArray[Any], kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()

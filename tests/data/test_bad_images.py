@@ -7,6 +7,7 @@ import pickle
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_odd_images_are_used_and_bad_ones_are_in_the_ledger(
 ) -> None:
     odd_files(pool)
     bad = bad_files(pool)
-    specs = {"labeled": (str(labeled),), "unlabeled": (str(pool),)}
+    specs: dict[str, Any] = {"labeled": (str(labeled),), "unlabeled": (str(pool),)}
     data = make(tmp_path / "out", **specs, plane=plane, max_bad_fraction=0.5, max_pixels=10_000)
     ledger = table(tmp_path / "out" / "ledger.csv")
     assert sorted(row["id"] for row in ledger) == bad
@@ -77,7 +78,7 @@ def test_a_cut_shard_is_used_up_to_the_cut_and_noted(tmp_path: Path, labeled: Pa
     with tarfile.open(path) as archive:
         cut = archive.getmembers()[12].offset_data + 20
     path.write_bytes(path.read_bytes()[:cut])
-    specs = {"labeled": (str(labeled),), "unlabeled": (str(path),)}
+    specs: dict[str, Any] = {"labeled": (str(labeled),), "unlabeled": (str(path),)}
     data = make(tmp_path / "out", **specs, max_bad_fraction=0.2)
     assert len(data.pool) == 12
     assert [row["id"] for row in table(tmp_path / "out" / "ledger.csv")] == ["c1/05.png", f"pool.tar@{cut}"]
@@ -100,8 +101,9 @@ def test_classes_must_agree(tmp_path: Path, labeled: Path) -> None:
         make(tmp_path / "out", labeled=(one,))
     more = str(labeled_folder(tmp_path / "more", 8, classes=4, seed=3))
     for name in ("val", "test"):
+        extra: dict[str, Any] = {name: (more,)}
         with pytest.raises(InputError, match=rf"data\.{name}: class 'c3' is not a class of data\.labeled"):
-            make(tmp_path / "out", labeled=spec, **{name: (more,)})
+            make(tmp_path / "out", labeled=spec, **extra)
     fewer = str(labeled_folder(tmp_path / "fewer", 4, classes=2, seed=3))
     data = make(tmp_path / "out", labeled=spec, val=(fewer,))
     assert any("val: no image of 1 classes ('c2')" in note for note in data.notes)

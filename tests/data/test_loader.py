@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.config import DataConfig
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.loader import SelectedPool, joint_batches, requested_batches
+from noisystudent.data.loader import OnlineTeacher, SelectedPool, joint_batches, requested_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.sampler import Sampler
 from noisystudent.errors import RunError
 from noisystudent.records import Batch
 
 CPU = torch.device("cpu")
+Plane = Literal["resident", "streamed"]
 
 
 def clean(
@@ -56,7 +58,7 @@ def test_names_and_seeds_differ() -> None:
     assert len(orders) == 4
 
 
-def made(tmp_path: Path, plane: str) -> Dataset:
+def made(tmp_path: Path, plane: Plane) -> Dataset:
     labeled = labeled_folder(tmp_path / "labeled", 12)
     pool = write_folder(tmp_path / "pool", random_images(10, seed=5), lambda n: f"x/{n}.png")
     config = DataConfig(labeled=(str(labeled),), unlabeled=(str(pool),), resolution=8, plane=plane, workers=0)
@@ -121,6 +123,7 @@ def test_a_large_jpeg_has_its_own_size_and_one_clean_view_from_memory_from_files
 
 def test_rows_carry_their_own_labels_and_targets(tmp_path: Path) -> None:
     data, selected = made(tmp_path, "resident"), selected_pool()
+    assert not isinstance(selected.targets, OnlineTeacher)
     for step, batch in enumerate(batches(data)):
         rows = Sampler(len(data.labeled), 4, 1, "labeled").at(step)
         assert torch.equal(batch.images[:4], data.labeled.fetch(rows, 8))
@@ -141,7 +144,7 @@ def test_labels_alone_give_no_pool_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plane", ["resident", "streamed"])
-def test_clean_batches_keep_order_and_end_short(tmp_path: Path, plane: str) -> None:
+def test_clean_batches_keep_order_and_end_short(tmp_path: Path, plane: Plane) -> None:
     data = made(tmp_path, plane)
     rows = np.array([3, 1, 9, 0, 5])
     parts = list(clean(data.pool, rows, 2, 8, workers=0))
@@ -185,7 +188,7 @@ def test_an_empty_selection_is_a_clear_error(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("plane", ["resident", "streamed"])
-def test_a_gpu_receives_the_same_batches(tmp_path: Path, plane: str, workers: int) -> None:
+def test_a_gpu_receives_the_same_batches(tmp_path: Path, plane: Plane, workers: int) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     device, data = torch.device("cuda"), made(tmp_path, plane)

@@ -161,8 +161,9 @@ def test_copies_are_removed_and_written_down(tmp_path: Path, labeled: Path, pool
     test = write_folder(tmp_path / "test", images[3:6], lambda n: f"c{n}/t{n}.png")
     write_folder(pool, images[[0, 3, 10]], lambda n: f"leak/{n}.png")
     write_folder(pool, random_images(1, seed=5), lambda n: "twice/0.png")
-    specs = {"labeled": labeled, "unlabeled": pool, "val": val, "test": test}
-    data = make(tmp_path / "out", **{name: (str(path),) for name, path in specs.items()})
+    sets = {"labeled": labeled, "unlabeled": pool, "val": val, "test": test}
+    specs: dict[str, Any] = {name: (str(path),) for name, path in sets.items()}
+    data = make(tmp_path / "out", **specs)
     assert (len(data.labeled), len(data.val), len(data.pool)) == (24, 3, 21)
     assert data.test is not None and len(data.test) == 3
     rows = [tuple(row.values()) for row in table(tmp_path / "out" / "leaks.csv")]

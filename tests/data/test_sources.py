@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ class Series:
 
 
 def test_labels_are_taken_in_order_not_by_their_own_index() -> None:
-    labels = Series(["a", "b", "c"], [2, 0, 1])
+    labels: Any = Series(["a", "b", "c"], [2, 0, 1])
     assert [item.label for item in ArraySource(random_images(3), labels).items()] == ["a", "b", "c"]
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from noisystudent.config import ModelConfig
 from noisystudent.evaluation.measure import measure
+from noisystudent.evaluation.options import Options
 from noisystudent.evaluation.rows import Row
-from noisystudent.evaluation.test_images import Options
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.registry import build_model
 from noisystudent.robustness.imagenet import imagenet_classes

@@ -22,8 +22,8 @@ from noisystudent.console import Progress
 from noisystudent.errors import InputError
 from noisystudent.evaluation import copies
 from noisystudent.evaluation.measure import measure
+from noisystudent.evaluation.options import Options
 from noisystudent.evaluation.rows import Row
-from noisystudent.evaluation.test_images import Options
 from noisystudent.inference.images import class_numbers, open_labeled, scanned
 from noisystudent.inference.load import load_predictor
 from noisystudent.models import build_model, save_weights

@@ -15,8 +15,8 @@ from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.evaluation import copies, published
 from noisystudent.evaluation import rows as row_module
 from noisystudent.evaluation.measure import measure
+from noisystudent.evaluation.options import Options
 from noisystudent.evaluation.rows import Row
-from noisystudent.evaluation.test_images import Options
 from noisystudent.robustness import imagenet, released
 from noisystudent.robustness.corruptions import corrupt
 from noisystudent.robustness.measures import CORRUPTIONS, PERTURBATIONS

@@ -12,7 +12,7 @@ import pytest
 from noisystudent.errors import InputError
 from noisystudent.evaluation import copies, rows
 from noisystudent.evaluation.rows import SUFFIXES, Row, part_rows, result_rows, write_rows
-from noisystudent.robustness import measures, summary
+from noisystudent.robustness import anchors, measures, summary
 from noisystudent.robustness.corruptions import corrupt
 from noisystudent.robustness.measures import CORRUPTIONS, PERTURBATIONS
 from noisystudent.robustness.results import Results
@@ -128,7 +128,7 @@ def test_an_interval_of_right_and_wrong_is_wilsons(right: int, count: int) -> No
 
 
 def test_an_interval_of_shares_stays_among_them() -> None:
-    few = {f"p/{name}/flips": np.array([0, 0, 0.4], np.float32) for name in PERTURBATIONS}
+    few: Results = {f"p/{name}/flips": np.array([0, 0, 0.4], np.float32) for name in PERTURBATIONS}
     few |= {f"c/{name}/1": np.array([True, True, False]) for name in CORRUPTIONS}
     numbers = summary.summarize(few)
     assert numbers["p"]["low"] == 0 and numbers["c"]["low"] == 0 and numbers["c"]["high"] < 1
@@ -168,8 +168,13 @@ def test_a_published_set_is_known_by_its_size_on_disk(
             for severity in range(1, 6):
                 made = corrupt(images, "contrast", severity, seed=0, rows=np.arange(4))
                 copies.write_folder(tmp_path / f"of-{side}", name, severity, [made], files)
-    seen = []
-    monkeypatch.setattr(rows.anchors, "find", lambda test, protocol: seen.append(protocol) or ())
+    seen: list[str] = []
+
+    def find(_test: str, protocol: str) -> tuple[()]:
+        seen.append(protocol)
+        return ()
+
+    monkeypatch.setattr(anchors, "find", find)
     for side in (32, 40):
         found = imagenet_like.measured(MODEL, tmp_path / f"of-{side}", tests=("c",))
         assert found["c", "mCE"].note.startswith(f"the published images in {tmp_path / f'of-{side}'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import imagenet_like
@@ -19,7 +19,8 @@ from noisystudent.console import Progress
 from noisystudent.errors import InputError, Stopped
 from noisystudent.evaluation import copies, published, test_images
 from noisystudent.evaluation.measure import measure
-from noisystudent.evaluation.test_images import OpenedImages, Options, open_test_images
+from noisystudent.evaluation.options import Options
+from noisystudent.evaluation.test_images import OpenedImages, open_test_images
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models import save_weights
@@ -43,7 +44,7 @@ def opened(model: Predictor, data: Path, **options: object) -> OpenedImages:
     return found
 
 
-def pixels(batches: Iterator[tuple[Tensor, np.ndarray]]) -> Tensor:
+def pixels(batches: Iterable[tuple[Tensor, np.ndarray]]) -> Tensor:
     return torch.cat([images for images, _ in batches])
 
 

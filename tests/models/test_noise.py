@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import timm
@@ -28,7 +29,7 @@ TINY = [
 MASKS = settings(max_examples=25, deadline=None)
 
 
-def tiny(name: str, stochastic_depth: float = 0.5) -> nn.Module:
+def tiny(name: str, stochastic_depth: float = 0.5) -> Any:  # a timm model
     torch.manual_seed(1)
     size = {"img_size": 32} if "vit" in name else {}
     return timm.create_model(name, num_classes=5, drop_path_rate=stochastic_depth, **size).eval()
@@ -43,7 +44,7 @@ def path_masks(net: nn.Module) -> Tensor:
     return torch.stack([path.mask for path in paths(net) if path.mask is not None])
 
 
-def feature_masks(net: nn.Module, batch: int) -> Tensor:
+def feature_masks(net: Any, batch: int) -> Tensor:
     """Masks (B, F): the input of the classifier if all features are 1."""
     seen: list[Tensor] = []
     classifier = net.get_classifier()
@@ -54,7 +55,7 @@ def feature_masks(net: nn.Module, batch: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def net() -> nn.Module:
+def net() -> Any:
     return tiny("wrn10_1")
 
 
@@ -110,6 +111,7 @@ def test_masks_do_what_timms_drop_path_does(net: nn.Module, noise: ModelNoise) -
     branch = torch.randn(6, 2, 3, 3)
     noise.draw(0, 1, torch.ones(6, dtype=torch.bool))
     path = paths(net)[-1]
+    assert path.mask is not None
     kept = path.mask > 0
     torch.testing.assert_close(path(branch)[kept], branch[kept] / (1 - path.rate))
     assert (path(branch)[~kept] == 0).all()
@@ -208,10 +210,12 @@ def test_global_generators_are_left_alone(net: nn.Module, noise: ModelNoise) -> 
 def test_masks_keep_their_memory(net: nn.Module, noise: ModelNoise) -> None:
     with torch.inference_mode():  # as in labelling by a teacher with noise
         noise.draw(0, 0, torch.ones(4, dtype=torch.bool))
-    address = paths(net)[0].mask.data_ptr()
+    path = paths(net)[0]
+    assert path.mask is not None
+    address = path.mask.data_ptr()
     noise.off()
     noise.draw(0, 1, torch.ones(4, dtype=torch.bool))
-    assert paths(net)[0].mask.data_ptr() == address
+    assert path.mask.data_ptr() == address
 
 
 def test_a_copy_starts_clean_and_has_masks_of_its_own() -> None:
@@ -248,7 +252,9 @@ def test_gradients_skip_a_dropped_branch() -> None:
     images = torch.randn(16, 3, 16, 16)
     block = net.body.block2
     for keep in (True, False):
-        rows = (paths(net)[-1].mask > 0) == keep
+        mask = paths(net)[-1].mask
+        assert mask is not None
+        rows = (mask > 0) == keep
         assert rows.any()
         net.zero_grad()
         (net(images) * rows[:, None]).sum().backward()

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,8 @@ def test_buffers_of_normalisation_are_not_saved() -> None:
 def test_fixed_size_models_are_built_for_the_resolution() -> None:
     model = build_model(ModelConfig(name="test_vit", options={"patch_size": 8}), 5, 48, seed=0)
     assert model(images(2, 48)).shape == (2, 5)
-    assert model.net.patch_embed.grid_size == (6, 6)
+    net: Any = model.net
+    assert net.patch_embed.grid_size == (6, 6)
 
 
 def test_l2_has_the_published_size() -> None:

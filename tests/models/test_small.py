@@ -83,6 +83,7 @@ def test_efficientnet_32px_is_the_official_variant() -> None:
 def test_preactivation_block_projects_the_activated_input() -> None:
     torch.manual_seed(0)
     block = small.PreActBlock(4, 6, 2, 0.0).eval()
+    assert block.shortcut is not None
     x = torch.randn(2, 4, 8, 8)
     active = torch.relu(block.bn1(x))
     branch = block.conv2(torch.relu(block.bn2(block.conv1(active))))

@@ -5,18 +5,21 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import timm
 import torch
+from huggingface_hub import constants
 from tiny import Remembered
 
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
 from noisystudent.models import Classifier, build_model, load_weights, pretrained, save_weights
+from noisystudent.models.classifier import load_trunk
 
 torch.set_num_threads(1)
 
@@ -77,23 +80,26 @@ class Hostile:
         return (Path.touch, (Path("executed"),))
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("load", [load_weights, load_trunk])
+def test_what_is_no_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[[Classifier, Path], None]
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"absent\.safetensors is not a file"):
-        load_weights(small(), tmp_path / "absent.safetensors")
+        load(small(), tmp_path / "absent.safetensors")
     for name in ("text.safetensors", "text.pt", "empty.pt", "empty.safetensors"):
         (tmp_path / name).write_text("hello" * name.startswith("text"))
         with pytest.raises(InputError, match=f"{name} is not a readable"):
-            load_weights(small(), tmp_path / name)
+            load(small(), tmp_path / name)
     torch.save({"fc.weight": Hostile()}, tmp_path / "hostile.pt")
     (tmp_path / "hostile.pkl").write_bytes(pickle.dumps(Hostile()))
     for name in ("hostile.pt", "hostile.pkl"):
         with pytest.raises(InputError, match=f"{name} is not a readable"):
-            load_weights(small(), tmp_path / name)
+            load(small(), tmp_path / name)
     assert not Path("executed").exists()
     torch.save({"epoch": 3}, tmp_path / "epoch.pt")
     with pytest.raises(InputError, match=r"epoch\.pt does not contain a state_dict"):
-        load_weights(small(), tmp_path / "epoch.pt")
+        load(small(), tmp_path / "epoch.pt")
 
 
 def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda _repository, _file: None)
     monkeypatch.setattr(pretrained, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(pretrained.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         yield
 
 
@@ -162,10 +168,11 @@ def test_cached_weights_need_no_server(tmp_path: Path, monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(pretrained, "_probe", lambda url: pytest.fail(f"contacted {url}"))
     model = build_model(ModelConfig(name="test_resnet", pretrained=True), 5, 32, seed=1)
-    assert torch.equal(model.net.conv1[0].weight, published.net.conv1[0].weight)
-    assert torch.equal(
-        model.net.fc.weight, small(1, "test_resnet").net.fc.weight
-    )  # 5 classes: the classifier is new
+    net: Any = model.net
+    source: Any = published.net
+    fresh: Any = small(1, "test_resnet").net
+    assert torch.equal(net.conv1[0].weight, source.conv1[0].weight)
+    assert torch.equal(net.fc.weight, fresh.fc.weight)  # 5 classes: the classifier is new
 
 
 def test_a_failed_download_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -117,10 +118,10 @@ def test_non_finite_logits_name_the_image(tmp_path: Path) -> None:
 
 def test_a_teacher_of_other_classes_missing_images_and_bad_top_k_are_refused(tmp_path: Path) -> None:
     pool = random_pool()
-    run = dict(config=CONFIG, out=tmp_path, task="labeling", progress=Progress())
+    run: dict[str, Any] = dict(config=CONFIG, out=tmp_path, task="labeling", progress=Progress())
     run["content_hash"] = pool.content_hash
     with pytest.raises(RunError, match=r"\(4, 6\), not \(4, 7\)"):
-        label_images(pool.predict, pool.images, pool.ids, num_classes=7, **run)  # type: ignore[arg-type]
+        label_images(pool.predict, pool.images, pool.ids, num_classes=7, **run)
     with pytest.raises(RunError, match="8 images were read for 10 pool rows from row 0 on"):
         label_images(
             pool.predict,
@@ -128,7 +129,7 @@ def test_a_teacher_of_other_classes_missing_images_and_bad_top_k_are_refused(tmp
             pool.ids,
             num_classes=6,
             **run,
-        )  # type: ignore[arg-type]
+        )
     with pytest.raises(InputError, match="top_k is 0"):
         pool.label(tmp_path, replace(CONFIG, top_k=0))
     assert list(tmp_path.iterdir()) == []

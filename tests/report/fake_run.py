@@ -145,7 +145,7 @@ def pool_summary(index: int, classes: Sequence[str], rng: np.random.Generator) -
     predicted = rng.integers(2500, 6500, len(classes))
     above = (predicted * 0.93).astype(int)
     quota = int(above.mean())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "class": name,
             "predicted": int(p),

@@ -79,7 +79,7 @@ def test_v7() -> None:
 
 def official_distance(first: NDArray[Any], second: NDArray[Any]) -> int:
     """The double sum of the definition, over ordinal ranks of scipy."""
-    ranks = stats.rankdata(-first, "ordinal"), stats.rankdata(-second, "ordinal")
+    ranks = [stats.rankdata(-row, "ordinal").astype(int) for row in (first, second)]  # scipy 1.18: floats
     moved = ranks[1][np.argsort(ranks[0])]
     total = 0
     for i in range(1, min(5, len(first)) + 1):

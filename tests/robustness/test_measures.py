@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from noisystudent.errors import InputError
 from noisystudent.robustness import anchors, measures, summary
 from noisystudent.robustness.measures import ALEXNET, CORRUPTIONS, PERTURBATIONS
+from noisystudent.robustness.results import Results
 
 SEVERITIES = range(1, 6)
 WITHOUT_FROST = tuple(name for name in CORRUPTIONS if name != "frost")
@@ -35,7 +36,7 @@ V2 = table([((0.15, 0.15, 0.15, 0.80, 0.90), (0.20, 0.30, 0.40, 0.50, 0.60))[i %
 
 def mean_error(errors: measures.Errors) -> float:
     """The plain mean that a summary gives, of 100 images that have these errors."""
-    cells = {
+    cells: Results = {
         f"c/{name}/{severity}": np.arange(100) >= round(100 * error)
         for name, row in errors.items()
         for severity, error in row.items()

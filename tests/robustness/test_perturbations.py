@@ -107,7 +107,8 @@ def test_tilts_are_opencvs(degrees: float) -> None:
 def test_v14_tilt_matrices() -> None:
     def scaled(height: int, width: int, degrees: float) -> list[list[float]]:
         matrix = geometry.tilt((height, width), degrees)
-        return (matrix / matrix[2, 2]).tolist()
+        rows: list[list[float]] = (matrix / matrix[2, 2]).tolist()
+        return rows
 
     expected = [[1.185165286, 0.077970125, -1.959626183], [0.033448133, 1.18666346, -1.267007617]]
     assert scaled(32, 32, 11.25)[:2] == [pytest.approx(row, abs=1e-9) for row in expected]
@@ -183,7 +184,12 @@ def test_motion_turns_and_snow_falls_from_one_layer() -> None:
 def test_drops_run_down(side: int, drip: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns under NumPy's convolution, from the layer that the first frame shows."""
     layers: list[Tensor] = []
-    monkeypatch.setattr(weather, "wet", lambda images, liquid, _: layers.append(liquid) or images.float())
+
+    def wet(images: Tensor, liquid: Tensor, _: object) -> Tensor:
+        layers.append(liquid)
+        return images.float()
+
+    monkeypatch.setattr(weather, "wet", wet)
     one(noise(2, side), "spatter")
     assert len(layers) == 31 and float((layers[0] > 0).double().mean()) > 0.01
     for before, after in pairwise(layers):

@@ -79,9 +79,9 @@ def test_every_test_has_a_result_for_every_image() -> None:
         assert {key for key in found if key.startswith(f"{test}/")} == {
             f"{test}/{name}/{severity}" for name in names for severity in (1, 5)
         }
-    for test, names in (("p", measures.PERTURBATIONS), ("p-extra", measures.EXTRA_PERTURBATIONS)):
+    for test, sequences in (("p", measures.PERTURBATIONS), ("p-extra", measures.EXTRA_PERTURBATIONS)):
         assert {key for key in found if key.startswith(f"{test}/")} == {
-            f"{test}/{name}/{kind}" for name in names for kind in ("flips", "t5d", "zipf")
+            f"{test}/{name}/{kind}" for name in sequences for kind in ("flips", "t5d", "zipf")
         }
     assert {key for key in found if "fgsm" in key} == {f"fgsm/{eps}" for eps in (2, 4, 8, 16)}
     assert all(

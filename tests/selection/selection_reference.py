@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def pool(pairs: Sequence[tuple[int, float]]) -> list[Row]:
     return [Row(i, digests[i], label, float(np.float32(c))) for i, (label, c) in enumerate(pairs)]
 
 
-def write(folder: Path, parts: dict[str, Sequence[Row]], num_classes: int = 4) -> PseudoLabels:
+def write(folder: Path, parts: Mapping[str, Sequence[Row]], num_classes: int = 4) -> PseudoLabels:
     """Write Parquet files of these names, with the columns that the selection reads."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():

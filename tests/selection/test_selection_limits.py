@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import selection_reference as reference
@@ -15,7 +16,8 @@ from test_selection import confidences, configs, large_pool, pairs, run
 
 from noisystudent.config import SelectionConfig
 
-MODES = ["paper", "official", "threshold", "all"]
+Mode = Literal["paper", "official", "threshold", "all"]
+MODES: list[Mode] = ["paper", "official", "threshold", "all"]
 # Hashes of real images are uniformly distributed. The first bytes of these hashes take all values.
 shares = st.sampled_from([0.03125, 0.25, 0.5, 1.0])
 
@@ -27,7 +29,7 @@ def inside_share(row: Row, config: SelectionConfig) -> bool:
 @settings(max_examples=40, deadline=None)
 @given(pairs=pairs, config=configs, mode=st.sampled_from(MODES), highest=confidences, share=shares)
 def test_a_limited_selection_is_the_selection_of_a_smaller_pool(
-    pairs: list[tuple[int, float]], config: SelectionConfig, mode: str, highest: float, share: float
+    pairs: list[tuple[int, float]], config: SelectionConfig, mode: Mode, highest: float, share: float
 ) -> None:
     config = replace(config, mode=mode, top_fraction=config.top_fraction if mode == "paper" else None)
     limited = replace(config, max_confidence=max(highest, 0.01), pool_fraction=share)

@@ -30,7 +30,7 @@ Moment = Callable[[Path, float], bool]
 @pytest.fixture(scope="module", autouse=True)
 def _server_that_has_imported_all() -> None:
     """Start a server that has imported the package, so that no child process needs seconds for it."""
-    forkserver._forkserver._stop()
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     FORK.set_forkserver_preload(["noisystudent.estimator", "noisystudent.cli", "pytest"])
 
 

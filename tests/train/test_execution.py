@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,10 @@ def start(form: str, device: torch.device, dtype: torch.dtype) -> tuple[TrainSta
     config = TrainConfig(execution=form, lr=0.4, batch_size=32)  # type: ignore[arg-type]
     model = build_model(ModelConfig(name="resnet8_16", dropout=0.2, stochastic_depth=0.2), 3, 16, seed=0)
     model.to(device).to(memory_format=torch.channels_last).train()
-    numbers = {"window": torch.zeros(2, device=device), "decay": torch.zeros((), device=device)}
+    numbers: dict[str, Any] = {
+        "window": torch.zeros(2, device=device),
+        "decay": torch.zeros((), device=device),
+    }
     state = TrainState(model, Ema(model), build_optimizer(model, config), **numbers)
     step = TrainStep(
         noise=FlipAndNoise(model, device),
