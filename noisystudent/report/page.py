@@ -42,7 +42,7 @@ TITLES = {
     "environment": "Environment",
     "config": "Configuration",
 }
-BADGES = {True: ("Improved", "good"), False: ("No gain shown", "bad"), None: ("Not judged", "open")}
+BADGES = {True: ("Improved", "good"), False: ("No significant gain", "bad"), None: ("Not judged", "open")}
 RIVALS = {"teacher": "against the teacher", "control": "against the control"}
 GALLERY_CLASSES = 100  # the thumbnails are in the page, so more classes would make it too large
 WORST_PAIRS = 8
