@@ -111,6 +111,17 @@ class Remembered(Progress):
         self.lines.append(line)
 
 
+class Counted(Progress):
+    """Progress that keeps its advances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int, int]] = []
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        self.calls.append((task, done, total))
+
+
 def run(given: Config, out: Path) -> list[str]:
     """Run it all in this process; returns the lines it printed."""
     progress = Remembered()

@@ -38,10 +38,7 @@ def run(
     recipe
         Name of a recipe, or a YAML file.
     """
-    from noisystudent.data.sources import open_sources
-
-    config, folder = configure(recipe, settings, images, fields)
-    _run(config, open_sources(config.data), folder)
+    _run(*configure(recipe, settings, images, fields))
 
 
 def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
@@ -52,7 +49,7 @@ def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
     from noisystudent.data.sources.digits import digits
 
     config, folder = configure("demo", settings, NO_LABELS, fields)
-    _run(config, digits(config.seed), folder)
+    _run(config, folder, digits(config.seed))
 
 
 def train(
@@ -122,7 +119,7 @@ def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields:
             progress.say(line)
 
 
-def _run(config: Config, sources: Sources, folder: Path) -> None:
+def _run(config: Config, folder: Path, sources: Sources | None = None) -> None:
     from noisystudent.console import Logged
     from noisystudent.report import build
     from noisystudent.run.files import read_json

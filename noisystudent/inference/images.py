@@ -29,9 +29,7 @@ Images = str | Path | Sequence[str | Path] | NDArray[np.uint8] | Source
 Labeled = Images | tuple[NDArray[np.uint8], Sequence[object] | NDArray[Any]]
 """Images with labels (the names of their folders, or a column of labels), or a pair `(images, labels)`."""
 
-_STORED_BYTES = (
-    2**30
-)  # largest size of the decoded pixels that a scan stores, so that images are decoded once
+_STORED_BYTES = 2**30  # largest size of the decoded pixels that a scan stores, to decode images once
 
 
 def open_images(given: Images, labeled: bool) -> Source:

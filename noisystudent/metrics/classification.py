@@ -59,10 +59,18 @@ def check(probs: Floats, labels: Ints) -> None:
             f"probs have shape {probs.shape} and labels {labels.shape};"
             " they must be (N, K) and (N,) with N, K >= 1"
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= probs.shape[1]:
+    check_range(int(labels.min()), int(labels.max()), probs.shape[1])
+
+
+def check_range(low: int, high: int, num_classes: int) -> None:
+    """Check that labels from `low` to `high` are classes.
+
+    Raises:
+        InputError: a label outside 0 … num_classes - 1.
+    """
+    if low < 0 or high >= num_classes:
         raise InputError(
-            f"labels run from {low} to {high}; with {probs.shape[1]} classes they must be in 0 to K-1"
+            f"labels run from {low} to {high}; with {num_classes} classes they must be in 0 to K-1"
         )
 
 

@@ -70,13 +70,12 @@ def compare(
         seed: seed of the bootstrap.
 
     Raises:
-        InputError: the arrays do not match or are empty, or `resamples` or `level` is out of range.
+        InputError: the arrays do not match or are empty.
     """
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise InputError(
             f"hits have shapes {first.shape} and {second.shape}; they must be two arrays (N,) with N >= 1"
         )
-    _check_interval(config)
     n = first.size
     wins, losses = int((first & ~second).sum()), int((~first & second).sum())
     shares = np.array([losses, n - wins - losses, wins]) / n
@@ -92,18 +91,6 @@ def compare(
         losses=losses,
         n=n,
     )
-
-
-def _check_interval(config: EvaluateConfig) -> None:
-    """Check that an interval can be computed with these settings.
-
-    Raises:
-        InputError: a setting is out of range.
-    """
-    if config.resamples < 1:
-        raise InputError(f"evaluate.resamples is {config.resamples}; it must be at least 1")
-    if not 0.0 < config.level < 1.0:
-        raise InputError(f"evaluate.level is {config.level}; it must be between 0 and 1")
 
 
 def mcnemar(wins: int, losses: int) -> float:

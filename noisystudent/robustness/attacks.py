@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noisystudent.errors import InputError
+from noisystudent.metrics.classification import check_range
 from noisystudent.runtime import generator
 
 Logits = Callable[[Tensor], Tensor]
@@ -187,8 +188,4 @@ def _check_labels(labels: Tensor, output: Tensor) -> None:
             f"logits have shape {tuple(output.shape)} and labels {tuple(labels.shape)};"
             " the shapes must be (B, K) and (B,)"
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= output.shape[1]:
-        raise InputError(
-            f"labels run from {low} to {high}; with {output.shape[1]} classes they must be in 0 to K-1"
-        )
+    check_range(int(labels.min()), int(labels.max()), output.shape[1])

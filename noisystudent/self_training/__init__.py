@@ -50,9 +50,9 @@ def self_train(
         RunError: a teacher is at chance level, a model has collapsed to few classes, or the disk is full.
         Stopped: a signal was received. Another call resumes the run.
     """
+    sources = open_sources(config.data) if sources is None else sources  # before `out` is made
     with lock(out):
-        opened = open_sources(config.data) if sources is None else sources
-        context = _prepare(config, opened, RunDir(out), progress or Progress())
+        context = _prepare(config, sources, RunDir(out), progress or Progress())
         graph = context.graph
         _supersede_removed(context)
         # §3.1: a smaller model (EfficientNet-B0) filters the pool in place of the teacher.

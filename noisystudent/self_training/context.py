@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.console import Progress
+from noisystudent.data.imageset import ImageSet
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError
@@ -77,6 +79,12 @@ class Context:
         labeled = replace(pool.subset(np.flatnonzero(pool.labels >= 0)), classes=names)
         dataset = replace(self.dataset, classes=names, labeled=labeled)
         return replace(self.training(learner, folder, "pretraining"), dataset=dataset, curve=False)
+
+    @property
+    def judged(self) -> tuple[Literal["val", "test"], ImageSet]:
+        """Name and images of the set that models are compared on: test, or val if there is no test."""
+        test = self.dataset.test
+        return ("val", self.dataset.val) if test is None else ("test", test)
 
     def trainings(self, model: Model) -> tuple[Training, Training]:
         """Return the first and the last training of a model; they are the same object without fine-tuning."""

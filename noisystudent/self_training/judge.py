@@ -53,10 +53,8 @@ def judge(context: Context) -> None:
 
 
 def _sets(context: Context) -> dict[str, ImageSet]:
-    sets = {"val": context.dataset.val}
-    if context.dataset.test is not None:
-        sets["test"] = context.dataset.test
-    return sets
+    name, images = context.judged
+    return {"val": context.dataset.val, name: images}
 
 
 def _predictions(context: Context, training: Training, name: str, images: ImageSet) -> Predictions:
@@ -97,7 +95,7 @@ def _write_evaluations(
 
 
 def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any]:
-    test = "val" if context.dataset.test is None else "test"
+    test, _ = context.judged
     last, config = len(context.graph.iterations), context.config
     # Only the last student is judged, against the first teacher: the whole run is one experiment.
     if last == 0:
@@ -123,7 +121,7 @@ def _facts(context: Context, last: int) -> RunFacts:
     for row in evaluation["selection"]["classes"]:
         kept[row["label"]] = row["kept"]
     return RunFacts(
-        test="val" if context.dataset.test is None else "test",
+        test=context.judged[0],
         classes=context.dataset.classes,
         num_labeled=len(context.dataset.labeled),
         pool_size=len(context.dataset.pool),

@@ -55,7 +55,7 @@ def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
     config = context.config.evaluate
     if not config.tests:
         return {}
-    images = context.dataset.val if context.dataset.test is None else context.dataset.test
+    _, images = context.judged
     rows = stratified(images.labels, config.sample or len(images), context.config.seed)
     plan = Plan(
         tests=("clean", *config.tests),

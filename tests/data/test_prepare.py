@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from image_files import labeled_folder, make, prepared, random_images, table, write_folder
+from tiny import Counted
 
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress
@@ -279,15 +280,6 @@ def test_another_resolution_of_a_stored_square_is_not_cropped_again(tmp_path: Pa
     flat[:, 100, 100, 0] = np.arange(4)
     data = make(tmp_path / "out", Sources(ArraySource(flat, [0, 0, 1, 1])), resolution=256, val_fraction=0.5)
     assert data.labeled.fetch(np.array([0]), 224)[0, :, 0, 0].tolist() == [255] * 3
-
-
-class Counted(Progress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, int, int]] = []
-
-    def advance(self, task: str, done: int, total: int) -> None:
-        self.calls.append((task, done, total))
 
 
 def test_progress_counts_every_image(tmp_path: Path, labeled: Path, pool: Path) -> None:

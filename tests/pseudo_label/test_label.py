@@ -13,6 +13,7 @@ import pytest
 import torch
 from labeled_pool import CONFIG, column, contents, random_pool
 from numpy.typing import NDArray
+from tiny import Counted
 from torch import Tensor
 
 from noisystudent.console import Progress
@@ -161,15 +162,6 @@ def test_images_are_requested_once_in_batches_that_lie_within_a_part(tmp_path: P
         )
         (tmp_path / "part-00001.parquet").unlink()
     assert requested == [[4, 4, 2, 4, 4, 2, 4, 3], [4, 4, 2]]
-
-
-class Counted(Progress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, int, int]] = []
-
-    def advance(self, task: str, done: int, total: int) -> None:
-        self.calls.append((task, done, total))
 
 
 def test_progress_counts_every_image_once_and_skipped_parts_too(tmp_path: Path) -> None:

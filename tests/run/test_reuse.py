@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kills import Killed, kill_after
 
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
@@ -150,29 +151,6 @@ def test_nothing_is_copied_if_the_source_moves_its_files_away_meanwhile(
 
 
 # --- kills ---
-
-
-class Killed(BaseException):
-    """Stands for a kill of the process: nothing runs after it."""
-
-
-def kill_after(operations: int, patch: pytest.MonkeyPatch) -> None:
-    """Let `operations` changes of the file system happen; the next one and all later ones raise Killed."""
-    left = operations
-
-    def guarded(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **kwargs: object) -> object:
-            nonlocal left
-            if left <= 0:
-                raise Killed
-            left -= 1
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in ("replace", "rename", "mkdir", "rmdir", "unlink", "link"):
-        patch.setattr(os, name, guarded(getattr(os, name)))
-    patch.setattr(Path, "write_text", guarded(Path.write_text))
 
 
 def begin(stage: Stage) -> None:

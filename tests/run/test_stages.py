@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kills import Killed, kill_after
 from tiny import Remembered
 
 from noisystudent.console import Progress
@@ -244,29 +244,6 @@ def test_a_refused_second_lock_does_not_move_the_run_directory(run: Path) -> Non
 
 
 # --- kills ---
-
-
-class Killed(BaseException):
-    """Stands for a kill of the process: nothing runs after it."""
-
-
-def kill_after(operations: int, patch: pytest.MonkeyPatch) -> None:
-    """Let `operations` changes of the file system happen; the next one and all later ones raise Killed."""
-    left = operations
-
-    def guarded(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **kwargs: object) -> object:
-            nonlocal left
-            if left <= 0:
-                raise Killed
-            left -= 1
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in ("replace", "rename", "mkdir", "rmdir", "unlink"):
-        patch.setattr(os, name, guarded(getattr(os, name)))
-    patch.setattr(Path, "write_text", guarded(Path.write_text))
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["one-two", "one-two-one"])
