@@ -10,13 +10,13 @@ demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdi
 	$(BIN)/noisystudent demo
 
 test: $(STAMP)            ## the test suite without the long checks
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(STAMP)       ## the long checks: kills at random moments, whole runs
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 coverage: $(STAMP)        ## the test suite, and the share of the package's lines and branches that it runs
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" --hypothesis-profile=ci --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" --hypothesis-profile=ci --cov --cov-report=term
 
 check: $(STAMP)           ## what a reviewer would complain about first
 	$(BIN)/ruff format --check .
