@@ -23,7 +23,7 @@ from noisystudent.models.onnx import OnnxModel
 from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
 from noisystudent.robustness.imagenet import imagenet_classes
-from noisystudent.run.files import read_json
+from noisystudent.run.record import read_record, require_intact
 from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.runtime import resolve_device, resolve_dtype
 
@@ -92,6 +92,7 @@ def load_predictor(
 def _trained_here(path: Path, device: torch.device, size: int | None) -> Predictor:
     """A model from a run, or from a file that this package wrote."""
     weights = find_model(path)
+    require_intact(weights)
     predictor, folder = _from_metadata(weights, device, size), ModelDir(weights.parent.parent)
     # If the user gave these weights themselves or a size, all tests are run on exactly this model.
     explicit = path in (weights, weights.parent) or size is not None
@@ -177,5 +178,5 @@ def _exported(path: Path, size: int | None) -> Predictor:
 
 def _is_done(model: ModelDir) -> bool:
     """True if the training of the model is finished: a stopped one may have left weights."""
-    done = model.weights.is_file() and model.record.is_file()
-    return done and read_json(model.record).get("status") == "done"
+    record = read_record(model.record)
+    return record is not None and record["status"] == "done"

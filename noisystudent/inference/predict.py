@@ -26,6 +26,7 @@ from noisystudent.inference.images import (
 from noisystudent.inference.predictor import Predictor, predict_probs
 from noisystudent.metrics import scores
 from noisystudent.pseudo_label.label import label_images as write_labels
+from noisystudent.pseudo_label.parts import check_parts
 from noisystudent.records import PseudoLabels
 from noisystudent.run.files import read_json, write_json
 from noisystudent.run.rundir import RunDir
@@ -166,10 +167,13 @@ def read_labels(path: Path) -> PseudoLabels:
 
     Raises:
         InputError: the folder holds no pseudo-labels.
+        RunError: a part is missing or damaged.
     """
     # The number of classes is in the note of `label`, or in the description of the run's data.
     dataset = RunDir(path.resolve().parent.parent).data.dataset
     for file in (path / _CLAIM, dataset):
         if file.is_file():
-            return PseudoLabels(path, len(read_json(file)["classes"]))
+            labels = PseudoLabels(path, len(read_json(file)["classes"]))
+            check_parts(labels)
+            return labels
     raise InputError(f"{path} holds no pseudo-labels; give a folder that `label` or `run` wrote")

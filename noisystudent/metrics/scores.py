@@ -75,5 +75,5 @@ def load_predictions(path: Path) -> Predictions:
         classification.check(predictions.probs, predictions.labels)
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, InputError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{path} does not hold predictions ({reason}); delete it and run again") from error
+        raise RunError(f"{path} does not hold predictions ({reason})") from error
     return predictions

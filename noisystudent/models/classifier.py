@@ -121,7 +121,21 @@ def save_weights(classifier: Classifier, path: Path, classes: Sequence[str] = ()
     }
     # Not safetensors.save_file: only the owner could read the file.
     with atomic(path) as partial:
-        partial.write_bytes(safetensors.torch.save(tensors, metadata))
+        partial.write_bytes(_with_sorted_metadata(safetensors.torch.save(tensors, metadata)))
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order of the keys.
+
+    safetensors writes them in an order that differs from process to process. Files of equal weights shall
+    have equal bytes.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format wants tensors to begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,12 @@ from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.encode import Encoder, PendingProbs
-from noisystudent.pseudo_label.parts import FORMAT, footer, hashes, lists, part_path
+from noisystudent.pseudo_label.parts import FORMAT, PartIndex, hashes, lists, write_index
+from noisystudent.pseudo_label.resume import Part, resume
 from noisystudent.records import Predict, PseudoLabels
-from noisystudent.run.files import atomic, remove
+from noisystudent.run.checksums import checksum
+from noisystudent.run.files import atomic
+from noisystudent.run.rundir import LabelsDir
 
 # A dictionary saves space only for labels, which repeat. Statistics of lists of probabilities would be large.
 _ENCODING: dict[str, Any] = {
@@ -68,9 +70,9 @@ def label_images(
         Stopped: a signal came. All finished parts are on disk.
     """
     encoder = Encoder(predict, num_classes, config.temperature, config.top_k)
-    parts, total = _parts(out, config.part_size, content_hash, encoder), len(content_hash)
-    _remove_other_parts(out, len(parts))
-    missing = {part for part in parts if not _is_complete(part)}
+    parts, total = _parts(LabelsDir(out), config.part_size, content_hash, encoder), len(content_hash)
+    index = resume(LabelsDir(out), parts, task, progress)
+    missing = {part for part in parts if part.path.name not in index.files}
     requests = [rows for part in parts if part in missing for rows in _split(part.rows, config.batch_size)]
     stream = images(map(_array, requests)) if requests else iter(())
     with ThreadPoolExecutor(1) as thread:
@@ -80,33 +82,18 @@ def label_images(
             if part in missing:
                 batches = islice(stream, len(_split(part.rows, config.batch_size)))
                 watched = _watched(batches, part.rows.start, total, task, progress)
-                writer.submit(_write, part, _encoded(encoder, watched, _array(part.rows), ids), ids)
+                writer.submit(_write, part, _encoded(encoder, watched, _array(part.rows), ids), ids, index)
             progress.advance(task, part.rows.stop, total)
         writer.wait()
     return PseudoLabels(out, num_classes)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Part:
-    """A file of pseudo-labels that exists or is to be written.
-
-    Attributes:
-        path: path of the file.
-        rows: pool rows.
-        content_hash: (number of rows, 16) uint8.
-        about: content that its footer must have.
-    """
-
-    path: Path
-    rows: range
-    content_hash: NDArray[np.uint8]
-    about: dict[str, str]
-
-
-def _parts(out: Path, part_size: int, content_hash: NDArray[np.uint8], encoder: Encoder) -> list[_Part]:
+def _parts(
+    folder: LabelsDir, part_size: int, content_hash: NDArray[np.uint8], encoder: Encoder
+) -> list[Part]:
     cuts = _split(range(len(content_hash)), part_size) or [range(0)]  # an empty pool has one empty part
     return [
-        _Part(part_path(out, index), rows, content_hash[rows.start : rows.stop], _footer(rows, encoder))
+        Part(folder.part(index), rows, content_hash[rows.start : rows.stop], _footer(rows, encoder))
         for index, rows in enumerate(cuts)
     ]
 
@@ -117,13 +104,6 @@ def _split(rows: range, size: int) -> list[range]:
 
 def _array(rows: range) -> Rows:
     return np.arange(rows.start, rows.stop, dtype=np.int64)
-
-
-def _remove_other_parts(out: Path, count: int) -> None:
-    """Make the folder, and remove all parts except the first `count`, for example those of a larger pool."""
-    out.mkdir(parents=True, exist_ok=True)
-    for beyond in set(out.glob("part-*.parquet")) - {part_path(out, index) for index in range(count)}:
-        remove(beyond)
 
 
 class _Writer:
@@ -218,8 +198,13 @@ def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
     return np.empty(rows, kind.to_pandas_dtype())
 
 
-def _write(part: _Part, encoded: pa.Table, ids: Callable[[Rows], list[str]]) -> None:
-    """Write a part atomically, with the columns described in `records.PseudoLabels`."""
+def _write(
+    part: Part,
+    encoded: pa.Table,
+    ids: Callable[[Rows], list[str]],
+    index: PartIndex,
+) -> None:
+    """Write a part atomically, with the columns described in `records.PseudoLabels`, and its checksum."""
     rows = _array(part.rows)
     images = {
         "row": pa.array(rows),
@@ -229,6 +214,8 @@ def _write(part: _Part, encoded: pa.Table, ids: Callable[[Rows], list[str]]) -> 
     table = pa.table([*images.values(), *encoded.columns], names=[*images, *encoded.column_names])
     with atomic(part.path) as partial:
         pq.write_table(table.replace_schema_metadata(part.about), partial, **_ENCODING)
+        index.files[part.path.name] = checksum(partial)
+    write_index(index)
     pa.default_memory_pool().release_unused()  # otherwise Arrow keeps the buffers of two parts in memory
 
 
@@ -242,17 +229,3 @@ def _footer(part: range, encoder: Encoder) -> dict[str, str]:
         "temperature": repr(encoder.temperature),
         "stored": str(encoder.stored),
     }
-
-
-def _is_complete(part: _Part) -> bool:
-    """True if the file can be read and has exactly these images and settings."""
-    if not part.path.exists():
-        return False
-    try:
-        if footer(part.path) != part.about:
-            return False
-        with pq.ParquetFile(part.path) as file:
-            column = file.read(columns=["content_hash"]).column(0)
-    except (RunError, OSError, pa.ArrowException):
-        return False  # an incomplete file, or one of another program: the part is made again
-    return bool(column.equals(pa.chunked_array([hashes(part.content_hash)])))

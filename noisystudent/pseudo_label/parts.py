@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,14 @@ from numpy.typing import NDArray
 
 from noisystudent.errors import RunError
 from noisystudent.records import PseudoLabels
+from noisystudent.run.checksums import Checksum, problems
+from noisystudent.run.files import read_json, write_json
+from noisystudent.run.rundir import LabelsDir
 
 FORMAT = "noisystudent.pseudo_labels/1"
 DENSE_CLASSES = 256
 """Up to this number of classes, all probabilities of an image are stored."""
 HISTOGRAM_BINS = 20
-
-
-def part_path(folder: Path, index: int) -> Path:
-    """Path of part `index`."""
-    return folder / f"part-{index:05d}.parquet"
 
 
 def footer(path: Path) -> dict[str, str]:
@@ -34,26 +33,87 @@ def footer(path: Path) -> dict[str, str]:
     try:
         raw = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path} is not a readable Parquet file; delete it and run again") from error
+        raise RunError(f"{path} is not a readable Parquet file; label the pool again") from error
     content = {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
     if content.get("format") != FORMAT:
-        raise RunError(f"{path} is not a part of pseudo-labels ({FORMAT}); move it elsewhere and run again")
+        raise RunError(f"{path} is not a part of pseudo-labels ({FORMAT}); label the pool again")
     return content
 
 
 def parts(labels: PseudoLabels) -> list[tuple[Path, int, int]]:
-    """(path, first row, number of rows) of every part, ordered by first row, not by file name.
+    """(path, first row, number of rows) of every part, in row order.
 
     Raises:
-        RunError: there are no parts, or a file is not a part.
+        RunError: there are no parts, a file is not a part, or a part is missing.
     """
+    folder = LabelsDir(labels.path)
     files = []
-    for path in labels.path.glob("*.parquet"):
+    for path in folder.parts():
         about = footer(path)
         files.append((path, int(about["first_row"]), int(about["rows"])))
     if not files:
         raise RunError(f"{labels.path} holds no pseudo-labels; label the pool first")
-    return sorted(files, key=lambda part: part[1])
+    files.sort(key=lambda part: part[1])
+    done = 0
+    for path, first, count in files:
+        if first != done:
+            raise RunError(f"{path} begins at pool row {first}, not {done}; label the pool again")
+        done += count
+    total = read_index(folder).rows
+    if total is not None and done != total:
+        raise RunError(f"{labels.path} has labels of {done:,} of {total:,} images; label the pool again")
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class PartIndex:
+    """Content of parts.json.
+
+    Attributes:
+        folder: folder of the parts.
+        rows: number of pool rows. None: there is no such file.
+        files: name of a part -> its checksum.
+    """
+
+    folder: LabelsDir
+    rows: int | None = None
+    files: dict[str, Checksum] = field(default_factory=dict)
+
+
+def read_index(folder: LabelsDir) -> PartIndex:
+    """Read parts.json; without a readable one no part is known.
+
+    A part that is not in it may be incomplete: it is labelled again.
+    """
+    try:
+        content = read_json(folder.index)
+        return PartIndex(folder, int(content["rows"]), dict(content["files"]))
+    except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
+        return PartIndex(folder)
+
+
+def write_index(index: PartIndex) -> None:
+    """Write parts.json.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    write_json(index.folder.index, {"rows": index.rows, "files": index.files})
+
+
+def check_parts(labels: PseudoLabels) -> None:
+    """Compare every part with its checksum.
+
+    Raises:
+        RunError: a part is missing or damaged, or parts.json is.
+    """
+    folder = LabelsDir(labels.path)
+    index = read_index(folder)
+    if index.rows is None:
+        raise RunError(f"{folder.index} is missing or damaged; label the pool again")
+    for path, problem in problems(folder.path, index.files, contents=True).items():
+        raise RunError(f"{path} {problem}; label the pool again")
+    parts(labels)
 
 
 def hashes(content_hash: NDArray[np.uint8]) -> pa.Array:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from noisystudent.errors import RunError
+from noisystudent.errors import RunError, first_line
 from noisystudent.run import files
 from noisystudent.runtime import generator
 
@@ -47,7 +47,7 @@ def load_results(path: Path, about: str) -> Results:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             results = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it and run again") from error
+        raise RunError(f"{path} cannot be read ({first_line(error)})") from error
     return results if str(results.pop("about", "")) == about else {}
 
 

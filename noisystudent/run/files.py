@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisystudent.errors import InputError, RunError
+from noisystudent.errors import InputError, RunError, first_line
 
 
 def sync_folder(path: Path) -> None:
@@ -99,8 +99,8 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is not valid JSON (line {error.lineno}); delete it and run again") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+        raise RunError(f"{path} is not valid JSON ({first_line(error)}); delete it and run again") from error
 
 
 def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] = ()) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.fields import is_neutral, is_of_student
 from noisystudent.errors import require
+from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import ModelDir, RunDir
-from noisystudent.run.stages import Stage, fingerprint
+from noisystudent.run.stages import Stage
 
 # Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
 # their stages again.

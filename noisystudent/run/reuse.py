@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from noisystudent.errors import RunError
-from noisystudent.run.files import atomic, read_json, remove, write_json
+from noisystudent.run.files import atomic, remove
+from noisystudent.run.record import read_record, write_record
 from noisystudent.run.rundir import RECORD
 from noisystudent.run.stages import Stage, Status, state, supersede
 
@@ -51,7 +52,7 @@ def take_over(stage: Stage, run: Path, others: Iterable[Path]) -> Path | None:
         run has it.
 
     Raises:
-        RunError: the stage.json of `stage` is damaged, or the files cannot be written.
+        RunError: the files cannot be written.
     """
     remove(_aside(stage))
     source = find(stage, run, others)
@@ -79,10 +80,8 @@ def _in_other_run(stage: Stage, run: Path, other: Path) -> Stage:
 
 
 def _done(stage: Stage) -> bool:
-    try:
-        return state(stage).status is Status.DONE
-    except RunError:  # its record is damaged; this is reported when its own run is started
-        return False
+    # Damage is reported when the run of the stage is started.
+    return state(stage, contents=True).status is Status.DONE
 
 
 def _take_folder(source: Stage, target: Stage) -> None:
@@ -106,11 +105,10 @@ def _take_files(source: Stage, target: Stage) -> None:
 
     So a kill in between leaves a stage that counts as interrupted.
     """
-    try:
-        content = read_json(source.record)
-    except FileNotFoundError as error:
-        raise _SourceMoved from error
-    write_json(target.record, content | {"status": "running"})
+    content = read_record(source.record)
+    if content is None:
+        raise _SourceMoved
+    write_record(target.record, content | {"status": "running"})
     for original, copy in zip(source.pieces, target.pieces, strict=True):
         if copy.exists() and original.exists() and copy.samefile(original):
             # POSIX: renaming a hard link onto the same file does nothing, so the temporary name would remain.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import yaml
 from noisystudent.errors import RunError
 
 RECORD = "stage.json"
-"""Name of the file in the folder of a stage that records its inputs and status."""
+"""Name of the file in the folder of a stage that records its inputs, its status and its checksums."""
+
+CHECKSUMS = "checksums.json"
+"""Name of the file with the checksums of the other files of a folder."""
+
+_PART = re.compile(r"part-\d{5,}\.parquet")
 
 
 class _Child:
@@ -20,7 +26,9 @@ class _Child:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, directory: ModelDir | IterationDir | DataDir | RunDir, _owner: type) -> Path:
+    def __get__(
+        self, directory: ModelDir | LabelsDir | IterationDir | DataDir | RunDir, _owner: type
+    ) -> Path:
         return directory.path / self._name
 
 
@@ -45,6 +53,23 @@ class ModelDir:
     def predictions(self, images: str) -> Path:
         """File with the probabilities (N, K) and labels (N,) of the set `images`, "val" or "test"."""
         return self.path / f"predictions-{images}.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsDir:
+    """A folder of pseudo-labels."""
+
+    path: Path
+
+    index = _Child("parts.json")  # number of pool rows, and the checksums of the parts
+
+    def part(self, index: int) -> Path:
+        """Path of part `index`."""
+        return self.path / f"part-{index:05d}.parquet"
+
+    def parts(self) -> list[Path]:
+        """Return the existing parts in order of their names. A copy under another name is not a part."""
+        return sorted(path for path in self.path.glob("part-*.parquet") if _PART.fullmatch(path.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +145,11 @@ class RunDir:
             digest: first 8 digits of the fingerprint that the old files were made with.
         """
         return self.path / "superseded" / f"{stage}-{digest}"
+
+    @property
+    def damaged(self) -> Path:
+        """Folder that keeps damaged files, under their paths in the run."""
+        return self.path / "superseded" / "damaged"
 
     def iteration(self, index: int) -> IterationDir:
         """Folder of an iteration. Iteration 0 trains the teacher, iteration n the n-th student."""

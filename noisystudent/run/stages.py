@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
-from noisystudent.run.files import read_json, remove, sync_folder, write_json
+from noisystudent.run.checksums import checksums
+from noisystudent.run.files import remove, sync_folder
 from noisystudent.run.lock import owns
+from noisystudent.run.record import Facts, damage, read_record, write_record
 from noisystudent.run.rundir import RECORD, RunDir
 
-Facts = dict[str, Any]
-"""Content that can be written as a JSON object."""
-
-# Takes the place of the fingerprint in superseded/ for files without a record.
-_NO_RECORD = "unrecorded"
+# Takes the place of the fingerprint in superseded/ for files without a valid record.
+_UNRECORDED = "unrecorded"
 
 
 class Status(StrEnum):
     """Status of a stage on disk.
 
-    done: it is complete. partial: it was started with the same inputs and interrupted. stale: its files were
-    made from other inputs. absent: it was not started.
+    done: it is complete. partial: it was started with the same inputs and interrupted. damaged: it was
+    complete, but files are missing or have changed. stale: its files were made from other inputs. absent: it
+    was not started.
     """
 
     DONE = "done"
     PARTIAL = "partial"
+    DAMAGED = "damaged"
     STALE = "stale"
     ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Status of a stage, and the names of the inputs that differ if it is stale."""
+    """Status of a stage, and the reasons if it is stale or damaged.
+
+    Attributes:
+        status: status on disk.
+        changed: names of the inputs that differ.
+        problems: what is wrong with its files, for example "model.safetensors is damaged".
+    """
 
     status: Status
     changed: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,55 +83,32 @@ class Stage:
         """
         return (self.path, *self.also, *((self.record,) if self.path.suffix else ()))
 
-
-def fingerprint(*parts: object) -> str:
-    """Return the SHA-256, in hex, of dataclasses, mappings, sequences, paths, strings and numbers.
-
-    Equal values have equal digests: the order of keys does not matter, a list equals a tuple, 1.0 equals 1.
-
-    Raises:
-        TypeError: a part has no canonical form.
-        ValueError: a number is not finite.
-    """
-    text = json.dumps(_canonical(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    def outputs(self) -> list[Path]:
+        """Return the files and folders that the record has checksums of."""
+        return [self.path, *self.also] if self.path.suffix else list(self.path.iterdir())
 
 
-def _canonical(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _canonical(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"keys of a fingerprinted mapping are strings, not {list(value)!r}")
-        return {key: _canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    if isinstance(value, Path):
-        return value.as_posix()
-    if isinstance(value, np.generic):
-        return _canonical(value.item())
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # `10` in a recipe and `10.0` on the command line are the same value
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise TypeError(f"a {type(value).__name__} cannot be fingerprinted")
-
-
-def state(stage: Stage) -> State:
+def state(stage: Stage, *, contents: bool = False) -> State:
     """Return the state of `stage` on disk, without changing anything.
 
-    Raises:
-        RunError: the record of the stage is damaged.
+    Args:
+        stage: the stage.
+        contents: compare the contents of a finished stage with its checksums. False: only the sizes of files.
     """
-    record = _read_record(stage)
+    try:
+        record = read_record(stage.record)
+    except RunError:
+        return State(Status.STALE, problems=(f"{RECORD} is damaged",))
     if record is None:
         # Nothing proves that files without a record belong to this stage, so they are not used. They may be
         # of the user, so they are not deleted either: `run_stage` moves them away.
         unknown = any(_filled(piece) for piece in stage.pieces)
-        return State(Status.STALE, (_NO_RECORD,)) if unknown else State(Status.ABSENT)
+        return State(Status.STALE, problems=(f"{RECORD} is missing",)) if unknown else State(Status.ABSENT)
     if record["fingerprint"] == stage.fingerprint:
-        finished = record["status"] == "done" and all(piece.exists() for piece in stage.pieces)
-        return State(Status.DONE if finished else Status.PARTIAL)
+        if record["status"] != "done":
+            return State(Status.PARTIAL)
+        problems = tuple(_damage(stage, record, contents).values())
+        return State(Status.DAMAGED, problems=problems) if problems else State(Status.DONE)
     # Both sets of names: an input may be new, or may not exist any more.
     names = sorted(record["inputs"].keys() | stage.inputs.keys())
     changed = tuple(name for name in names if record["inputs"].get(name) != stage.inputs.get(name))
@@ -141,8 +120,10 @@ def run_stage(stage: Stage, work: Callable[[], Facts | None], progress: Progress
     """Run `stage` unless it is done.
 
     Files made from other inputs are moved to `superseded/` in the run directory. They are moved back when the
-    inputs are the old ones again. `work` is called if the stage is absent or partial; it must resume a
-    partial stage itself. If the call is killed at any moment, the next call continues from there.
+    inputs are the old ones again. The files of a finished stage are compared with their checksums. Damaged
+    ones are moved to `superseded/damaged/` and made again. `work` is called if the stage is absent, partial
+    or damaged; it must resume from the files that are there. If the call is killed at any moment, the next
+    call continues from there.
 
     Args:
         stage: the stage to run.
@@ -153,23 +134,26 @@ def run_stage(stage: Stage, work: Callable[[], Facts | None], progress: Progress
         The result of `work`, from this call or from the earlier call that finished the stage.
 
     Raises:
-        RunError: the record is damaged, `work` did not make `stage.path`, or the disk is full.
+        RunError: `work` did not make `stage.path`, or the disk is full.
     """
-    current = state(stage)
+    current = state(stage, contents=True)
     if current.status is Status.STALE:
-        why = ", ".join(current.changed)
-        progress.say(f"{stage.name}: made from other inputs ({why}); moved to {supersede(stage)}")
+        inputs = f"made from other inputs ({', '.join(current.changed)})"
+        why = inputs if current.changed else ", ".join(current.problems)
+        progress.say(f"{stage.name}: {why}; moved to {supersede(stage)}")
     # After `supersede`, so that the place is free when an older version is moved back.
     if current.status is not Status.DONE and _restore(stage):
         progress.say(f"{stage.name}: moved back from superseded/")
-    status = state(stage).status  # read again: a restored stage may be done or partial
-    if status is Status.DONE:
+        current = state(stage, contents=True)  # a restored stage may be done or partial
+    if current.status is Status.DONE:
         progress.say(f"{stage.name}: done before, skipped")
     else:
-        if status is Status.PARTIAL:
+        if current.status is Status.DAMAGED:
+            _put_damage_aside(stage, progress)
+        if current.status is Status.PARTIAL:
             progress.say(f"{stage.name}: interrupted before, resumed")
         _perform(stage, work)
-    return (_read_record(stage) or {}).get("result")
+    return (read_record(stage.record) or {}).get("result")
 
 
 def _perform(stage: Stage, work: Callable[[], Facts | None]) -> None:
@@ -185,27 +169,43 @@ def _perform(stage: Stage, work: Callable[[], Facts | None]) -> None:
 def _write_record(
     stage: Stage, status: str, seconds: float | None = None, result: Facts | None = None
 ) -> None:
-    content = {
+    done = status == "done"
+    content: Facts = {
         "name": stage.name,
         "fingerprint": stage.fingerprint,
         "inputs": dict(stage.inputs),
         "status": status,
         "seconds": seconds,  # duration of the last attempt only, without interrupted ones
-        "finished": datetime.now(UTC).isoformat(timespec="seconds") if status == "done" else None,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds") if done else None,
+        "files": checksums(stage.record.parent, stage.outputs()) if done else {},
     }
-    write_json(stage.record, content | ({} if result is None else {"result": result}))
+    write_record(stage.record, content | ({} if result is None else {"result": result}))
 
 
-def _read_record(stage: Stage) -> Facts | None:
-    if not stage.record.is_file():
-        return None
-    record: object = read_json(stage.record)  # may be anything: a user can have edited the file
-    kinds = {"fingerprint": str, "status": str, "inputs": dict}
-    if not isinstance(record, dict) or not all(
-        isinstance(record.get(key), kind) for key, kind in kinds.items()
-    ):
-        raise RunError(f"{stage.record} is not the record of a stage; delete it and run again")
-    return record
+def _damage(stage: Stage, record: Facts, contents: bool) -> dict[Path, str]:
+    """Return {file: "<name> is missing" or "<name> is damaged"} of a finished stage."""
+    gone = {piece: "is missing" for piece in stage.pieces if not piece.exists()}
+    differing = gone | damage(stage.record, record, contents=contents)
+    return {path: f"{path.name} {problem}" for path, problem in differing.items()}
+
+
+def _put_damage_aside(stage: Stage, progress: Progress) -> None:
+    """Move the damaged files of a stage away, and name them."""
+    for path, problem in _damage(stage, read_record(stage.record) or {}, contents=True).items():
+        kept = f"; kept in {put_aside(path)}" if path.exists() else ""
+        progress.say(f"{stage.name}: {problem}{kept}; it is made again")
+
+
+def put_aside(path: Path) -> Path:
+    """Move a damaged file or folder to `superseded/damaged/` of its run, and return its new path.
+
+    Raises:
+        RunError: it cannot be moved.
+    """
+    run = _run_dir(path)
+    target = _free(RunDir(run).damaged, [path.relative_to(run)]) / path.relative_to(run)
+    _move(path, target)
+    return target
 
 
 def _filled(path: Path) -> bool:
@@ -215,29 +215,42 @@ def _filled(path: Path) -> bool:
     return any(not (file.name.startswith(".") and file.name.endswith(".partial")) for file in path.iterdir())
 
 
-def _run_dir(stage: Stage) -> Path:
+def _run_dir(path: Path) -> Path:
     """Return the nearest parent folder that this process has locked; if there is none, the direct parent."""
-    return next(filter(owns, stage.path.parents), stage.path.parent)
+    return next(filter(owns, path.parents), path.parent)
+
+
+def _free(folder: Path, names: Iterable[Path]) -> Path:
+    """Return `folder`, or with -2, -3, … appended the first in which none of the names exists."""
+    target, number, names = folder, 1, list(names)
+    while any((target / name).exists() for name in names):
+        number += 1
+        target = folder.with_name(f"{folder.name}-{number}")
+    return target
 
 
 def supersede(stage: Stage) -> Path:
     """Move the files of `stage` to `superseded/`, and return their new folder.
 
     Raises:
-        RunError: the record is damaged, or a file cannot be moved.
+        RunError: a file cannot be moved.
     """
-    record, run = _read_record(stage), _run_dir(stage)
-    digest = _NO_RECORD if record is None else record["fingerprint"][:8]
-    first = target = RunDir(run).superseded(stage.name, digest)
+    run = _run_dir(stage.path)
     pieces = [piece.relative_to(run) for piece in stage.pieces if piece.exists()]
-    # Files without a record all get the same name, so it may be taken: then -2, -3, … is appended.
-    number = 1
-    while any((target / piece).exists() for piece in pieces):
-        number += 1
-        target = first.with_name(f"{first.name}-{number}")
+    # Files without a record all get the same name, so it may be taken.
+    target = _free(RunDir(run).superseded(stage.name, _recorded_digest(stage)), pieces)
     for piece in pieces:
         _move(run / piece, target / piece)
     return target
+
+
+def _recorded_digest(stage: Stage) -> str:
+    """Return the first 8 digits of the fingerprint that the files on disk were made with."""
+    try:
+        record = read_record(stage.record)
+    except RunError:
+        record = None
+    return _UNRECORDED if record is None else str(record["fingerprint"])[:8]
 
 
 def _restore(stage: Stage) -> bool:
@@ -246,7 +259,7 @@ def _restore(stage: Stage) -> bool:
     Returns:
         True if anything was moved.
     """
-    run = _run_dir(stage)
+    run = _run_dir(stage.path)
     source = RunDir(run).superseded(stage.name, stage.fingerprint[:8])
     moved = False
     # Record first, the reverse of `supersede`: after a kill, the files in place can be identified.

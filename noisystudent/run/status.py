@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from noisystudent.errors import InputError
-from noisystudent.run.files import read_json
 from noisystudent.run.graph import Graph
+from noisystudent.run.record import read_record
 from noisystudent.run.rundir import RECORD, RunDir
 from noisystudent.run.stages import Status, state
 
@@ -29,7 +29,10 @@ def states(graph: Graph, run: RunDir) -> list[Row]:
             Status.DONE: "done",
             Status.PARTIAL: "interrupted, will resume",
             Status.ABSENT: "to do",
-            Status.STALE: f"to redo: {', '.join(current.changed)} changed",
+            Status.DAMAGED: f"to redo: {', '.join(current.problems)}",
+            Status.STALE: f"to redo: {', '.join(current.changed)} changed"
+            if current.changed
+            else f"to redo: {', '.join(current.problems)}",
         }[current.status]
         rows.append((stage.name, text, str(stage.path.relative_to(run.path))))
     return rows
@@ -73,11 +76,11 @@ def _records(run: RunDir) -> Iterator[Path]:
 
 
 def _recorded(path: Path) -> Row:
-    record = read_json(path)
+    record = read_record(path) or {}
     seconds = record.get("seconds")
     return (
-        record["name"],
-        record["status"],
+        record.get("name", ""),  # empty if the file was removed in this moment
+        record.get("status", ""),
         "" if seconds is None else f"{seconds:,.1f}",
         record.get("finished") or "",
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from noisystudent.errors import RunError, first_line
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.files import atomic, remove
+from noisystudent.run.rundir import LabelsDir
 from noisystudent.selection.decisions import REASONS, Decide, Images, halves
 
 _LABELS = pa.schema(
@@ -89,7 +90,7 @@ def open_labels(connection: duckdb.DuckDBPyConnection, labels: PseudoLabels) -> 
     Raises:
         RunError: there are no files, or the labels are outside 0 to K-1.
     """
-    paths = sorted(labels.path.glob("*.parquet"))
+    paths = LabelsDir(labels.path).parts()
     if not paths:
         raise RunError(f"{labels.path} holds no pseudo-labels; label the pool first")
     connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(_LABELS.names)} FROM {parquet(paths)}")

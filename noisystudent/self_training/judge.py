@@ -14,7 +14,8 @@ from noisystudent.run.files import json_lines, read_json, write_json, write_text
 from noisystudent.run.stages import run_stage
 from noisystudent.self_training import pool, robustness
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.training import Training, predictor
+from noisystudent.self_training.predict import predictions
+from noisystudent.self_training.training import Training
 
 BEFORE = " before finetuning"
 """Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
@@ -29,7 +30,7 @@ def judge(context: Context) -> None:
     Writes `evaluation.json` and `gallery.json` of each iteration, `metrics.jsonl` and `verdict.json`.
 
     Raises:
-        RunError: predictions on disk are damaged, or the disk is full.
+        RunError: the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
 
@@ -42,9 +43,8 @@ def judge(context: Context) -> None:
             evaluated = {model.role: last} | ({f"{model.role}{BEFORE}": first} if last is not first else {})
             for role, training in evaluated.items():
                 for name, images in _sets(context).items():
-                    all_predictions[model.iteration, role, name] = _predictions(
-                        context, training, name, images
-                    )
+                    key = (model.iteration, role, name)
+                    all_predictions[key] = predictions(training, name, images, context.progress)
         # Robustness is measured before fine-tuning, as in §3.3 (footnote 3): a higher resolution lowers it.
         _write_evaluations(context, all_predictions, robustness.measure(context, firsts))
         write_json(context.run.verdict, _verdict(context, all_predictions))
@@ -57,18 +57,6 @@ def _sets(context: Context) -> dict[str, ImageSet]:
     return {"val": context.dataset.val, name: images}
 
 
-def _predictions(context: Context, training: Training, name: str, images: ImageSet) -> Predictions:
-    """Return the predictions on `images`, and save those that were computed here."""
-    path = training.folder.predictions(name)
-    # Every training saves its predictions on val when it ends (`train_model`).
-    if name == "val" and path.is_file():
-        return scores.load_predictions(path)
-    context.progress.check()
-    probs = predictor(training).probs(images)
-    scores.save_predictions(path, probs, images.labels)
-    return Predictions(probs, images.labels)
-
-
 def _write_evaluations(
     context: Context, all_predictions: AllPredictions, robust: robustness.Summaries
 ) -> None:
@@ -77,9 +65,9 @@ def _write_evaluations(
     for index in range(len(context.graph.iterations) + 1):
         folder = context.run.iteration(index)
         models: dict[str, dict[str, dict[str, float]]] = {}
-        for (number, role, name), predictions in all_predictions.items():
+        for (number, role, name), (probs, labels) in all_predictions.items():
             if number == index:
-                values = scores.score(predictions.probs, predictions.labels, bins)
+                values = scores.score(probs, labels, bins)
                 models.setdefault(role, {})[name] = values
                 lines.append({"iteration": index, "model": role, "set": name, **values})
         content: dict[str, Any] = {"models": models}

@@ -24,7 +24,8 @@ from noisystudent.selection import reassign, select, selected_rows
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.training import Training, averaged_predictor, noised_views
+from noisystudent.self_training.predict import averaged_predictor, noised_views
+from noisystudent.self_training.training import Training
 
 
 def label(context: Context, stage: Stage, teachers: Sequence[Training], config: PseudoLabelConfig) -> None:

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
+from noisystudent.errors import RunError
 from noisystudent.evaluation.options import Options
 from noisystudent.evaluation.test_images import generate
 from noisystudent.robustness.corruptions import Frost, find_frost, nearest_side
 from noisystudent.robustness.results import Results, load_results, save_results, stratified
 from noisystudent.robustness.suite import Plan, run_tests
 from noisystudent.robustness.summary import Summary, differences, ratios, summarize
-from noisystudent.run.stages import fingerprint
+from noisystudent.run.fingerprint import fingerprint
+from noisystudent.run.stages import put_aside
 from noisystudent.runtime import batch_size_for
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.training import Training, predictor
@@ -96,7 +99,7 @@ def _results(
     )
     paths = {key: training.folder.robustness for key, training in group.items()}
     about = json.dumps([digest])
-    results = {_name(key): load_results(path, about) for key, path in paths.items()}
+    results = {_name(key): _load_results(path, about, context.progress) for key, path in paths.items()}
 
     def save() -> None:
         for key, path in paths.items():
@@ -121,6 +124,15 @@ def _results(
         key: {name: values for name, values in results[_name(key)].items() if plan.includes(name)}
         for key in group
     }
+
+
+def _load_results(path: Path, about: str, progress: Progress) -> Results:
+    """Return the results on disk; a damaged file is moved away, and its tests are done again."""
+    try:
+        return load_results(path, about)
+    except RunError as error:
+        progress.say(f"{error}; kept in {put_aside(path)}; its tests are done again")
+        return {}
 
 
 def _name(key: Key) -> str:

@@ -8,12 +8,11 @@ from noisystudent.errors import RunError
 from noisystudent.metrics import guards, scores
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Model
-from noisystudent.run.rundir import ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.training import Training, predictor, train
-from noisystudent.train import checkpoint
-from noisystudent.train.journal import kept_lines
+from noisystudent.self_training.predict import predictions
+from noisystudent.self_training.training import Training, train
+from noisystudent.train import checkpoint, journal
 
 
 def train_model(context: Context, stage: Stage, training: Training) -> None:
@@ -31,14 +30,11 @@ def train_model(context: Context, stage: Stage, training: Training) -> None:
 
     def work() -> None:
         _train(context, stage, training)
-        val = training.dataset.val
-        probs = predictor(training).probs(val)
-        scores.save_predictions(training.folder.predictions("val"), probs, val.labels)
         remove(training.folder.targets)  # a copy, and as large as the pseudo-labels
 
     run_stage(stage, work, context.progress)
     # Outside the stage: the check must also stop a run that is started again.
-    _check_model(context, stage)
+    _check_model(context, stage, training)
 
 
 def pretrain_model(context: Context, stage: Stage, training: Training) -> None:
@@ -85,17 +81,17 @@ def _train(context: Context, stage: Stage, training: Training) -> None:
 
         # A killed training has drawn points after its last snapshot, and may have lost others that were not
         # flushed. So all points up to the snapshot are drawn again.
-        folder = ModelDir(stage.path)
-        for line in kept_lines(folder.metrics, checkpoint.saved_step(folder.checkpoints)):
+        snapshot = checkpoint.newest(training.folder.checkpoints, context.progress)
+        for line in [] if snapshot is None else journal.read(checkpoint.journal(snapshot)):
             draw(line)
         train(training, pool, context.progress, on_log)
 
 
-def _check_model(context: Context, stage: Stage) -> None:
+def _check_model(context: Context, stage: Stage, training: Training) -> None:
     """Raise RunError if a teacher is at chance level, or if a teacher or student has collapsed."""
-    predictions = scores.load_predictions(ModelDir(stage.path).predictions("val"))
-    top1 = scores.score(predictions.probs, predictions.labels, context.config.evaluate.ece_bins)["top1"]
-    context.progress.say(f"{stage.name}: val top-1 {top1:.1%} of {len(predictions.labels):,} images")
+    probs, labels = predictions(training, "val", training.dataset.val, context.progress)
+    top1 = scores.score(probs, labels, context.config.evaluate.ece_bins)["top1"]
+    context.progress.say(f"{stage.name}: val top-1 {top1:.1%} of {len(labels):,} images")
     if stage.name.startswith("control-"):
         return  # no model is trained on the predictions of the control
     iterations = context.graph.iterations
@@ -103,9 +99,9 @@ def _check_model(context: Context, stage: Stage) -> None:
     is_teacher = last is not None and stage not in (last.training, last.finetuning)
     # A teacher at chance level gives useless labels without any error message, as in issue 9 of the published
     # code.
-    passed, sentence = guards.teacher_above_chance(predictions.labels, predictions.probs)
+    passed, sentence = guards.teacher_above_chance(labels, probs)
     if not passed and is_teacher:
         raise RunError(f"{stage.name}: {sentence}; the run stops before it labels anything with this model")
-    collapsed = guards.collapsed(predictions.probs, predictions.labels)
+    collapsed = guards.collapsed(probs, labels)
     if collapsed is not None:
         raise RunError(f"{stage.name}: {collapsed}")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import tee
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from noisystudent.augment import ops, plan
+from noisystudent.augment import plan
 from noisystudent.augment.policies import Policy, build_policy
 from noisystudent.config import AugmentConfig, EvaluateConfig, FinetuneConfig, LearnerConfig
 from noisystudent.console import Progress
-from noisystudent.data.imageset import ImageSet
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
@@ -207,29 +205,6 @@ def predictor(training: Training, model: Classifier | None = None) -> Predictor:
     )
 
 
-def noised_views(
-    training: Training, teachers: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
-) -> Iterator[Tensor]:
-    """Yield views (B, 3, S, S) uint8 of the rows `requests` with input noise, and draw the teachers' noise.
-
-    This is the 'noised teacher' of Table 6.
-    """
-    policy, models = training.policy, [model for model in teachers.models if isinstance(model, Classifier)]
-
-    def boxes(rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        # The first row serves as the step, so a resumed labelling draws the same noise.
-        return plan.crop_boxes(policy, training.seed, "labeling", int(rows[0]), images.view_sizes(rows))
-
-    requests, drawn_for = tee(requests)
-    cropped = teachers.requested_views(images, requests, boxes if policy.crop == "inception" else None)
-    for rows, batch in zip(drawn_for, cropped, strict=True):
-        first, active = int(rows[0]), torch.ones(len(batch), dtype=torch.bool, device=training.device)
-        for model in models:
-            model.noise.draw(training.seed, first, active)
-        size, side = len(batch), training.resolution
-        yield ops.apply(batch, plan.draw(policy, training.seed, "labeling", first, size, resolution=side))
-
-
 def _first_model(training: Training, progress: Progress) -> Classifier:
     """Return the model at step 0, on the device: random, published, or other weights (`training.initial`)."""
     config = training.learner.model
@@ -291,9 +266,3 @@ def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:
     probs = predictor(training, averaged).probs(val)
     measured = scores.score(probs, val.labels, training.evaluation.ece_bins)
     return {f"val_{name}": value for name, value in measured.items()}
-
-
-def averaged_predictor(trainings: Sequence[Training]) -> Predictor:
-    """Return a predictor that averages the probabilities of finished trainings, which differ only in seed."""
-    first, *others = map(predictor, trainings)
-    return replace(first, models=(first.model, *(other.model for other in others)))

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import pickle
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.optim import Optimizer
 
+from noisystudent.console import Progress
 from noisystudent.errors import RunError, first_line
 from noisystudent.run import files
+from noisystudent.run.checksums import broken, seal
+from noisystudent.run.stages import put_aside
 from noisystudent.train.ema import Ema
 
 _SNAPSHOT = re.compile(r"step-\d{8,}")
@@ -58,28 +62,35 @@ class TrainState:
     logged: int = 0
 
 
-def latest(folder: Path) -> Path | None:
-    """Path of the snapshot with the most steps, or None. Unfinished snapshots have another name."""
-    paths = [path for path in folder.glob("step-*") if _SNAPSHOT.fullmatch(path.name)]
-    return max(paths, key=_step, default=None)
+def newest(folder: Path, progress: Progress) -> Path | None:
+    """Path of the intact snapshot with the most steps, or None. Broken ones are moved away and named."""
+    for path in reversed(_snapshots(folder)):
+        problem = broken(path)
+        if problem is None:
+            return path
+        progress.say(
+            f"checkpoint {path.name}: {problem}; kept in {put_aside(path)}; the training continues from an"
+            " earlier step"
+        )
+    return None
 
 
-def saved_step(folder: Path) -> int:
-    """Number of steps of the latest snapshot; 0 if there is none."""
-    snapshot = latest(folder)
-    return 0 if snapshot is None else _step(snapshot)
+def journal(snapshot: Path) -> Path:
+    """Path of the measurements up to a snapshot, in the format of metrics.jsonl."""
+    return snapshot / "metrics.jsonl"
 
 
-def _step(snapshot: Path) -> int:
-    """Step in the name of a snapshot."""
-    return int(snapshot.name.removeprefix("step-"))
+def save(state: TrainState, folder: Path, metrics: Path) -> None:
+    """Write `folder/step-XXXXXXXX` completely or not at all, then remove all earlier snapshots but one.
 
-
-def save(state: TrainState, folder: Path) -> None:
-    """Write `folder/step-XXXXXXXX` completely or not at all, then remove the earlier snapshots.
+    Args:
+        state: state of the training.
+        folder: folder of the snapshots.
+        metrics: metrics.jsonl up to this step. A copy is part of the snapshot, so that a resumed training
+            does not depend on a file that was written after it.
 
     Raises:
-        RunError: the disk is full or cannot be written. The earlier snapshot is still there.
+        RunError: the disk is full or cannot be written. The earlier snapshots are still there.
     """
     path = folder / f"step-{state.step:08d}"
     _remove(folder, _UNFINISHED)
@@ -90,8 +101,18 @@ def save(state: TrainState, folder: Path) -> None:
             dcp_save(contents, checkpoint_id=str(partial), no_dist=True)
         except (CheckpointException, RuntimeError) as error:  # torch hides the OSError of a failed write
             raise OSError(_reason(error)) from error  # `files.atomic` turns it into a RunError
-    # Only after the new snapshot is complete: a run that is killed at any time has one to resume from.
-    _remove(folder, _SNAPSHOT, keep=path)
+        shutil.copyfile(metrics, journal(partial))
+        seal(partial)
+    # Only after the new snapshot is complete: a run that is killed at any time has one to resume from. The
+    # one before it stays, in case that the new one is damaged on the disk.
+    for earlier in _snapshots(folder)[:-2]:
+        files.remove(earlier)
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """Snapshots in order of their steps. Unfinished ones have another name."""
+    paths = [path for path in folder.glob("step-*") if _SNAPSHOT.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load(state: TrainState, path: Path) -> None:
@@ -241,8 +262,8 @@ def _reason(error: BaseException) -> str:
         error = inner
 
 
-def _remove(folder: Path, names: re.Pattern[str], keep: Path | None = None) -> None:
-    """Remove every entry of `folder` whose name matches, except `keep`."""
+def _remove(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove every entry of `folder` whose name matches."""
     for path in folder.glob("*") if folder.is_dir() else ():
-        if names.fullmatch(path.name) and path != keep:
+        if names.fullmatch(path.name):
             files.remove(path)

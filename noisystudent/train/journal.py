@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from pathlib import Path
 
-from noisystudent.errors import RunError
+from noisystudent.errors import RunError, first_line
 from noisystudent.run import files
 
 
 class Journal:
     """Appends measurements to a file of JSON lines.
 
-    Opening removes the lines after `step`, because the resumed run writes them again.
-
     Args:
-        path: metrics.jsonl; created if it does not exist.
-        step: step at which the run starts or resumes.
+        path: metrics.jsonl. What it holds is replaced: a resumed run writes the lines after its snapshot
+            again.
+        earlier: file with the lines of the snapshot that the run resumes from. None: the run starts.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, earlier: Path | None) -> None:
         self.path = path
-        files.write_text(path, files.json_lines(kept_lines(path, step)))
+        with files.atomic(path) as partial:
+            if earlier is None:
+                partial.touch()
+            else:
+                shutil.copyfile(earlier, partial)
 
     def append(self, line: dict[str, float]) -> None:
         """Write one line immediately, so that a killed run loses at most this line.
@@ -36,22 +39,14 @@ class Journal:
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
 
-    def sync(self) -> None:
-        """Force all lines to disk. Call it before a snapshot, which must not be newer than the lines."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
 
+def read(path: Path) -> list[dict[str, float]]:
+    """Read the lines of a file that `Journal` has written.
 
-def kept_lines(path: Path, step: int) -> list[dict[str, float]]:
-    """Read the lines before the first that is incomplete or later than `step`; none if there is no file."""
-    lines: list[dict[str, float]] = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines(keepends=True):
-        try:
-            measurement = json.loads(line)
-            if not line.endswith("\n") or measurement["step"] > step:
-                break
-        except (json.JSONDecodeError, KeyError, TypeError):  # incomplete after a power failure
-            break
-        lines.append(measurement)
-    return lines
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise RunError(f"{path} does not hold measurements ({first_line(error)})") from error

@@ -45,7 +45,7 @@ def fit(
     evaluate: Evaluate | None = None,
     on_log: OnLog | None = None,
 ) -> nn.Module:
-    """Train `model`, starting from the latest snapshot in `folder` if there is one.
+    """Train `model`, starting from the newest intact snapshot in `folder` if there is one.
 
     A training that was interrupted and resumed ends with the weights of an uninterrupted one, bit for bit on
     a CPU. Its metrics.jsonl is the same, except for `images_per_second`.
@@ -70,13 +70,17 @@ def fit(
         Stopped: a signal came; a snapshot of the last step is on disk.
     """
     config = step.config
-    state = _start(model, config, folder)
+    state = _first_state(model, config)
+    snapshot = checkpoint.newest(folder.checkpoints, progress)
+    if snapshot is not None:
+        checkpoint.load(state, snapshot)
     if state.step > total_steps:
         raise RunError(
             f"the checkpoint in {folder.path} is at step {state.step} of {total_steps}; delete it to"
             " start again"
         )
-    log = _Log(Journal(folder.metrics, state.step), step.lr, steps_per_epoch, on_log)
+    earlier = None if snapshot is None else checkpoint.journal(snapshot)
+    log = _Log(Journal(folder.metrics, earlier), step.lr, steps_per_epoch, on_log)
     execute = Executor(step, state, progress)
     eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
     saved = state.step
@@ -102,22 +106,19 @@ def fit(
     return state.ema.module
 
 
-def _start(model: nn.Module, config: TrainConfig, folder: ModelDir) -> TrainState:
-    """State of the latest snapshot, or of step 0 if there is none."""
+def _first_state(model: nn.Module, config: TrainConfig) -> TrainState:
+    """State of step 0."""
     model.train()
     if config.channels_last:  # before `Ema` copies the model, so that both have the same memory format
         model.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
-    state = TrainState(
+    return TrainState(
         model,
         Ema(model),
         build_optimizer(model, config),
         window=torch.zeros(2, device=device),
         decay=torch.zeros((), device=device),
     )
-    if (snapshot := checkpoint.latest(folder.checkpoints)) is not None:
-        checkpoint.load(state, snapshot)
-    return state
 
 
 def _until_signal(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
@@ -137,9 +138,8 @@ def _until_signal(batches: Iterator[Batch], progress: Progress) -> Iterator[Batc
 
 def _save(state: TrainState, log: _Log, folder: ModelDir) -> None:
     """Write a snapshot; the time it takes does not count in `images_per_second`."""
-    # Lines first: a resumed run removes the lines after its snapshot, but it cannot restore missing ones.
-    log.settle(state)
-    checkpoint.save(state, folder.checkpoints)
+    log.check(state)
+    checkpoint.save(state, folder.checkpoints, log.journal.path)
     log.restart_clock()
 
 
@@ -187,10 +187,9 @@ class _Log:
         state.logged = state.step
         self.restart_clock()
 
-    def settle(self, state: TrainState) -> None:
-        """Check that the loss is finite, and force all lines to disk; call it before a snapshot."""
+    def check(self, state: TrainState) -> None:
+        """Check that the loss is finite; call it before a snapshot."""
         self._read(state)
-        self.journal.sync()
 
     def restart_clock(self) -> None:
         """Start a new measurement of the images per second."""

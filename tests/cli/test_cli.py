@@ -21,6 +21,7 @@ from noisystudent.inference.images import open_images, scanned
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
 from noisystudent.models.classifier import Classifier
+from noisystudent.run.record import read_record, write_record
 
 
 def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
@@ -252,7 +253,7 @@ def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     record = out / "iteration-1" / "student" / "stage.json"
-    record.write_text(record.read_text().replace('"done"', '"running"'))
+    write_record(record, (read_record(record) or {}) | {"status": "running"})
     (out / "verdict.stage.json").unlink()
     rows = table(output(capsys, "status", out))
     assert rows["student-1"].startswith("running") and "judgement" not in rows

@@ -30,6 +30,7 @@ from noisystudent.models import build_model, save_weights
 from noisystudent.robustness.corruptions import corrupt
 from noisystudent.robustness.imagenet import imagenet_classes
 from noisystudent.robustness.measures import CORRUPTIONS
+from noisystudent.run.record import write_record
 
 PHOTOS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
 WITHOUT_FROST = [name for name in CORRUPTIONS if name != "frost"]
@@ -138,7 +139,7 @@ def test_c_and_p_come_before_a_higher_resolution(finished: Path, images: Path, t
             ModelConfig(name=student.model.name, dropout=0, stochastic_depth=0), 3, side, seed=3
         )
         save_weights(model, larger / "model.safetensors", student.classes)
-        (larger / "stage.json").write_text(json.dumps({"status": "done"}))
+        write_record(larger / "stage.json", {"name": "", "fingerprint": "", "inputs": {}, "status": "done"})
         return run
 
     def measured(model: Path, size: int | None = None) -> dict[tuple[str, str], Row]:

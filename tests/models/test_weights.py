@@ -62,6 +62,16 @@ def test_metadata_describes_the_file(tmp_path: Path) -> None:
     assert len(json.loads(metadata["std"])) == 3
 
 
+def test_equal_weights_have_equal_bytes_in_every_process(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:  # the order of the metadata was random in each call
+        save_weights(small(1, options={"global_pool": "max"}), file, classes=["ä", "b", "c", "d", "e"])
+    assert len({file.read_bytes() for file in files}) == 1
+    with safetensors.safe_open(files[0], framework="pt") as opened:
+        keys = list(opened.metadata())
+    assert "classes" in keys
+
+
 def test_the_file_has_ordinary_permissions(tmp_path: Path) -> None:
     save_weights(small(), tmp_path / "model.safetensors")
     (tmp_path / "plain").touch()

@@ -14,6 +14,7 @@ from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.pseudo_label import iterate, label_images
 from noisystudent.records import PseudoLabels
+from noisystudent.run.rundir import LabelsDir
 
 torch.set_num_threads(1)
 
@@ -65,7 +66,7 @@ def random_pool(n: int = 27, classes: int = 6, seed: int = 0) -> Pool:
 
 
 def contents(labels: PseudoLabels) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(labels.path.iterdir())}
+    return {path.name: path.read_bytes() for path in LabelsDir(labels.path).parts()}
 
 
 def column(labels: PseudoLabels, name: str) -> list[object]:

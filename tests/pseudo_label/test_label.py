@@ -13,13 +13,15 @@ import pytest
 import torch
 from labeled_pool import CONFIG, column, contents, random_pool
 from numpy.typing import NDArray
-from tiny import Counted
+from tiny import Counted, Remembered
 from torch import Tensor
 
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, RunError, Stopped
-from noisystudent.pseudo_label import label_images, read_targets, summary
+from noisystudent.pseudo_label import iterate, label_images, read_targets, summary
+from noisystudent.pseudo_label.parts import check_parts
 from noisystudent.records import PseudoLabels
+from noisystudent.run.rundir import LabelsDir
 
 torch.set_num_threads(1)
 
@@ -40,8 +42,8 @@ def test_a_killed_run_continues_with_the_unfinished_part(
     with pytest.raises(KeyboardInterrupt):
         pool.label(tmp_path / "killed")
     assert (
-        len(list((tmp_path / "killed").iterdir())) == killed_at // 3
-    )  # three batches per part, and no temporary files
+        len(list((tmp_path / "killed").iterdir())) == 1 + killed_at // 3
+    )  # parts.json, one part for three batches, and no temporary files
     pool.before_call, pool.calls = (lambda call: None), 0
     assert contents(pool.label(tmp_path / "killed")) == whole
     assert pool.calls == 8 - killed_at // 3 * 3
@@ -85,9 +87,52 @@ def test_only_a_damaged_part_is_made_again(tmp_path: Path, damage: Callable[[Pat
     pool = random_pool()
     whole = contents(pool.label(tmp_path))
     damage(tmp_path / "part-00001.parquet")
-    pool.calls = 0
-    assert contents(pool.label(tmp_path)) == whole
+    pool.calls, progress = 0, Remembered()
+    assert contents(pool.label(tmp_path, progress=progress)) == whole
     assert pool.calls == 3
+    (line,) = progress.lines
+    problem = "is missing" if damage is Path.unlink else "is damaged"
+    assert line.startswith(f"labeling: part-00001.parquet {problem}; ")
+
+
+def damage_bit(path: Path) -> None:
+    text = bytearray(path.read_bytes())
+    text[len(text) // 2] ^= 1
+    path.write_bytes(text)
+
+
+def copy(path: Path) -> None:
+    path.with_name("part-00000 (copy).parquet").write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("damage", [damage_half, damage_swap, damage_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["part-00000.parquet", "part-00002.parquet", "parts.json"])
+def test_no_damage_is_silent(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    labels = random_pool().label(tmp_path)
+    check_parts(labels)
+    damage(tmp_path / name)
+    if (damage, name) != (damage_swap, "part-00000.parquet"):  # this one stays as it is
+        with pytest.raises(RunError, match=f"{name} is (missing|damaged|missing or damaged); label the pool"):
+            check_parts(labels)
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"])
+def test_a_lost_part_is_noticed_by_every_reader(tmp_path: Path, name: str) -> None:
+    labels = random_pool().label(tmp_path)
+    (tmp_path / name).unlink()
+    for read in (summary, lambda labels: list(iterate(labels, ["row"]))):
+        with pytest.raises(RunError, match=r"begins at pool row|has labels of 20 of 27 images"):
+            read(labels)
+
+
+def test_a_copy_under_another_name_is_not_a_part(tmp_path: Path) -> None:
+    labels = random_pool().label(tmp_path)
+    before = summary(labels)
+    copy(tmp_path / "part-00000.parquet")
+    check_parts(labels)
+    assert summary(labels) == before
+    random_pool(n=8).label(tmp_path)
+    assert (tmp_path / "part-00000 (copy).parquet").is_file(), "a file of the user was removed"
 
 
 def test_complete_parts_are_kept_and_changed_ones_are_made_again(tmp_path: Path) -> None:
@@ -133,7 +178,7 @@ def test_a_teacher_of_other_classes_missing_images_and_bad_top_k_are_refused(tmp
         )
     with pytest.raises(InputError, match="top_k is 0"):
         pool.label(tmp_path, replace(CONFIG, top_k=0))
-    assert list(tmp_path.iterdir()) == []
+    assert LabelsDir(tmp_path).parts() == []
 
 
 @pytest.mark.parametrize("classes", [3, 300])

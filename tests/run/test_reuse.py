@@ -14,8 +14,9 @@ from kills import Killed, kill_after
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.run import reuse
+from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.lock import lock
-from noisystudent.run.stages import Stage, Status, fingerprint, run_stage, state
+from noisystudent.run.stages import Stage, Status, run_stage, state
 
 
 def make(run: Path, kind: str, version: str) -> Stage:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisystudent.config import AugmentConfig, TrainConfig
-from noisystudent.run.stages import fingerprint
+from noisystudent.run.fingerprint import fingerprint
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

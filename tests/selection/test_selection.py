@@ -79,7 +79,9 @@ def test_order_and_names_of_files_change_nothing(pairs, config, order, cut, mode
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = run(rows, config, folder / "a", seed=7)
-        labels = reference.write(folder / "b", {"z.parquet": moved[:cut], "a.parquet": moved[cut:]})
+        labels = reference.write(
+            folder / "b", {"part-00001.parquet": moved[:cut], "part-00000.parquet": moved[cut:]}
+        )
         second = select(labels, config, seed=7, out=folder / "b.parquet", threads=2)
         assert reference.decisions(first) == reference.decisions(second)
         (rows_a, repeats_a), (rows_b, repeats_b) = selected_rows(first), selected_rows(second)
@@ -100,7 +102,7 @@ def test_the_bytes_do_not_depend_on_threads_and_memory(
 ) -> None:
     monkeypatch.setattr(database, "ROW_GROUP", 30_000)
     rows = large_pool(150_000, grid=50)
-    labels = reference.write(tmp_path / "labels", {f"{i}.parquet": rows[i::3] for i in range(3)})
+    labels = reference.write(tmp_path / "labels", {f"part-{i:05d}.parquet": rows[i::3] for i in range(3)})
     config = SelectionConfig(mode=mode, per_class=15_000)  # type: ignore[arg-type]
     digests = set()
     for threads, limit in ((1, "2GB"), (4, "100MB")):
@@ -120,9 +122,11 @@ def test_labels_in_row_order_are_not_sorted_and_others_are(
 ) -> None:
     monkeypatch.setattr(database, "ROW_GROUP", 700)
     rows, config = large_pool(5_000, grid=50), SelectionConfig(mode=mode, per_class=500)  # type: ignore[arg-type]
-    parts = {f"{i}.parquet": rows[i * 1000 : (i + 1) * 1000] for i in range(5)}
+    parts = {f"part-{i:05d}.parquet": rows[i * 1000 : (i + 1) * 1000] for i in range(5)}
     ordered = select(reference.write(tmp_path / "o", parts), config, seed=1, out=tmp_path / "o.parquet")
-    mixed = reference.write(tmp_path / "m", {"0.parquet": rows[1::2], "1.parquet": rows[0::2][::-1]})
+    mixed = reference.write(
+        tmp_path / "m", {"part-00000.parquet": rows[1::2], "part-00001.parquet": rows[0::2][::-1]}
+    )
     assert select(mixed, config, seed=1, out=tmp_path / "m.parquet").path.read_bytes() == (
         ordered.path.read_bytes()
     )
@@ -222,7 +226,7 @@ def test_reassign_to_the_same_labels_is_the_same_file_even_with_copies(tmp_path:
 
 def test_reassign_refuses_another_pool(tmp_path: Path) -> None:
     before = run(large_pool(20), SelectionConfig(), tmp_path)
-    other = reference.write(tmp_path / "other", {"p.parquet": large_pool(19)})
+    other = reference.write(tmp_path / "other", {"part-00000.parquet": large_pool(19)})
     with pytest.raises(InputError, match=r"19 images and .* has 20, of which 19 are the same"):
         reassign(before, other, tmp_path / "out.parquet", threads=1)
     with pytest.raises(InputError, match=r"4 classes, but .* has 5"):

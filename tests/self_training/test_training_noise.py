@@ -18,6 +18,7 @@ from noisystudent.models import Classifier, build_model
 from noisystudent.records import Batch
 from noisystudent.self_training import training as trainings
 from noisystudent.self_training.noise import TrainingNoise
+from noisystudent.self_training.predict import noised_views
 from noisystudent.self_training.training import Training
 
 
@@ -97,15 +98,15 @@ def test_a_noised_labeller_crops_as_its_training_did(
     training = tiny.training(config, dataset, tmp_path, crop=crop, flip=False, randaugment=None)
     rows = np.arange(4, 12)
     teacher = trainings.predictor(training, build_model(training.learner.model, 3, training.resolution))
-    (noised_views,) = trainings.noised_views(training, teacher, dataset.pool, iter([rows]))
+    (noised,) = noised_views(training, teacher, dataset.pool, iter([rows]))
     policy = policies.build_policy(training.learner.augment, training.resolution)
     boxes = plan.crop_boxes(policy, training.seed, "labeling", 4, dataset.pool.view_sizes(rows))
     views = dataset.pool.fetch(rows, training.resolution, boxes)
     moved = ops.apply(
         views, plan.draw(policy, training.seed, "labeling", 4, len(rows), resolution=training.resolution)
     )
-    assert torch.equal(noised_views, moved)
-    assert torch.equal(noised_views, dataset.pool.fetch(rows, training.resolution)) == (crop == "none")
+    assert torch.equal(noised, moved)
+    assert torch.equal(noised, dataset.pool.fetch(rows, training.resolution)) == (crop == "none")
 
 
 def test_model_noise_of_the_labels_does_not_depend_on_that_of_the_pool(

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import Remembered
 from torch import Tensor, nn
 
 from noisystudent.config import TrainConfig
 from noisystudent.errors import RunError
-from noisystudent.train import checkpoint
+from noisystudent.train import checkpoint, journal
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema, decay_at
 from noisystudent.train.optim import build_optimizer
@@ -66,13 +67,19 @@ def assert_same(one: TrainState, other: TrainState) -> None:
         assert value.dtype == right[name].dtype, name
 
 
+def save(state: TrainState, folder: Path) -> None:
+    metrics = folder.with_name(f"{folder.name}.jsonl")
+    metrics.write_text(f'{{"step": {state.step}}}\n')
+    checkpoint.save(state, folder, metrics)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop_tf", "adamw"])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"unused": True}])
 def test_a_loaded_training_is_and_goes_on_as_the_saved_one(
     tmp_path: Path, optimizer: str, options: dict[str, Any]
 ) -> None:
     state = advance(make_state(0, optimizer, **options), 3)
-    checkpoint.save(state, tmp_path)
+    save(state, tmp_path)
     loaded = make_state(1, optimizer, **options)
     checkpoint.load(loaded, tmp_path / "step-00000003")
     assert_same(state, loaded)
@@ -80,30 +87,53 @@ def test_a_loaded_training_is_and_goes_on_as_the_saved_one(
     assert_same(advance(state, 2), advance(loaded, 2))
 
 
-def test_only_the_latest_snapshot_stays_and_leftovers_of_a_kill_are_neither_seen_nor_kept(
-    tmp_path: Path,
-) -> None:
-    state = advance(make_state(0), 2)
-    assert checkpoint.latest(tmp_path / "nothing") is None
-    checkpoint.save(state, tmp_path)
+def test_two_snapshots_stay_and_leftovers_of_a_kill_are_neither_seen_nor_kept(tmp_path: Path) -> None:
+    state, progress = advance(make_state(0), 2), Remembered()
+    assert checkpoint.newest(tmp_path / "nothing", progress) is None
+    save(state, tmp_path)
     torn = tmp_path / ".step-00000003.partial"
     torn.mkdir()
     (torn / "__0_0.distcp").write_bytes(b"half")
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000002"
-    checkpoint.save(advance(state, 10), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000012"]
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000012"
+    assert checkpoint.newest(tmp_path, progress) == tmp_path / "step-00000002"
+    save(advance(state, 10), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", "step-00000012"}
+    save(advance(state, 1), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000012", "step-00000013"}
+    newest = checkpoint.newest(tmp_path, progress)
+    assert newest == tmp_path / "step-00000013" and progress.lines == []
+    assert journal.read(checkpoint.journal(newest)) == [{"step": 13}]
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "metrics.jsonl", "checksums.json"])
+@pytest.mark.parametrize("damage", ["flipped", "empty", "removed"])
+def test_a_damaged_snapshot_is_put_aside_and_the_one_before_is_used(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    folder, progress = tmp_path / "checkpoint", Remembered()
+    state = advance(make_state(0), 1)
+    save(state, folder)
+    save(advance(state, 1), folder)
+    file = folder / "step-00000002" / name
+    text = file.read_bytes()
+    file.write_bytes({"flipped": bytes([text[0] ^ 1]) + text[1:]}.get(damage, b""))
+    if damage == "removed":
+        file.unlink()
+    assert checkpoint.newest(folder, progress) == folder / "step-00000001"
+    (line,) = progress.lines
+    problem = "is missing" if damage == "removed" else "is damaged"
+    assert line.startswith(f"checkpoint step-00000002: {name} {problem}; kept in {folder / 'superseded'}")
+    assert (folder / "superseded" / "damaged" / "step-00000002").is_dir()
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_snapshot_before(tmp_path: Path) -> None:
     state = advance(make_state(0, width=64), 1)
-    checkpoint.save(state, tmp_path)
+    save(state, tmp_path)
     saved = {key: value.clone() for key, value in tensors(state).items()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # the process cannot write longer files
     try:
         with pytest.raises(RunError, match=r"cannot write .*step-00000002: File too large$"):
-            checkpoint.save(advance(state, 1), tmp_path)
+            save(advance(state, 1), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -123,7 +153,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_snapshot_before(tmp_path: Path) 
 def test_a_snapshot_of_another_training_is_refused_before_anything_changes(
     tmp_path: Path, other: dict[str, Any], difference: str
 ) -> None:
-    checkpoint.save(advance(make_state(0), 1), tmp_path)
+    save(advance(make_state(0), 1), tmp_path)
     state = make_state(1, **other)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     with pytest.raises(RunError, match="belongs to another training") as caught:
@@ -135,7 +165,7 @@ def test_a_snapshot_of_another_training_is_refused_before_anything_changes(
 
 
 def test_a_damaged_snapshot_is_one_line(tmp_path: Path) -> None:
-    checkpoint.save(advance(make_state(0), 1), tmp_path)
+    save(advance(make_state(0), 1), tmp_path)
     path = tmp_path / "step-00000001"
     data = path / "__0_0.distcp"
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
@@ -158,7 +188,7 @@ class Intruder:
 
 
 def test_a_snapshot_from_a_stranger_cannot_run_code(tmp_path: Path) -> None:
-    checkpoint.save(advance(make_state(0), 1), tmp_path)
+    save(advance(make_state(0), 1), tmp_path)
     path, trace = tmp_path / "step-00000001", tmp_path / "trace"
     (path / ".metadata").write_bytes(pickle.dumps(Intruder(trace)))
     with pytest.raises(RunError, match=r"it refers to posix\.mkdir"):

@@ -80,7 +80,7 @@ def test_stopping_saves_this_very_step_and_resumes_to_the_same_weights(training:
     with pytest.raises(Stopped, match="SIGTERM"):
         training("cut", progress=progress, changes={"augment": stopping}).run()
     snapshots = training("cut").folder / "checkpoint"
-    assert [path.name for path in snapshots.iterdir()] == [f"step-{step:08d}"]
+    assert max(path.name for path in snapshots.iterdir()) == f"step-{step:08d}"
     resumed = training("cut", changes={"batches": expect_start(step)})
     assert_same_tensors(resumed.run(), averaged)
     assert lines(resumed) == lines(straight)
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(training: Ma
         RunError, match=r"the loss became (nan|inf) .* step 10, .* rate of 0\.0\d+; decrease train.lr"
     ):
         run.run()
-    assert [path.name for path in (run.folder / "checkpoint").iterdir()] == ["step-00000008"]
+    assert max(path.name for path in (run.folder / "checkpoint").iterdir()) == "step-00000008"
 
 
 def test_without_pool_rows_the_three_normalizations_train_the_same_model(training: Make) -> None:

@@ -72,8 +72,8 @@ def test_a_loader_that_dies_of_the_signal_too_loses_no_step(training: Make, sign
 
     with pytest.raises(Stopped if signalled else RunError):
         training(progress=progress, changes={"batches": dying}).run()
-    snapshots = [path.name for path in (training().folder / "checkpoint").iterdir()]
-    assert snapshots == ["step-00000009" if signalled else "step-00000007"]
+    newest = max(path.name for path in (training().folder / "checkpoint").iterdir())
+    assert newest == ("step-00000009" if signalled else "step-00000007")
 
 
 @pytest.mark.parametrize("signalled", [True, False])

@@ -1,0 +1,86 @@
+"""Parts that an interrupted labelling has finished: those that are intact are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from noisystudent.console import Progress
+from noisystudent.errors import RunError
+from noisystudent.pseudo_label.parts import PartIndex, footer, hashes, read_index, write_index
+from noisystudent.run.checksums import Checksum, problems
+from noisystudent.run.files import remove
+from noisystudent.run.rundir import LabelsDir
+from noisystudent.run.stages import put_aside
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """A file of pseudo-labels that exists or is to be written.
+
+    Attributes:
+        path: path of the file.
+        rows: pool rows.
+        content_hash: (number of rows, 16) uint8.
+        about: content that its footer must have.
+    """
+
+    path: Path
+    rows: range
+    content_hash: NDArray[np.uint8]
+    about: dict[str, str]
+
+
+def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) -> PartIndex:
+    """Write parts.json with the parts that need not be labelled again, and return it.
+
+    Damaged parts are moved away and named. Parts that are not in `parts`, for example those of a larger pool,
+    are removed.
+
+    Args:
+        folder: made if it does not exist.
+        parts: all parts that the pool is to have.
+        task: name of this work in `progress`.
+        progress: receives a line for each damaged part. A signal stops the work between two parts.
+
+    Raises:
+        RunError: the disk is full.
+        Stopped: a signal came.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for beyond in set(folder.parts()) - {part.path for part in parts}:
+        remove(beyond)
+    known, intact = read_index(folder).files, dict[str, Checksum]()
+    for part in parts:
+        name = part.path.name
+        # A part without a checksum is new: the process was killed before it wrote parts.json.
+        if name not in known:
+            continue
+        progress.check()
+        for path, problem in problems(folder.path, {name: known[name]}, contents=True).items():
+            kept = f"; kept in {put_aside(path)}" if path.exists() else ""
+            progress.say(f"{task}: {name} {problem}{kept}; its images are labelled again")
+        if _is_complete(part):
+            intact[name] = known[name]
+    index = PartIndex(folder, sum(len(part.rows) for part in parts), intact)
+    write_index(index)
+    return index
+
+
+def _is_complete(part: Part) -> bool:
+    """True if the file exists and has exactly these images and settings. Its checksum is correct."""
+    if not part.path.exists():
+        return False
+    try:
+        if footer(part.path) != part.about:
+            return False
+    except RunError:  # of another version of this program
+        return False
+    with pq.ParquetFile(part.path) as file:
+        column = file.read(columns=["content_hash"]).column(0)
+    return bool(column.equals(pa.chunked_array([hashes(part.content_hash)])))

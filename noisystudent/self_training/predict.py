@@ -1,0 +1,78 @@
+"""Predictions of the trained models of a run: saved ones, averaged ones, and ones on views with noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import tee
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisystudent.augment import ops, plan
+from noisystudent.console import Progress
+from noisystudent.data.imageset import ImageSet
+from noisystudent.errors import RunError
+from noisystudent.inference.predictor import Predictor
+from noisystudent.metrics import scores
+from noisystudent.metrics.scores import Predictions
+from noisystudent.models.classifier import Classifier
+from noisystudent.run.stages import put_aside
+from noisystudent.self_training.training import Training, predictor
+
+
+def predictions(training: Training, name: str, images: ImageSet, progress: Progress) -> Predictions:
+    """Return the predictions of the trained model on a set, from disk if they were saved there.
+
+    They depend on nothing but the weights and the images, so a damaged file is moved away and made again.
+
+    Args:
+        training: a finished training.
+        name: name of the set, "val" or "test".
+        images: images of the set.
+        progress: receives a line if a file is damaged. A signal stops the work before it starts.
+
+    Raises:
+        Stopped: a signal was received.
+    """
+    path = training.folder.predictions(name)
+    if path.is_file():
+        try:
+            return scores.load_predictions(path)
+        except RunError as error:
+            progress.say(f"{error}; kept in {put_aside(path)}; the images are predicted again")
+    progress.check()
+    made = Predictions(predictor(training).probs(images), images.labels)
+    scores.save_predictions(path, *made)
+    return made
+
+
+def averaged_predictor(trainings: Sequence[Training]) -> Predictor:
+    """Return a predictor that averages the probabilities of finished trainings, which differ only in seed."""
+    first, *others = map(predictor, trainings)
+    return replace(first, models=(first.model, *(other.model for other in others)))
+
+
+def noised_views(
+    training: Training, teachers: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
+) -> Iterator[Tensor]:
+    """Yield views (B, 3, S, S) uint8 of the rows `requests` with input noise, and draw the teachers' noise.
+
+    This is the 'noised teacher' of Table 6.
+    """
+    policy, models = training.policy, [model for model in teachers.models if isinstance(model, Classifier)]
+
+    def boxes(rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        # The first row serves as the step, so a resumed labelling draws the same noise.
+        return plan.crop_boxes(policy, training.seed, "labeling", int(rows[0]), images.view_sizes(rows))
+
+    requests, drawn_for = tee(requests)
+    cropped = teachers.requested_views(images, requests, boxes if policy.crop == "inception" else None)
+    for rows, batch in zip(drawn_for, cropped, strict=True):
+        first, active = int(rows[0]), torch.ones(len(batch), dtype=torch.bool, device=training.device)
+        for model in models:
+            model.noise.draw(training.seed, first, active)
+        size, side = len(batch), training.resolution
+        yield ops.apply(batch, plan.draw(policy, training.seed, "labeling", first, size, resolution=side))
