@@ -98,12 +98,16 @@ def state(stage: Stage, *, contents: bool = False) -> State:
     try:
         record = read_record(stage.record)
     except RunError:
-        return State(Status.STALE, problems=(f"{RECORD} is damaged",))
+        return State(Status.STALE, problems=(f"{stage.record.name} is damaged",))
     if record is None:
         # Nothing proves that files without a record belong to this stage, so they are not used. They may be
         # of the user, so they are not deleted either: `run_stage` moves them away.
         unknown = any(_filled(piece) for piece in stage.pieces)
-        return State(Status.STALE, problems=(f"{RECORD} is missing",)) if unknown else State(Status.ABSENT)
+        return (
+            State(Status.STALE, problems=(f"{stage.record.name} is missing",))
+            if unknown
+            else State(Status.ABSENT)
+        )
     if record["fingerprint"] == stage.fingerprint:
         if record["status"] != "done":
             return State(Status.PARTIAL)

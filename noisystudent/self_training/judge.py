@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,22 +35,34 @@ def judge(context: Context) -> None:
         Stopped: a signal was received. Another call resumes.
     """
 
+    evaluated = list(_evaluated(context))
+    for _, training, name, images in evaluated:
+        # Outside the stage: lost or damaged predictions of a finished run are made again too.
+        predictions(training, name, images, context.progress)
+
     def work() -> None:
-        all_predictions: AllPredictions = {}
-        firsts: dict[robustness.Key, Training] = {}
-        for model in context.graph.models():
-            first, last = context.trainings(model)
-            firsts[model.iteration, model.role] = first
-            evaluated = {model.role: last} | ({f"{model.role}{BEFORE}": first} if last is not first else {})
-            for role, training in evaluated.items():
-                for name, images in _sets(context).items():
-                    key = (model.iteration, role, name)
-                    all_predictions[key] = predictions(training, name, images, context.progress)
+        all_predictions = {
+            (*key, name): predictions(training, name, images, context.progress)
+            for key, training, name, images in evaluated
+        }
+        firsts = {
+            (model.iteration, model.role): context.trainings(model)[0] for model in context.graph.models()
+        }
         # Robustness is measured before fine-tuning, as in §3.3 (footnote 3): a higher resolution lowers it.
         _write_evaluations(context, all_predictions, robustness.measure(context, firsts))
         write_json(context.run.verdict, _verdict(context, all_predictions))
 
     run_stage(context.graph.judgement, work, context.progress)
+
+
+def _evaluated(context: Context) -> Iterator[tuple[robustness.Key, Training, str, ImageSet]]:
+    """Yield ((iteration, role), training, name of the set, images) of all that is evaluated."""
+    for model in context.graph.models():
+        first, last = context.trainings(model)
+        roles = {model.role: last} | ({f"{model.role}{BEFORE}": first} if last is not first else {})
+        for role, training in roles.items():
+            for name, images in _sets(context).items():
+                yield (model.iteration, role), training, name, images
 
 
 def _sets(context: Context) -> dict[str, ImageSet]:

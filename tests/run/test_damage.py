@@ -104,7 +104,7 @@ def test_no_flipped_bit_of_a_record_is_silent(number: int) -> None:
         # A changed space or a changed case outside of strings is the same JSON.
         assert result == {"version": "one"} and content(stage) == {"one"}
         if progress.lines != ["file: done before, skipped"]:
-            assert "stage.json is damaged" in progress.lines[0]
+            assert "chosen.stage.json is damaged" in progress.lines[0]
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_files_of_unknown_origin_are_kept(run: Path, kind: str) -> None:
         else:
             stage.path.mkdir(parents=True)
             (stage.path / "a").write_text(f"mine {number}")
-        assert state(stage) == State(Status.STALE, problems=("stage.json is missing",))
+        assert state(stage) == State(Status.STALE, problems=(f"{stage.record.name} is missing",))
         run_stage(stage, work, Progress())
         assert content(stage) == {"one"}
         files.remove(stage.path)
@@ -173,7 +173,7 @@ def test_a_companion_file_without_a_record_is_superseded_like_the_file_itself(ru
     stage, work = make(run, "file", "one")
     stage.also[0].parent.mkdir()
     stage.also[0].write_text("mine")
-    assert state(stage) == State(Status.STALE, problems=("stage.json is missing",))
+    assert state(stage) == State(Status.STALE, problems=(f"{stage.record.name} is missing",))
     run_stage(stage, work, Progress())
     assert (run / "superseded" / "file-unrecorded" / "iteration-1" / "chosen.json").read_text() == "mine"
 
