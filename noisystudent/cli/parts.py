@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -71,8 +72,8 @@ def select(
     """
     from noisystudent.inference.predict import read_labels
     from noisystudent.run.files import check_out
+    from noisystudent.selection import lost_classes, summary
     from noisystudent.selection import select as select_images
-    from noisystudent.selection import summary
 
     config = student_section("selection", fields)
     if config.reassign:
@@ -83,6 +84,9 @@ def select(
     selection = select_images(read_labels(labels), config, seed=seed, out=out)
     counts = summary(selection)
     print(f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}")
+    # The folder of labels has no class names.
+    for line in lost_classes(counts, [str(number) for number in range(selection.num_classes)]):
+        print(f"noisystudent: warning: {line}", file=sys.stderr)
 
 
 def evaluate(
