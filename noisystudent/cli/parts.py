@@ -49,8 +49,8 @@ def label(
     from noisystudent.inference.predict import label_images
 
     config = student_section("pseudo_label", fields)
-    predictor = load_predictor(model, device, precision=precision)
     with screen.progress() as progress:
+        predictor = load_predictor(model, device, precision=precision, progress=progress)
         labels, bad = label_images(predictor, unlabeled, out, config=config, progress=progress)
         progress.say(f"pseudo-labels: {labels.path}")
     screen.print_bad(bad)
@@ -126,8 +126,10 @@ def evaluate(
     # Checked before the model is loaded, so that a wrong path does not cost the time of the evaluation.
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=SUFFIXES)
-    predictor = load_predictor(model, device, checkpoint=checkpoint, size=eval_size, precision=precision)
     with screen.progress(stderr=True) as progress:
+        predictor = load_predictor(
+            model, device, checkpoint=checkpoint, size=eval_size, precision=precision, progress=progress
+        )
         screen.print_rows(measure(predictor, data, tests, progress=progress), out)
 
 
@@ -164,8 +166,8 @@ def predict(
 
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
-    predictor = load_predictor(model, device, precision=precision)
     with screen.progress(stderr=True) as progress:  # standard output may be the result
+        predictor = load_predictor(model, device, precision=precision, progress=progress)
         predictions = predict_images(predictor, images, progress=progress)
     write_predictions(predictions, predictor.names, out, format)
     screen.print_bad(predictions.bad)
