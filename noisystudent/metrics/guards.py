@@ -57,7 +57,7 @@ def teacher_above_chance(labels: Ints, probs: Floats) -> tuple[bool, str]:
         reason = "val is too small for the test, whatever the model predicts"
         return False, f"{text}; {reason}: use more val images, of more than one class"
     reason = f"to be above chance, {needed:,} correct predictions are needed"
-    return False, f"{text}; {reason}: train it longer or with a lower train.lr, or check the labels"
+    return False, f"{text}; {reason}: train it longer or with another train.lr, or check the labels"
 
 
 def worse_than_chance(probs: Floats, labels: Ints) -> str | None:
