@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,8 +25,8 @@ app = App(
     help_format="plaintext",
     help_epilogue="Every configuration field is a flag of run, demo, train, plan, check and ablate, such as "
     "--teacher.train.epochs 30. label takes --pseudo_label.FIELD, and select takes --selection.FIELD. "
-    "`noisystudent fields` lists the fields, and `noisystudent recipes` lists the recipes. With --debug, "
-    "errors have a traceback.",
+    "`noisystudent fields` lists the fields, and `noisystudent recipes` lists the recipes. With "
+    "--offline, or HF_HUB_OFFLINE=1, nothing is downloaded. With --debug, errors have a traceback.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS)
 for place, command in enumerate(COMMANDS):  # the help lists the commands in this order, not by name
@@ -42,10 +43,12 @@ def main(tokens: Sequence[str] | None = None) -> None:
         tokens: arguments. None: those of the process.
     """
     tokens = list(sys.argv[1:] if tokens is None else tokens)
-    # --debug may stand anywhere, so it is taken out before the command parses its own flags.
-    debug = "--debug" in tokens
+    # These may stand anywhere, so they are taken out before the command parses its own flags.
+    debug, offline = "--debug" in tokens, "--offline" in tokens
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # also for the processes of `ablate`
     try:
-        _run([token for token in tokens if token != "--debug"])
+        _run([token for token in tokens if token not in ("--debug", "--offline")])
     except NoisyStudentError as error:
         _fail(str(error), error.exit_code, debug)
     except CycloptsError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,8 +49,8 @@ def label(
     from noisystudent.inference.predict import label_images
 
     config = student_section("pseudo_label", fields)
-    predictor = load_predictor(model, device, precision=precision)
     with screen.progress() as progress:
+        predictor = load_predictor(model, device, precision=precision, progress=progress)
         labels, bad = label_images(predictor, unlabeled, out, config=config, progress=progress)
         progress.say(f"pseudo-labels: {labels.path}")
     screen.print_bad(bad)
@@ -71,8 +72,8 @@ def select(
     """
     from noisystudent.inference.predict import read_labels
     from noisystudent.run.files import check_out
+    from noisystudent.selection import lost_classes, summary
     from noisystudent.selection import select as select_images
-    from noisystudent.selection import summary
 
     config = student_section("selection", fields)
     if config.reassign:
@@ -83,6 +84,9 @@ def select(
     selection = select_images(read_labels(labels), config, seed=seed, out=out)
     counts = summary(selection)
     print(f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}")
+    # The folder of labels has no class names.
+    for line in lost_classes(counts, [str(number) for number in range(selection.num_classes)]):
+        print(f"noisystudent: warning: {line}", file=sys.stderr)
 
 
 def evaluate(
@@ -122,8 +126,10 @@ def evaluate(
     # Checked before the model is loaded, so that a wrong path does not cost the time of the evaluation.
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=SUFFIXES)
-    predictor = load_predictor(model, device, checkpoint=checkpoint, size=eval_size, precision=precision)
     with screen.progress(stderr=True) as progress:
+        predictor = load_predictor(
+            model, device, checkpoint=checkpoint, size=eval_size, precision=precision, progress=progress
+        )
         screen.print_rows(measure(predictor, data, tests, progress=progress), out)
 
 
@@ -160,8 +166,8 @@ def predict(
 
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
-    predictor = load_predictor(model, device, precision=precision)
     with screen.progress(stderr=True) as progress:  # standard output may be the result
+        predictor = load_predictor(model, device, precision=precision, progress=progress)
         predictions = predict_images(predictor, images, progress=progress)
     write_predictions(predictions, predictor.names, out, format)
     screen.print_bad(predictions.bad)

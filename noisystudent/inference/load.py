@@ -16,6 +16,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from noisystudent.config import ModelConfig
+from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier, load_weights
@@ -63,6 +64,7 @@ def load_predictor(
     checkpoint: Path | None = None,
     size: int | None = None,
     precision: str = "auto",
+    progress: Progress | None = None,
 ) -> Predictor:
     """Load a trained model. No pickled code is read.
 
@@ -73,6 +75,7 @@ def load_predictor(
         size: side in pixels of the images that the model is given; None: the resolution of the model.
         precision: auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU. An ONNX file has a fixed
             precision.
+        progress: prints a line if weights are downloaded. None: on standard error.
 
     Raises:
         InputError: there is no such model, a file has no description of its model, or an option does not fit
@@ -81,7 +84,8 @@ def load_predictor(
     path, torch_device = Path(model), resolve_device(device)
     dtype = resolve_dtype(precision, torch_device)
     if not path.exists() and path.suffix != ".onnx" and timm.is_model(str(model).split(".")[0]):
-        return replace(_published(str(model), torch_device, checkpoint, size), dtype=dtype)
+        published = _published(str(model), torch_device, checkpoint, size, progress)
+        return replace(published, dtype=dtype)
     if checkpoint is not None:
         raise InputError(f"--checkpoint is {checkpoint}; it needs the name of a timm model, not {path}")
     if path.suffix == ".onnx":
@@ -131,7 +135,9 @@ def _ready(model: Classifier, device: torch.device) -> Classifier:
     return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
-def _published(name: str, device: torch.device, checkpoint: Path | None, size: int | None) -> Predictor:
+def _published(
+    name: str, device: torch.device, checkpoint: Path | None, size: int | None, progress: Progress | None
+) -> Predictor:
     """A timm model, with the resolution, crop and interpolation of timm's configuration."""
     cfg: Any = timm.get_pretrained_cfg(name)  # timm has one for every model
     transform = resolve_data_config(pretrained_cfg=cfg.to_dict(), use_test_size=True)
@@ -139,7 +145,7 @@ def _published(name: str, device: torch.device, checkpoint: Path | None, size: i
     transform["input_size"] = (3, side, side)
     config = ModelConfig(name=name, pretrained=checkpoint is None, dropout=0.0, stochastic_depth=0.0)
     try:
-        model = build_model(config, cfg.num_classes, side)
+        model = build_model(config, cfg.num_classes, side, progress=progress)
     except InputError as error:
         if not isinstance(error.__cause__, Unavailable):
             raise

@@ -227,7 +227,10 @@ def _copy_to_host(on_device: list[Tensor], on_host: list[NDArray[np.float32]]) -
         probs = device_probs.cpu().numpy()
         if not np.isfinite(probs).all():  # an infinite or NaN logit makes its whole row NaN
             first = sum(map(len, on_host))
-            raise RunError(f"the model's output is not finite on images {first} to {first + len(probs) - 1}")
+            raise RunError(
+                f"the model's output is not finite on images {first} to {first + len(probs) - 1};"
+                " it has diverged, train it again with a lower learning rate"
+            )
         on_host.append(probs)
     on_device.clear()
 

@@ -1,4 +1,4 @@
-"""Checks that stop a run early: a teacher at chance level, or a model that predicts only a few classes."""
+"""Checks that stop a run before a model that went wrong labels images: chance level, collapse, confidence."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ CHANCE_LEVEL = 0.01
 # In self-training, classes with few predictions get fewer pseudo-labels and so even fewer predictions.
 COLLAPSED_SHARE = 0.5
 
+# Confidences that differ by less than this share of the largest are equal up to the rounding of float32.
+ROUNDING = 1e-6
+
+
+def fault(labels: Ints, probs: Floats, *, is_teacher: bool) -> str | None:
+    """What is wrong with a model and what may help, in one sentence; None if it passes.
+
+    Args:
+        labels: (N,) labels of val.
+        probs: (N, K) probabilities that the model predicts for val.
+        is_teacher: the model will label images. It must be better than chance with statistical significance,
+            and its confidences must rank images. Any other model must not be worse than a constant guess.
+    """
+    if is_teacher:
+        passed, sentence = teacher_above_chance(labels, probs)
+        if not passed:
+            return f"{sentence}; the run stops before it labels anything with this model"
+        return collapsed(probs, labels) or same_confidence(probs, labels)
+    return collapsed(probs, labels) or worse_than_chance(probs, labels)
+
 
 def teacher_above_chance(labels: Ints, probs: Floats) -> tuple[bool, str]:
     """Test if the accuracy on val is above that of always predicting the most common class of val.
@@ -30,17 +50,43 @@ def teacher_above_chance(labels: Ints, probs: Floats) -> tuple[bool, str]:
     chance = float(np.bincount(labels).max() / total)
     needed = int(stats.binom.isf(CHANCE_LEVEL, total, chance)) + 1
     passed = bool(stats.binomtest(right, total, chance, alternative="greater").pvalue <= CHANCE_LEVEL)
-    text = (
-        f"the teacher predicts {right:,} of {total:,} val images correctly ({right / total:.1%}), "
-        f"a constant guess {chance:.1%}"
-    )
+    text = _numbers(probs, labels)
     if passed:
         return True, text
     if needed > total:
-        reason = "val is too small for the test, whatever the teacher predicts"
+        reason = "val is too small for the test, whatever the model predicts"
         return False, f"{text}; {reason}: use more val images, of more than one class"
     reason = f"to be above chance, {needed:,} correct predictions are needed"
-    return False, f"{text}; {reason}: train the teacher longer, or check the labels"
+    return False, f"{text}; {reason}: train it longer or with another train.lr, or check the labels"
+
+
+def worse_than_chance(probs: Floats, labels: Ints) -> str | None:
+    """A message if always predicting the most common class of val is more accurate, otherwise None."""
+    if classification.correct(probs, labels).sum() >= np.bincount(labels).max():
+        return None
+    return (
+        f"{_numbers(probs, labels)}; it is worse than chance, so its training went wrong: decrease train.lr,"
+        " or select other pseudo-labels"
+    )
+
+
+def equal_confidences(lowest: float, highest: float) -> bool:
+    """True if confidences between these two are equal up to rounding, so that they rank nothing."""
+    return highest - lowest <= ROUNDING * highest
+
+
+def same_confidence(probs: Floats, labels: Ints) -> str | None:
+    """A message if all predictions have the same confidence and some are wrong, otherwise None.
+
+    Equal confidences of a model without errors are no fault: there is nothing to tell apart.
+    """
+    confidence, wrong = probs.max(axis=1), int((~classification.correct(probs, labels)).sum())
+    if wrong == 0 or not equal_confidences(float(confidence.min()), float(confidence.max())):
+        return None
+    return (
+        f"the confidence of all {len(labels):,} val images is {confidence[0]:.6f}, although {wrong:,} "
+        "predictions are wrong, so it cannot select pseudo-labels; train the model with a lower train.lr"
+    )
 
 
 def effective_classes(predicted: Ints, num_classes: int) -> float:
@@ -66,4 +112,13 @@ def collapsed(probs: Floats, labels: Ints) -> str | None:
     return (
         "the model has collapsed onto a few classes: its predictions are as varied as "
         f"{predicted:.1f} equally frequent classes, the labels as {expected:.1f}"
+    )
+
+
+def _numbers(probs: Floats, labels: Ints) -> str:
+    """Accuracy on val, and that of the constant guess."""
+    right, total = int(classification.correct(probs, labels).sum()), len(labels)
+    return (
+        f"the model predicts {right:,} of {total:,} val images correctly ({right / total:.1%}), "
+        f"a constant guess {np.bincount(labels).max() / total:.1%}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -189,6 +190,10 @@ def _lost(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts) -> st
 
 
 def _names(rows: list[int], facts: RunFacts) -> str:
-    """At most five class names, and the number of further classes."""
-    names = ", ".join(facts.classes[row] for row in rows[:5])
-    return f"{names} and {len(rows) - 5} more" if len(rows) > 5 else names
+    return listed([facts.classes[row] for row in rows])
+
+
+def listed(names: Sequence[str]) -> str:
+    """At most five of the names, and the number of further ones."""
+    text = ", ".join(names[:5])
+    return f"{text} and {len(names) - 5} more" if len(names) > 5 else text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from noisystudent.config import ModelConfig
@@ -54,17 +56,20 @@ def build_model(
         resolution: side of the images in pixels. Models with a fixed input size are built for this size.
         seed: seed of the run. The global generators do not change.
         pretrained: replaces `config.pretrained` if given. Pass False if weights are loaded afterwards.
-        progress: prints a line if `config.pretrained_fallback` is used.
+        progress: prints a line if weights are downloaded or `config.pretrained_fallback` is used. None: a
+            line on standard error for a download.
 
     Raises:
         InputError: the name is unknown, the model does not have the options or the noise, or the published
             weights are not available.
+        Stopped: a signal was received during the download.
     """
     _check_name(config.name)
     _check_options(config)
     use_pretrained = config.pretrained if pretrained is None else pretrained
     try:
-        net = _create(config, num_classes, resolution, seed, pretrained=use_pretrained)
+        source = pretrained_source(config.name, progress) if use_pretrained else {}
+        net = _create(config, num_classes, resolution, seed, source)
     except Unavailable as error:
         reason = f"the published weights of {config.name} are not available: {error}"
         if not config.pretrained_fallback:
@@ -72,7 +77,7 @@ def build_model(
             raise InputError(f"model.pretrained is true, but {reason}; {advice}") from error
         if progress is not None:
             progress.say(f"{reason}; starting from random weights")
-        net = _create(config, num_classes, resolution, seed, pretrained=False)
+        net = _create(config, num_classes, resolution, seed, {})
     return Classifier(net, config, num_classes, resolution)
 
 
@@ -96,11 +101,9 @@ def _check_options(config: ModelConfig) -> None:
 
 
 def _create(
-    config: ModelConfig, num_classes: int, resolution: int, seed: int, *, pretrained: bool
+    config: ModelConfig, num_classes: int, resolution: int, seed: int, source: dict[str, Any]
 ) -> nn.Module:
-    arguments = _arguments(config, num_classes, resolution)
-    if pretrained:
-        arguments |= pretrained_source(config.name)
+    arguments = _arguments(config, num_classes, resolution) | source
     # Weights are initialised on the CPU, so only its generator is saved, seeded and restored.
     # torch.manual_seed would also change the generators of the GPUs.
     with torch.random.fork_rng(devices=[]):
@@ -127,8 +130,11 @@ def _arguments(config: ModelConfig, num_classes: int, resolution: int) -> dict[s
 def _call_timm(config: ModelConfig, resolution: int, arguments: dict[str, Any]) -> nn.Module:
     try:
         net: nn.Module = timm.create_model(config.name, **arguments)
-    except OSError as error:  # the download failed
-        raise Unavailable(first_line(error)) from error
+    except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
+        weights = arguments.get("pretrained_cfg_overlay")
+        if weights is None:
+            raise _build_error(config, resolution, error) from error
+        raise Unavailable(f"{weights['file']} is damaged ({first_line(error)}); delete it") from error
     # timm reports a wrong option by any of these.
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _build_error(config, resolution, error) from error

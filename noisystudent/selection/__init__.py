@@ -1,6 +1,6 @@
 """Select pseudo-labels by confidence and balance the classes, with a reason for every pool image."""
 
-from noisystudent.selection.database import selected_rows, summary
+from noisystudent.selection.database import lost_classes, selected_rows, summary
 from noisystudent.selection.rules import reassign, select
 
-__all__ = ["reassign", "select", "selected_rows", "summary"]
+__all__ = ["lost_classes", "reassign", "select", "selected_rows", "summary"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from noisystudent.errors import RunError, first_line
+from noisystudent.metrics.reasons import listed
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.files import atomic, remove
 from noisystudent.run.rundir import LabelsDir
@@ -235,6 +236,7 @@ def summary(selection: Selection) -> dict[str, Any]:
         kept: distinct images that were kept.
         total: kept images with their repeats.
         coverage: kept / images. 0 if the pool is empty.
+        confidences: smallest and largest confidence of the pool; empty if the pool is.
         classes: for each class label, predicted, above_threshold, kept, total and min_confidence, the
             smallest confidence of the kept images (None if none was kept).
     """
@@ -242,10 +244,12 @@ def summary(selection: Selection) -> dict[str, Any]:
     with database(selection.path, "2GB", None) as connection:
         rows = connection.execute(
             f"""SELECT label, count(*), count(*) FILTER (reason IN {_ABOVE}),
-                count(*) FILTER (repeats > 0), sum(repeats)::BIGINT, min(confidence) FILTER (repeats > 0)
+                count(*) FILTER (repeats > 0), sum(repeats)::BIGINT, min(confidence) FILTER (repeats > 0),
+                min(confidence), max(confidence)
             FROM {parquet([selection.path])} GROUP BY label"""
         ).fetchall()
-    counts = {row[0]: row[1:] for row in rows}
+    counts = {row[0]: row[1:6] for row in rows}
+    spans = [row[6:] for row in rows]
     classes = [
         dict(zip(names, (label, *counts.get(label, (0, 0, 0, 0, None))), strict=True))
         for label in range(selection.num_classes)
@@ -257,5 +261,31 @@ def summary(selection: Selection) -> dict[str, Any]:
         "kept": kept,
         "total": total,
         "coverage": kept / images if images else 0.0,
+        "confidences": [min(low for low, _ in spans), max(high for _, high in spans)] if spans else [],
         "classes": classes,
     }
+
+
+def lost_classes(counts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Warnings about the classes without a selected pool image, each with what may help.
+
+    Args:
+        counts: what `summary` returned.
+        names: name of each class.
+    """
+    lost = [row for row in counts["classes"] if row["kept"] == 0]
+    causes = {
+        "the teacher predicts none; give more labels of these classes, or pool images of them": [
+            row for row in lost if row["predicted"] == 0
+        ],
+        "no pseudo-label passes the selection; decrease selection.threshold (or increase max_confidence,"
+        " top_fraction or pool_fraction), or give more labels of these classes": [
+            row for row in lost if row["predicted"] > 0
+        ],
+    }
+    return [
+        f"no pool image was selected of {len(rows)} of {len(names)} classes:"
+        f" {listed([names[row['label']] for row in rows])}; {cause}"
+        for cause, rows in causes.items()
+        if rows
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.data.loader import OnlineTeacher, SelectedPool
+from noisystudent.errors import RunError
 from noisystudent.inference.predictor import Predictor
+from noisystudent.metrics import guards
 from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
@@ -20,7 +22,7 @@ from noisystudent.run.files import atomic
 from noisystudent.run.graph import Iteration
 from noisystudent.run.rundir import ModelDir
 from noisystudent.run.stages import Stage, run_stage
-from noisystudent.selection import reassign, select, selected_rows
+from noisystudent.selection import lost_classes, reassign, select, selected_rows
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery
 from noisystudent.self_training.context import Context
@@ -75,15 +77,17 @@ def select_images(context: Context, iteration: Iteration, before: Iteration | No
         before: the iteration before, whose images are kept if `selection.reassign` is set; None if first.
 
     Raises:
-        RunError: the disk is full.
+        RunError: all confidences are equal, or the disk is full.
     """
 
     def work() -> dict[str, int]:
         _select(context, iteration, before)
-        summary = selection_summary(_selection(context, iteration))
-        return {name: summary[name] for name in ("images", "kept", "total")}
+        counts = selection_summary(_selection(context, iteration))
+        return {name: counts[name] for name in ("images", "kept", "total")}
 
-    _report_kept(context, iteration, run_stage(iteration.selection, work, context.progress) or {})
+    run_stage(iteration.selection, work, context.progress)
+    # Outside the stage: a run that is started again must print the warnings and stop, too.
+    _check_selection(context, iteration)
 
 
 def student(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> Training:
@@ -194,15 +198,29 @@ def _select(context: Context, iteration: Iteration, before: Iteration | None) ->
         select(labels, config, seed=seed, out=out)
 
 
-def _report_kept(context: Context, iteration: Iteration, summary: Mapping[str, int]) -> None:
-    name = f"selection-{iteration.index}"
-    if summary["kept"]:
-        share = summary["kept"] / summary["images"]
-        line = f"{name}: {summary['kept']:,} of {summary['images']:,} pool images kept ({share:.1%})"
+def _check_selection(context: Context, iteration: Iteration) -> None:
+    """Print how many images were kept, and a warning if classes or all images were lost.
+
+    Raises:
+        RunError: all pseudo-labels have the same confidence, below 1, so the selection is arbitrary.
+    """
+    name, counts = f"selection-{iteration.index}", selection_summary(_selection(context, iteration))
+    images, kept, confidences = counts["images"], counts["kept"], counts["confidences"]
+    # A teacher without errors on val may be certain of every image: then there is nothing to rank.
+    if images > 1 and confidences[1] < 1 and guards.equal_confidences(*confidences):
+        raise RunError(
+            f"{name}: all {images:,} pool images have the confidence {confidences[0]:.6f}, so none can be"
+            " preferred; decrease pseudo_label.temperature, or train the teacher with a lower train.lr"
+        )
+    if kept:
+        lines = [f"{name}: {kept:,} of {images:,} pool images kept ({kept / images:.1%})"]
+        lost = lost_classes(counts, context.dataset.classes)
+        lines += [f"warning: {name}: {line}" for line in lost]
     else:
-        why = "no pool image is above the threshold" if summary["images"] else "the pool is empty"
-        line = f"warning: {why}; student {iteration.index} learns from the given labels alone"
-    context.progress.say(line)
+        why = "no pool image is above the threshold" if images else "the pool is empty"
+        lines = [f"warning: {why}; student {iteration.index} learns from the given labels alone"]
+    for line in lines:
+        context.progress.say(line)
 
 
 def _labels(context: Context, path: Path) -> PseudoLabels:

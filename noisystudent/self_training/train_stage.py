@@ -24,7 +24,7 @@ def train_model(context: Context, stage: Stage, training: Training) -> None:
         training: its settings; its folder is that of the stage.
 
     Raises:
-        RunError: a teacher is at chance level, a model has collapsed to few classes, or the disk is full.
+        RunError: the training diverged, the model is useless (see `guards.fault`), or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
 
@@ -41,7 +41,7 @@ def pretrain_model(context: Context, stage: Stage, training: Training) -> None:
     """Train a model on the folder names of the pool, unless this was done. It is not evaluated on val.
 
     Raises:
-        RunError: the disk is full.
+        RunError: the training diverged, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
     run_stage(stage, lambda: _train(context, stage, training), context.progress)
@@ -84,11 +84,14 @@ def _train(context: Context, stage: Stage, training: Training) -> None:
         snapshot = checkpoint.newest(training.folder.checkpoints, context.progress)
         for line in [] if snapshot is None else journal.read(checkpoint.journal(snapshot)):
             draw(line)
-        train(training, pool, context.progress, on_log)
+        try:
+            train(training, pool, context.progress, on_log)
+        except RunError as error:
+            raise RunError(f"{stage.name}: {error}") from error
 
 
 def _check_model(context: Context, stage: Stage, training: Training) -> None:
-    """Raise RunError if a teacher is at chance level, or if a teacher or student has collapsed."""
+    """Raise RunError if a teacher or student has collapsed or is at chance level, see `guards.fault`."""
     probs, labels = predictions(training, "val", training.dataset.val, context.progress)
     top1 = scores.score(probs, labels, context.config.evaluate.ece_bins)["top1"]
     context.progress.say(f"{stage.name}: val top-1 {top1:.1%} of {len(labels):,} images")
@@ -99,9 +102,6 @@ def _check_model(context: Context, stage: Stage, training: Training) -> None:
     is_teacher = last is not None and stage not in (last.training, last.finetuning)
     # A teacher at chance level gives useless labels without any error message, as in issue 9 of the published
     # code.
-    passed, sentence = guards.teacher_above_chance(labels, probs)
-    if not passed and is_teacher:
-        raise RunError(f"{stage.name}: {sentence}; the run stops before it labels anything with this model")
-    collapsed = guards.collapsed(probs, labels)
-    if collapsed is not None:
-        raise RunError(f"{stage.name}: {collapsed}")
+    fault = guards.fault(labels, probs, is_teacher=is_teacher)
+    if fault is not None:
+        raise RunError(f"{stage.name}: {fault}")

@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -51,3 +52,10 @@ class Ema:
             torch._foreach_add_(self._averaged, self._floating)
         if self._copied:  # counters cannot be averaged
             torch._foreach_copy_(self._copied, self._counters)
+
+    def norms(self) -> Tensor:
+        """Euclidean norms of the weights and of their average, (2,) float32 on the device of the model.
+
+        A norm is finite only if every parameter and floating-point buffer is. The host does not wait.
+        """
+        return torch.stack([get_total_norm(self._floating), get_total_norm(self._averaged)])

@@ -66,7 +66,8 @@ def fit(
         The averaged model in evaluation mode.
 
     Raises:
-        RunError: the loss is not finite, the disk is full, or the snapshot belongs to another training.
+        RunError: the loss, the weights or their average are not finite, `evaluate` failed, the disk is full,
+            or the snapshot belongs to another training.
         Stopped: a signal came; a snapshot of the last step is on disk.
     """
     config = step.config
@@ -91,8 +92,7 @@ def fit(
         if last or state.step % config.log_steps == 0:
             log.write_training(state)
         if evaluate is not None and (last or state.step % eval_steps == 0):
-            log.write({"step": state.step, **evaluate(state.ema.module)})
-            log.restart_clock()
+            log.write_evaluation(state, evaluate)
         # No snapshot after the last step: the caller saves the weights.
         if not last and state.step % config.checkpoint_steps == 0:
             _save(state, log, folder)
@@ -187,8 +187,18 @@ class _Log:
         state.logged = state.step
         self.restart_clock()
 
+    def write_evaluation(self, state: TrainState, evaluate: Evaluate) -> None:
+        """Log the scores of the averaged model; the time they take does not count."""
+        self._read(state)
+        try:
+            scores = evaluate(state.ema.module)
+        except RunError as error:
+            raise RunError(f"the evaluation after step {state.step} failed: {error}") from error
+        self.write({"step": state.step, **scores})
+        self.restart_clock()
+
     def check(self, state: TrainState) -> None:
-        """Check that the loss is finite; call it before a snapshot."""
+        """Check that all is finite; call it before a snapshot."""
         self._read(state)
 
     def restart_clock(self) -> None:
@@ -196,12 +206,17 @@ class _Log:
         self.images, self.since = 0, time.perf_counter()
 
     def _read(self, state: TrainState) -> tuple[float, float]:
-        """Sums of loss and top-1 over the window. This is the only host synchronisation of the loop."""
-        loss, top1 = state.window.tolist()
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss became {loss} in the steps before step {state.step}, at a learning"
-                f" rate of {self.lr(state.step - 1):.3g}; decrease train.lr, increase train.warmup_epochs"
-                " or set train.clip_norm"
-            )
+        """Sums of loss and top-1 over the window, after a check that the training has not diverged.
+
+        This is the only host synchronisation of the loop.
+        """
+        loss, top1, weights, average = torch.cat([state.window, state.ema.norms()]).tolist()
+        names = ("loss", "norm of the weights", "norm of the moving average of the weights")
+        for name, value in zip(names, (loss, weights, average), strict=True):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"the {name} became {value} in steps {state.logged + 1} to {state.step}, at a learning"
+                    f" rate of {self.lr(state.step - 1):.3g}; decrease train.lr (finetune.lr in a"
+                    " fine-tuning), increase train.warmup_epochs or set train.clip_norm"
+                )
         return loss, top1

@@ -75,8 +75,10 @@ class TrainStep:
 
     def prepare(self, state: TrainState, batch: Batch) -> None:
         """Set the learning rate, the decay of the moving average and the noise of step `state.step`."""
+        # A rate beyond float32 is infinite, so the check of the weights stops the training.
+        lr = torch.tensor(self.lr(state.step), dtype=torch.float64).float().item()
         for group in state.optimizer.param_groups:
-            group["lr"].fill_(self.lr(state.step))
+            group["lr"].fill_(lr)
         state.decay.fill_(decay_at(state.step, self.config.ema_decay))
         self.noise.draw(batch, state.step)
 

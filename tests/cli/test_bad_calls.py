@@ -109,7 +109,7 @@ def test_a_teacher_that_guesses_stops_the_run_before_it_labels(
 ) -> None:
     out = tmp_path / "run"
     message = refused(capsys, 1, "run", recipe, *tiny.flags(images), "--out", out, "--teacher.train.lr", "0")
-    assert "teacher: the teacher predicts" in message and "the run stops before it labels anything" in message
+    assert "teacher: the model predicts" in message and "the run stops before it labels anything" in message
     assert not (out / "iteration-1").exists()
 
 

@@ -74,3 +74,33 @@ def test_few_or_unbalanced_images_are_no_collapse() -> None:
     tail = np.minimum(rng.geometric(0.5, 500) - 1, 9)
     assert guards.collapsed(one_hot(tail, 10), tail) is None
     assert guards.collapsed(one_hot(np.zeros(500, dtype=np.int64), 10), tail) is not None
+
+
+@pytest.mark.parametrize("is_teacher", [True, False])
+def test_a_good_model_has_no_fault(is_teacher: bool) -> None:
+    labels, probs = hits(90, 100, 10)
+    probs = probs * np.linspace(0.5, 1, 100)[:, None].astype(np.float32)
+    assert guards.fault(labels, probs, is_teacher=is_teacher) is None
+
+
+def test_a_student_may_be_weak_but_not_worse_than_a_constant_guess() -> None:
+    for right, total, classes in ((9, 100, 10), (49, 100, 2)):
+        text = guards.fault(*hits(right, total, classes), is_teacher=False)
+        assert text is not None and f"{right} of {total}" in text and "worse than chance" in text
+        assert guards.fault(*hits(right + 1, total, classes), is_teacher=False) is None
+        assert guards.fault(*hits(right + 1, total, classes), is_teacher=True) is not None
+
+
+@pytest.mark.parametrize("confidence", [1.0, 0.4])
+def test_equal_confidences_are_a_fault_of_a_teacher_with_errors(confidence: float) -> None:
+    def predictions(right: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        labels, best = hits(right, 100, 10)
+        return labels, best * np.float32(confidence) + np.float32((1 - confidence) / 9) * (1 - best)
+
+    labels, probs = predictions(90)
+    text = guards.fault(labels, probs, is_teacher=True)
+    assert text is not None and "100 val images" in text and "10 predictions are wrong" in text
+    assert guards.fault(labels, probs, is_teacher=False) is None, "it labels nothing"
+    assert guards.fault(*predictions(100), is_teacher=True) is None, "there is nothing to tell apart"
+    probs[0] = np.eye(10, dtype=np.float32)[labels[0]] * 0.9 + 0.01
+    assert guards.fault(labels, probs, is_teacher=True) is None

@@ -3,22 +3,17 @@
 import json
 import os
 import pickle
-import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors
 import timm
 import torch
-from huggingface_hub import constants
-from tiny import Remembered
 
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
-from noisystudent.models import Classifier, build_model, load_weights, pretrained, save_weights
+from noisystudent.models import Classifier, build_model, load_weights, save_weights
 from noisystudent.models.classifier import load_trunk
 
 torch.set_num_threads(1)
@@ -130,65 +125,3 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path: Path)
     with pytest.raises(InputError, match="has 'more'"):
         load_weights(model, tmp_path / "long.pt")
     assert equal(model, small(1))
-
-
-@pytest.fixture
-def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that accepts connections and never responds, and an empty cache."""
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda _repository, _file: None)
-    monkeypatch.setattr(pretrained, "PROBE_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        yield
-
-
-@pytest.mark.usefixtures("silent_server")
-def test_unreachable_weights_stop_or_fall_back_within_seconds() -> None:
-    config = ModelConfig(name="test_resnet", pretrained=True)
-    start = time.monotonic()
-    with pytest.raises(
-        InputError, match=r"test_resnet are not available.*127.0.0.1.*model.pretrained_fallback"
-    ):
-        build_model(config, 5, 32)
-    progress = Remembered()
-    config = ModelConfig(name="test_resnet", pretrained=True, pretrained_fallback=True)
-    model = build_model(config, 5, 32, seed=3, progress=progress)
-    assert time.monotonic() - start < 5
-    assert len(progress.lines) == 1
-    assert "starting from random weights" in progress.lines[0]
-    assert "\n" not in progress.lines[0]
-    assert equal(model, small(3, "test_resnet"))
-    assert equal(build_model(config, 5, 32, seed=3, pretrained=False, progress=progress), model)
-    assert len(progress.lines) == 1
-
-
-def test_weights_never_published_are_named() -> None:
-    with pytest.raises(InputError, match="wrn28_2 are not available: none were published"):
-        small(name="wrn28_2", pretrained=True)
-
-
-def test_cached_weights_need_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    published = small(7, "test_resnet", classes=1000)
-    save_weights(published, tmp_path / "model.safetensors")
-    monkeypatch.setattr(
-        pretrained,
-        "try_to_load_from_cache",
-        lambda _repository, file: str(tmp_path / file) if "safe" in file else None,
-    )
-    monkeypatch.setattr(pretrained, "_probe", lambda url: pytest.fail(f"contacted {url}"))
-    model = build_model(ModelConfig(name="test_resnet", pretrained=True), 5, 32, seed=1)
-    net: Any = model.net
-    source: Any = published.net
-    fresh: Any = small(1, "test_resnet").net
-    assert torch.equal(net.conv1[0].weight, source.conv1[0].weight)
-    assert torch.equal(net.fc.weight, fresh.fc.weight)  # 5 classes: the classifier is new
-
-
-def test_a_failed_download_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = {"pretrained": True, "pretrained_cfg_overlay": {"file": "absent.bin"}}
-    monkeypatch.setattr("noisystudent.models.registry.pretrained_source", lambda _name: source)
-    progress = Remembered()
-    config = ModelConfig(name="test_resnet", pretrained=True, pretrained_fallback=True)
-    assert equal(build_model(config, 5, 32, seed=3, progress=progress), small(3, "test_resnet"))
-    assert len(progress.lines) == 1

@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(training: Ma
 
     run.changes["augment"] = breaking
     with pytest.raises(
-        RunError, match=r"the loss became (nan|inf) .* step 10, .* rate of 0\.0\d+; decrease train.lr"
+        RunError, match=r"the loss became (nan|inf) in steps 9 to 10, .* rate of 0\.0\d+; decrease train.lr"
     ):
         run.run()
     assert max(path.name for path in (run.folder / "checkpoint").iterdir()) == "step-00000008"
