@@ -23,8 +23,8 @@ from noisystudent.models.onnx import OnnxModel
 from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
 from noisystudent.robustness.imagenet import imagenet_classes
-from noisystudent.run.files import read_json
 from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.stages import read_record
 from noisystudent.runtime import resolve_device, resolve_dtype
 
 # Keys that `save_weights` writes into the metadata of a .safetensors file.
@@ -177,5 +177,5 @@ def _exported(path: Path, size: int | None) -> Predictor:
 
 def _is_done(model: ModelDir) -> bool:
     """True if the training of the model is finished: a stopped one may have left weights."""
-    done = model.weights.is_file() and model.record.is_file()
-    return done and read_json(model.record).get("status") == "done"
+    record = read_record(model.record) if model.weights.is_file() else None
+    return record is not None and record["status"] == "done"

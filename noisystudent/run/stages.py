@@ -121,7 +121,7 @@ def state(stage: Stage) -> State:
     Raises:
         RunError: the record of the stage is damaged.
     """
-    record = _read_record(stage)
+    record = read_record(stage.record)
     if record is None:
         # Nothing proves that files without a record belong to this stage, so they are not used. They may be
         # of the user, so they are not deleted either: `run_stage` moves them away.
@@ -169,7 +169,7 @@ def run_stage(stage: Stage, work: Callable[[], Facts | None], progress: Progress
         if status is Status.PARTIAL:
             progress.say(f"{stage.name}: interrupted before, resumed")
         _perform(stage, work)
-    return (_read_record(stage) or {}).get("result")
+    return (read_record(stage.record) or {}).get("result")
 
 
 def _perform(stage: Stage, work: Callable[[], Facts | None]) -> None:
@@ -196,15 +196,20 @@ def _write_record(
     write_json(stage.record, content | ({} if result is None else {"result": result}))
 
 
-def _read_record(stage: Stage) -> Facts | None:
-    if not stage.record.is_file():
+def read_record(path: Path) -> Facts | None:
+    """Return the record of a stage, with its name, fingerprint, status and inputs; None if there is no file.
+
+    Raises:
+        RunError: the file is damaged, or it is not the record of a stage.
+    """
+    if not path.is_file():
         return None
-    record: object = read_json(stage.record)  # may be anything: a user can have edited the file
-    kinds = {"fingerprint": str, "status": str, "inputs": dict}
+    record: object = read_json(path)  # may be anything: a user can have edited the file
+    kinds = {"name": str, "fingerprint": str, "status": str, "inputs": dict}
     if not isinstance(record, dict) or not all(
         isinstance(record.get(key), kind) for key, kind in kinds.items()
     ):
-        raise RunError(f"{stage.record} is not the record of a stage; delete it and run again")
+        raise RunError(f"{path} is not the record of a stage; delete it and run again")
     return record
 
 
@@ -226,7 +231,7 @@ def supersede(stage: Stage) -> Path:
     Raises:
         RunError: the record is damaged, or a file cannot be moved.
     """
-    record, run = _read_record(stage), _run_dir(stage)
+    record, run = read_record(stage.record), _run_dir(stage)
     digest = _NO_RECORD if record is None else record["fingerprint"][:8]
     first = target = RunDir(run).superseded(stage.name, digest)
     pieces = [piece.relative_to(run) for piece in stage.pieces if piece.exists()]

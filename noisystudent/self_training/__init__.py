@@ -13,11 +13,11 @@ from noisystudent.data.listing import list_sets
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint, open_sources
 from noisystudent.errors import RunError
-from noisystudent.run.files import read_json, remove
+from noisystudent.run.files import remove
 from noisystudent.run.graph import Graph, Iteration, build_graph, require_lengths
 from noisystudent.run.lock import lock
 from noisystudent.run.rundir import DataDir, ModelDir, RunDir
-from noisystudent.run.stages import Stage, run_stage, supersede
+from noisystudent.run.stages import Stage, read_record, run_stage, supersede
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training import environment, pool
 from noisystudent.self_training.context import Context
@@ -154,9 +154,10 @@ def _supersede_removed(context: Context) -> None:
     for iteration in context.run.iterations():
         finetunings = [ModelDir(folder).finetune.path for folder in sorted(iteration.path.glob("*"))]
         for path in (*finetunings, iteration.model("control").path):
-            if path not in configured and ModelDir(path).record.is_file():
+            record = None if path in configured else read_record(ModelDir(path).record)
+            if record is not None:
                 # Its inputs are unknown here; to move a stage, its name and path are enough.
-                removed = Stage(read_json(ModelDir(path).record)["name"], path, "", {})
+                removed = Stage(record["name"], path, "", {})
                 context.progress.say(
                     f"{removed.name}: not in the configuration any more; kept in {supersede(removed)}"
                 )

@@ -223,7 +223,7 @@ def test_report_is_rebuilt_from_files(finished: Path, tmp_path: Path, capsys: Ca
     assert (out / "report.html").read_bytes() == page
 
 
-# --- plan, status, check ---
+# --- plan, check ---
 
 
 def test_plan_lists_what_is_to_do_and_why(
@@ -243,19 +243,6 @@ def test_plan_lists_what_is_to_do_and_why(
     longer = table(output(capsys, *words, "--out", finished, "--teacher.train.steps", "9"))
     assert longer["teacher"].startswith("to redo: train changed") and longer["data"].startswith("done")
     assert len(table(output(capsys, *words, "--students", "3", "--no-control"))) == 12
-
-
-def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
-    rows = table(output(capsys, "status", finished))
-    assert list(rows) == ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
-    assert all(row.startswith("done") for row in rows.values())
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    record = out / "iteration-1" / "student" / "stage.json"
-    record.write_text(record.read_text().replace('"done"', '"running"'))
-    (out / "verdict.stage.json").unlink()
-    rows = table(output(capsys, "status", out))
-    assert rows["student-1"].startswith("running") and "judgement" not in rows
 
 
 def test_check_audits_and_trains_nothing(images: Path, tmp_path: Path, capsys: Capture) -> None:

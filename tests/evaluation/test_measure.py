@@ -138,7 +138,8 @@ def test_c_and_p_come_before_a_higher_resolution(finished: Path, images: Path, t
             ModelConfig(name=student.model.name, dropout=0, stochastic_depth=0), 3, side, seed=3
         )
         save_weights(model, larger / "model.safetensors", student.classes)
-        (larger / "stage.json").write_text(json.dumps({"status": "done"}))
+        record = {"name": "student-1-finetune", "fingerprint": "", "status": "done", "inputs": {}}
+        (larger / "stage.json").write_text(json.dumps(record))
         return run
 
     def measured(model: Path, size: int | None = None) -> dict[tuple[str, str], Row]:
