@@ -77,12 +77,14 @@ def plan(
         Name of a recipe, or a YAML file.
     """
     from noisystudent.data.sources import listing_fingerprint, open_sources
-    from noisystudent.run.graph import build_graph
+    from noisystudent.run.graph import build_graph, require_pool
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import states
 
     config, folder = configure(recipe, settings, images, fields)
-    graph = build_graph(config, listing_fingerprint(open_sources(config.data)), RunDir(folder))
+    sources = open_sources(config.data)
+    require_pool(config, sources.unlabeled is not None)
+    graph = build_graph(config, listing_fingerprint(sources), RunDir(folder))
     screen.table(("stage", "state", "where"), states(graph, RunDir(folder)))
 
 

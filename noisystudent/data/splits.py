@@ -198,7 +198,7 @@ def _add(leaks: list[Leak], leak: Leak) -> None:
 
 
 def _conflicts(rows: Rows, others: Rows, leaks: list[Leak]) -> list[str]:
-    """Add the labelled images that have a copy with another label to `leaks`, and return the notes on them."""
+    """Add the labelled images that have a copy with another label to `leaks`; returns the notes on them."""
     mixed = others >= 0
     _add(
         leaks,
