@@ -155,6 +155,6 @@ class RunDir:
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise RunError(
-                f"{self.config} is not valid YAML ({reason}); start the run again to write it anew"
+                f"{self.config} is not valid YAML ({reason}); run its recipe again to write it anew"
             ) from error
         return content if isinstance(content, dict) else {}
