@@ -45,7 +45,7 @@ def run(
     resumed = recipe is None and recorded(settings) is not None
     if resumed and not config.data.labeled:
         raise InputError(
-            f"--out is {folder}, a run on images in memory; resume it with `noisystudent demo --out {folder}`,"
+            f"--out is {folder}, a run on images in memory; resume it by `noisystudent demo --out {folder}`,"
             " or from Python with the same arrays"
         )
     if resumed and images.unlabeled and not config.students and settings.students is None:

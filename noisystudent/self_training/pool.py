@@ -199,8 +199,8 @@ def _report_kept(context: Context, iteration: Iteration, summary: Mapping[str, i
         share = summary["kept"] / summary["images"]
         line = f"{name}: {summary['kept']:,} of {summary['images']:,} pool images kept ({share:.1%})"
     else:
-        index = iteration.index
-        line = f"warning: no pool image is above the threshold; student {index} learns from labels alone"
+        why = "no pool image is above the threshold" if summary["images"] else "the pool is empty"
+        line = f"warning: {why}; student {iteration.index} learns from the given labels alone"
     context.progress.say(line)
 
 
