@@ -158,3 +158,18 @@ class RunDir:
                 f"{self.config} is not valid YAML ({reason}); run its recipe again to write it anew"
             ) from error
         return content if isinstance(content, dict) else {}
+
+
+def run_and_name(weights: Path) -> tuple[RunDir, str] | None:
+    """Return the run that has this weights file and the name of the model, for example student-2.
+
+    None if the file is not in a run.
+    """
+    model = ModelDir(weights.absolute().parent)
+    if model.path.name == ModelDir(model.path.parent).finetune.path.name:
+        model = ModelDir(model.path.parent)
+    iteration, number = model.path.parent, model.path.parent.name.removeprefix("iteration-")
+    run = RunDir(iteration.parent)
+    if not number.isdecimal() or run.iteration(int(number)).path != iteration or not run.config.is_file():
+        return None
+    return run, model.path.name if int(number) == 0 else f"{model.path.name}-{number}"
