@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import timm
 import tiny
 import torch
 from tiny import Capture, output, table
@@ -20,7 +19,6 @@ from noisystudent.console import Progress
 from noisystudent.inference.images import open_images, scanned
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
-from noisystudent.models.classifier import Classifier
 
 
 def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
@@ -177,22 +175,6 @@ def test_evaluate_prints_the_scores_of_the_run(finished: Path, images: Path, cap
 
 
 # --- export, report ---
-
-
-def test_export_is_a_file_that_timm_loads_by_name(
-    finished: Path, images: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    line = output(capsys, "export", finished, "--out", tmp_path / "student.safetensors").strip()
-    assert line.startswith("timm.create_model('resnet8_16', num_classes=3, checkpoint_path=")
-    net = eval(line, {"timm": timm}).eval()
-    predictor = load_predictor(finished, "cpu")
-    assert isinstance(predictor.model, Classifier)
-    pixels = torch.from_numpy(tiny.pictures(0, 8, 77)).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        logits = net((pixels / 255 - predictor.model.mean) / predictor.model.std)
-    assert torch.equal(logits, predictor(pixels))
-    again = load_predictor(tmp_path / "student.safetensors", "cpu")
-    assert again.classes == tiny.CLASSES and torch.equal(again(pixels), logits)
 
 
 @pytest.mark.slow  # the exporter takes its time
