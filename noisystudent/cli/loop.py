@@ -87,6 +87,14 @@ def train(
     recipe
         Name of a recipe, or a YAML file. Default: that of the run in --out, and folder for a new run.
     """
+    from noisystudent.run.rundir import RunDir
+
+    before = recorded(settings) if recipe is None else None
+    if before is not None and RunDir(before.parent).student_count():
+        raise InputError(
+            f"--out is {before.parent}, a run with students; resume it with `noisystudent run --out"
+            f" {before.parent}`, or choose another folder"
+        )
     # A run without students ends after the teacher.
     run(recipe, images=Images(**asdict(labels)), settings=Loop(**asdict(settings), students=0), fields=fields)
 

@@ -91,6 +91,13 @@ def test_students_are_added_to_a_teacher_by_the_recipe(
     assert RunDir(tmp_path / "run").student_count() == 1
 
 
+def test_a_run_with_students_does_not_become_a_teacher(interrupted: Path, capsys: Capture) -> None:
+    before = (interrupted / "config.yaml").read_bytes()
+    message = refused(capsys, 2, "train", "--out", interrupted)
+    assert f"`noisystudent run --out {interrupted}`" in message
+    assert (interrupted / "config.yaml").read_bytes() == before
+
+
 def test_a_run_on_images_in_memory_needs_them_again(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
