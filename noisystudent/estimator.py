@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,19 @@ from noisystudent.console import Progress, Terminal
 from noisystudent.data.sources import ArraySource, Sources
 from noisystudent.errors import InputError
 from noisystudent.inference.images import Images, Labeled, open_images, open_labeled
-from noisystudent.inference.load import load_predictor
+from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
+from noisystudent.inference.predictor import Predictor
 from noisystudent.report import build
 from noisystudent.run.files import read_json
-from noisystudent.run.rundir import RunDir
+from noisystudent.run.rundir import ModelDir, RunDir
 
 
 class NoisyStudent:
     """Self-training for image classification.
+
+    A fitted estimator holds the weights of its last model. So it can be pickled and used in another process,
+    on another machine too, and without its run directory.
 
     Args:
         recipe: name of a recipe, a YAML file, or a `Config`.
@@ -47,7 +50,7 @@ class NoisyStudent:
             data/manifest.parquet.
         n_iter_: number of students trained.
         termination_condition_: "max_iter": all students of the recipe were trained.
-        run_: the run directory.
+        run_: the run directory. After unpickling it may not exist any more.
         report_: path of its report.
 
     Example:
@@ -82,8 +85,8 @@ class NoisyStudent:
         Args:
             labeled: `(images, labels)` with images (N, H, W) or (N, H, W, 3) uint8; or folders, tar shards or
                 files.
-            unlabeled: the pool, as images, folders, tar shards or files. None: supervised training only, with
-                a warning.
+            unlabeled: the pool, as images, folders, tar shards or files. None: there is none, so the recipe
+                must have no students (`students=0`: supervised training only).
             val: labelled images for choices such as the learning curve. None: a part of `labeled`.
             test: labelled images for the verdict. None: the verdict is made on val.
 
@@ -102,15 +105,39 @@ class NoisyStudent:
             test=None if test is None else open_labeled(test),
         )
         config = self._config()
-        if unlabeled is None and config.students:
-            warnings.warn(
-                "no unlabelled images: the students are trained on the given labels alone", stacklevel=2
-            )
         progress = Terminal() if self.verbose else Progress()
         self_training.self_train(config, self.run_, sources=sources, progress=progress)
-        self.report_ = build(self.run_)
-        self._read_results(config, sources)
+        build(self.run_)
+        self._read_results(config)
+        if isinstance(sources.unlabeled, ArraySource):
+            self.transduction_ = self._rows_of_array(len(sources.unlabeled))
         return self
+
+    @classmethod
+    def load(cls, run: str | Path) -> NoisyStudent:
+        """Return the fitted estimator of a finished run, which `fit` or the command line made.
+
+        Row i of `transduction_` belongs to pool row i of data/manifest.parquet, also if the pool was an
+        array.
+
+        Args:
+            run: run directory.
+
+        Raises:
+            InputError: `run` is not a finished run.
+            RunError: a file of the run is damaged.
+        """
+        folder = RunDir(Path(run))
+        if not (folder.config.is_file() and folder.verdict.is_file()):
+            raise InputError(
+                f"{run} is not a finished run (config.yaml or verdict.json is missing); give a folder that"
+                f" `fit` or `run` wrote, or finish it with `noisystudent run --out {run}`"
+            )
+        config = recipes.load(str(folder.config))
+        model = cls(config, out=run)
+        model.run_ = folder.path
+        model._read_results(config)
+        return model
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
         """Class probabilities (N, K) of the last student.
@@ -118,7 +145,7 @@ class NoisyStudent:
         Raises:
             InputError: `fit` was not called, or an image cannot be read.
         """
-        predictions = predict(load_predictor(self._fitted()), images)
+        predictions = predict(self._predictor(), images)
         if predictions.bad:
             name, reason = predictions.bad[0]
             raise InputError(
@@ -155,16 +182,20 @@ class NoisyStudent:
             return self.recipe
         return recipes.load(self.recipe, overrides)
 
-    def _fitted(self) -> Path:
-        """The run directory of a finished `fit`."""
+    def _predictor(self) -> Predictor:
+        """The last model, from the weights that this object holds."""
         if not hasattr(self, "verdict_"):
             raise InputError("this NoisyStudent is not fitted yet; call fit(labeled, unlabeled) first")
-        return self.run_
+        with tempfile.TemporaryDirectory(prefix="noisystudent-") as folder:
+            weights = ModelDir(Path(folder)).weights
+            weights.write_bytes(self._weights)
+            return load_predictor(weights)
 
-    def _read_results(self, config: Config, sources: Sources) -> None:
-        """Set the attributes whose names end in an underscore."""
+    def _read_results(self, config: Config) -> None:
+        """Set the attributes whose names end in an underscore, and the weights."""
         run = RunDir(self.run_)
-        self.verdict_ = read_json(run.verdict)
+        self._weights = find_model(self.run_).read_bytes()
+        self.report_ = run.report
         self.classes_ = tuple(read_json(run.data.dataset)["classes"])
         self.n_iter_ = len(config.students)
         # The name and the value are those of scikit-learn's SelfTrainingClassifier.
@@ -174,20 +205,19 @@ class NoisyStudent:
             models = read_json(run.iteration(index).evaluation)["models"]
             for role, sets in models.items():
                 self.scores_[role if index == 0 else f"{role}-{index}"] = sets
-        self.transduction_ = self._transduction(sources)
+        last = run.iteration(self.n_iter_).selection
+        self.transduction_ = _transduction(last) if self.n_iter_ else np.empty(0, dtype=np.int64)
+        self.verdict_ = read_json(run.verdict)  # last: it marks a fitted estimator
 
-    def _transduction(self, sources: Sources) -> NDArray[np.int64]:
-        if self.n_iter_ == 0:
-            return np.empty(0, dtype=np.int64)
-        run = RunDir(self.run_)
-        kept = _transduction(run.iteration(self.n_iter_).selection)
-        if not isinstance(sources.unlabeled, ArraySource):
-            return kept
-        # Copies and leaks were removed from the pool, so pool rows are not rows of the array. The offset of a
-        # pool row in the manifest is its row in the array.
-        manifest = pq.read_table(run.data.manifest, columns=["offset"], filters=[("set", "=", "pool")])
-        classes = np.full(len(sources.unlabeled), -1, dtype=np.int64)
-        classes[manifest.column("offset").to_numpy()] = kept
+    def _rows_of_array(self, count: int) -> NDArray[np.int64]:
+        """`transduction_` for the `count` rows of the array that was the pool."""
+        classes = np.full(count, -1, dtype=np.int64)
+        if self.n_iter_:
+            # Copies and leaks were removed from the pool, so pool rows are not rows of the array. The offset
+            # of a pool row in the manifest is its row in the array.
+            manifest = RunDir(self.run_).data.manifest
+            pool = pq.read_table(manifest, columns=["offset"], filters=[("set", "=", "pool")])
+            classes[pool.column("offset").to_numpy()] = self.transduction_
         return classes
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,20 +87,57 @@ def test_transduction_has_a_row_for_each_row_of_the_pool(model: NoisyStudent, po
     )
 
 
-def test_without_a_pool_it_is_supervised_and_warns(tmp_path: Path) -> None:
+def test_without_a_pool_there_are_no_students(tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path / "tiny.yaml")
-    model = NoisyStudent(str(recipe), out=tmp_path / "run", student__train__steps=8)
-    with pytest.warns(UserWarning, match="no unlabelled images"):
-        model.fit(arrays("labeled"), val=arrays("val"))
-    assert tiny.weights(tmp_path / "run", "iteration-1/student") == tiny.weights(
-        tmp_path / "run", "iteration-1/control"
-    )
-    assert model.transduction_.shape == (0,)
+    with pytest.raises(InputError, match=r"data\.unlabeled is empty.*students=0"):
+        NoisyStudent(str(recipe), out=tmp_path / "run").fit(arrays("labeled"), val=arrays("val"))
+    assert not (tmp_path / "run").exists()
     alone = NoisyStudent(str(recipe), out=tmp_path / "alone", students=0).fit(
         arrays("labeled"), val=arrays("val")
     )
     assert alone.n_iter_ == 0 and alone.transduction_.shape == (0,) and list(alone.scores_) == ["teacher"]
     assert alone.predict(arrays("test")[0]).shape == (12,)
+
+
+def test_a_pickled_estimator_predicts_in_another_process(tmp_path: Path) -> None:
+    model = NoisyStudent(resolve(tiny.RECIPE, [("students", 0)])).fit(arrays("labeled"), val=arrays("val"))
+    expected, images = model.predict_proba(arrays("test")[0]), tmp_path / "images.npy"
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    np.save(images, arrays("test")[0])
+    del model
+    gc.collect()
+    program = (
+        "import pickle, sys, numpy; from pathlib import Path; folder = Path(sys.argv[1]);"
+        "model = pickle.loads((folder / 'model.pickle').read_bytes());"
+        "numpy.save(folder / 'probs.npy', model.predict_proba(numpy.load(folder / 'images.npy')));"
+        "print(model.classes_, model.verdict_['set'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{tiny.CLASSES} val\n"
+    np.testing.assert_allclose(np.load(tmp_path / "probs.npy"), expected, atol=1e-6)
+
+
+def test_a_run_is_loaded_as_the_estimator_that_made_it(model: NoisyStudent, finished: Path) -> None:
+    loaded = NoisyStudent.load(model.run_)
+    pixels, _ = arrays("test")
+    assert np.array_equal(loaded.predict_proba(pixels), model.predict_proba(pixels))
+    for name in ("classes_", "verdict_", "scores_", "n_iter_", "run_", "report_"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    kept = model.transduction_[model.transduction_ >= 0]
+    assert np.array_equal(loaded.transduction_[loaded.transduction_ >= 0], kept), "in pool rows"
+    by_command = NoisyStudent.load(str(finished))
+    assert by_command.classes_ == tiny.CLASSES and by_command.predict(pixels).shape == (12,)
+
+
+def test_what_is_no_finished_run_is_not_loaded(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "verdict.json").unlink()
+    for name in ("run", "none"):
+        with pytest.raises(InputError, match=f"{name} is not a finished run"):
+            NoisyStudent.load(tmp_path / name)
 
 
 def test_a_config_is_a_recipe_and_the_run_may_be_temporary() -> None:

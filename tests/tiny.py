@@ -88,10 +88,9 @@ def write_images(root: Path) -> Path:
     return root
 
 
-def config(images: Path, *overrides: tuple[str, Any], pool: bool = True) -> Config:
+def config(images: Path, *overrides: tuple[str, Any]) -> Config:
     """The tiny recipe on `write_images(images)`."""
-    sets = [(field, name) for field, name in SETS.items() if pool or name != "pool"]
-    given = [(f"data.{field}", str(images / name)) for field, name in sets]
+    given = [(f"data.{field}", str(images / name)) for field, name in SETS.items()]
     return resolve(RECIPE, [*given, *overrides])
 
 

@@ -83,6 +83,7 @@ def ablate(
 
 def _ablate(matrix: Matrix, out: Path, processes: int) -> None:
     from noisystudent.ablation import output
+    from noisystudent.ablation.matrix import run_name
     from noisystudent.ablation.study import study
     from noisystudent.console import Logged
 
@@ -91,8 +92,9 @@ def _ablate(matrix: Matrix, out: Path, processes: int) -> None:
         content = study(matrix, out, processes=processes, command=command, progress=progress)
         screen.table(*output.lines(content))
         Logged(progress, out / output.LOG).say(f"page: {out / output.PAGE}")
-    failed = [cell["name"] for cell in content["cells"] if cell["failed"]]
+    # Runs are counted, not rows: a row has results as soon as one of its seeds has.
+    runs = {run_name(cell["folder"], seed) for cell in content["cells"] for seed in content["seeds"]}
+    failed = {run_name(cell["folder"], int(seed)) for cell in content["cells"] for seed in cell["failed"]}
     if failed:
-        raise RunError(
-            f"{len(failed)} of {len(content['cells'])} rows failed ({', '.join(failed)}); see the table above"
-        )
+        names = ", ".join(sorted(failed))
+        raise RunError(f"{len(failed)} of {len(runs)} runs failed ({names}); see the table above")

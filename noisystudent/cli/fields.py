@@ -144,14 +144,28 @@ def take_fields(tokens: Sequence[str]) -> tuple[list[Field], list[str]]:
     return fields, rest
 
 
-def configure(recipe: str, settings: Settings, images: Labels, given: list[Field]) -> tuple[Config, Path]:
+def recorded(settings: Settings) -> Path | None:
+    """The config.yaml of the run that --out names; None if --out is not given, or names no run yet."""
+    from noisystudent.run.lock import MARKER
+    from noisystudent.run.rundir import RunDir
+
+    run = None if settings.out is None else RunDir(settings.out)
+    # Without the marker the folder is not of a run, and the file is the user's.
+    return run.config if run and run.config.is_file() and (run.path / MARKER).is_file() else None
+
+
+def configure(
+    recipe: str | None, settings: Settings, images: Labels, given: list[Field], *, default: str = "folder"
+) -> tuple[Config, Path]:
     """Resolve the configuration of a call.
 
     Args:
-        recipe: name of a recipe, or a YAML file.
+        recipe: name of a recipe, or a YAML file. None: the recorded configuration of the run in --out,
+            otherwise `default`.
         settings: flags that override the recipe.
         images: folders of the images.
         given: configuration fields, which override recipe and flags.
+        default: recipe of a new run.
 
     Returns:
         The configuration and the run directory.
@@ -167,7 +181,13 @@ def configure(recipe: str, settings: Settings, images: Labels, given: list[Field
         named["data.plane"] = "resident" if settings.cache else "streamed"
     # A flag that is not given is None or empty and must not override the recipe.
     flags = [(name, value) for name, value in named.items() if value is not None and value != []]
-    config = recipes.load(recipe, flags + given)
+    before = recorded(settings) if recipe is None else None
+    try:
+        config = recipes.load(recipe or str(before or default), flags + given)
+    except InputError as error:
+        if before is None:
+            raise
+        raise InputError(f"{error}; or name a recipe, from which {before} is written anew") from error
     return config, settings.out or Path("runs") / config.name
 
 

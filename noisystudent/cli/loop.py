@@ -18,7 +18,9 @@ from noisystudent.cli.fields import (
     Loop,
     Settings,
     configure,
+    recorded,
 )
+from noisystudent.errors import InputError
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
 if TYPE_CHECKING:
@@ -27,62 +29,95 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: str = "folder", /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
+    recipe: str | None = None, /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
 ) -> None:
     """Train a teacher, label the pool, train students, and write models, verdict and report to a folder.
 
-    A second call resumes the run, and repeats only the stages whose inputs changed.
+    A second call resumes the run, and repeats only the stages whose inputs changed. `run --out RUN` alone
+    resumes it with the images and the settings of the first call; flags that are given again override them.
 
     Parameters
     ----------
     recipe
-        Name of a recipe, or a YAML file.
+        Name of a recipe, or a YAML file. Default: that of the run in --out, and folder for a new run.
     """
-    _run(*configure(recipe, settings, images, fields))
+    config, folder = configure(recipe, settings, images, fields)
+    resumed = recipe is None and recorded(settings) is not None
+    if resumed and not config.data.labeled:
+        raise InputError(
+            f"--out is {folder}, a run on images in memory; resume it by `noisystudent demo --out {folder}`,"
+            " or from Python with the same arrays"
+        )
+    if resumed and images.unlabeled and not config.students and settings.students is None:
+        raise InputError(
+            f"--out is {folder}, which has no students (`train` made it); name a recipe to add them, as in"
+            " `noisystudent run folder`"
+        )
+    _run(config, folder, resumed=resumed)
 
 
 def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
     """Make a whole run on scikit-learn's digits with ten labels per class, in minutes on two CPU cores.
 
-    The run directory has the same files as that of `run`.
+    The run directory has the same files as that of `run`, and is resumed in the same way.
     """
     from noisystudent.data.sources.digits import digits
 
-    config, folder = configure("demo", settings, NO_LABELS, fields)
-    _run(config, folder, digits(config.seed))
+    config, folder = configure(None, settings, NO_LABELS, fields, default="demo")
+    if config.data.labeled:
+        raise InputError(
+            f"--out is {folder}, a run on {', '.join(config.data.labeled)}; resume it with"
+            f" `noisystudent run --out {folder}`, or choose another folder"
+        )
+    _run(config, folder, digits(config.seed), resumed=recorded(settings) is not None)
 
 
 def train(
-    recipe: str = "folder", /, *, labels: Labels = NO_LABELS, settings: Settings = NO_SETTINGS, fields: Fields
+    recipe: str | None = None,
+    /,
+    *,
+    labels: Labels = NO_LABELS,
+    settings: Settings = NO_SETTINGS,
+    fields: Fields,
 ) -> None:
     """Train only the teacher of a recipe, on the labelled images, and write model and report to a folder.
 
     Parameters
     ----------
     recipe
-        Name of a recipe, or a YAML file.
+        Name of a recipe, or a YAML file. Default: that of the run in --out, and folder for a new run.
     """
+    from noisystudent.run.rundir import RunDir
+
+    before = recorded(settings) if recipe is None else None
+    if before is not None and RunDir(before.parent).student_count():
+        raise InputError(
+            f"--out is {before.parent}, a run with students; resume it with `noisystudent run --out"
+            f" {before.parent}`, or choose another folder"
+        )
     # A run without students ends after the teacher.
     run(recipe, images=Images(**asdict(labels)), settings=Loop(**asdict(settings), students=0), fields=fields)
 
 
 def plan(
-    recipe: str = "folder", /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
+    recipe: str | None = None, /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
 ) -> None:
     """Print which stages `run` with the same arguments would make, and why; nothing is written.
 
     Parameters
     ----------
     recipe
-        Name of a recipe, or a YAML file.
+        Name of a recipe, or a YAML file. Default: that of the run in --out, and folder for a new run.
     """
     from noisystudent.data.sources import listing_fingerprint, open_sources
-    from noisystudent.run.graph import build_graph
+    from noisystudent.run.graph import build_graph, require_pool
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import states
 
     config, folder = configure(recipe, settings, images, fields)
-    graph = build_graph(config, listing_fingerprint(open_sources(config.data)), RunDir(folder))
+    sources = open_sources(config.data)
+    require_pool(config, sources.unlabeled is not None)
+    graph = build_graph(config, listing_fingerprint(sources), RunDir(folder))
     screen.table(("stage", "state", "where"), states(graph, RunDir(folder)))
 
 
@@ -119,7 +154,7 @@ def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields:
             progress.say(line)
 
 
-def _run(config: Config, folder: Path, sources: Sources | None = None) -> None:
+def _run(config: Config, folder: Path, sources: Sources | None = None, *, resumed: bool = False) -> None:
     from noisystudent.console import Logged
     from noisystudent.report import build
     from noisystudent.run.files import read_json
@@ -128,6 +163,8 @@ def _run(config: Config, folder: Path, sources: Sources | None = None) -> None:
     from noisystudent.self_training import self_train
 
     with screen.progress() as progress:
+        if resumed:
+            progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
         self_train(config, folder, sources=sources, progress=progress)
         page = build(folder)
         screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
@@ -135,6 +172,13 @@ def _run(config: Config, folder: Path, sources: Sources | None = None) -> None:
         logged = Logged(progress, RunDir(folder).log)
         for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):
             logged.say(line)
+
+
+def _summary(config: Config) -> str:
+    """The images of a run and its number of students, in a few words."""
+    sets = (("labelled", config.data.labeled), ("pool", config.data.unlabeled))
+    images = [f"{name} {', '.join(paths)}" for name, paths in sets if paths]
+    return ", ".join([*images, f"students {len(config.students)}", f"seed {config.seed}"])
 
 
 COMMANDS = (run, demo, plan, status, check, train)

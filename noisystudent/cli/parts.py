@@ -53,6 +53,7 @@ def label(
         predictor = load_predictor(model, device, precision=precision, progress=progress)
         labels, bad = label_images(predictor, unlabeled, out, config=config, progress=progress)
         progress.say(f"pseudo-labels: {labels.path}")
+    screen.print_origin(predictor.path)
     screen.print_bad(bad)
 
 
@@ -131,6 +132,7 @@ def evaluate(
             model, device, checkpoint=checkpoint, size=eval_size, precision=precision, progress=progress
         )
         screen.print_rows(measure(predictor, data, tests, progress=progress), out)
+    screen.print_origin(predictor.path)
 
 
 def predict(
@@ -146,7 +148,7 @@ def predict(
 ) -> None:
     """Predict the class of each image, and write classes and probabilities as CSV, JSON or Parquet.
 
-    Images that cannot be read are listed on standard error and have no row.
+    Standard error has the name of the model, and the images that cannot be read, which have no row.
 
     Parameters
     ----------
@@ -170,6 +172,7 @@ def predict(
         predictor = load_predictor(model, device, precision=precision, progress=progress)
         predictions = predict_images(predictor, images, progress=progress)
     write_predictions(predictions, predictor.names, out, format)
+    screen.print_origin(predictor.path)
     screen.print_bad(predictions.bad)
 
 
@@ -206,10 +209,12 @@ def export(
         Format if --out is not given. safetensors or timm: a file for timm. onnx: uint8 images in, logits out.
     """
     from noisystudent.inference.export import export as write_model
+    from noisystudent.inference.load import find_model
 
     ending = ".onnx" if format == "onnx" else ".safetensors"
     path = run.resolve()  # Path(".") has an empty name
     print(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
+    screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
 
 
 def recipes(name: str | None = None, /) -> None:

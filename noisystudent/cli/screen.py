@@ -42,6 +42,18 @@ def print_bad(bad: list[tuple[str, str]]) -> None:
         print(f"noisystudent: {name}: {reason}; it has no row in the output", file=sys.stderr)
 
 
+def print_origin(weights: Path | None) -> None:
+    """Print on standard error which model was used; a run directory has several, an unfinished one fewer.
+
+    Args:
+        weights: its file. None: the user named published weights, and nothing is printed.
+    """
+    from noisystudent.inference.load import origin
+
+    if weights is not None:
+        print(f"noisystudent: the model is {origin(weights)}", file=sys.stderr)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table. If the output is not a terminal, each row is one line, so that programs can read it."""
     grid = Table(box=None, pad_edge=False, header_style="bold")

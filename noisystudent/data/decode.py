@@ -132,6 +132,12 @@ def crop_resize(square: NDArray[np.uint8], resolution: int, box: Box) -> Tensor:
     return _resize(torch.from_numpy(pixels), resolution)
 
 
+def clean_share(resolution: int) -> float:
+    """Return the side of the clean view as a share of the shorter side of the image."""
+    # The paper's models take 224 pixels or more; smaller images, such as those of CIFAR, are not cropped.
+    return resolution / (resolution + _MARGIN) if resolution >= _LARGE_VIEW else 1.0
+
+
 def _window(size: Size, resolution: int, box: Box | None) -> tuple[int, int, int, int]:
     """Top, left, height and width of a view in pixels of the original image."""
     height, width = size
@@ -140,8 +146,7 @@ def _window(size: Size, resolution: int, box: Box | None) -> tuple[int, int, int
         tall_px, wide_px = _rounded(tall * height, 1, height), _rounded(wide * width, 1, width)
         top_px = _rounded(top * height, 0, height - tall_px)
         return top_px, _rounded(left * width, 0, width - wide_px), tall_px, wide_px
-    # The paper's models take 224 pixels or more; smaller images, such as those of CIFAR, are not cropped.
-    share = resolution / (resolution + _MARGIN) if resolution >= _LARGE_VIEW else 1.0
+    share = clean_share(resolution)
     side = resolution if height == width == resolution else max(1, round(min(size) * share))
     return (height - side) // 2, (width - side) // 2, side, side
 

@@ -76,7 +76,8 @@ def prepare(
     """Decode every image once and write the files that `open_dataset` and later stages read.
 
     Files in `out`: manifest.parquet (one row for each image in use), ledger.csv (unusable images and the
-    reasons), leaks.csv (images removed because another set has their content, or the pool has it twice),
+    reasons), leaks.csv (images removed because another set has their content, or the pool has it twice, and
+    labelled images that stay although a copy has another label),
     store/ (columns and decoded pixels, memory-mapped) and, last, dataset.json. A call after a kill starts the
     scan again. `seed` is for the val split. `listings` is the result of `list_sets`; None: it is called here.
 
@@ -200,7 +201,7 @@ def _bad_notes(scans: dict[str, Scan]) -> list[str]:
 
 
 def _write_leaks(path: Path, scans: dict[str, Scan], leaks: list[Leak]) -> None:
-    _write_csv(path, ("set", "id", "found_in", "id_there"), _leak_rows(scans, leaks))
+    _write_csv(path, ("set", "id", "found_in", "id_there", "reason"), _leak_rows(scans, leaks))
 
 
 def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str, ...]]:
@@ -209,7 +210,7 @@ def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str,
         for start in range(0, len(leak.rows), _IDS):
             part = slice(start, start + _IDS)
             ids = zip(here.ids(leak.rows[part]), there.ids(leak.other_rows[part]), strict=True)
-            yield from ((leak.name, removed, leak.other, kept) for removed, kept in ids)
+            yield from ((leak.name, one, leak.other, other, leak.reason) for one, other in ids)
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,16 @@ _NAMED = 5  # names that a message lists at most
 
 @dataclass(frozen=True)
 class Leak:
-    """Images removed from a set because another set, or the set itself, has the same content.
+    """Images of a set whose content another set, or the set itself, has too.
 
     Attributes:
-        name: the set that the images are removed from.
+        name: the set of the images.
         scan: name of its scan.
-        rows: (n,) removed rows of that scan.
+        rows: (n,) rows of that scan.
         other: the set that keeps the content.
         other_scan: name of the scan of that set.
         other_rows: (n,) rows of `other_scan` with the same content.
+        reason: copy: the rows are removed from the set. other label: they stay, although their labels differ.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Leak:
     other: str
     other_scan: str
     other_rows: Rows
+    reason: Literal["copy", "other label"] = "copy"
 
 
 def classes_of(scans: dict[str, Scan]) -> tuple[tuple[str, ...], list[str]]:
@@ -94,7 +96,7 @@ def assign(
     the labelled images.
 
     Returns:
-        The members of each set, the removed images, and notes for the user.
+        The members of each set, the leaks, and notes for the user.
 
     Raises:
         InputError: there is no val and none can be split off.
@@ -112,7 +114,7 @@ def assign(
     rows = np.flatnonzero(members["labeled"][1])
     hashes = scans["labeled"].index.take("content_hash", rows)
     labels = label_map(scans["labeled"].names, classes)[scans["labeled"].index.take("label", rows)]
-    notes = _conflict_notes(conflicting(hashes, labels))
+    notes = _conflicts(rows, counterparts(hashes, labels), leaks)
     if "val" not in scans and len(rows):
         # Both sets keep the scan, and the decoded pixels, of the labelled images.
         chosen = split_val(hashes, labels, val_fraction, seed)
@@ -127,6 +129,7 @@ def assign(
     notes += [
         f"{leak.name}: {len(leak.rows)} images removed, copies of images in {leak.other} (see leaks.csv)"
         for leak in leaks
+        if leak.reason == "copy"
     ]
     return members, leaks, notes
 
@@ -194,10 +197,15 @@ def _add(leaks: list[Leak], leak: Leak) -> None:
         leaks.append(leak)
 
 
-def _conflict_notes(conflict: NDArray[np.bool_]) -> list[str]:
-    if not conflict.any():
-        return []
-    return [f"labeled: {int(conflict.sum())} images have a copy with another label; they stay in training"]
+def _conflicts(rows: Rows, others: Rows, leaks: list[Leak]) -> list[str]:
+    """Add the labelled images that have a copy with another label to `leaks`; returns the notes on them."""
+    mixed = others >= 0
+    _add(
+        leaks,
+        Leak("labeled", "labeled", rows[mixed], "labeled", "labeled", rows[others[mixed]], "other label"),
+    )
+    note = f"labeled: {int(mixed.sum())} images have a copy with another label; they stay in training"
+    return [f"{note} (see leaks.csv)"] if mixed.any() else []
 
 
 def _present(scanned: Scan) -> set[str]:
@@ -269,11 +277,17 @@ def _quotas(counts: NDArray[np.int64], fraction: float, rng: np.random.Generator
 
 def conflicting(hashes: Hashes, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(N,) True for images whose content occurs with two different labels."""
+    return counterparts(hashes, labels) >= 0
+
+
+def counterparts(hashes: Hashes, labels: NDArray[np.int64]) -> Rows:
+    """(N,) for each image the first one with the same content and another label, -1 if there is none."""
     _, first, inverse = np.unique(_keys(hashes), return_index=True, return_inverse=True)
-    # a content is in conflict if any of its labels differs from its first label
-    differs = labels != labels[first][inverse]
-    mixed = np.bincount(inverse, weights=differs, minlength=len(first)) > 0
-    return np.asarray(mixed[inverse], np.bool_)
+    differs = labels != labels[first][inverse]  # from the label of the first image with this content
+    rival = np.full(len(first), -1, np.int64)  # of each content, the first image that differs
+    late_to_early = np.flatnonzero(differs)[::-1]
+    rival[inverse[late_to_early]] = late_to_early
+    return np.where(differs, first[inverse], rival[inverse])
 
 
 def class_names(names: list[str]) -> tuple[str, ...]:

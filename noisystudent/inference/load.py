@@ -25,7 +25,7 @@ from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
 from noisystudent.robustness.imagenet import imagenet_classes
 from noisystudent.run.record import read_record, require_intact
-from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.rundir import ModelDir, RunDir, run_and_name
 from noisystudent.runtime import resolve_device, resolve_dtype
 
 # Keys that `save_weights` writes into the metadata of a .safetensors file.
@@ -55,6 +55,22 @@ def find_model(path: Path) -> Path:
         f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file,"
         f" or the name of a timm model{hint}"
     )
+
+
+def origin(weights: Path) -> str:
+    """Return which model a weights file is, and what its run lacks, for example
+
+    'student-1 (photos/iteration-1/student/model.safetensors); the run is not finished: no student-2'.
+    """
+    found = run_and_name(weights)
+    if found is None:
+        return str(weights)
+    run, name = found
+    numbers = range(1, 1 + (run.student_count() or 0))
+    missing = [f"student-{index}" for index in numbers if not _is_done(run.iteration(index).model("student"))]
+    if not missing and run.verdict.is_file():
+        return f"{name} ({weights})"
+    return f"{name} ({weights}); the run is not finished: no {', '.join(missing) or 'verdict'} yet"
 
 
 def load_predictor(

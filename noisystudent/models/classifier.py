@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,12 @@ class Classifier(nn.Module):
         return logits.float()
 
 
-def save_weights(classifier: Classifier, path: Path, classes: Sequence[str] = ()) -> None:
+def save_weights(
+    classifier: Classifier,
+    path: Path,
+    classes: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
+) -> None:
     """Write a safetensors file that `timm.create_model(name, num_classes=K, checkpoint_path=path)` reads.
 
     The metadata of the file holds architecture, num_classes, resolution, mean, std, options and classes.
@@ -102,6 +107,7 @@ def save_weights(classifier: Classifier, path: Path, classes: Sequence[str] = ()
         classifier: on any device.
         path: must end in .safetensors.
         classes: names of the K classes, in the order of the logits.
+        more: further entries of the metadata.
 
     Raises:
         RunError: the file cannot be written. A file that was there before is unchanged.
@@ -118,7 +124,7 @@ def save_weights(classifier: Classifier, path: Path, classes: Sequence[str] = ()
         "std": json.dumps(classifier.std.flatten().tolist()),
         "options": json.dumps(classifier.options),
         "classes": json.dumps(list(classes)),
-    }
+    } | dict(more or {})
     # Not safetensors.save_file: only the owner could read the file.
     with atomic(path) as partial:
         partial.write_bytes(_with_sorted_metadata(safetensors.torch.save(tensors, metadata)))

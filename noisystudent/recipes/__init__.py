@@ -23,15 +23,12 @@ import yaml
 from noisystudent.config import Config
 from noisystudent.config.fields import range_of
 from noisystudent.errors import InputError, did_you_mean
+from noisystudent.recipes.overrides import override
 from noisystudent.recipes.shelf import matrices, names, read, text
 
 __all__ = ["dump", "field_help", "load", "matrices", "names", "read", "resolve", "text"]
 
 T = TypeVar("T")
-Raw = dict[str, Any]
-
-# Two fields for the length of a training. An override with one of them removes the other.
-_DURATIONS = frozenset({"epochs", "steps"})
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -63,14 +60,11 @@ def resolve(
     Raises:
         InputError: see `load`.
     """
-    merged = _merge({}, raw)
-    for dotted, value in overrides:
+    overrides = list(overrides)
+    for dotted, _ in overrides:
         _require_field(dotted)
-        _override(merged, dotted.split("."), value)
     try:
-        base = _merge(merged.get("teacher") or {}, merged.pop("student", None) or {})
-        differences = _differences(merged.pop("students", None))
-        merged["students"] = [_merge(base, difference) for difference in differences]
+        merged = override(raw, overrides)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from error
     return _build(Config, merged, origin, "")
@@ -109,46 +103,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
-    """A deep copy of `base`, in which the values of `over` take precedence.
-
-    If `over` has one of `epochs` and `steps`, the other one is removed from the result.
-    """
-    for section in (base, over):
-        if not isinstance(section, Mapping):
-            raise InputError(f"{section!r} is given where a mapping of fields is needed")
-    merged: Raw = {
-        key: _merge({}, value) if isinstance(value, Mapping) else value for key, value in base.items()
-    }
-    durations = {name for name in _DURATIONS if over.get(name) is not None}
-    if len(durations) == 1:
-        for name in _DURATIONS - durations:
-            merged.pop(name, None)
-    for key, value in over.items():
-        inner = merged.get(key)
-        if isinstance(value, Mapping):
-            merged[key] = _merge(inner if isinstance(inner, Mapping) else {}, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _nested(path: list[str], value: Any) -> Raw:
-    """(['a', 'b'], 1) -> {'a': {'b': 1}}."""
-    for key in reversed(path):
-        value = {key: value}
-    return typing.cast(Raw, value)
-
-
-def _differences(students: Any) -> list[Any]:
-    """The fields in which each student differs from `student`; `students` is a number, or a list of them."""
-    if isinstance(students, int) and not isinstance(students, bool) and students >= 0:
-        return [{}] * students
-    if students is None or isinstance(students, list):
-        return [difference or {} for difference in students or ()]
-    raise InputError(f"students is {students!r}; it must be a whole number, or a list of mappings")
-
-
 @functools.cache
 def _field_names() -> tuple[str, ...]:
     return tuple(row[0] for row in field_help())
@@ -162,29 +116,6 @@ def _require_field(dotted: str) -> None:
     # `options` are arguments of timm.create_model, with any name.
     if not (section or name in known or name == "students" or ".options." in name):
         raise InputError(f"no field {dotted!r}{did_you_mean(dotted, known)}")
-
-
-def _override(raw: Raw, path: list[str], value: Any) -> None:
-    """Set one field of `raw`.
-
-    `student.*` is also set in each entry of the list `students`, which would take precedence otherwise.
-    """
-    if path[0] == "students" and len(path) > 1:
-        _override_one_student(raw, path, value)
-        return
-    if path[0] == "student" and isinstance(raw.get("students"), list):
-        raw["students"] = [_merge(entry or {}, _nested(path[1:], value)) for entry in raw["students"]]
-    merged = _merge(raw, _nested(path, value))  # removes the other duration, if `value` is one
-    raw.clear()
-    raw.update(merged)
-
-
-def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
-    entries = _differences(raw.get("students"))
-    if not path[1].isdigit() or int(path[1]) >= len(entries):
-        raise InputError(f"--{'.'.join(path)}: no such student; they are numbered 0 to {len(entries) - 1}")
-    entries[int(path[1])] = _merge(entries[int(path[1])], _nested(path[2:], value))
-    raw["students"] = entries
 
 
 def _build(cls: type[T], raw: Mapping[str, Any], origin: str, prefix: str) -> T:

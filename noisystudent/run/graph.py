@@ -120,17 +120,35 @@ def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
     return _Builder(config, run, data).graph()
 
 
+def learners(config: Config) -> dict[str, LearnerConfig]:
+    """Return every network that the run trains: name of its section of the configuration -> the section."""
+    named = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
+    named |= {f"students.{number}": student for number, student in enumerate(config.students)}
+    return {name: learner for name, learner in named.items() if learner is not None}
+
+
 def require_lengths(config: Config) -> None:
     """Check that every training has a number of epochs or steps.
 
     Raises:
         InputError: names the training that has neither.
     """
-    learners = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
-    learners |= {f"students.{number}": student for number, student in enumerate(config.students)}
-    for name, learner in learners.items():
-        known = learner is None or learner.train.epochs is not None or learner.train.steps is not None
+    for name, learner in learners(config).items():
+        known = learner.train.epochs is not None or learner.train.steps is not None
         require(known, f"{name}.train has neither epochs nor steps; give one of the two")
+
+
+def require_pool(config: Config, pool: bool) -> None:
+    """Check that there are unlabelled images if a student, or the pretraining, is trained on them.
+
+    Raises:
+        InputError: there are none.
+    """
+    require(
+        pool or not (config.students or config.pretrain),
+        "data.unlabeled is empty; give --unlabeled, the images on which students are trained, or train the"
+        " teacher alone with `noisystudent train` (in Python: students=0)",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,21 @@ def lock(folder: Path, kind: str = "run") -> Iterator[None]:
         release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Return True if a process holds the lock of `folder`: a run, a check or an ablation works in it."""
+    try:
+        descriptor = os.open(folder / MARKER, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # no marker: nothing was ever locked here
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)  # also releases the lock
+    return False
+
+
 def _refuse_other_files(folder: Path) -> None:
     """Raise InputError if the folder has no marker but holds files: they belong to the user."""
     names = sorted(entry.name for entry in os.scandir(folder))

@@ -109,7 +109,7 @@ class DataDir:
 
     manifest = _Child("manifest.parquet")  # one row per image in use
     ledger = _Child("ledger.csv")  # images that cannot be used, and why
-    leaks = _Child("leaks.csv")  # images that were removed because another set has them too
+    leaks = _Child("leaks.csv")  # copies in other sets, which were removed, and with other labels
     dataset = _Child("dataset.json")  # classes, sets and notes; written last
     store = _Child("store")  # folder of the columns and the decoded pixels
     listings = _Child(".listings.partial")  # folder of the listed image names, deleted after the scan
@@ -185,6 +185,21 @@ class RunDir:
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise RunError(
-                f"{self.config} is not valid YAML ({reason}); start the run again to write it anew"
+                f"{self.config} is not valid YAML ({reason}); run its recipe again to write it anew"
             ) from error
         return content if isinstance(content, dict) else {}
+
+
+def run_and_name(weights: Path) -> tuple[RunDir, str] | None:
+    """Return the run that has this weights file and the name of the model, for example student-2.
+
+    None if the file is not in a run.
+    """
+    model = ModelDir(weights.absolute().parent)
+    if model.path.name == ModelDir(model.path.parent).finetune.path.name:
+        model = ModelDir(model.path.parent)
+    iteration, number = model.path.parent, model.path.parent.name.removeprefix("iteration-")
+    run = RunDir(iteration.parent)
+    if not number.isdecimal() or run.iteration(int(number)).path != iteration or not run.config.is_file():
+        return None
+    return run, model.path.name if int(number) == 0 else f"{model.path.name}-{number}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from noisystudent.errors import InputError
 from noisystudent.run.graph import Graph
+from noisystudent.run.lock import is_locked
 from noisystudent.run.record import read_record
 from noisystudent.run.rundir import RECORD, RunDir
 from noisystudent.run.stages import Status, state
@@ -41,6 +43,8 @@ def states(graph: Graph, run: RunDir) -> list[Row]:
 def recorded(run: RunDir) -> list[Row]:
     """Return (stage, status, seconds, time of the end in UTC) of every stage that was started.
 
+    The status is done; running; or interrupted: the process that ran the stage has ended.
+
     Raises:
         InputError: `run` is not a run directory.
         RunError: a file of the run is damaged.
@@ -49,7 +53,9 @@ def recorded(run: RunDir) -> list[Row]:
         raise InputError(
             f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
         )
-    return [_recorded(path) for path in _records(run)]
+    locked = is_locked(run.path)  # before the records: a run that ends meanwhile has written 'done' by then
+    records = map(read_record, _records(run))
+    return [_recorded(record, locked) for record in records if record is not None]
 
 
 def scores(run: RunDir) -> list[Row]:
@@ -75,12 +81,12 @@ def _records(run: RunDir) -> Iterator[Path]:
     yield from run.path.glob(run.verdict.with_suffix(f".{RECORD}").name)
 
 
-def _recorded(path: Path) -> Row:
-    record = read_record(path) or {}
-    seconds = record.get("seconds")
+def _recorded(record: Mapping[str, Any], locked: bool) -> Row:
+    status, seconds = record["status"], record.get("seconds")
     return (
-        record.get("name", ""),  # empty if the file was removed in this moment
-        record.get("status", ""),
-        "" if seconds is None else f"{seconds:,.1f}",
-        record.get("finished") or "",
+        record["name"],
+        # A process that was killed could not write that it stopped. The lock shows that it has ended.
+        "interrupted" if status == "running" and not locked else status,
+        f"{seconds:,.1f}" if isinstance(seconds, int | float) else "",
+        str(record.get("finished") or ""),
     )

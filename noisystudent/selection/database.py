@@ -63,7 +63,9 @@ def database(beside: Path, memory_limit: str, threads: int | None) -> Iterator[d
     beside.parent.mkdir(parents=True, exist_ok=True)
     try:
         with duckdb.connect(config=settings) as connection:
-            connection.execute("SET enable_progress_bar = false")
+            # In a notebook without ipywidgets, DuckDB has no bar and refuses to set this option at all.
+            if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+                connection.execute("SET enable_progress_bar = false")
             connection.execute(f"CREATE TYPE why AS ENUM {REASONS}")  # one byte per row instead of a string
             yield connection
     except (duckdb.Error, pa.ArrowException) as error:

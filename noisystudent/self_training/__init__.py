@@ -14,13 +14,14 @@ from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint, open_sources
 from noisystudent.errors import RunError
 from noisystudent.run.files import remove
-from noisystudent.run.graph import Graph, Iteration, build_graph, require_lengths
+from noisystudent.run.graph import Graph, Iteration, build_graph
 from noisystudent.run.lock import lock
 from noisystudent.run.record import read_record
 from noisystudent.run.rundir import DataDir, ModelDir, RunDir
 from noisystudent.run.stages import Stage, run_stage, supersede
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training import environment, pool
+from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.judge import judge
 from noisystudent.self_training.train_stage import finetune_model, pretrain_model, train_model
@@ -47,11 +48,13 @@ def self_train(
         progress: receives lines and progress, and stops the run. None: nothing is printed.
 
     Raises:
-        InputError: the images cannot be used, or `out` is in use or holds other files.
+        InputError: the configuration or the images cannot be used, or `out` is in use or holds other files.
         RunError: a teacher is at chance level, a model has collapsed to few classes, or the disk is full.
         Stopped: a signal was received. Another call resumes the run.
     """
-    sources = open_sources(config.data) if sources is None else sources  # before `out` is made
+    # Before `out` is made, and before any image is decoded, which can take hours.
+    sources = open_sources(config.data) if sources is None else sources
+    check_config(config, pool=sources.unlabeled is not None)
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
         graph = context.graph
@@ -114,7 +117,6 @@ def audit(config: Config, sources: Sources, out: Path, *, progress: Progress | N
 def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Context:
     progress = Logged(progress, run.log)
     progress.say(f"run: {run.path}")
-    require_lengths(config)  # before the scan, which can take hours
     environment.describe(run, config)
     graph = _scan(config, sources, run, progress)
     dataset = open_dataset(run.data, config.data, sources)

@@ -6,12 +6,12 @@ import base64
 import io
 from typing import Any
 
-import duckdb
 import numpy as np
 from PIL import Image
 
 from noisystudent.data.prepare import Dataset
 from noisystudent.records import Selection
+from noisystudent.selection.database import database
 
 # These bounds keep gallery.json and the report at a few MB: at most 1,400 thumbnails.
 _PER_CLASS = 14
@@ -43,8 +43,7 @@ def thumbnails(dataset: Dataset, selection: Selection, with_truth: bool) -> list
         SELECT label, row, confidence, kept FROM ranked
         WHERE n <= $3 OR (rank * ($3 - 1)) // (n - 1) <> ((rank - 1) * ($3 - 1)) // (n - 1) OR rank = 0
         ORDER BY label, rank"""
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")
+    with database(selection.path, "2GB", None) as connection:
         rows = connection.execute(query, [str(selection.path), _MOST_CLASSES, _PER_CLASS]).fetchall()
     thumbnails: dict[int, list[dict[str, Any]]] = {
         label: [] for label in range(min(len(dataset.classes), _MOST_CLASSES))

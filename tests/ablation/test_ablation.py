@@ -136,7 +136,9 @@ def test_a_cell_that_fails_has_a_reason_and_the_others_are_finished(
     words = ("ablate", out.with_name("study.yaml"), *tiny.flags(images), "--out", out)
     assert tiny.call(*words, "--only", "no teacher") == 1
     printed = capsys.readouterr()
-    assert printed.err.splitlines() == ["noisystudent: 1 of 7 rows failed (no teacher); see the table above"]
+    assert printed.err.splitlines() == [
+        "noisystudent: 1 of 5 runs failed (no-teacher/seed-0); see the table above"
+    ]
     (line,) = (line for line in printed.out.splitlines() if line.startswith("no teacher "))
     assert f"seed 0 failed: {reason}" in line
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import timm
 import tiny
 import torch
 from tiny import Capture, output, table
@@ -20,8 +19,6 @@ from noisystudent.console import Progress
 from noisystudent.inference.images import open_images, scanned
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
-from noisystudent.models.classifier import Classifier
-from noisystudent.run.record import read_record, write_record
 
 
 def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
@@ -95,7 +92,7 @@ def test_predict_takes_several_files_by_name(
     assert tiny.call("predict", finished, *files, tmp_path / "broken.JPG") == 0
     out, err = capsys.readouterr()
     assert [row.split(",")[0] for row in out.splitlines()[1:]] == [str(file) for file in files]
-    assert err.startswith(f"noisystudent: {tmp_path}/broken.JPG: not an image")
+    assert f"noisystudent: {tmp_path}/broken.JPG: not an image" in err
     of_folder = {
         row["id"]: row["p(red)"]
         for row in csv.DictReader(io.StringIO(output(capsys, "predict", finished, images / "test")))
@@ -180,22 +177,6 @@ def test_evaluate_prints_the_scores_of_the_run(finished: Path, images: Path, cap
 # --- export, report ---
 
 
-def test_export_is_a_file_that_timm_loads_by_name(
-    finished: Path, images: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    line = output(capsys, "export", finished, "--out", tmp_path / "student.safetensors").strip()
-    assert line.startswith("timm.create_model('resnet8_16', num_classes=3, checkpoint_path=")
-    net = eval(line, {"timm": timm}).eval()
-    predictor = load_predictor(finished, "cpu")
-    assert isinstance(predictor.model, Classifier)
-    pixels = torch.from_numpy(tiny.pictures(0, 8, 77)).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        logits = net((pixels / 255 - predictor.model.mean) / predictor.model.std)
-    assert torch.equal(logits, predictor(pixels))
-    again = load_predictor(tmp_path / "student.safetensors", "cpu")
-    assert again.classes == tiny.CLASSES and torch.equal(again(pixels), logits)
-
-
 @pytest.mark.slow  # the exporter takes its time
 @pytest.mark.filterwarnings("ignore")
 def test_export_to_onnx_is_the_same_model_for_any_number_of_images(
@@ -224,7 +205,7 @@ def test_report_is_rebuilt_from_files(finished: Path, tmp_path: Path, capsys: Ca
     assert (out / "report.html").read_bytes() == page
 
 
-# --- plan, status, check ---
+# --- plan, check ---
 
 
 def test_plan_lists_what_is_to_do_and_why(
@@ -244,19 +225,6 @@ def test_plan_lists_what_is_to_do_and_why(
     longer = table(output(capsys, *words, "--out", finished, "--teacher.train.steps", "9"))
     assert longer["teacher"].startswith("to redo: train changed") and longer["data"].startswith("done")
     assert len(table(output(capsys, *words, "--students", "3", "--no-control"))) == 12
-
-
-def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
-    rows = table(output(capsys, "status", finished))
-    assert list(rows) == ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
-    assert all(row.startswith("done") for row in rows.values())
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    record = out / "iteration-1" / "student" / "stage.json"
-    write_record(record, (read_record(record) or {}) | {"status": "running"})
-    (out / "verdict.stage.json").unlink()
-    rows = table(output(capsys, "status", out))
-    assert rows["student-1"].startswith("running") and "judgement" not in rows
 
 
 def test_check_audits_and_trains_nothing(images: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import labeled_folder, make, table
 
 from noisystudent.data import duplicates, index
 from noisystudent.data.duplicates import Contents
@@ -65,3 +67,20 @@ def test_a_search_for_copies_takes_few_bytes_per_image(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert (rows.tolist(), first.tolist()) == ([5000, 399_999], [7, 7])
     assert peak < 20 * count, f"{peak / count:.0f} bytes per image"
+
+
+def test_copies_with_two_labels_are_written_down_by_name(tmp_path: Path) -> None:
+    labeled = labeled_folder(tmp_path / "labeled", 30)
+    first, second = sorted(labeled.rglob("*.png"))[:2]
+    other = next(folder for folder in sorted(labeled.iterdir()) if folder != first.parent)
+    shutil.copy(first, other / "copy.png")
+    shutil.copy(first, other / "copy-2.png")
+    shutil.copy(second, second.with_name("same-label.png"))
+    data = make(tmp_path / "out", labeled=(str(labeled),))
+    rows = {row["id"]: row for row in table(tmp_path / "out" / "leaks.csv")}
+    name, copy = f"{first.parent.name}/{first.name}", f"{other.name}/copy.png"
+    named = {name: copy, copy: name, f"{other.name}/copy-2.png": name}
+    by_label = {key: row["id_there"] for key, row in rows.items() if row["reason"] == "other label"}
+    assert by_label in (named, named | {name: f"{other.name}/copy-2.png"})
+    assert {row["reason"] for key, row in rows.items() if key not in named} <= {"copy"}
+    assert named.keys() <= set(data.labeled.ids(np.arange(len(data.labeled)))), "they stay"

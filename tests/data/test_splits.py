@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from noisystudent.data.splits import class_names, conflicting, split_val
+from noisystudent.data.splits import class_names, conflicting, counterparts, split_val
 from noisystudent.errors import InputError
 
 
@@ -59,6 +59,16 @@ def test_copies_go_together_and_contradictions_stay_in_training() -> None:
     for seed in range(10):
         val = split_val(hashes, labels, 0.4, seed)
         assert val[0] == val[1] and val[2] == val[3] and not val[6:].any()
+
+
+@given(drawn=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=12))
+def test_a_counterpart_is_the_first_copy_with_another_label(drawn: list[tuple[int, int]]) -> None:
+    content, label = (list(part) for part in zip(*drawn, strict=True))
+    expected = [
+        next((row for row, other in enumerate(drawn) if other[0] == one[0] and other[1] != one[1]), -1)
+        for one in drawn
+    ]
+    assert counterparts(contents(content), np.array(label)).tolist() == expected
 
 
 def test_numbered_classes_sort_by_number() -> None:

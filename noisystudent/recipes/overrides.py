@@ -1,0 +1,150 @@
+"""Merging of the content of a recipe with what overrides it: flags, fields, and the cells of an ablation."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from noisystudent.errors import InputError
+
+Raw = dict[str, Any]
+"""Content of a recipe, not checked."""
+
+# Two fields for the length of a training. An override with one of them removes the other.
+_DURATIONS = frozenset({"epochs", "steps"})
+
+# Fields of a model that were chosen for its network. They are not kept for another one.
+_OF_NETWORK = frozenset({"resolution", "options"})
+
+
+def override(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Raw:
+    """Apply overrides to the content of a recipe, and expand its inheritance.
+
+    A network that the overrides name keeps neither the resolution nor the options that the recipe has for
+    the network in its place. So `--student.model.name` leaves no student at a resolution for another network.
+
+    Args:
+        raw: content of a recipe. It is not changed.
+        overrides: (dotted field name, value) pairs. Later ones take precedence.
+
+    Returns:
+        A copy with `teacher`, `students` and so on, each with all its fields, and without `student`.
+
+    Raises:
+        InputError: a section is not a mapping, or a student does not exist.
+    """
+    listed = [field for field in overrides if field[0] == "students"]  # these replace the students themselves
+    before, after = _expanded(_applied(raw, listed)), _expanded(_applied(raw, overrides))
+    given = _expanded(_applied(_without_sizes(raw), overrides))  # sizes and options of the overrides alone
+    for old, new, own in zip(_models(before), _models(after), _models(given), strict=True):
+        if old.get("name") not in (None, new.get("name")):
+            for field in _OF_NETWORK:
+                new.pop(field, None)
+            new.update((field, own[field]) for field in _OF_NETWORK if field in own)
+    return after
+
+
+def _expanded(raw: Mapping[str, Any]) -> Raw:
+    """Students inherit from `student`, which inherits from `teacher`."""
+    expanded = merge({}, raw)
+    base = merge(expanded.get("teacher") or {}, expanded.pop("student", None) or {})
+    differences = list_students(expanded.pop("students", None))
+    return expanded | {"students": [merge(base, difference) for difference in differences]}
+
+
+def _models(expanded: Raw) -> list[Raw]:
+    """The section `model` of every network, students last; empty where there is none."""
+    learners = [expanded.get(name) for name in ("teacher", "filter", "pretrain")] + expanded["students"]
+    models = [learner.get("model") if isinstance(learner, dict) else None for learner in learners]
+    return [model if isinstance(model, dict) else {} for model in models]
+
+
+def _without_sizes(value: Any) -> Any:
+    """A copy of the content of a recipe without the fields in _OF_NETWORK of every section `model`."""
+    if isinstance(value, list):
+        return [_without_sizes(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    plain = {key: _without_sizes(item) for key, item in value.items()}
+    if isinstance(plain.get("model"), Mapping):
+        plain["model"] = {key: item for key, item in plain["model"].items() if key not in _OF_NETWORK}
+    return plain
+
+
+def _applied(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Raw:
+    merged = merge({}, raw)
+    for dotted, value in overrides:
+        _override(merged, dotted.split("."), value)
+    return merged
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
+    """Return a deep copy of `base`, in which the values of `over` take precedence.
+
+    If `over` has one of `epochs` and `steps`, the other one is removed from the result.
+    """
+    for section in (base, over):
+        if not isinstance(section, Mapping):
+            raise InputError(f"{section!r} is given where a mapping of fields is needed")
+    merged: Raw = {
+        key: merge({}, value) if isinstance(value, Mapping) else value for key, value in base.items()
+    }
+    durations = {name for name in _DURATIONS if over.get(name) is not None}
+    if len(durations) == 1:
+        for name in _DURATIONS - durations:
+            merged.pop(name, None)
+    for key, value in over.items():
+        inner = merged.get(key)
+        # An empty section changes nothing. Empty options are a value: none.
+        if isinstance(value, Mapping) and (value or key != "options"):
+            merged[key] = merge(inner if isinstance(inner, Mapping) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def list_students(students: Any) -> list[Any]:
+    """Return the fields in which each student differs from `student`.
+
+    Args:
+        students: a number of students, a list of these fields, or None: no students.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(students, int) and not isinstance(students, bool) and students >= 0:
+        return [{}] * students
+    if students is None or isinstance(students, list):
+        return [difference or {} for difference in students or ()]
+    raise InputError(f"students is {students!r}; it must be a whole number, or a list of mappings")
+
+
+def _override(raw: Raw, path: list[str], value: Any) -> None:
+    """Set one field of `raw`.
+
+    `student.*` is also set in each entry of the list `students`, which would take precedence otherwise.
+    """
+    if path[0] == "students" and len(path) > 1:
+        _override_one_student(raw, path, value)
+        return
+    if path[0] == "student" and isinstance(raw.get("students"), list):
+        raw["students"] = [merge(entry or {}, _nested(path[1:], value)) for entry in raw["students"]]
+    merged = merge(raw, _nested(path, value))  # removes the other duration, if `value` is one
+    raw.clear()
+    raw.update(merged)
+
+
+def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
+    entries = list_students(raw.get("students"))
+    if not path[1].isdigit() or int(path[1]) >= len(entries):
+        raise InputError(f"--{'.'.join(path)}: no such student; they are numbered 0 to {len(entries) - 1}")
+    entries[int(path[1])] = merge(entries[int(path[1])], _nested(path[2:], value))
+    raw["students"] = entries
+
+
+def _nested(path: list[str], value: Any) -> Raw:
+    """(['a', 'b'], 1) -> {'a': {'b': 1}}."""
+    for key in reversed(path):
+        value = {key: value}
+    return typing.cast(Raw, value)

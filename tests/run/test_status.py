@@ -1,0 +1,40 @@
+"""What `status` says of a run that is finished, killed, at work or damaged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+from tiny import Capture, output, table
+
+from noisystudent.run.lock import lock
+
+
+def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    rows = table(output(capsys, "status", finished))
+    assert list(rows) == ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
+    assert all(row.startswith("done") for row in rows.values())
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    record = out / "iteration-1" / "student" / "stage.json"
+    record.write_text(record.read_text().replace('"done"', '"running"'))
+    (out / "verdict.stage.json").unlink()
+    rows = table(output(capsys, "status", out))
+    assert rows["student-1"].startswith("interrupted") and "judgement" not in rows, "no process has the lock"
+    with lock(out):
+        assert table(output(capsys, "status", out))["student-1"].startswith("running")
+
+
+@pytest.mark.parametrize("text", ['{"hello": 1}', "[1, 2]", '{"status": "running"}', '"done"'])
+@pytest.mark.parametrize("command", ["status", "predict"])
+def test_a_foreign_record_of_a_stage_is_named(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture, command: str, text: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    record = tmp_path / "run" / "iteration-1" / "student" / "stage.json"
+    record.write_text(text)
+    words = (images / "test",) if command == "predict" else ()
+    message = tiny.refused(capsys, 1, command, tmp_path / "run", *words)
+    assert f"{record} is not the record of a stage" in message

@@ -1,0 +1,66 @@
+"""What is wrong with a configuration is found before an image is decoded and before a folder is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from tiny import Capture, refused
+
+from noisystudent.errors import InputError
+from noisystudent.self_training import self_train
+
+FINETUNE = {"steps": 2, "frozen_blocks": 99}
+
+
+@pytest.fixture
+def undecodable(given: Path) -> Path:
+    """Images of which none can be decoded: whoever decodes one stops the run with another message."""
+    for file in given.rglob("*.png"):
+        file.write_bytes(b"no image")
+    return given
+
+
+@pytest.mark.parametrize(
+    "field, value, expected",
+    [
+        ("student.model.name", "resnet8_17", "model.name is 'resnet8_17'"),
+        ("teacher.model.options", {"nonsense": 3}, "model.options has 'nonsense'"),
+        ("filter", tiny.RECIPE["teacher"] | {"model": {"name": "resnet8_17"}}, "is 'resnet8_17'"),
+        ("student.augment.randaugment", "rand-x", "augment.randaugment is 'rand-x'"),
+        ("teacher.train.steps", None, "teacher.train has neither epochs nor steps"),
+        ("student.finetune", FINETUNE, "finetune.frozen_blocks is 99"),
+        ("device", "cuda:77", "device is 'cuda:77'"),
+        ("data.unlabeled", [], "data.unlabeled is empty; give --unlabeled"),
+    ],
+)
+def test_a_wrong_field_is_refused_before_the_images(
+    undecodable: Path, tmp_path: Path, field: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        tiny.run(tiny.config(undecodable, (field, value)), tmp_path / "run")
+    assert expected in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_forgotten_pool_is_refused(
+    images: Path, recipe: Path, tmp_path: Path, capsys: Capture, command: str
+) -> None:
+    words = (command, recipe, "--labeled", images / "labeled", "--out", tmp_path / "run")
+    message = refused(capsys, 2, *words)
+    assert "data.unlabeled is empty; give --unlabeled" in message and "`noisystudent train`" in message
+    assert not (tmp_path / "run").exists()
+    assert tiny.call("plan", *words[1:], "--students", "0") == 0
+
+
+def test_every_network_of_a_run_is_checked(images: Path, tmp_path: Path) -> None:
+    learner = tiny.RECIPE["teacher"]
+    fields = [("filter", learner), ("pretrain", learner), ("data.pool_tags", True), ("students", 2)]
+    for section in ("teacher", "filter", "pretrain", "students.0", "students.1"):
+        name = (f"{section}.model.name", "resnet8_17")
+        with pytest.raises(InputError, match="resnet8_17"):
+            self_train(tiny.config(images, *fields, name), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
