@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch.utils.tensorboard import SummaryWriter
-
 from noisystudent.errors import RunError
 from noisystudent.metrics import guards, scores
 from noisystudent.run.files import remove
@@ -13,7 +11,7 @@ from noisystudent.run.stages import Stage, run_stage
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.training import Training, predictor, train
 from noisystudent.train import checkpoint
-from noisystudent.train.journal import kept_lines
+from noisystudent.train.journal import Board, kept_lines
 
 
 def train_model(context: Context, stage: Stage, training: Training) -> None:
@@ -72,23 +70,17 @@ def finetune_model(context: Context, model: Model, training: Training) -> Traini
 def _train(context: Context, stage: Stage, training: Training) -> None:
     pool = None if training.read_pool is None else training.read_pool()
     context.progress.say(f"{stage.name}: {training.describe(pool)}")
-    with SummaryWriter(str(context.run.tensorboard(stage.name)), purge_step=0) as board:  # hides older points
+    board = Board(context.run.tensorboard(stage.name))
 
-        def draw(line: dict[str, float]) -> None:
-            for name, value in line.items():
-                if name != "step":
-                    board.add_scalar(name, value, int(line["step"]))
+    def on_log(line: dict[str, float]) -> None:
+        board.draw(line)
+        context.progress.advance(stage.name, int(line["step"]), training.total_steps)
 
-        def on_log(line: dict[str, float]) -> None:
-            draw(line)
-            context.progress.advance(stage.name, int(line["step"]), training.total_steps)
-
-        # A killed training has drawn points after its last snapshot, and may have lost others that were not
-        # flushed. So all points up to the snapshot are drawn again.
-        folder = ModelDir(stage.path)
-        for line in kept_lines(folder.metrics, checkpoint.saved_step(folder.checkpoints)):
-            draw(line)
-        train(training, pool, context.progress, on_log)
+    # A killed training has drawn points after its last snapshot, so all points up to it are drawn again.
+    folder = ModelDir(stage.path)
+    for line in kept_lines(folder.metrics, checkpoint.saved_step(folder.checkpoints)):
+        board.draw(line)
+    train(training, pool, context.progress, on_log)
 
 
 def _check_model(context: Context, stage: Stage) -> None:
