@@ -9,6 +9,7 @@ import queue
 import signal
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import count, islice
@@ -52,6 +53,8 @@ def context(module: str = "noisystudent.data.loader") -> BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    # The resource tracker, which the fork server starts, has nothing of this program to track.
+    warnings.filterwarnings("ignore", message="resource_tracker: process died unexpectedly")
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload(["noisystudent.data.forkserver", module])
     return chosen
@@ -175,7 +178,7 @@ class _Team:
                 # Polls are counted, and not the time: a run that Ctrl-Z has stopped has not waited.
                 before, waited = waited, waited + _POLL_SECONDS
             progress.check()
-            names = ", ".join(str(worker.pid) for worker in self._workers)
+            names = ", ".join(str(worker.pid or "not started") for worker in self._workers)
             silence = f"no worker (process {names}) has decoded an image for {waited:.0f} s"
             if waited >= LONGEST_SECONDS:
                 raise RunError(f"{silence}; check the disk or file server of the images, and run again")
