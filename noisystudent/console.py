@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from noisystudent.errors import RunError, Stopped
+from noisystudent.errors import Stopped
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that stop the work. A repeated SIGINT, that is Ctrl-C, ends the process at once."""
+
+INTERRUPTED = 130  # exit code after a second Ctrl-C; shells use it for a command that SIGINT has killed
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 _PLAIN_SECONDS = 15.0  # least time between two lines of progress if the output is not a terminal
 
 
 class StopFlag:
-    """Flag that SIGTERM and SIGINT set. Long work checks it at points where stopping loses nothing.
+    """Flag that the signals of `STOP_SIGNALS` set. Long work checks it where stopping loses nothing.
 
     Attributes:
-        signal: name of the signal that was received, e.g. "SIGTERM"; None if there was none.
+        signal: name of the signal that was received first, e.g. "SIGTERM"; None if there was none.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Set the flag. This is a signal handler.
-
-        Raises:
-            KeyboardInterrupt: it is the second signal.
-        """
-        # The user pressed Ctrl-C again: the next point where work may stop can be minutes away.
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        """Set the flag; a second Ctrl-C ends the process. This is a signal handler."""
+        if self.signal is None:
+            self.signal = signal.Signals(number).name
+        # The next point where the work may stop can be minutes away, and the user does not want to wait.
+        # Other signals are often sent twice: to the process, and to its group.
+        elif number == signal.SIGINT:
+            _end("interrupted; run the same command again to resume", INTERRUPTED)
 
 
 class Progress:
@@ -67,25 +73,79 @@ class Progress:
             raise Stopped(f"stopped by {self.signal}; run the same command again to resume")
 
 
+_active = [Progress()]  # innermost last
+
+
+def active() -> Progress:
+    """The progress of the innermost `stop_on_signal`; outside of it, one that prints nothing."""
+    return _active[-1]
+
+
 @contextmanager
 def stop_on_signal(progress: Progress) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set the flag of `progress` within the block (main thread only).
+    """Let the signals of `STOP_SIGNALS` set the flag of `progress` within the block (main thread only).
 
     Raises:
-        Stopped: the block raised a RunError after a signal.
-        RunError: as raised by the block, if there was no signal.
+        Stopped: a signal came within the block.
     """
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, progress.stop.handle) for number in numbers]
+    before = _handle(progress.stop.handle)
+    _active.append(progress)
     try:
         yield
-    except RunError:
-        # Ctrl-C signals the whole process group, so the workers end too: not a failure of the run.
+    except Stopped:
+        raise
+    except Exception:
+        # A signal to the whole process group can end what this process needs: not a failure of the run.
         progress.check()
         raise
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        _active.pop()
+        for number, handler in before.items():
             signal.signal(number, handler)
+    progress.check()  # it may have come after the last check of the block
+
+
+def end_on_signal() -> None:
+    """Let the signals of `STOP_SIGNALS` end this process at once, in one line, outside of `stop_on_signal`.
+
+    For the main function of a command. Ending at once is a kill, after which all files are valid. An
+    exception could be raised in any code at all, and would be a traceback there.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        _end(f"stopped by {signal.Signals(number).name}; run the same command again", Stopped.exit_code)
+
+    _handle(end)
+
+
+def end_silently(code: int) -> None:
+    """Let the signals of `STOP_SIGNALS` end this process with `code`; for one that has printed its line."""
+    _handle(lambda _number, _frame: os._exit(code))
+
+
+def ignore_signals() -> None:
+    """Ignore the signals of `STOP_SIGNALS`: Python takes handlers away before it has ended."""
+    _handle(signal.SIG_IGN)
+
+
+def _handle(handler: Handler) -> dict[int, Any]:
+    """Set the handler of the signals of `STOP_SIGNALS`; returns the handlers from before.
+
+    SIGHUP stays ignored under nohup.
+    """
+    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
+def _end(message: str, code: int) -> None:
+    """Print a line and end the process without any cleaning up."""
+    # os.write, because the signal may have come while the same stream was being written to.
+    line = f"noisystudent: {message}\n"
+    if sys.__stderr__ is not None and sys.__stderr__.isatty():
+        line = f"\r\x1b[K\x1b[?25h{line}"  # over the moving bar, which has hidden the cursor
+    with suppress(OSError):  # standard error may be closed
+        os.write(2, line.encode())
+    os._exit(code)
 
 
 class Terminal(Progress):

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import os
 import resource
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from noisystudent import self_training
+from noisystudent.__main__ import main as process
 from noisystudent.cli import main
 from noisystudent.config import Config
 from noisystudent.console import Progress
@@ -195,7 +195,7 @@ def child(tokens: Sequence[object], log: Path, largest_file: int | None = None) 
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     torch.set_num_threads(1)
-    sys.exit(call(*tokens))
+    process([str(token) for token in tokens])
 
 
 def manifest(out: Path) -> list[dict[str, Any]]:

@@ -84,15 +84,13 @@ def side_by_side(
     """
     waiting, working = list(runs), dict[Connection, _Worker]()  # one connection for each running process
     shares = [_share(place, processes) for place in range(processes)]
-    stopping = False
     with _terminating(working):
         while working or waiting:
             if progress.signal is None:
                 _start_ready(waiting, working, library, shares)
             elif not working:
                 progress.check()
-            elif not stopping:
-                stopping = True  # each process gets the signal only once; a second one would interrupt it
+            else:  # again and again: a process ignores the signal until it has set its handler
                 for worker in working.values():
                     worker.process.terminate()
             for connection in wait(list(working), timeout=_POLL):
@@ -169,10 +167,11 @@ def _terminating(working: dict[Connection, _Worker]) -> Iterator[None]:
     try:
         yield
     finally:
-        for worker in working.values():
-            worker.process.terminate()
-        for worker in working.values():
-            worker.process.join()
+        while running := [worker.process for worker in working.values() if worker.process.is_alive()]:
+            for process in running:  # again and again, see above
+                process.terminate()
+            for process in running:
+                process.join(_POLL)
 
 
 class _ForwardedProgress(Progress):
@@ -203,11 +202,11 @@ def _work(
     if config.data.workers is None:
         config = replace(config, data=replace(config.data, workers=share.workers))
     progress = _ForwardedProgress(connection)
-    with stop_on_signal(progress):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent passes it on
-        end_with_parent()  # an orphan would keep its run locked when the same command is called again
-        try:
+    try:
+        with stop_on_signal(progress):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent passes it on
+            end_with_parent()  # an orphan would keep its run locked when the same command is called again
             progress.send("ended", attempt(name, config, folder, out, progress))
-        except (Stopped, KeyboardInterrupt) as error:
-            progress.send("stopped", f"{error}" or "interrupted")
-        connection.close()
+    except Stopped as error:
+        progress.send("stopped", str(error))
+    connection.close()

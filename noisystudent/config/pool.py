@@ -28,9 +28,9 @@ class PseudoLabelConfig:
     scales: tuple[float, ...] = number((1.0,), least=0.25, most=4)
     """Average the probabilities over the image at these multiples of the teacher's resolution."""
     batch_size: int = number(512, least=1, neutral=True)
-    """Batch size used when the pool is labelled."""
+    """Batch size used when the pool is labelled. It can change the last digits of a probability."""
     part_size: int = number(65_536, least=1, neutral=True)
-    """Images per Parquet part. A killed labelling loses at most one part."""
+    """Images per Parquet part, rounded up to whole batches. A killed labelling loses at most one part."""
     top_k: int = number(32, least=1)
     """Number of probabilities stored per image above 256 classes, with the sum of the others."""
     noise: bool = False

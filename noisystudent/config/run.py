@@ -17,7 +17,7 @@ class EvaluateConfig:
     """Evaluation of the models and the verdict."""
 
     batch_size: int = number(512, least=1, neutral=True)
-    """Batch size used when a model is evaluated."""
+    """Batch size used when a model is evaluated. It can change the last digits of a probability."""
     ece_bins: int = number(15, least=1)
     """Number of bins of the expected calibration error."""
     resamples: int = number(10_000, least=1)

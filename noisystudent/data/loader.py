@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import shared_cache
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.sampler import Sampler
-from noisystudent.data.workers import context, quiet_worker
-from noisystudent.errors import RunError, first_line
+from noisystudent.data.workers import in_workers
 from noisystudent.records import Batch
 
 Rows = NDArray[np.int64]
@@ -207,25 +206,21 @@ def requested_batches(
     )
 
 
-class _Fetcher(Dataset[Tensor | RunError]):
-    """Images of several sets. An item is one batch, and its index is what to fetch from each set."""
+class _Fetcher:
+    """Fetches batches of images of several sets: a batch is given as what to fetch from each set."""
 
     def __init__(self, sets: tuple[ImageSet, ...], resolution: int) -> None:
         self._sets, self._resolution = sets, resolution
 
-    def __getitem__(self, parts: tuple[Part, ...]) -> Tensor | RunError:
-        try:
-            views = [
+    def decode(self, parts: tuple[Part, ...]) -> Tensor:
+        """Pixels (B, 3, R, R) uint8 of all parts, on the CPU; the function of a worker."""
+        return torch.stack(
+            [
                 view
                 for images, part in zip(self._sets, parts, strict=True)
                 for view in images.views(part.rows, self._resolution, part.boxes)
             ]
-        except (
-            RunError
-        ) as error:  # returned, because DataLoader would add a worker's traceback to the message
-            return error
-        batch: Tensor = default_collate(views)  # in a worker, it writes directly into shared memory
-        return batch
+        )
 
     def fetch(self, parts: tuple[Part, ...]) -> Tensor:
         """Pixels (B, 3, R, R) uint8 of all parts, in the order of the sets, fetched in this process."""
@@ -253,31 +248,11 @@ def _batches(
         for request in requests:
             yield fetcher.fetch(request).to(device)
         return
-    loader = DataLoader(
-        fetcher,
-        batch_size=None,  # an item is a batch already
-        sampler=requests,
-        num_workers=workers,
-        multiprocessing_context=context(),
-        worker_init_fn=quiet_worker,
-        pin_memory=device.type == "cuda",
-    )
-    for images in _delivered(loader):
-        yield images.to(device, non_blocking=True)
-
-
-def _delivered(loader: DataLoader[Any]) -> Iterator[Tensor]:
-    """Batches of the workers. A worker's error, or its death, becomes one `RunError`."""
-    try:
-        for images in loader:
-            if isinstance(images, RunError):
-                raise images
-            yield images
+    # Memory that is pinned lets the copy to the GPU go on while the host does other things.
+    receive = Tensor.pin_memory if device.type == "cuda" else None
+    with closing(in_workers(fetcher.decode, requests, workers, receive=receive)) as batches:
+        for images in batches:
+            yield images.to(device, non_blocking=True)
             # torch keeps a small object for each batch until it has 128 of them. They occupy places in memory
             # that large temporary tensors have left, and the process would grow by hundreds of megabytes.
             shared_cache.free_dead_references()
-    except RuntimeError as error:
-        reason = first_line(error)
-        raise RunError(
-            f"a decoding worker died ({reason}); try fewer data.workers, or more shared memory"
-        ) from error

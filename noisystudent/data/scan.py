@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +19,10 @@ from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.listing import Listing
 from noisystudent.data.sources import ArraySource, Source
-from noisystudent.data.workers import context, quiet_worker
-from noisystudent.errors import RunError
+from noisystudent.data.workers import in_workers
 
 _CHUNK = 64  # images that a worker scans at once
+_AHEAD = 4  # chunks for each worker that are drawn but not used: bounds memory, and keeps the workers busy
 _SMALLEST = 1  # without pixels to keep, a JPEG is decoded for this side: at 1/8 of its size, but to its end
 _FEW = 1024  # with fewer images, starting worker processes costs more time than it saves
 
@@ -106,7 +105,7 @@ def scan(
         progress: advances after every chunk. A signal stops the scan between two chunks.
 
     Raises:
-        RunError: a worker died.
+        RunError: a worker died or does not answer.
         Stopped: a signal stopped the scan.
     """
     bad = list(listing.bad)
@@ -115,9 +114,9 @@ def scan(
     path = folder / "scratch" / f"{name}.arrow"
     pixels = storage.open("wb") if storage else None
     try:
-        with writer(path, SCHEMA) as append:
+        with writer(path, SCHEMA) as append, closing(_results(listing.index, job, workers)) as results:
             _write_header(pixels, 0, job.resolution)  # reserves its place; the count is not known yet
-            for part, result in _results(listing.index, job, workers):
+            for part, result in results:
                 progress.check()
                 good = np.ones(part.num_rows, np.bool_)
                 good[list(result.reasons)] = False
@@ -168,30 +167,17 @@ def _chunks(index: Index) -> Iterator[Chunk]:
         yield from ((number, start, _CHUNK) for start in range(0, batch.num_rows, _CHUNK))
 
 
-def _results(index: Index, job: Job, workers: int) -> Iterator[tuple[Any, ScannedChunk]]:
+def _results(index: Index, job: Job, workers: int) -> Generator[tuple[Any, ScannedChunk]]:
     """Rows of the listing and their results, chunk by chunk, in the order of the listing."""
     # an array source would be copied to every worker, and has nothing to decode
     if workers == 0 or len(index) < _FEW or isinstance(job.source, ArraySource):
         for chunk in _chunks(index):
-            part = _part(index, chunk)
-            yield part, scan_chunk(job, part)
+            yield _part(index, chunk), _scan_rows(job, index, chunk)
         return
-    with ProcessPoolExecutor(workers, context(), _start_worker, (job, index)) as executor:
-        waiting: deque[tuple[Chunk, Future[ScannedChunk]]] = deque()
-        try:
-            for chunk in _chunks(index):
-                waiting.append((chunk, executor.submit(_scan_in_worker, chunk)))
-                if len(waiting) > 4 * workers:  # bounds the memory of finished chunks, and keeps workers busy
-                    yield _finished(index, *waiting.popleft())
-            while waiting:
-                yield _finished(index, *waiting.popleft())
-        except BrokenProcessPool as error:
-            raise RunError(
-                "a worker died while the images were scanned; try fewer data.workers, or more memory;"
-                " if your own script starts the run, it needs `if __name__ == '__main__':`"
-            ) from error
-        finally:
-            executor.shutdown(cancel_futures=True)  # after a signal, the remaining chunks are not scanned
+    scan_rows = partial(_scan_rows, job, index)
+    with closing(in_workers(scan_rows, _chunks(index), workers, ahead=_AHEAD)) as results:
+        for chunk, result in zip(_chunks(index), results, strict=True):
+            yield _part(index, chunk), result
 
 
 def _part(index: Index, chunk: Chunk) -> Any:
@@ -200,22 +186,9 @@ def _part(index: Index, chunk: Chunk) -> Any:
     return index.batches[number].slice(start, count)
 
 
-def _finished(index: Index, chunk: Chunk, future: Future[ScannedChunk]) -> tuple[Any, ScannedChunk]:
-    return _part(index, chunk), future.result()
-
-
-def _start_worker(job: Job, index: Index) -> None:
-    quiet_worker()
-    _worker_state.append((job, index))
-
-
-def _scan_in_worker(chunk: Chunk) -> ScannedChunk:
-    job, index = _worker_state[-1]
+def _scan_rows(job: Job, index: Index, chunk: Chunk) -> ScannedChunk:
+    """`scan_chunk` for the rows of a chunk, which a worker reads from the file of the index."""
     return scan_chunk(job, _part(index, chunk))
-
-
-_worker_state: list[tuple[Job, Index]] = []
-"""In a worker: the arguments of `_start_worker`, which would otherwise be pickled with every chunk."""
 
 
 def _good_rows(part: Any, result: ScannedChunk, good: NDArray[np.bool_], stored: int | None) -> Any:

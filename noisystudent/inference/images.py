@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from noisystudent.data.splits import label_map
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError, Stopped
 from noisystudent.inference.predictor import Predictor
+from noisystudent.run.files import temporary_folder
 
 Images = str | Path | Sequence[str | Path] | NDArray[np.uint8] | Source
 """Paths of folders, shards or files, an array (N, H, W) or (N, H, W, 3) uint8, or an open source."""
@@ -119,8 +119,7 @@ def scanned(
             images are decoded when they are needed.
     """
     limits = DataConfig()
-    with tempfile.TemporaryDirectory(prefix="noisystudent-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         (folder / "scratch").mkdir()
         listing = list_items(source, folder / "scratch" / "listing", progress)
         few = stored is not None and len(listing.index) * 3 * stored * stored <= _STORED_BYTES

@@ -29,6 +29,7 @@ from noisystudent.pseudo_label.label import label_images as write_labels
 from noisystudent.pseudo_label.parts import check_parts
 from noisystudent.records import PseudoLabels
 from noisystudent.run.files import read_json, write_json
+from noisystudent.run.lock import lock
 from noisystudent.run.rundir import RunDir
 
 _CLAIM = "labels.json"  # note in the output folder of `label_images`, which identifies the model
@@ -114,8 +115,8 @@ def label_images(
         The pseudo-labels, and (name, reason) of every image that could not be read.
 
     Raises:
-        InputError: `out` holds something else or the labels of another model, or `config` has an option that
-            only applies to the training of a student.
+        InputError: `out` holds something else or the labels of another model or is in use, or `config` has an
+            option that only applies to the training of a student.
     """
     config, progress = config or PseudoLabelConfig(), progress or Progress()
     for name in _FOR_STUDENTS:
@@ -124,21 +125,22 @@ def label_images(
                 f"pseudo_label.{name} is true; it applies only to `run`, so it must be false for `label`"
             )
     source = open_images(images, labeled=False)
-    _claim(out, predictor, config)
-    with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
-        labeler = predictor.compiled(len(pool), config.batch_size, progress)
-        labels = write_labels(
-            replace(labeler, flip=config.flip, scales=config.scales),
-            partial(predictor.requested_views, pool),
-            pool.ids,
-            pool.content_hash,
-            num_classes=predictor.num_classes,
-            config=config,
-            out=out,
-            task="labeling",
-            progress=progress,
-        )
-        return labels, bad
+    with lock(out, "labelling"):
+        _claim(out, predictor, config)
+        with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
+            labeler = predictor.compiled(len(pool), config.batch_size, progress)
+            labels = write_labels(
+                replace(labeler, flip=config.flip, scales=config.scales),
+                partial(predictor.requested_views, pool),
+                pool.ids,
+                pool.content_hash,
+                num_classes=predictor.num_classes,
+                config=config,
+                out=out,
+                task="labeling",
+                progress=progress,
+            )
+            return labels, bad
 
 
 def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
@@ -156,8 +158,8 @@ def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
             raise InputError(
                 f"--out {out} holds the labels of another model or of other transforms; choose another folder"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} holds something else; choose a new folder")
+    elif any(out.glob("part-*.parquet")):
+        raise InputError(f"--out {out} holds pseudo-labels, but no {_CLAIM}; choose a new folder")
     else:
         write_json(claim, about)
 

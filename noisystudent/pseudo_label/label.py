@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -50,13 +51,13 @@ def label_images(
 ) -> PseudoLabels:
     """Store softmax(logits / temperature) of every pool image. A second call after a stop continues.
 
-    Part i has the pool rows from i * part_size on. Complete parts of the same images and settings are kept,
-    all others are made again or removed. `config.hard` has no effect here; see `read_targets`.
+    Each part has `part_size` pool rows, rounded up to whole batches. Complete parts of the same images and
+    settings are kept, all others are made again or removed. `config.hard` has no effect; see `read_targets`.
 
     Args:
         predict: teacher with EMA weights and without noise, (b, 3, S, S) uint8 -> (b, num_classes) logits.
         images: pool rows of each batch -> images of each batch. It is called only once, so that decoding
-            continues from part to part. No batch is in two parts, so batches are the same after a stop.
+            continues from part to part. Batches are the same for any size of the parts, and after a stop.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
         num_classes: number of classes, K.
@@ -70,7 +71,7 @@ def label_images(
         Stopped: a signal came. All finished parts are on disk.
     """
     encoder = Encoder(predict, num_classes, config.temperature, config.top_k)
-    parts, total = _parts(LabelsDir(out), config.part_size, content_hash, encoder), len(content_hash)
+    parts, total = _parts(LabelsDir(out), config, content_hash, encoder), len(content_hash)
     index = resume(LabelsDir(out), parts, task, progress)
     missing = {part for part in parts if part.path.name not in index.files}
     requests = [rows for part in parts if part in missing for rows in _split(part.rows, config.batch_size)]
@@ -89,8 +90,10 @@ def label_images(
 
 
 def _parts(
-    folder: LabelsDir, part_size: int, content_hash: NDArray[np.uint8], encoder: Encoder
+    folder: LabelsDir, config: PseudoLabelConfig, content_hash: NDArray[np.uint8], encoder: Encoder
 ) -> list[Part]:
+    # Whole batches: the last bits of a probability depend on the number of images in its batch.
+    part_size = math.ceil(config.part_size / config.batch_size) * config.batch_size
     cuts = _split(range(len(content_hash)), part_size) or [range(0)]  # an empty pool has one empty part
     return [
         Part(folder.part(index), rows, content_hash[rows.start : rows.stop], _footer(rows, encoder))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +71,28 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:  # KeyboardInterrupt too
         remove(partial)
         raise
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder for temporary files, which is removed in the end, also if this process is killed.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
+    # A process of its own, in a session of its own so that no signal to this group reaches it. Its standard
+    # input ends when this process ends.
+    remove_at_end = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
+    command = [sys.executable, "-I", "-S", "-c", remove_at_end]
+    try:
+        folder = tempfile.mkdtemp(prefix="noisystudent-")
+        remover = subprocess.Popen([*command, folder], stdin=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
+        raise RunError(f"no temporary folder can be made: {error.strerror or error}") from error
+    try:
+        yield Path(folder)
+    finally:
+        remover.communicate()  # ends its input and waits
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch.utils.tensorboard import SummaryWriter
-
 from noisystudent.errors import RunError
 from noisystudent.metrics import guards, scores
 from noisystudent.run.files import remove
@@ -68,26 +66,20 @@ def finetune_model(context: Context, model: Model, training: Training) -> Traini
 def _train(context: Context, stage: Stage, training: Training) -> None:
     pool = None if training.read_pool is None else training.read_pool()
     context.progress.say(f"{stage.name}: {training.describe(pool)}")
-    with SummaryWriter(str(context.run.tensorboard(stage.name)), purge_step=0) as board:  # hides older points
+    board = journal.Board(context.run.tensorboard(stage.name))
 
-        def draw(line: dict[str, float]) -> None:
-            for name, value in line.items():
-                if name != "step":
-                    board.add_scalar(name, value, int(line["step"]))
+    def on_log(line: dict[str, float]) -> None:
+        board.draw(line)
+        context.progress.advance(stage.name, int(line["step"]), training.total_steps)
 
-        def on_log(line: dict[str, float]) -> None:
-            draw(line)
-            context.progress.advance(stage.name, int(line["step"]), training.total_steps)
-
-        # A killed training has drawn points after its last snapshot, and may have lost others that were not
-        # flushed. So all points up to the snapshot are drawn again.
-        snapshot = checkpoint.newest(training.folder.checkpoints, context.progress)
-        for line in [] if snapshot is None else journal.read(checkpoint.journal(snapshot)):
-            draw(line)
-        try:
-            train(training, pool, context.progress, on_log)
-        except RunError as error:
-            raise RunError(f"{stage.name}: {error}") from error
+    # A killed training has drawn points after its last snapshot, so all points up to it are drawn again.
+    snapshot = checkpoint.newest(training.folder.checkpoints, context.progress)
+    for line in [] if snapshot is None else journal.read(checkpoint.journal(snapshot)):
+        board.draw(line)
+    try:
+        train(training, pool, context.progress, on_log)
+    except RunError as error:
+        raise RunError(f"{stage.name}: {error}") from error
 
 
 def _check_model(context: Context, stage: Stage, training: Training) -> None:

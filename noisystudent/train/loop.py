@@ -12,7 +12,7 @@ from torch import nn
 
 from noisystudent.config import TrainConfig
 from noisystudent.console import Progress
-from noisystudent.errors import RunError
+from noisystudent.errors import RunError, Stopped
 from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
 from noisystudent.train import checkpoint
@@ -124,14 +124,14 @@ def _first_state(model: nn.Module, config: TrainConfig) -> TrainState:
 def _until_signal(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
     """Yield the batches until a signal comes.
 
-    The signal may stop the processes of the loader first. Their error is ignored then.
+    The loader may notice the signal first, or fail because of it. Its error is ignored then.
     """
     try:
         for batch in batches:
             if progress.signal is not None:
                 return
             yield batch
-    except RunError:
+    except (RunError, Stopped):
         if progress.signal is None:
             raise
 

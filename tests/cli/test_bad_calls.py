@@ -156,4 +156,4 @@ def test_a_folder_of_labels_is_not_given_to_another_model(
         message = refused(capsys, 2, "label", *other, *words)
         assert f"--out {tmp_path}/labels holds the labels of another model or of other transforms" in message
     message = refused(capsys, 2, "label", finished, "--unlabeled", images / "val", "--out", finished)
-    assert f"--out {finished} holds something else; choose a new folder" in message
+    assert f"--out {finished} is the folder of a run, not of a labelling; choose another" in message

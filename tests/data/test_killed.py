@@ -15,7 +15,7 @@ from image_files import labeled_folder, prepared, random_images, write_folder
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress
 from noisystudent.data import prepare as module
-from noisystudent.data import scan
+from noisystudent.data import scan, workers
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import context
@@ -114,11 +114,12 @@ def test_workers_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_in_a_scan_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_FEW", 0)
-    monkeypatch.setattr(
-        scan, "context", lambda: multiprocessing.get_context("fork")
-    )  # inherits the next line
+    # inherits the next line
+    monkeypatch.setattr(workers, "context", lambda: multiprocessing.get_context("fork"))
     monkeypatch.setattr(scan, "scan_chunk", die)
     config = config_of(tmp_path, workers=1)
-    with pytest.raises(RunError, match=r"a worker died while the images were scanned; try fewer"):
+    with pytest.raises(
+        RunError, match=r"^a worker died while images were decoded \(killed by SIGKILL\); try"
+    ):
         prepared(config, tmp_path / "data")
     assert not (tmp_path / "data" / "dataset.json").exists()

@@ -41,12 +41,11 @@ def test_a_killed_run_continues_with_the_unfinished_part(
     pool.before_call = die
     with pytest.raises(KeyboardInterrupt):
         pool.label(tmp_path / "killed")
-    assert (
-        len(list((tmp_path / "killed").iterdir())) == 1 + killed_at // 3
-    )  # parts.json, one part for three batches, and no temporary files
+    # parts.json, one part for three batches, and no temporary files
+    assert len(list((tmp_path / "killed").iterdir())) == 1 + killed_at // 3
     pool.before_call, pool.calls = (lambda call: None), 0
     assert contents(pool.label(tmp_path / "killed")) == whole
-    assert pool.calls == 8 - killed_at // 3 * 3
+    assert pool.calls == 7 - killed_at // 3 * 3
 
 
 @pytest.mark.parametrize("stopped_at", [0, 2, 5])
@@ -79,7 +78,7 @@ def damage_text(path: Path) -> None:
 
 def damage_foreign(path: Path) -> None:
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)  # without the footer of a part
-    assert pq.read_metadata(path).num_rows == 10
+    assert pq.read_metadata(path).num_rows == 12
 
 
 @pytest.mark.parametrize("damage", [damage_half, damage_swap, damage_text, damage_foreign, Path.unlink])
@@ -142,9 +141,9 @@ def test_complete_parts_are_kept_and_changed_ones_are_made_again(tmp_path: Path)
     pool.label(tmp_path)
     assert pool.calls == 0
     pool.label(tmp_path, replace(CONFIG, temperature=2.0))
-    assert pool.calls == 8
+    assert pool.calls == 7
     pool.content_hash = pool.content_hash.copy()
-    pool.content_hash[12] ^= 1  # another image in row 12
+    pool.content_hash[13] ^= 1  # another image in row 13
     pool.calls = 0
     pool.label(tmp_path, replace(CONFIG, temperature=2.0))
     assert pool.calls == 3
@@ -168,7 +167,7 @@ def test_a_teacher_of_other_classes_missing_images_and_bad_top_k_are_refused(tmp
     run["content_hash"] = pool.content_hash
     with pytest.raises(RunError, match=r"\(4, 6\), not \(4, 7\)"):
         label_images(pool.predict, pool.images, pool.ids, num_classes=7, **run)
-    with pytest.raises(RunError, match="8 images were read for 10 pool rows from row 0 on"):
+    with pytest.raises(RunError, match="9 images were read for 12 pool rows from row 0 on"):
         label_images(
             pool.predict,
             lambda requests: pool.images(rows[:3] for rows in requests),
@@ -192,7 +191,7 @@ def test_an_empty_pool(tmp_path: Path, classes: int) -> None:
     assert values["images"] == 0 and values["mean_confidence"] is None and values["accuracy"] is None
 
 
-def test_images_are_requested_once_in_batches_that_lie_within_a_part(tmp_path: Path) -> None:
+def test_images_are_requested_once_in_whole_batches(tmp_path: Path) -> None:
     pool, requested = random_pool(), list[list[int]]()
 
     def images(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
@@ -206,7 +205,25 @@ def test_images_are_requested_once_in_batches_that_lie_within_a_part(tmp_path: P
             *arguments, num_classes=6, config=CONFIG, out=tmp_path, task="labeling", progress=Progress()
         )
         (tmp_path / "part-00001.parquet").unlink()
-    assert requested == [[4, 4, 2, 4, 4, 2, 4, 3], [4, 4, 2]]
+    assert requested == [[4, 4, 4, 4, 4, 4, 3], [4, 4, 4]]
+
+
+@pytest.mark.parametrize("part_size", [1, 5, 12, 100])
+def test_the_size_of_parts_changes_no_batch_and_no_bit(tmp_path: Path, part_size: int) -> None:
+    """A teacher like a real one: the last bits of its logits depend on the number of images in the batch."""
+
+    def labels(folder: str, size: int) -> list[list[object]]:
+        pool = random_pool()
+        logits = pool.logits
+
+        def predict(images: Tensor) -> Tensor:
+            return logits[images[:, 0, 0, 0].long()] * (1 + 1e-6 * len(images))
+
+        pool.predict = predict  # type: ignore[method-assign]
+        made = pool.label(tmp_path / folder, replace(CONFIG, part_size=size))
+        return [column(made, name) for name in ("row", "label", "confidence", "probs")]
+
+    assert labels("parts", part_size) == labels("whole", 27)
 
 
 def test_progress_counts_every_image_once_and_skipped_parts_too(tmp_path: Path) -> None:
@@ -214,5 +231,5 @@ def test_progress_counts_every_image_once_and_skipped_parts_too(tmp_path: Path) 
     pool.label(tmp_path)
     (tmp_path / "part-00001.parquet").unlink()
     pool.label(tmp_path, progress=progress)
-    assert [done for _, done, _ in progress.calls] == [10, 14, 18, 20, 20, 27]
+    assert [done for _, done, _ in progress.calls] == [12, 16, 20, 24, 24, 27]
     assert {(task, total) for task, _, total in progress.calls} == {("labeling", 27)}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 
 from noisystudent.errors import InputError, RunError
 from noisystudent.run.lock import lock
@@ -71,3 +72,11 @@ def test_a_run_directory_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--out .*file.* cannot be used"), lock(tmp_path / "file" / "run"):
         raise AssertionError("locked a file")
+
+
+def test_one_process_labels_into_a_folder(finished: Path, images: Path, tmp_path: Path) -> None:
+    words = ("label", finished, "--unlabeled", images / "val", "--out", tmp_path / "labels")
+    with lock(tmp_path / "labels", "labelling"):
+        assert tiny.call(*words) == 2
+    assert list((tmp_path / "labels").glob("[!.]*")) == []
+    assert tiny.call(*words) == 0

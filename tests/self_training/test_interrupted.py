@@ -204,7 +204,11 @@ def test_the_command_itself_is_killed(command: tuple[object, ...], out: Path, fi
 
 @pytest.mark.parametrize(
     "number, name",
-    [(signal.SIGTERM, f"{TEACHER}/checkpoint/step-00000005"), (signal.SIGINT, f"{ITERATION}/labels")],
+    [
+        (signal.SIGTERM, f"{TEACHER}/checkpoint/step-00000005"),
+        (signal.SIGINT, f"{ITERATION}/labels"),
+        (signal.SIGHUP, f"{ITERATION}/selection.parquet"),
+    ],
 )
 def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
     command: tuple[object, ...], out: Path, finished: Path, number: signal.Signals, name: str
@@ -241,7 +245,7 @@ def test_a_second_run_on_the_same_folder_is_refused(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Return a function that mounts a disk of a size such as "64k", or resizes it, and returns its folder."""
+    """Return a function that mounts a disk of a size such as "64k", or changes it, and returns its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -257,7 +261,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", ["64k", "1m", "4m"])
+@pytest.mark.parametrize("size", ["64k", "1m", "4m", "100m,nr_inodes=12", "100m,nr_inodes=24"])
 def test_a_full_disk_is_one_line_and_loses_nothing(
     command: tuple[object, ...], tmp_path: Path, finished: Path, small_disk: Callable[[str], Path], size: str
 ) -> None:
@@ -268,7 +272,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert len(errors) == 1 and "No space left on device" in errors[0]
     assert str(out) in errors[0]
     before = done(out)
-    small_disk("100m")
+    small_disk("100m,nr_inodes=10k")
     assert end(start(command, log)) == 0
     text = log.read_text()
     assert all(f"{name}: done before, skipped" in text for name in before)

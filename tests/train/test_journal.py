@@ -5,9 +5,10 @@ import resource
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from noisystudent.errors import RunError
-from noisystudent.train.journal import Journal, read
+from noisystudent.train.journal import Board, Journal, read
 
 
 def steps(path: Path) -> list[int]:
@@ -45,5 +46,26 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     try:
         with pytest.raises(RunError, match=r"cannot write .*metrics.jsonl: File too large$"):
             journal.append({"step": 5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_points_are_those_of_the_last_file_and_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    for start in (1, 3):
+        board = Board(tmp_path / "curves")
+        for step in range(start, 6):
+            board.draw({"step": step, "loss": step + start / 10})
+    events = EventAccumulator(str(tmp_path / "curves")).Reload().Scalars("loss")
+    assert [(event.step, round(event.value, 3)) for event in events] == [(3, 3.3), (4, 4.3), (5, 5.3)]
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"^cannot write [^\n]*file/curves: Not a directory$"):
+        Board(tmp_path / "file" / "curves")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(RunError, match=r"^cannot write [^\n]*tfevents[^\n]*: File too large$"):
+            for step in range(9):
+                board = Board(tmp_path / "other")
+                board.draw({"step": step, "loss": 1.0, "accuracy": 0.5})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

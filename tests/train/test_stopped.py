@@ -55,7 +55,7 @@ def test_sigterm_ends_a_step_later_with_a_snapshot(training: Make) -> None:
         return flip_some(batch, step)
 
     progress = Progress()
-    with stop_on_signal(progress), pytest.raises(Stopped, match="SIGTERM"):
+    with pytest.raises(Stopped, match="SIGTERM"), stop_on_signal(progress):
         training(progress=progress, changes={"augment": signalling}).run()
     snapshots = training().folder / "checkpoint"
     assert [path.name for path in snapshots.iterdir()] == ["step-00000005"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ IMAGE_SUFFIXES = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm"))
 _SIDECARS = frozenset(
     (".txt", ".json", ".cls", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".db", ".ini")
 )
+
+
+LARGEST_IMAGE = 2**30
+"""Largest image file that is read, in bytes. 100 megapixels of 16-bit RGBA take 0.8 GB uncompressed."""
 
 
 class Item(NamedTuple):
@@ -131,6 +137,52 @@ def digest(parts: Iterator[object]) -> str:
     for part in parts:
         state.add(part)
     return state.hex()
+
+
+def open_file(path: str | Path) -> int:
+    """A descriptor for reading a file, opened without waiting.
+
+    A pool may hold anything: opening a FIFO would wait for a writer, and opening a device may change it.
+
+    Raises:
+        OSError: there is no such file, it cannot be opened, or it is a FIFO, a socket, a device or a folder.
+    """
+    _require_file(os.stat(path))
+    # O_NONBLOCK: the file may have been replaced since then. It has no effect on regular files.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _require_file(os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """Bytes of an image file.
+
+    Raises:
+        OSError: as in `open_file`, or the file is larger than `LARGEST_IMAGE`.
+    """
+    with open(open_file(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        require_size(size)
+        return file.read(size)
+
+
+def require_size(size: int) -> None:
+    """Check the number of bytes of an image file, before they are read.
+
+    Raises:
+        OSError: there are more than `LARGEST_IMAGE`.
+    """
+    if size > LARGEST_IMAGE:
+        raise OSError(f"{size:,} bytes; an image file may have {LARGEST_IMAGE:,}")
+
+
+def _require_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
 
 
 def file_signature(path: Path) -> tuple[str, int, int]:

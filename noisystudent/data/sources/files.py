@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, digest
+from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, digest, read_image_file
 from noisystudent.errors import InputError
 
 
@@ -20,7 +20,7 @@ class ImageFiles:
     """A `Source` of image files, in the given order. The id of an image is its path as given.
 
     Raises:
-        InputError: a file does not exist.
+        InputError: a file does not exist, or is a FIFO, a socket or a device.
     """
 
     shards = 1
@@ -30,7 +30,8 @@ class ImageFiles:
         self.name = self._paths[0] if len(self._paths) == 1 else f"{len(self._paths)} image files"
         for path in self._paths:
             if not Path(path).is_file():
-                raise InputError(f"{path}: no such file or folder")
+                kind = "not a regular file" if Path(path).exists() else "no such file or folder"
+                raise InputError(f"{path}: {kind}")
 
     def __len__(self) -> int:
         """Number of files."""
@@ -43,7 +44,7 @@ class ImageFiles:
 
     def read(self, _shard: int, _offset: int, _size: int, name: str, /) -> bytes:
         """Bytes of one file."""
-        return Path(name).read_bytes()
+        return read_image_file(name)
 
     def fingerprint(self) -> str:
         """Hash of (path, bytes, mtime) of every file."""

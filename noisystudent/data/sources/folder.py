@@ -7,18 +7,22 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from noisystudent.data.sources.base import Digest, Item, Skipped, digest
+from noisystudent.data.sources.base import Digest, Item, Skipped, digest, read_image_file
 from noisystudent.errors import InputError
+
+_MOST_VISITS = 100  # of one folder through symbolic links
 
 
 class FolderSource:
     """A folder of image files. The id of an image is its path relative to the folder.
 
     The label of an image is, in a labelled set, the first folder of its path, and in a pool the folder that
-    directly contains it. Symbolic links are followed, except a link to a folder that contains the link.
+    directly contains it. Symbolic links are followed, except a link to a folder that contains the link. A
+    FIFO, a socket or a device with the name of an image is listed, and cannot be read.
 
     Raises:
-        InputError: the folder has no images, or a labelled folder has no class folders.
+        InputError: the folder has no images, or a labelled folder has no class folders. A folder cannot be
+            listed, or many paths of symbolic links lead to it.
     """
 
     shards = 1
@@ -54,8 +58,7 @@ class FolderSource:
 
     def read(self, _shard: int, _offset: int, _size: int, name: str, /) -> bytes:
         """Bytes of one file."""
-        with open(os.path.join(self._root, name), "rb") as file:
-            return file.read()
+        return read_image_file(os.path.join(self._root, name))
 
     def fingerprint(self) -> str:
         """Hash of (path, bytes, mtime) of every image file.
@@ -117,17 +120,34 @@ def _files(
         folder: the folder.
         prefix: put before each path, which is relative to `folder` and has "/" between names.
         above: (device, inode) of the folders that contain `folder`.
+
+    Raises:
+        InputError: a folder cannot be listed, or more than `_MOST_VISITS` paths of symbolic links lead to it.
     """
-    here = _inode(folder)
-    if here in above:  # a symbolic link back to a folder above
-        return
-    for entry in _listing(folder):
-        if entry.name.startswith("."):
+    visits: Counter[tuple[int, int]] = Counter()  # of folders below a link only: a pool has many others
+    inodes, opened = list(above), [(prefix, False, iter(_listing(folder)))]
+    inodes.append(_inode(folder))
+    while opened:
+        prefix, linked, entries = opened[-1]
+        entry = next(entries, None)
+        if entry is None:
+            opened.pop()
+            inodes.pop()
+        elif entry.name.startswith("."):
             continue
-        if _is_folder(entry):
-            yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
-        else:
+        elif not _is_folder(entry):
             yield prefix + entry.name, entry
+        elif (here := _inode(entry.path)) not in inodes:  # else a link back to a folder above
+            below_link = linked or entry.is_symlink()
+            if below_link:
+                visits[here] += 1
+                if visits[here] > _MOST_VISITS:
+                    raise InputError(
+                        f"{entry.path}: more than {_MOST_VISITS} paths of symbolic links lead to this folder;"
+                        " remove some of the links"
+                    )
+            opened.append((f"{prefix}{entry.name}/", below_link, iter(_listing(entry.path))))
+            inodes.append(here)
 
 
 def _listing(folder: str) -> list[os.DirEntry[str]]:
@@ -141,7 +161,10 @@ def _listing(folder: str) -> list[os.DirEntry[str]]:
 
 def _inode(folder: str) -> tuple[int, int]:
     """(device, inode) of a folder."""
-    stat = os.stat(folder)
+    try:
+        stat = os.stat(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
     return stat.st_dev, stat.st_ino
 
 

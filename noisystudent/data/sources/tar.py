@@ -10,7 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from noisystudent.data.sources.base import Item, Skipped, digest, file_signature, missing_label
+from noisystudent.data.sources.base import (
+    Item,
+    Skipped,
+    digest,
+    file_signature,
+    missing_label,
+    open_file,
+    require_size,
+)
 from noisystudent.errors import InputError
 
 _OPEN_SHARDS = 64  # open at once; the operating system limits the open files of a process
@@ -84,6 +92,7 @@ class TarSource:
         """Bytes of one member."""
         if size == _LOST:
             raise OSError("the shard is cut short or damaged here; all images after this point are lost")
+        require_size(size)
         return self._open(self._paths[shard]).read(offset, size)
 
     def fingerprint(self) -> str:
@@ -103,7 +112,7 @@ class _Shard:
     """One open file. `os.pread` does not use the file position, so forks and threads can share the file."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = open_file(path)
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`; fewer if the file ends before."""

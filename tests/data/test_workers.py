@@ -1,0 +1,94 @@
+"""Workers give their results in order; a dead, stopped or silent one is one line, and none stays behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
+
+import pytest
+from tiny import Remembered
+from worker_calls import die, double, refuse_three, stop_at_two
+
+from noisystudent.console import stop_on_signal
+from noisystudent.data import workers
+from noisystudent.data.workers import in_workers
+from noisystudent.errors import RunError, Stopped
+
+
+@pytest.fixture(autouse=True)
+def _started() -> Iterator[None]:
+    """Start the fork server before the limits are short, and check that no worker is left."""
+    assert list(in_workers(double, iter([1]), 1)) == [2]
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def test_results_come_in_order_and_arguments_are_drawn_as_needed() -> None:
+    drawn = []
+
+    def arguments() -> Iterator[int]:
+        for number in range(100):
+            drawn.append(number)
+            yield number
+
+    with closing(in_workers(double, arguments(), 2, ahead=3)) as results:
+        for number in range(50):
+            assert next(results) == 2 * number
+            assert len(drawn) <= number + 6
+
+
+def test_an_error_is_raised_where_its_result_would_have_been() -> None:
+    results = in_workers(refuse_three, iter(range(9)), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RunError, match=r"^three is missing$"):
+        next(results)
+
+
+def test_a_worker_that_dies_is_one_line() -> None:
+    with pytest.raises(RunError, match=r"^a worker died while images were decoded \(killed by SIGKILL\); "):
+        list(in_workers(die, iter([1]), 1))
+
+
+def test_a_stopped_worker_is_named_after_a_while_and_ended_after_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "SILENT_SECONDS", 0.4)
+    monkeypatch.setattr(workers, "LONGEST_SECONDS", 1.0)
+    progress = Remembered()
+    line = r"^no worker \(process \d+\) has decoded an image for 1 s; check"
+    with pytest.raises(RunError, match=line), stop_on_signal(progress):
+        list(in_workers(stop_at_two, iter(range(9)), 1))
+    (printed,) = progress.lines
+    assert printed.startswith("no worker (process ") and printed.endswith("; waiting up to 1 s")
+
+
+def test_a_signal_ends_the_wait_for_a_stopped_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Signalled(Remembered):
+        def say(self, line: str) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(workers, "SILENT_SECONDS", 0.4)
+    with pytest.raises(Stopped, match="SIGTERM"), stop_on_signal(Signalled()):
+        list(in_workers(stop_at_two, iter(range(9)), 2))
+
+
+def test_workers_need_neither_a_server_nor_a_tracker_that_has_died(capfd: pytest.CaptureFixture[str]) -> None:
+    helpers: list[tuple[Any, str]] = [
+        (forkserver._forkserver, "_forkserver_pid"),
+        (resource_tracker._resource_tracker, "_pid"),
+    ]
+    for helper, pid in helpers:
+        with closing(in_workers(double, iter(range(20)), 2)) as results:
+            first = [next(results) for _ in range(3)]
+            os.kill(getattr(helper, pid), signal.SIGKILL)
+            try:
+                assert [*first, *results] == [2 * number for number in range(20)]
+            except RunError as error:  # it died before all workers had started
+                assert "\n" not in str(error)
+        assert list(in_workers(double, iter(range(20)), 2)) == [2 * number for number in range(20)]
+    assert capfd.readouterr().err == ""
