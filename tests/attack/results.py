@@ -1,0 +1,108 @@
+"""What two runs must have in common, file by file, and what a folder holds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+
+TIMED = {"images_per_second", "seconds", "finished", "checksums"}
+"""Keys of JSON that depend on the clock, and the checksums of files that hold such keys."""
+
+REMADE = {".noisystudent", "config.yaml", "environment.json", "report.html", "run.log", "tensorboard"}
+"""Names of files that every call writes again or appends to; no later stage reads them."""
+
+
+def _json(path: Path) -> object:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items() if key not in TIMED}
+        return [plain(one) for one in value] if isinstance(value, list) else value
+
+    return [plain(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _record(path: Path) -> object:
+    content = json.loads(path.read_text())
+    return {key: content.get(key) for key in ("name", "fingerprint", "inputs", "status")}
+
+
+def _tensors(path: Path) -> object:
+    tensors = load_file(path)
+    return [(name, array.dtype.str, array.shape, array.tobytes()) for name, array in sorted(tensors.items())]
+
+
+def _arrays(path: Path) -> object:
+    with np.load(path) as arrays:
+        return [(name, arrays[name].dtype.str, arrays[name].tobytes()) for name in sorted(arrays)]
+
+
+def _table(path: Path) -> object:
+    table = pq.read_table(path)
+    sink = io.BytesIO()
+    pq.write_table(table.combine_chunks(), sink)
+    return sink.getvalue()
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "stage.json": _record,
+    ".jsonl": _json,
+    ".safetensors": _tensors,
+    ".npz": _arrays,
+    ".parquet": _table,
+}
+"""Ending of a file to the function that returns what must be equal; of other files every byte must be."""
+
+
+def results(run: Path) -> dict[str, str]:
+    """Return {file: digest} of all results of a run directory, without clocks, logs and pages."""
+    digests = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if not path.is_file() or name.split("/")[0] in REMADE | {"superseded"} or "/checkpoint/" in name:
+            continue
+        read = next((reader for ending, reader in READERS.items() if name.endswith(ending)), Path.read_bytes)
+        digests[name] = hashlib.sha256(repr(read(path)).encode()).hexdigest()[:16]
+    return digests
+
+
+def differences(run: Path, expected: dict[str, str]) -> list[str]:
+    """Return one line for each file of `run` that is missing, spare, unreadable or other than expected."""
+    try:
+        here = results(run)
+    except Exception as error:  # any reader of another library
+        return [f"a file cannot be read: {type(error).__name__}: {error}"]
+    names = sorted(here.keys() | expected.keys())
+    return [
+        f"{name}: {'spare' if name not in expected else 'missing' if name not in here else 'other content'}"
+        for name in names
+        if here.get(name) != expected.get(name)
+    ]
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Return {name: kind, permissions, and digest or target} of everything below a folder of a user."""
+    found = {}
+    for parent, folders, files in os.walk(os.fsencode(folder)):
+        for name in (*folders, *files):
+            path = os.path.join(parent, name)
+            status = os.lstat(path)
+            text = f"{stat.filemode(status.st_mode)}"
+            if stat.S_ISLNK(status.st_mode):
+                text += os.fsdecode(os.readlink(path))
+            elif stat.S_ISREG(status.st_mode):
+                text += f" {status.st_size}"
+                if status.st_size < 1 << 26:
+                    with open(path, "rb") as file:
+                        text += " " + hashlib.sha256(file.read()).hexdigest()[:16]
+            found[os.fsdecode(os.path.relpath(path, os.fsencode(folder)))] = text
+    return found
