@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,10 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    """An empty folder for one attack."""
-    return Box(tmp_path).make()
+def box(tmp_path: Path) -> Iterator[Box]:
+    """An empty folder for one attack, deleted after it: some hold thousands of levels or gigabytes."""
+    yield Box(tmp_path).make()
+    subprocess.run(["rm", "-rf", "--", str(tmp_path)], check=False)
 
 
 @pytest.fixture(scope="session")

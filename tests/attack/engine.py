@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from results import snapshot
 
 SEED = int(os.environ.get("ATTACK_SEED", "0"))
@@ -248,13 +249,14 @@ def lawless(outcome: Outcome, codes: tuple[int, ...] = CODES) -> list[str]:
     # Images that a command leaves out have a line each; they do not end the command.
     ends = [line for line in err if not line.endswith("it has no row in the output")]
     own = [line for line in ends if line.startswith("noisystudent: ")]
+    bugs = [line for line in err if "(--debug shows where)" in line]
     broken: list[tuple[object, str]] = [
         (outcome.hung, f"it did not end in {outcome.seconds:.0f} s"),
         (not outcome.hung and outcome.code not in codes, f"exit code {outcome.code}, not one of {codes}"),
         (outcome.memory > MEMORY, f"{outcome.memory / 2**30:.1f} GiB of memory"),
         (outcome.left, f"{outcome.left} processes left behind"),
         ("Traceback (most" in outcome.out + outcome.err, "a traceback"),
-        ("(--debug shows where)" in outcome.err, "an error that the program did not expect"),
+        (bugs, f"an error that the program did not expect: {''.join(bugs)[:200]}"),
         (raw(outcome.out + outcome.err), f"control characters {sorted(raw(outcome.out + outcome.err))}"),
         (outcome.code in (1, 2, 75) and len(own) != 1, f"{len(own)} lines 'noisystudent: …', not 1"),
         (
@@ -285,12 +287,14 @@ def untouched(box: Box, *made: str) -> Iterator[list[str]]:
     changed += [f"left in TMPDIR: {name}" for name in sorted(snapshot(box.temporary).keys() - temporary)]
 
 
-def report(call: Call, outcome: Outcome, broken: list[str]) -> str:
-    """Return a text for a failed attack: what was called, what is broken, what was printed."""
-    ends = [*outcome.out.splitlines()[-3:], *outcome.err.splitlines()[-6:]]
-    text = "\n".join(line[:300] for line in ends)
-    return (
-        f"noisystudent {' '.join(call.words)[:600]}\n"
-        + "\n".join(broken)
-        + f"\n--- code {outcome.code}\n{text}"
-    )
+def hold(call: Call, outcome: Outcome, broken: list[str], box: Box) -> None:
+    """Fail the test if a law is broken, with what was called, what is broken, and what was printed last."""
+    if broken:
+        ends = [*outcome.out.splitlines()[-2:], *outcome.err.splitlines()[-4:]]
+        lines = [
+            f"noisystudent {' '.join(call.words)}",
+            *broken,
+            f"exit code {outcome.code}, and the last lines:",
+        ]
+        text = "\n".join(line[:400] for line in [*lines, *ends])
+        pytest.fail(text.replace(str(box.path), "BOX"), pytrace=False)

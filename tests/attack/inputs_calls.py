@@ -53,6 +53,14 @@ def _nested(user: Path) -> None:
         os.chdir(here)
 
 
+def _deep(user: Path) -> None:
+    """Folders in folders: 1,500 levels, and a path that is short enough for the system."""
+    folder = user / "odd"
+    for _ in range(1500):
+        folder.mkdir()
+        folder = folder / "d"
+
+
 def _record(user: Path) -> None:
     (user / "odd").mkdir()
     (user / "odd" / "config.yaml").write_bytes(b"\xff\xfe\0")
@@ -75,7 +83,8 @@ PATHS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "link loop": ("{user}/odd", _loop),
     "long name": ("{user}/" + "a" * 300, lambda user: None),
     "long path": ("{user}/" + "a/" * 2500, lambda user: None),
-    "nested folders": ("{user}/odd", _nested),
+    "deep folders": ("{user}/odd", _deep),
+    "path beyond 4,096 bytes": ("{user}/odd", _nested),
     "diamonds": ("{user}/odd", _copies),
     "folder of a user": ("{user}/odd", _shop),
     "marker is a link": ("{user}/odd", _locked),

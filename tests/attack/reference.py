@@ -51,13 +51,13 @@ class References:
         return self._runs[name]
 
     def interrupted(self, name: str) -> Path:
-        """Return a run that was killed while its first student was trained, after its second snapshot."""
+        """Return a run that was killed while the third snapshot of its first student was written."""
         if name not in self._interrupted:
             reference = self[name]
             box = Box(self._folder / f"interrupted-{len(self._interrupted)}").make()
             run = box.path / "run"
-            # Some operations after the first in the third snapshot: it is half written.
-            below = f"{run}/iteration-1/student/checkpoint/step-00000015"
+            # The third snapshot is half written.
+            below = f"{run}/iteration-1/student/checkpoint/.step-00000015.partial"
             outcome = self._run(reference.words, run, box, Strike(operation=2), below)
             assert outcome.strikes == 1, outcome
             self._interrupted[name] = run

@@ -89,20 +89,36 @@ def differences(run: Path, expected: dict[str, str]) -> list[str]:
     ]
 
 
+_LONGEST = 4096  # bytes of a path that the system accepts
+
+
 def snapshot(folder: Path) -> dict[str, str]:
     """Return {name: kind, permissions, and digest or target} of everything below a folder of a user."""
-    found = {}
-    for parent, folders, files in os.walk(os.fsencode(folder)):
-        for name in (*folders, *files):
+    root = os.fsencode(folder)
+    entries, folders = dict[str, str](), [root]
+    while folders:  # no recursion: a folder may be thousands of levels deep
+        parent = folders.pop()
+        try:
+            names = os.listdir(parent)
+        except OSError as error:  # the path is too long, or the folder is gone meanwhile
+            entries[os.fsdecode(os.path.relpath(parent, root))] = str(error.strerror)
+            continue
+        for name in names:
             path = os.path.join(parent, name)
-            status = os.lstat(path)
-            text = f"{stat.filemode(status.st_mode)}"
-            if stat.S_ISLNK(status.st_mode):
-                text += os.fsdecode(os.readlink(path))
-            elif stat.S_ISREG(status.st_mode):
-                text += f" {status.st_size}"
-                if status.st_size < 1 << 26:
-                    with open(path, "rb") as file:
-                        text += " " + hashlib.sha256(file.read()).hexdigest()[:16]
-            found[os.fsdecode(os.path.relpath(path, os.fsencode(folder)))] = text
-    return found
+            if len(path) < _LONGEST:
+                status = os.lstat(path)
+                entries[os.fsdecode(os.path.relpath(path, root))] = _described(path, status)
+                folders += [path] if stat.S_ISDIR(status.st_mode) else []
+    return entries
+
+
+def _described(path: bytes, status: os.stat_result) -> str:
+    text = stat.filemode(status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        return f"{text} {os.fsdecode(os.readlink(path))}"
+    if not stat.S_ISREG(status.st_mode):
+        return text
+    if status.st_size > 1 << 26:  # sparse: nobody reads it for a digest
+        return f"{text} {status.st_size}"
+    with open(path, "rb") as file:
+        return f"{text} {hashlib.sha256(file.read()).hexdigest()[:16]}"

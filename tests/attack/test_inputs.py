@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import inputs_recipes
 import inputs_tables
 import inputs_tars
 import pytest
-from engine import COUNT, SEED, Box, Call, Outcome, lawless, report, untouched
+from engine import COUNT, SEED, Box, Call, Outcome, hold, lawless, untouched
 from inputs import Input
 from reference import References
 from totals import count
@@ -51,8 +50,8 @@ def refusals(one: Input, outcome: Outcome, out: Path) -> list[str]:
         broken.append("it is right, but it was refused")
     if one.bad and outcome.code == 0:
         ledger = out / "ledger.csv"
-        rows = list(csv.DictReader(ledger.open())) if ledger.exists() else []
-        if not any(row["id"].endswith(one.bad) for row in rows) and one.bad not in outcome.err:
+        listed = ledger.read_text(errors="replace") if ledger.exists() else ""
+        if one.bad not in listed + outcome.err:
             broken.append(f"{one.bad} cannot be read, but it is not named")
     return broken
 
@@ -71,4 +70,4 @@ def test_an_input_gives_a_result_or_one_line(
         outcome = references.zygote.run(call, box)
     count(request, f"input: {kind}", 1, one.name)
     broken = lawless(outcome) + changed + refusals(one, outcome, out)
-    assert not broken, report(call, outcome, broken)
+    hold(call, outcome, broken, box)

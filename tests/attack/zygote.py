@@ -94,6 +94,7 @@ class Striker:
     def __init__(self, request: dict[str, Any]) -> None:
         self._below: str = request["below"]
         self._notes = os.open(request["notes"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.pwrite(self._notes, b"0 0", 0)
         self._strike: dict[str, Any] | None = request["strike"]
         self._process = os.getpid()
         self._count = self._sent = 0
