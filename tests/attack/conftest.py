@@ -24,6 +24,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 def box(tmp_path: Path) -> Iterator[Box]:
     """An empty folder for one attack, deleted after it: some hold thousands of levels or gigabytes."""
     yield Box(tmp_path).make()
+    subprocess.run(["chmod", "-R", "u+rwX", str(tmp_path)], check=False, stderr=subprocess.DEVNULL)
     subprocess.run(["rm", "-rf", "--", str(tmp_path)], check=False)
 
 

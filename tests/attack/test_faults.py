@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class Fault:
         environment: variables to set.
         limits: of the process.
         refused: the call must fail. False: it must succeed. None: both are right.
+        closed: folder of the user that may only be read.
     """
 
     words: str
@@ -38,6 +40,7 @@ class Fault:
     environment: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     refused: bool | None = None
+    closed: str = ""
 
 
 PREDICT = "predict {run} {user}/val --device cpu"
@@ -46,6 +49,9 @@ CHECK = "check --labeled {user}/labeled --unlabeled {user}/pool --out {box}/out 
 TRAIN = "run {user}/digits.yaml --labeled {user}/labeled --students 0 --out {box}/out"
 HUB = "plan --labeled {user}/labeled --teacher.train.steps 1 --teacher.model.name resnet18 --out {box}/out"
 PRETRAINED = f"{TRAIN} --teacher.model.name resnet18 --teacher.model.pretrained"
+AGAIN = "run {user}/digits.yaml --labeled {user}/labeled --out {run}"
+CHECK_IN = "check --labeled {user}/labeled --out {user}/pool/new/out"
+NOBODY = "no privileges"
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 SURROUNDINGS = {
@@ -73,14 +79,17 @@ SURROUNDINGS = {
     "TMPDIR that is not there": Fault(TABLE, environment={"TMPDIR": "/nowhere"}),
     "no working folder": Fault("status {run}", "no working folder"),
     "umask 777": Fault(CHECK, "umask 777"),
-    "nobody, a run that may only be read": Fault("status {run}", "nobody", refused=False),
-    "nobody, report": Fault("report {run}", "nobody", refused=True),
-    "nobody, run": Fault(
-        "run {user}/digits.yaml --labeled {user}/labeled --out {run}", "nobody", refused=True
+    "a run that may only be read": Fault("status {run}", NOBODY, closed="run", refused=False),
+    "predict by a run that may only be read": Fault(PREDICT, NOBODY, closed="run", refused=False),
+    "report of a run that may only be read": Fault(
+        "report {run} --overwrite", NOBODY, closed="run", refused=True
     ),
-    "nobody, predict": Fault(PREDICT, "nobody", refused=False),
-    "nobody, out": Fault("check --labeled {user}/labeled --out {user}/new/out", "nobody", refused=True),
-    "nobody, predict out": Fault(f"{PREDICT} --out {{user}}/new/out.csv", "nobody", refused=True),
+    "a run again that may only be read": Fault(AGAIN, NOBODY, closed="run", refused=True),
+    "images that may only be read": Fault(CHECK, NOBODY, closed="pool", refused=False),
+    "out in a folder that may only be read": Fault(CHECK_IN, NOBODY, closed="pool", refused=True),
+    "predict into a folder that may only be read": Fault(
+        f"{PREDICT} --out {{user}}/pool/new/out.csv", NOBODY, closed="pool", refused=True
+    ),
     "32 open files": Fault(TRAIN, limits={"RLIMIT_NOFILE": 32}),
     "12 open files": Fault("status {run}", limits={"RLIMIT_NOFILE": 12}),
     "64 open files with workers": Fault(
@@ -120,9 +129,8 @@ def test_odd_surroundings_give_a_result_or_one_line(
     fault, reference = SURROUNDINGS[name], references["folder"]
     shutil.copytree(reference.run.parent / "user", box.user, dirs_exist_ok=True)
     shutil.copytree(reference.run, box.user / "run")
-    for folder in (*box.path.parents, box.path):  # pytest's folders are closed to other users
-        if folder.is_relative_to("/tmp/pytest-of-root") and folder.stat().st_uid == os.getuid():
-            folder.chmod(0o755)
+    if fault.closed:
+        subprocess.run(["chmod", "-R", "a-w", str(box.user / fault.closed)], check=True)
     places = {"run": box.user / "run", "user": box.user, "box": box.path, "hub": hub}
     words = tuple(word.format(**places) for word in fault.words.split())
     environment = {key: value.format(**places) for key, value in fault.environment.items()}

@@ -24,22 +24,21 @@ def count(request: pytest.FixtureRequest, kind: str, tried: int, name: str = "")
 
 
 def table(reports: Iterable[pytest.TestReport]) -> list[str]:
-    """Return the totals as lines of a table, in alphabetical order of the kinds."""
+    """Return the totals as lines of a table: each group, such as "kill", and below it its kinds."""
     rows: dict[str, list[int]] = {}
     names: dict[str, set[str]] = {}
     for report in reports:
-        if report.when != "call":
-            continue
-        for key, value in report.user_properties:
-            if key == KEY:
-                kind, tried, name = _entry(value)
-                row = rows.setdefault(kind, [0, 0])
-                row[0] += tried
-                row[1] += tried if report.passed else 0
-                names.setdefault(kind, set()).add(name)
-    lines = [f"{'kind':<30}{'tried':>8}{'held':>8}{'names':>8}"]
+        entries = [_entry(value) for key, value in report.user_properties if key == KEY]
+        for kind, tried, name in entries if report.when == "call" else ():
+            for row in (kind.partition(":")[0], kind):
+                amounts = rows.setdefault(row, [0, 0])
+                amounts[0] += tried
+                amounts[1] += tried if report.passed else 0
+                names.setdefault(row, set()).add(name)
+    lines = [f"{'kind':<36}{'tried':>8}{'held':>8}{'names':>8}"]
     for kind, (tried, held) in sorted(rows.items()):
-        lines.append(f"{kind:<30}{tried:>8}{held:>8}{len(names[kind] - {''}) or '':>8}")
+        label = f"  {kind.partition(': ')[2]}" if ":" in kind else kind
+        lines.append(f"{label:<36}{tried:>8}{held:>8}{len(names[kind] - {''}) or '':>8}")
     return [*lines, f"seed {SEED}, count {COUNT}; the same again: make attack SEED={SEED} COUNT={COUNT}"]
 
 
