@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,26 +14,35 @@ from engine import Box, Zygote
 from reference import References
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder with a short path, deleted in the end whatever is in it: some hold thousands of levels.
+
+    Not a folder of pytest: the path of a socket in TMPDIR has at most 107 bytes, and pytest deletes folders
+    much later, and cannot delete so many levels.
+    """
+    path = Path(tempfile.mkdtemp(prefix="attack-"))
+    try:
+        yield path
+    finally:
+        subprocess.run(["chmod", "-R", "u+rwX", str(path)], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["rm", "-rf", "--", str(path)], check=True)
+
+
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """The process that makes all calls of this session."""
-    server = Zygote(tmp_path_factory.mktemp("home"))
-    yield server
-    server.close()
+def references() -> Iterator[References]:
+    """Uninterrupted runs by the name of their configuration; each is made at its first use."""
+    with temporary_folder() as folder:
+        zygote = Zygote(folder)
+        yield References(zygote, folder)
+        zygote.close()
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    """An empty folder for one attack, deleted after it: some hold thousands of levels or gigabytes."""
-    yield Box(tmp_path).make()
-    subprocess.run(["chmod", "-R", "u+rwX", str(tmp_path)], check=False, stderr=subprocess.DEVNULL)
-    subprocess.run(["rm", "-rf", "--", str(tmp_path)], check=False)
-
-
-@pytest.fixture(scope="session")
-def references(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> References:
-    """Uninterrupted runs by the name of their configuration; each is made at its first use."""
-    return References(zygote, tmp_path_factory.mktemp("references"))
+def box() -> Iterator[Box]:
+    """An empty folder for one attack."""
+    with temporary_folder() as folder:
+        yield Box(folder).make()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

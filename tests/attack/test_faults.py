@@ -51,6 +51,7 @@ HUB = "plan --labeled {user}/labeled --teacher.train.steps 1 --teacher.model.nam
 PRETRAINED = f"{TRAIN} --teacher.model.name resnet18 --teacher.model.pretrained"
 AGAIN = "run {user}/digits.yaml --labeled {user}/labeled --out {run}"
 CHECK_IN = "check --labeled {user}/labeled --out {user}/pool/new/out"
+LONG = "t" * 99
 NOBODY = "no privileges"
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
@@ -76,7 +77,10 @@ SURROUNDINGS = {
     "dumb terminal": Fault(CHECK, environment={"TERM": "dumb"}, refused=False),
     "no HOME": Fault(TABLE, environment={"HOME": ""}, refused=False),
     "HOME that is not there": Fault(TABLE, environment={"HOME": "/nowhere"}, refused=False),
-    "TMPDIR that is not there": Fault(TABLE, environment={"TMPDIR": "/nowhere"}),
+    "TMPDIR that is a file": Fault(TABLE, environment={"TMPDIR": "{user}/digits.yaml"}),
+    "long TMPDIR with workers": Fault(
+        f"{TRAIN} --data.workers 2 --data.plane streamed", environment={"TMPDIR": f"{{box}}/temporary/{LONG}"}
+    ),
     "no working folder": Fault("status {run}", "no working folder"),
     "umask 777": Fault(CHECK, "umask 777"),
     "a run that may only be read": Fault("status {run}", NOBODY, closed="run", refused=False),
@@ -134,6 +138,7 @@ def test_odd_surroundings_give_a_result_or_one_line(
     places = {"run": box.user / "run", "user": box.user, "box": box.path, "hub": hub}
     words = tuple(word.format(**places) for word in fault.words.split())
     environment = {key: value.format(**places) for key, value in fault.environment.items()}
+    (box.temporary / LONG).mkdir()
     call = Call(words, fault=fault.name, environment=environment, limits=fault.limits, fresh=True)
     with untouched(box) as changed:
         outcome = references.zygote.run(call, box)
