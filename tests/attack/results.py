@@ -71,22 +71,23 @@ def results(run: Path) -> dict[str, str]:
         if not path.is_file() or name.split("/")[0] in REMADE | {"superseded"} or "/checkpoint/" in name:
             continue
         read = next((reader for ending, reader in READERS.items() if name.endswith(ending)), Path.read_bytes)
-        digests[name] = hashlib.sha256(repr(read(path)).encode()).hexdigest()[:16]
+        try:
+            digests[name] = hashlib.sha256(repr(read(path)).encode()).hexdigest()[:16]
+        except Exception as error:  # of any of the libraries that read: the file differs from a whole one
+            digests[name] = f"unreadable: {type(error).__name__}: {error}"
     return digests
 
 
 def differences(run: Path, expected: dict[str, str]) -> list[str]:
-    """Return one line for each file of `run` that is missing, spare, unreadable or other than expected."""
-    try:
-        here = results(run)
-    except Exception as error:  # any reader of another library
-        return [f"a file cannot be read: {type(error).__name__}: {error}"]
-    names = sorted(here.keys() | expected.keys())
-    return [
-        f"{name}: {'spare' if name not in expected else 'missing' if name not in here else 'other content'}"
-        for name in names
-        if here.get(name) != expected.get(name)
-    ]
+    """Return one line for each file of `run` that is missing, spare or other than expected."""
+    here = results(run)
+    lines = []
+    for name in sorted(here.keys() | expected.keys()):
+        if name not in expected:
+            lines.append(f"{name}: not expected")
+        elif here.get(name) != expected[name]:
+            lines.append(f"{name}: {here.get(name, 'missing')}, not {expected[name]}")
+    return lines
 
 
 _LONGEST = 4096  # bytes of a path that the system accepts
