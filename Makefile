@@ -4,7 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell sha256sum pyproject.toml 2>/dev/null | cut -c1-12)
 
-.PHONY: demo test test-slow coverage check format bench gpu clean
+# Of `make attack`: the same two numbers give the same attacks.
+SEED   ?= 0
+COUNT  ?= 400
+
+.PHONY: demo test test-slow attack coverage check format bench gpu clean
 
 demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdict and report
 	$(BIN)/noisystudent demo
@@ -14,6 +18,9 @@ test: $(STAMP)            ## the test suite without the long checks
 
 test-slow: $(STAMP)       ## the long checks: kills at random moments, whole runs
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+attack: $(STAMP)          ## kills, full disks, damaged files, odd inputs, faults: prints how many held
+	ATTACK_SEED=$(SEED) ATTACK_COUNT=$(COUNT) $(BIN)/python -m pytest -n 2 --dist worksteal tests/attack
 
 coverage: $(STAMP)        ## the test suite, and the share of the package's lines and branches that it runs
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" --hypothesis-profile=ci --cov --cov-report=term
