@@ -76,10 +76,9 @@ def prepare(
     """Decode every image once and write the files that `open_dataset` and later stages read.
 
     Files in `out`: manifest.parquet (one row for each image in use), ledger.csv (unusable images and the
-    reasons), leaks.csv (images removed because another set has their content, or the pool has it twice, and
-    labelled images that stay although a copy has another label),
-    store/ (columns and decoded pixels, memory-mapped) and, last, dataset.json. A call after a kill starts the
-    scan again. `seed` is for the val split. `listings` is the result of `list_sets`; None: it is called here.
+    reasons), leaks.csv (images removed as copies, and copies that stay with two labels), store/ (columns and
+    decoded pixels, memory-mapped) and, last, dataset.json. A call after a kill starts the scan again. `seed`
+    is for the val split. `listings` is the result of `list_sets`; None: it is called here.
 
     Raises:
         InputError: too many bad images, too few classes, a class of val or test that the labelled images

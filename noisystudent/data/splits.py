@@ -22,6 +22,11 @@ The scan has another name than the set only if val is split off the labelled ima
 """
 
 _NAMED = 5  # names that a message lists at most
+# What happens to the images of a leak, by its reason.
+_NOTES = {
+    "copy": "removed, copies of images",
+    "other label": "stay in training, with other labels than copies",
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,9 @@ def assign(
     rows = np.flatnonzero(members["labeled"][1])
     hashes = scans["labeled"].index.take("content_hash", rows)
     labels = label_map(scans["labeled"].names, classes)[scans["labeled"].index.take("label", rows)]
-    notes = _conflicts(rows, counterparts(hashes, labels), leaks)
+    others, notes = counterparts(hashes, labels), list[str]()
+    mixed, name = others >= 0, "labeled"
+    _add(leaks, Leak(name, name, rows[mixed], name, name, rows[others[mixed]], "other label"))
     if "val" not in scans and len(rows):
         # Both sets keep the scan, and the decoded pixels, of the labelled images.
         chosen = split_val(hashes, labels, val_fraction, seed)
@@ -127,9 +134,8 @@ def assign(
     else:  # an empty pool, whose rows refer to some scan
         members["pool"] = "labeled", np.zeros(len(scans["labeled"].index), np.bool_)
     notes += [
-        f"{leak.name}: {len(leak.rows)} images removed, copies of images in {leak.other} (see leaks.csv)"
+        f"{leak.name}: {len(leak.rows)} images {_NOTES[leak.reason]} in {leak.other} (see leaks.csv)"
         for leak in leaks
-        if leak.reason == "copy"
     ]
     return members, leaks, notes
 
@@ -195,17 +201,6 @@ def _mask(rows: Rows, length: int) -> Mask:
 def _add(leaks: list[Leak], leak: Leak) -> None:
     if len(leak.rows):
         leaks.append(leak)
-
-
-def _conflicts(rows: Rows, others: Rows, leaks: list[Leak]) -> list[str]:
-    """Add the labelled images that have a copy with another label to `leaks`; returns the notes on them."""
-    mixed = others >= 0
-    _add(
-        leaks,
-        Leak("labeled", "labeled", rows[mixed], "labeled", "labeled", rows[others[mixed]], "other label"),
-    )
-    note = f"labeled: {int(mixed.sum())} images have a copy with another label; they stay in training"
-    return [f"{note} (see leaks.csv)"] if mixed.any() else []
 
 
 def _present(scanned: Scan) -> set[str]:

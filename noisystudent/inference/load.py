@@ -62,10 +62,10 @@ def origin(weights: Path) -> str:
 
     'student-1 (photos/iteration-1/student/model.safetensors); the run is not finished: no student-2'.
     """
-    found = run_and_name(weights)
-    if found is None:
+    place = run_and_name(weights)
+    if place is None:
         return str(weights)
-    run, name = found
+    run, name = place
     numbers = range(1, 1 + (run.student_count() or 0))
     missing = [f"student-{index}" for index in numbers if not _is_done(run.iteration(index).model("student"))]
     if not missing and run.verdict.is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, ModelConfig, TeacherConfig
 from noisystudent.models.registry import build_model
@@ -14,7 +16,7 @@ _CLASSES = 2  # of the networks that are built here; the classes of the run are 
 def check_config(config: Config, *, pool: bool) -> None:
     """Check the lengths, the pool, the device, and every network with its options and its noise.
 
-    Each network is built once, without published weights, and thrown away.
+    Each network is built once, without memory for its weights.
 
     Args:
         config: configuration of the run.
@@ -36,6 +38,7 @@ def check_config(config: Config, *, pool: bool) -> None:
         for resolution, frozen in networks:
             if (learner.model, resolution, frozen) not in built:
                 built.append((learner.model, resolution, frozen))
-                model = build_model(learner.model, _CLASSES, resolution, pretrained=False)
+                with torch.device("meta"):
+                    model = build_model(learner.model, _CLASSES, resolution, pretrained=False)
                 if frozen is not None:
                     model.freeze(frozen)

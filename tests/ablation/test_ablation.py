@@ -137,7 +137,7 @@ def test_a_cell_that_fails_has_a_reason_and_the_others_are_finished(
     assert tiny.call(*words, "--only", "no teacher") == 1
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [
-        "noisystudent: 1 of 5 runs failed (no-teacher/seed-0); see the table above"
+        "noisystudent: 1 of 4 runs failed (no-teacher/seed-0); see the table above"
     ]
     (line,) = (line for line in printed.out.splitlines() if line.startswith("no teacher "))
     assert f"seed 0 failed: {reason}" in line

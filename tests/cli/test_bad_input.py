@@ -112,7 +112,7 @@ def test_a_bad_image_to_predict_is_named_and_gets_no_row(
         "id",
         "odd.png",
     ]
-    assert "odd.jpg: not an image" in tiny.one_line(capsys)
+    assert "odd.jpg: not an image" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_more_bad_images_than_allowed_stop_the_run(
