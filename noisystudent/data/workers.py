@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import tempfile
 import threading
 import traceback
 import warnings
@@ -29,6 +30,8 @@ LONGEST_SECONDS = 1800.0
 """After this time without a result of any worker, the work ends. A file server may be away for minutes."""
 _POLL_SECONDS = 0.2  # between two checks for signals while no result comes
 _CLOSE_SECONDS = 10.0  # longest wait for a worker that was killed; it may be about to start
+
+_LONGEST_FOLDER = 70  # bytes: a socket's path has at most 107, and multiprocessing appends up to 35
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -84,6 +87,7 @@ def in_workers(
         RunError: a worker died, or no worker has answered for `LONGEST_SECONDS`; also as raised by `call`.
         Stopped: a signal came.
     """
+    _require_short_temporary_folder()
     team = _Team(call, receive, workers)
     atexit.register(team.close)  # before multiprocessing waits for the workers, which it would do for ever
     try:
@@ -98,6 +102,15 @@ def in_workers(
     finally:
         team.close()
         atexit.unregister(team.close)
+
+
+def _require_short_temporary_folder() -> None:
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        raise RunError(
+            f"the temporary folder {folder} has a path of more than {_LONGEST_FOLDER} bytes, and sockets of"
+            " worker processes are made in it; set TMPDIR to a shorter one, or data.workers to 0"
+        )
 
 
 def quiet_worker() -> None:

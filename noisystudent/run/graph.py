@@ -263,9 +263,8 @@ class _Builder:
             **{stage.name: stage.fingerprint for stage in stages},
         )
         folders = [self.run.iteration(index) for index in range(len(self.config.students) + 1)]
-        evaluations = [folder.evaluation for folder in folders]
-        galleries = [folder.gallery for folder in folders[1:]]
-        return dataclasses.replace(judgement, also=(self.run.metrics, *evaluations, *galleries))
+        written = [folder.evaluation for folder in folders] + [folder.gallery for folder in folders[1:]]
+        return dataclasses.replace(judgement, also=(self.run.metrics, *written))
 
     def _model(
         self, index: int, role: str, folder: ModelDir, config: TeacherConfig, inputs: Mapping[str, object]

@@ -40,6 +40,9 @@ def read_record(path: Path) -> Facts | None:
         return None
     if not isinstance(record, dict) or not all(isinstance(record.get(k), v) for k, v in _KINDS.items()):
         raise RunError(f"{path} is not the record of a stage")
+    # They become names of folders, which must not lead out of the run.
+    if any("/" in record[key] or "\0" in record[key] for key in ("name", "fingerprint")):
+        raise RunError(f"{path} is not the record of a stage")
     # Records of older versions have no checksum.
     if "checksum" in record and record.pop("checksum") != fingerprint(record):
         raise RunError(f"{path} is damaged")

@@ -10,6 +10,8 @@ import pytest
 import tiny
 from tiny import Capture
 
+from noisystudent.run.record import read_record, write_record
+
 
 def printed(capsys: Capture, *words: object) -> tuple[str, list[str]]:
     """Standard output and the lines on standard error of a command that succeeds."""
@@ -48,7 +50,7 @@ def test_an_unfinished_run_says_what_it_lacks(
     _, (line,) = printed(capsys, "predict", out, images / "test")
     assert "the model is student-1 (" in line and line.endswith("the run is not finished: no verdict yet")
     record = out / "iteration-1" / "student" / "stage.json"
-    record.write_text(record.read_text().replace('"done"', '"running"'))
+    write_record(record, (read_record(record) or {}) | {"status": "running"})
     exported = tmp_path / "exported.safetensors"
     commands = [
         ("predict", out, images / "test"),

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -52,8 +53,8 @@ class Call:
     """A command in a session of its own."""
 
     def __init__(self, command: Command, folder: Path) -> None:
-        self.log, self.temporary = folder / "log", folder / "temporary"
-        self.temporary.mkdir(exist_ok=True)
+        self.log, self._temporary = folder / "log", TemporaryDirectory()
+        self.temporary = Path(self._temporary.name)  # sockets need a short path
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -144,7 +144,7 @@ def test_a_signal_ends_a_download_that_hangs(hub: Hub, behaviour: str) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with stop_on_signal(progress), pytest.raises(Stopped, match="SIGINT"):
+    with pytest.raises(Stopped, match="SIGINT"), stop_on_signal(progress):
         build_model(PUBLISHED, 5, 32, progress=progress)
     thread.join()
 

@@ -108,7 +108,16 @@ def test_no_flipped_bit_of_a_record_is_silent(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", '{"fingerprint": "a", "status": "done", "inputs": []}', "{", "\xff"]
+    "text",
+    [
+        '{"name": "../../out", "fingerprint": "a", "status": "done", "inputs": {}}',
+        '{"name": "folder", "fingerprint": "/../a", "status": "done", "inputs": {}}',
+        "[]",
+        "{}",
+        '{"fingerprint": "a", "status": "done", "inputs": []}',
+        "{",
+        "\xff",
+    ],
 )
 def test_a_stage_with_a_damaged_record_is_made_again(run: Path, text: str) -> None:
     stage, work = make(run, "folder", "one")

@@ -10,6 +10,7 @@ import tiny
 from tiny import Capture, output, table
 
 from noisystudent.run.lock import lock
+from noisystudent.run.record import read_record, write_record
 
 
 def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -19,7 +20,7 @@ def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     record = out / "iteration-1" / "student" / "stage.json"
-    record.write_text(record.read_text().replace('"done"', '"running"'))
+    write_record(record, (read_record(record) or {}) | {"status": "running"})
     (out / "verdict.stage.json").unlink()
     rows = table(output(capsys, "status", out))
     assert rows["student-1"].startswith("interrupted") and "judgement" not in rows, "no process has the lock"
