@@ -22,10 +22,10 @@ The scan has another name than the set only if val is split off the labelled ima
 """
 
 _NAMED = 5  # names that a message lists at most
-# What happens to the images of a leak, by its reason.
+# What happens to the images of a leak, by its reason; {} is the other set.
 _NOTES = {
-    "copy": "removed, copies of images",
-    "other label": "stay in training, with other labels than copies",
+    "copy": "removed, copies of images in {}",
+    "other label": "have a copy with another label; they stay in training",
 }
 
 
@@ -134,7 +134,7 @@ def assign(
     else:  # an empty pool, whose rows refer to some scan
         members["pool"] = "labeled", np.zeros(len(scans["labeled"].index), np.bool_)
     notes += [
-        f"{leak.name}: {len(leak.rows)} images {_NOTES[leak.reason]} in {leak.other} (see leaks.csv)"
+        f"{leak.name}: {len(leak.rows)} images {_NOTES[leak.reason].format(leak.other)} (see leaks.csv)"
         for leak in leaks
     ]
     return members, leaks, notes
