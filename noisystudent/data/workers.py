@@ -43,7 +43,7 @@ def worker_count(workers: int | None) -> int:
     """Number of decoding processes. `None`: one for each core that this process may use."""
     if workers is not None:
         return workers
-    # cpu_count() also counts cores that this process may not use; macOS has no sched_getaffinity
+    # cpu_count() also counts other cores; macOS has no sched_getaffinity
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -290,9 +290,7 @@ def _serve(pipe: Connection, call: Callable[[Any], Any]) -> None:
         try:
             result = call(argument)
         except Exception as error:
-            if not isinstance(
-                error, NoisyStudentError
-            ):  # a bug: the parent does not know where it was raised
+            if not isinstance(error, NoisyStudentError):  # a bug: the parent does not know its place
                 error.add_note(traceback.format_exc())
             result = error
         try:

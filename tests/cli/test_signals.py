@@ -32,6 +32,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _short_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sockets of worker processes need a short path, and pytest's own is long."""
+    with TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
 @pytest.fixture
 def check(images: Path, many: Path, tmp_path: Path) -> Command:
     pool = ("--unlabeled", many, "--data.workers", 2, "--data.resolution", 16)
@@ -53,9 +61,8 @@ class Call:
     """A command in a session of its own."""
 
     def __init__(self, command: Command, folder: Path) -> None:
-        self.log, self._temporary = folder / "log", TemporaryDirectory()
-        self.temporary = Path(self._temporary.name)  # sockets need a short path
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary)}
+        self.log, self.temporary = folder / "log", Path(os.environ["TMPDIR"])
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "noisystudent", *map(str, command)],
