@@ -119,7 +119,7 @@ def test_predict_to_parquet_needs_a_file(finished: Path, images: Path, capsys: C
 def test_label_writes_what_a_run_wrote(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
     teacher = finished / "iteration-0" / "teacher"
     words = ("label", teacher, "--unlabeled", images / "pool", "--out", tmp_path / "labels")
-    output(capsys, *words, "--pseudo_label.part_size", "16")
+    output(capsys, *words, "--pseudo_label.part_size", "16", "--pseudo_label.batch_size", "8")
     for part in sorted((finished / "iteration-1" / "labels").glob("*.parquet")):
         alone, of_run = pq.read_table(tmp_path / "labels" / part.name), pq.read_table(part)
         assert alone.drop_columns(["probs", "confidence"]).equals(

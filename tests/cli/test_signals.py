@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,10 +52,9 @@ def processes(session: int) -> Iterator[int]:
 class Call:
     """A command in a session of its own."""
 
-    def __init__(self, command: Command, folder: Path) -> None:
-        self.log, self.temporary = folder / "log", folder / "temporary"
-        self.temporary.mkdir(exist_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary)}
+    def __init__(self, command: Command, folder: Path, temporary: str = tempfile.gettempdir()) -> None:
+        self.log = folder / "log"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": temporary}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "noisystudent", *map(str, command)],
@@ -113,15 +113,16 @@ def test_a_second_ctrl_c_ends_at_once(check: Command, tmp_path: Path) -> None:
 
 
 def test_a_killed_command_leaves_no_process_and_no_cache(finished: Path, many: Path, tmp_path: Path) -> None:
-    call = Call(("predict", finished, many, "--out", tmp_path / "out.csv"), tmp_path)
-    while call.process.poll() is None and not list(call.temporary.glob("noisystudent-*/images.npy")):
-        time.sleep(0.005)
-    call.send(signal.SIGKILL, group=False)
-    assert call.end() == (-signal.SIGKILL, [])
-    for _ in range(300):
-        if not list(call.temporary.glob("noisystudent-*")):
-            return
-        time.sleep(0.1)
+    with tempfile.TemporaryDirectory() as temporary:  # a short path: the address of a socket lies in it
+        call = Call(("predict", finished, many, "--out", tmp_path / "out.csv"), tmp_path, temporary)
+        while call.process.poll() is None and not list(Path(temporary).glob("noisystudent-*/images.npy")):
+            time.sleep(0.005)
+        call.send(signal.SIGKILL, group=False)
+        assert call.end() == (-signal.SIGKILL, [])
+        for _ in range(300):
+            if not list(Path(temporary).glob("noisystudent-*")):
+                return
+            time.sleep(0.1)
     raise AssertionError("the decoded images are still there")
 
 
