@@ -261,13 +261,14 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", ["64k", "1m", "4m", "100m,nr_inodes=12", "100m,nr_inodes=24"])
+@pytest.mark.parametrize("size", ["64k", "1m", "4m", "100m,nr_inodes=12", "100m,nr_inodes=46"])
 def test_a_full_disk_is_one_line_and_loses_nothing(
     command: tuple[object, ...], tmp_path: Path, finished: Path, small_disk: Callable[[str], Path], size: str
 ) -> None:
     out, log = small_disk(size) / "run", tmp_path / "log"
     command = (*command[:-1], out)
     assert end(start(command, log)) == 1
+    assert "Traceback" not in log.read_text()
     errors = [line for line in log.read_text().splitlines() if line.startswith("noisystudent: ")]
     assert len(errors) == 1 and "No space left on device" in errors[0]
     assert str(out) in errors[0]
