@@ -33,6 +33,8 @@ Raw = dict[str, Any]
 # Two fields for the length of a training. An override with one of them removes the other.
 _DURATIONS = frozenset({"epochs", "steps"})
 
+_MOST_STUDENTS = 100
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -142,11 +144,14 @@ def _nested(path: list[str], value: Any) -> Raw:
 
 def _differences(students: Any) -> list[Any]:
     """The fields in which each student differs from `student`; `students` is a number, or a list of them."""
-    if isinstance(students, int) and not isinstance(students, bool) and students >= 0:
+    if isinstance(students, int) and not isinstance(students, bool) and 0 <= students <= _MOST_STUDENTS:
         return [{}] * students
-    if students is None or isinstance(students, list):
+    if students is None or (isinstance(students, list) and len(students) <= _MOST_STUDENTS):
         return [difference or {} for difference in students or ()]
-    raise InputError(f"students is {students!r}; it must be a whole number, or a list of mappings")
+    raise InputError(
+        f"students is {students!r}; it must be a whole number, or a list of mappings, of at most"
+        f" {_MOST_STUDENTS} students"
+    )
 
 
 @functools.cache
@@ -181,7 +186,7 @@ def _override(raw: Raw, path: list[str], value: Any) -> None:
 
 def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
     entries = _differences(raw.get("students"))
-    if not path[1].isdigit() or int(path[1]) >= len(entries):
+    if path[1] not in map(str, range(len(entries))):
         raise InputError(f"--{'.'.join(path)}: no such student; they are numbered 0 to {len(entries) - 1}")
     entries[int(path[1])] = _merge(entries[int(path[1])], _nested(path[2:], value))
     raw["students"] = entries
