@@ -82,7 +82,9 @@ def select(
     check_out(out, overwrite=overwrite, suffixes=(".parquet",))
     selection = select_images(read_labels(labels), config, seed=seed, out=out)
     counts = summary(selection)
-    print(f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}")
+    screen.line(
+        f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}"
+    )
 
 
 def evaluate(
@@ -177,7 +179,7 @@ def report(run: Path, /, *, overwrite: Overwrite = False) -> None:
     """
     from noisystudent.report import build
 
-    print(build(run, overwrite=overwrite))
+    screen.line(str(build(run, overwrite=overwrite)))
 
 
 def export(
@@ -203,7 +205,7 @@ def export(
 
     ending = ".onnx" if format == "onnx" else ".safetensors"
     path = run.resolve()  # Path(".") has an empty name
-    print(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
+    screen.line(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
 
 
 def recipes(name: str | None = None, /) -> None:
@@ -217,7 +219,8 @@ def recipes(name: str | None = None, /) -> None:
     from noisystudent import recipes as shelf
 
     if name is not None:
-        print(shelf.text(name))
+        for line in shelf.text(name).rstrip("\n").split("\n"):
+            screen.line(line)
     else:
         shipped = (*shelf.names(), *shelf.matrices())
         # The first line of each file is a comment that describes the recipe.

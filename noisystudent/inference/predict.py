@@ -59,13 +59,11 @@ def predict(predictor: Predictor, images: Images, *, progress: Progress | None =
         progress: shows the progress; None: nothing is shown.
 
     Raises:
-        InputError: the images cannot be opened.
+        InputError: the images cannot be opened, or none of them can be read.
     """
     progress = progress or Progress()
     source = open_images(images, labeled=False)
     with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
-        if len(readable) == 0:
-            return Predictions([], np.empty((0, predictor.num_classes), np.float32), bad)
         views = watched(predictor.views(readable), "predicting", len(readable), progress)
         return Predictions(readable.ids(np.arange(len(readable))), predict_probs(predictor, views), bad)
 
