@@ -62,6 +62,12 @@ def brief(text: str) -> str:
     return text if len(text) <= 2 * _HALF else f"{text[:_HALF]} … {text[-_HALF:]}"
 
 
+def readable_size(size: int) -> str:
+    """A number of bytes in the largest unit in which it is at least 1, such as '61.4 KiB'."""
+    unit = max(0, size.bit_length() - 1) // 10
+    return f"{size / 1024**unit:,.1f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[unit]}"
+
+
 def is_utf8(text: str) -> bool:
     """False if the text stands for other bytes: Python marks those of file names and arguments."""
     try:

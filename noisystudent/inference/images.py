@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,7 @@ def class_numbers(classes: Sequence[str], names: Sequence[str]) -> NDArray[np.in
     Raises:
         InputError: a name is not one of the model's classes.
     """
+    classes = [unicodedata.normalize("NFC", name) for name in classes]  # the form of the names of folders
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise InputError(

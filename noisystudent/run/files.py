@@ -40,6 +40,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _partial(path: Path) -> Path:
+    """The temporary path beside `path`: a rename is atomic only within one file system."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
@@ -50,8 +55,7 @@ def atomic(path: Path) -> Iterator[Path]:
         RunError: the disk is full or cannot be written, or a file would replace a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     remove(partial)  # a killed process may have left it
     try:
         yield partial
@@ -116,7 +120,7 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
     Raises:
         InputError: `out` has another suffix, exists, is a folder, or lies in a folder that cannot be written.
     """
-    if out.is_dir():
+    if os.path.isdir(out):
         raise InputError(f"--out is {out}, which is a folder; name a file")
     if suffixes and out.suffix.lower() not in suffixes:
         raise InputError(f"--out is {out}; the file must end in {' or '.join(suffixes)}")
@@ -124,10 +128,12 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         raise InputError(f"--out is {out}, which exists; name another file, or give --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove(_partial(out))  # a killed process may have left it
+        _partial(out).touch()
+        _partial(out).unlink()
     except OSError as error:
-        raise InputError(f"--out is {out}, which cannot be written: {error.strerror}") from error
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out is {out}, but {out.parent} cannot be written; name a file somewhere else")
+        reason = f"which cannot be written: {error.strerror}"
+        raise InputError(f"--out is {out}, {reason}; name a file somewhere else") from error
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:

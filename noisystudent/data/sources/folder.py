@@ -118,14 +118,26 @@ def _files(
         prefix: put before each path, which is relative to `folder` and has "/" between names.
         above: (device, inode) of the folders that contain `folder`.
     """
-    here = _inode(folder)
-    if here in above:  # a symbolic link back to a folder above
-        return
-    for entry in _listing(folder):
-        if entry.name.startswith("."):
+    parents = list(above)
+    levels: list[tuple[str, Iterator[os.DirEntry[str]]]] = []  # no recursion: folders may be nested very deep
+
+    def enter(folder: str, prefix: str) -> None:
+        here = _inode(folder)
+        if here not in parents:  # otherwise a symbolic link back to a folder above
+            parents.append(here)
+            levels.append((prefix, iter(_listing(folder))))
+
+    enter(folder, prefix)
+    while levels:
+        prefix, entries = levels[-1]
+        entry = next(entries, None)
+        if entry is None:
+            levels.pop()
+            parents.pop()
+        elif entry.name.startswith("."):
             continue
-        if _is_folder(entry):
-            yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
+        elif _is_folder(entry):
+            enter(entry.path, f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name, entry
 
@@ -141,7 +153,10 @@ def _listing(folder: str) -> list[os.DirEntry[str]]:
 
 def _inode(folder: str) -> tuple[int, int]:
     """(device, inode) of a folder."""
-    stat = os.stat(folder)
+    try:
+        stat = os.stat(folder)
+    except OSError as error:  # such as a path of more than 4,096 bytes
+        raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
     return stat.st_dev, stat.st_ino
 
 
