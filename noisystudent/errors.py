@@ -65,7 +65,8 @@ def brief(text: str) -> str:
 def readable_size(size: int) -> str:
     """A number of bytes in the largest unit in which it is at least 1, such as '61.4 KiB'."""
     unit = max(0, size.bit_length() - 1) // 10
-    return f"{size / 1024**unit:,.1f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[unit]}"
+    name = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")[unit]
+    return f"{size / 1024**unit:,.1f} {name}" if unit else f"{size} {name}"
 
 
 def is_utf8(text: str) -> bool:

@@ -49,8 +49,10 @@ def main(tokens: Sequence[str] | None = None) -> None:
     debug = "--debug" in tokens
     try:
         _open_streams()
-        _run([token for token in tokens if token != "--debug"])
-        _flush()
+        try:
+            _run([token for token in tokens if token != "--debug"])
+        finally:
+            _flush()  # an error of standard output is named before what follows from it
     except NoisyStudentError as error:
         _fail(str(error), error.exit_code, debug)
     except CycloptsError as error:

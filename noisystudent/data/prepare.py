@@ -159,9 +159,10 @@ def _is_resident(config: DataConfig, name: str, count: int, store: Path) -> bool
     """
     size, free = count * 3 * config.resolution**2, shutil.disk_usage(store).free
     if config.plane == "resident" and size > free:
+        more = readable_size(size - free)
         raise InputError(
-            f"data.plane is resident, but {name} takes {readable_size(size)} decoded and {store.parent} has "
-            f"{readable_size(free)} free; choose streamed, a smaller data.resolution or another --out"
+            f"data.plane is resident, but {name} takes {readable_size(size)} decoded, {more} more than"
+            f" {store.parent} has free; choose streamed, a smaller data.resolution or another --out"
         )
     fits = size <= min(config.resident_gib * _GIB, free)
     return config.plane == "resident" or (config.plane == "auto" and fits)
