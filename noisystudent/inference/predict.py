@@ -27,7 +27,7 @@ from noisystudent.inference.predictor import Predictor, predict_probs
 from noisystudent.metrics import scores
 from noisystudent.pseudo_label.label import label_images as write_labels
 from noisystudent.records import PseudoLabels
-from noisystudent.run.files import read_json, write_json
+from noisystudent.run.files import check_out, read_json, write_json
 from noisystudent.run.rundir import RunDir
 
 _CLAIM = "labels.json"  # note in the output folder of `label_images`, which identifies the model
@@ -156,6 +156,7 @@ def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} holds something else; choose a new folder")
     else:
+        check_out(claim)
         write_json(claim, about)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full or cannot be written, or a file would replace a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    remove(partial)  # a killed process may have left it
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)  # a killed process may have left it
         yield partial
         # The content must reach the disk before the new name does; otherwise a power failure could leave a
         # complete name with incomplete content.
@@ -67,7 +67,8 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
-        remove(partial)
+        with suppress(OSError):  # it may be as forbidden as the writing of it
+            remove(partial)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     except BaseException:  # KeyboardInterrupt too
         remove(partial)
@@ -133,7 +134,7 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         _partial(out).unlink()
     except OSError as error:
         reason = f"which cannot be written: {error.strerror}"
-        raise InputError(f"--out is {out}, {reason}; name a file somewhere else") from error
+        raise InputError(f"--out is {out}, {reason}; choose another place") from error
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
