@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from noisystudent.errors import Stopped
+from noisystudent.errors import Stopped, printable
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that stop the work. A repeated SIGINT, that is Ctrl-C, ends the process at once."""
@@ -173,7 +173,7 @@ class Terminal(Progress):
         from rich.markup import escape
 
         self.close()  # a moving bar would be drawn over the line
-        self._console.print(escape(line))  # a path may hold brackets, which rich reads as markup
+        self._console.print(escape(printable(line)))  # a path may hold brackets, which rich reads as markup
 
     def advance(self, task: str, done: int, total: int) -> None:
         """Move the bar of `task`. Elsewhere, print its rate and time left, at most once in 15 seconds."""
@@ -199,7 +199,7 @@ class Terminal(Progress):
             self._bars = Bars(*columns, console=self._console, transient=True)
             self._bars.start()
         if task not in self._tasks:
-            self._tasks[task] = self._bars.add_task(escape(task), total=total)
+            self._tasks[task] = self._bars.add_task(escape(printable(task)), total=total)
         self._bars.update(self._tasks[task], completed=done, total=total)
 
     def _print_plain(self, task: str, done: int, total: int) -> None:
@@ -213,7 +213,7 @@ class Terminal(Progress):
         self._last_plain = now
         rate = (done - first) / (now - started)
         self._console.print(
-            f"  {escape(task)}: {done:,} of {total:,}, {rate:,.1f} per second,"
+            f"  {escape(printable(task))}: {done:,} of {total:,}, {rate:,.1f} per second,"
             f" {(total - done) / rate:,.0f} s left"
         )
 
@@ -254,4 +254,4 @@ class Prefixed(Progress):
 def append_log(log: Path, line: str) -> None:
     """Append a line with the local time to the file `log`."""
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {printable(line)}\n")

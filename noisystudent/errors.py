@@ -9,6 +9,8 @@ NoisyStudentError
 import difflib
 from collections.abc import Iterable
 
+_HALF = 800  # characters
+
 
 class NoisyStudentError(Exception):
     """Base class of all errors that this package raises on purpose."""
@@ -46,6 +48,34 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """First line of the message of another library's error, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """The text without the characters that a terminal acts on: they become escapes such as \\x1b or \\n."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(text: str) -> str:
+    """The text with `…` in place of its middle if it is longer than about 20 lines of a terminal."""
+    return text if len(text) <= 2 * _HALF else f"{text[:_HALF]} … {text[-_HALF:]}"
+
+
+def readable_size(size: int) -> str:
+    """A number of bytes in the largest unit in which it is at least 1, such as '61.4 KiB'."""
+    unit = max(0, size.bit_length() - 1) // 10
+    name = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")[unit]
+    return f"{size / 1024**unit:,.1f} {name}" if unit else f"{size} {name}"
+
+
+def is_utf8(text: str) -> bool:
+    """False if the text stands for other bytes: Python marks those of file names and arguments."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def require(condition: bool, message: str) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
 from noisystudent.cli import loop, parts
 from noisystudent.cli.ablate import ablate
 from noisystudent.cli.fields import take_fields
-from noisystudent.errors import InputError, NoisyStudentError
+from noisystudent.errors import InputError, NoisyStudentError, RunError, brief, is_utf8, printable
 
 __all__ = ["main"]
 
@@ -48,20 +50,30 @@ def main(tokens: Sequence[str] | None = None) -> None:
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # also for the processes of `ablate`
     try:
-        _run([token for token in tokens if token not in ("--debug", "--offline")])
+        _open_streams()
+        try:
+            _run([token for token in tokens if token not in ("--debug", "--offline")])
+        finally:
+            _flush()  # an error of standard output is named before what follows from it
     except NoisyStudentError as error:
         _fail(str(error), error.exit_code, debug)
     except CycloptsError as error:
         _fail(str(error), InputError.exit_code, debug)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to resume", 130, debug)
+    except BrokenPipeError:
+        _fail_broken_pipe(debug)
+    except SystemExit as error:  # rich and the help text of cyclopts end so, without a line
+        if isinstance(error.__context__, BrokenPipeError):
+            _fail_broken_pipe(debug)
+        raise
     except Exception as error:  # a bug: still one line, and --debug gives the traceback
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
 
 
 def _run(tokens: list[str]) -> None:
     """Parse the arguments, call the command, and pass the configuration fields if it has this parameter."""
-    _refuse_empty(tokens)
+    _check_values(tokens)
     fields, rest = take_fields(tokens)
     command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)
     if "fields" in unparsed:  # a parameter of type `Fields`, which cyclopts does not parse
@@ -73,22 +85,72 @@ def _run(tokens: list[str]) -> None:
         command(*bound.args, **bound.kwargs)
 
 
-def _refuse_empty(tokens: list[str]) -> None:
-    """Refuse empty values: they come from an empty shell variable, and a path would be the current folder.
+def _check_values(tokens: list[str]) -> None:
+    """Refuse values that are not UTF-8, and empty ones.
+
+    An empty value comes from an empty shell variable, and as a path it would be the current folder.
 
     Raises:
-        InputError: a value is empty.
+        InputError: a value is empty or not UTF-8.
     """
     for before, token in itertools.pairwise(["", *tokens]):
         if not token:
             raise InputError(f"the value after {before or 'noisystudent'!r} is empty; give a name there")
+        if not is_utf8(token):
+            raise InputError(f"{token!r} is not UTF-8; rename the file, or write the name in UTF-8")
         if token.startswith("--") and token.endswith("="):
             raise InputError(f"{token[:-1]} is empty; give {token[:-1]} VALUE")
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
+def _open_streams() -> None:
+    """Make standard output and error usable for any text.
+
+    Raises:
+        InputError: standard output is closed. Results would be lost, or go into a file that is opened later.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: otherwise the next file that is opened has this number, and is written to
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+    if sys.stdout is None:
+        raise InputError("standard output is closed; redirect it, for example with > /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal of another encoding shows escapes for what it cannot show, as on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write out all of standard output.
+
+    Raises:
+        BrokenPipeError: the program that reads it has ended.
+        RunError: it cannot be written.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise RunError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def _discard_output() -> None:
+    """Let Python write the rest of standard output to nowhere when it ends; it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail_broken_pipe(debug: bool) -> NoReturn:
+    _discard_output()
+    _fail("standard output was closed by the program that reads it (broken pipe)", RunError.exit_code, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
     """Print an error in one line and exit."""
     if debug:
         traceback.print_exc()
-    print(f"noisystudent: {' '.join(message.split())}", file=sys.stderr)
+    print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
     sys.exit(code)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from cyclopts import Parameter, Token
 
+from noisystudent.config.parse import parse
 from noisystudent.errors import InputError
 from noisystudent.evaluation.options import Options
 
@@ -122,7 +122,7 @@ def take_fields(tokens: Sequence[str]) -> tuple[list[Field], list[str]]:
         The fields, and the arguments for the command itself.
 
     Raises:
-        InputError: a field has no value, or the value is not valid YAML.
+        InputError: a field has no value, or the value is not valid YAML (see `parse`).
     """
     fields: list[Field] = []
     rest: list[str] = []
@@ -136,11 +136,8 @@ def take_fields(tokens: Sequence[str]) -> tuple[list[Field], list[str]]:
             value = next(queue, "")
         if not value:
             raise InputError(f"{name} needs a value: {name} VALUE")
-        try:
-            # Cyclopts writes flags with hyphens, so they are allowed in field names, too.
-            fields.append((name[2:].replace("-", "_"), yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise InputError(f"{name} {value!r} is not valid YAML") from error
+        # Cyclopts writes flags with hyphens, so they are allowed in field names, too.
+        fields.append((name[2:].replace("-", "_"), parse(value, f"{name} {value!r}")))
     return fields, rest
 
 

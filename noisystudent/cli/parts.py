@@ -84,7 +84,9 @@ def select(
     check_out(out, overwrite=overwrite, suffixes=(".parquet",))
     selection = select_images(read_labels(labels), config, seed=seed, out=out)
     counts = summary(selection)
-    print(f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}")
+    screen.line(
+        f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}"
+    )
     # The folder of labels has no class names.
     for line in lost_classes(counts, [str(number) for number in range(selection.num_classes)]):
         print(f"noisystudent: warning: {line}", file=sys.stderr)
@@ -186,7 +188,7 @@ def report(run: Path, /, *, overwrite: Overwrite = False) -> None:
     """
     from noisystudent.report import build
 
-    print(build(run, overwrite=overwrite))
+    screen.line(str(build(run, overwrite=overwrite)))
 
 
 def export(
@@ -213,7 +215,7 @@ def export(
 
     ending = ".onnx" if format == "onnx" else ".safetensors"
     path = run.resolve()  # Path(".") has an empty name
-    print(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
+    screen.line(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
     screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
 
 
@@ -228,7 +230,8 @@ def recipes(name: str | None = None, /) -> None:
     from noisystudent import recipes as shelf
 
     if name is not None:
-        print(shelf.text(name))
+        for line in shelf.text(name).rstrip("\n").split("\n"):
+            screen.line(line)
     else:
         shipped = (*shelf.names(), *shelf.matrices())
         # The first line of each file is a comment that describes the recipe.

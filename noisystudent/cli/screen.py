@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from noisystudent.errors import brief, printable
+
 if TYPE_CHECKING:
     from noisystudent.console import Progress
     from noisystudent.evaluation.rows import Row
@@ -39,7 +41,13 @@ def progress(*, stderr: bool = False) -> Iterator[Progress]:
 def print_bad(bad: list[tuple[str, str]]) -> None:
     """Print the images that could not be read, on standard error."""
     for name, reason in bad:
-        print(f"noisystudent: {name}: {reason}; it has no row in the output", file=sys.stderr)
+        line = f"noisystudent: {name}: {reason}; it has no row in the output"
+        print(brief(printable(line)), file=sys.stderr)
+
+
+def line(text: str) -> None:
+    """Print one line."""
+    print(printable(text))
 
 
 def print_origin(weights: Path | None) -> None:
@@ -60,7 +68,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for name in header:
         grid.add_column(name, overflow="fold")
     for row in rows:
-        grid.add_row(*map(escape, row))  # rich would read [name] as markup
+        grid.add_row(*(escape(printable(cell)) for cell in row))  # rich would read [name] as markup
     Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(grid)
 
 

@@ -9,6 +9,12 @@ from typing import Any
 
 from noisystudent.errors import InputError
 
+MOST_PIXELS = 10_000
+"""Largest side of an image. This and the other largest values are far above all use: a typing error of some
+zeros is one line, and does not fill the memory."""
+MOST_IMAGES = 1_000_000
+"""Largest batch size."""
+
 # Keys in the metadata of a dataclass field.
 _RANGE, _NEUTRAL, _OF_STUDENT = "range", "neutral", "of_student"
 
@@ -100,6 +106,17 @@ def is_neutral(field: dataclasses.Field[Any]) -> bool:
 def is_of_student(field: dataclasses.Field[Any]) -> bool:
     """Return True if the field was declared with `of_student`."""
     return bool(field.metadata.get(_OF_STUDENT))
+
+
+def is_plain(value: object) -> bool:
+    """Return True for text, a boolean, a finite number, None, or a list of them: JSON can store it."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return (
+        value is None
+        or isinstance(value, str | bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 def check_ranges(section: Any, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisystudent.config.fields import check_ranges, neutral, number
+from noisystudent.config.fields import MOST_PIXELS, check_ranges, neutral, number
 from noisystudent.errors import require
 
 # Twice Pillow's MAX_IMAGE_PIXELS: above it Pillow itself raises DecompressionBombError.
@@ -26,14 +26,14 @@ class DataConfig:
     """Labelled images that are used only for the evaluation at the end. Empty: val is used."""
     val_fraction: float = number(0.1, above=0, below=1)
     """Share of the labelled images that is used as val if `val` is empty."""
-    resolution: int = number(224, least=8)
+    resolution: int = number(224, least=8, most=MOST_PIXELS)
     """Side in pixels of the stored square images, and default input side of the models."""
     plane: Literal["auto", "resident", "streamed"] = "auto"
     """resident: images are decoded once into a memory-mapped file. streamed: workers decode them as needed.
     auto: resident if the images are small enough."""
     resident_gib: float = number(8.0, least=0)
     """With `auto`, a set of at most this many GiB of decoded pixels is resident."""
-    workers: int | None = number(None, least=0, neutral=True)
+    workers: int | None = number(None, least=0, most=1_000, neutral=True)
     """Number of decoding processes. None: one per core. 0: the main process decodes."""
     max_bad_fraction: float = number(0.01, least=0, most=1, neutral=True)
     """The run stops if a larger share of the images of a set cannot be read."""
@@ -60,7 +60,7 @@ class AugmentConfig:
     """Mirror left and right with probability one half."""
     randaugment: str | None = "rand-m9-n2"
     """RandAugment in timm's notation: rand-m27-n2, rand-m9-n2-mstd0.5, … None: no RandAugment."""
-    cutout: int = number(0, least=0)
+    cutout: int = number(0, least=0, most=MOST_PIXELS)
     """Side in pixels of a grey square, drawn on every image after RandAugment. 0: no square."""
     quirks: Literal["defined", "official"] = "defined"
     """defined: every operation as documented. official: as in the published code, where that is defined."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisystudent.config.fields import check_ranges, number, of_student
+from noisystudent.config.fields import MOST_IMAGES, check_ranges, number, of_student
 from noisystudent.errors import require
 
 
@@ -27,7 +27,7 @@ class PseudoLabelConfig:
     """Average the probabilities over each image and its mirror image: data distillation."""
     scales: tuple[float, ...] = number((1.0,), least=0.25, most=4)
     """Average the probabilities over the image at these multiples of the teacher's resolution."""
-    batch_size: int = number(512, least=1, neutral=True)
+    batch_size: int = number(512, least=1, most=MOST_IMAGES, neutral=True)
     """Batch size used when the pool is labelled. It can change the last digits of a probability."""
     part_size: int = number(65_536, least=1, neutral=True)
     """Images per Parquet part, rounded up to whole batches. A killed labelling loses at most one part."""
@@ -58,7 +58,7 @@ class SelectionConfig:
     them, as in the published code. threshold: all images above it, unbalanced. all: all images, once."""
     threshold: float = number(0.3, least=0, below=1)
     """Smallest confidence that is kept (paper: above 0.3; official: 0.3 or above)."""
-    per_class: int | None = number(None, least=1)
+    per_class: int | None = number(None, least=1, most=2**31 - 1)
     """Images per class after balancing (paper: 130,000). None: kept images / number of classes."""
     duplicate: bool = True
     """Repeat images of small classes until there are per_class (§3.1)."""

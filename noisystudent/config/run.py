@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from noisystudent.config.fields import check_ranges, number
+from noisystudent.config.fields import MOST_IMAGES, check_ranges, number
 from noisystudent.config.images import AugmentConfig, DataConfig
 from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
 from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
@@ -16,11 +16,11 @@ from noisystudent.errors import require
 class EvaluateConfig:
     """Evaluation of the models and the verdict."""
 
-    batch_size: int = number(512, least=1, neutral=True)
+    batch_size: int = number(512, least=1, most=MOST_IMAGES, neutral=True)
     """Batch size used when a model is evaluated. It can change the last digits of a probability."""
-    ece_bins: int = number(15, least=1)
+    ece_bins: int = number(15, least=1, most=10_000)
     """Number of bins of the expected calibration error."""
-    resamples: int = number(10_000, least=1)
+    resamples: int = number(10_000, least=1, most=1_000_000)
     """Number of bootstrap resamples for the intervals of the verdict."""
     level: float = number(0.95, above=0, below=1)
     """Confidence level of every interval."""
@@ -64,7 +64,7 @@ class TeacherConfig(LearnerConfig):
 class StudentConfig(TeacherConfig):
     """A student, its pseudo-labels, and how it is trained on them. It is the next teacher."""
 
-    unlabeled_ratio: int = number(1, least=1)
+    unlabeled_ratio: int = number(1, least=1, most=1_000)
     """Pool images for each labelled image of a batch."""
     joint: bool = True
     """Train on labelled and pool images in the same batch. False: on pool images alone, then in
@@ -95,7 +95,7 @@ class Config:
     """Train a model on the folder names of the pool (data.pool_tags), and start the teacher from its weights:
     weakly labelled pretraining. None: no pretraining."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    ensemble: int = number(1, least=1)
+    ensemble: int = number(1, least=1, most=100)
     """Number of first teachers that differ only in their seed. Their probabilities are averaged."""
     filter: LearnerConfig | None = None
     """A smaller model that filters and balances the pool in place of the teacher (paper: EfficientNet-B0)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from noisystudent.config.fields import check_ranges, neutral, number
+from noisystudent.config.fields import MOST_IMAGES, MOST_PIXELS, check_ranges, is_plain, neutral, number
 from noisystudent.errors import require
 
 
@@ -19,7 +19,7 @@ class ModelConfig:
     """Start from published weights, which timm downloads. The run stops if they are not available."""
     pretrained_fallback: bool = False
     """If the published weights are not available, print a line and start from scratch instead of stopping."""
-    resolution: int | None = number(None, least=1)
+    resolution: int | None = number(None, least=1, most=MOST_PIXELS)
     """Input side in pixels. None: data.resolution."""
     dropout: float = number(0.2, least=0, below=1)
     """Dropout rate before the classifier."""
@@ -34,6 +34,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.")
+        for name, value in self.options.items():
+            plain = isinstance(name, str) and is_plain(value)  # type: ignore[redundant-expr]
+            require(plain, f"model.options.{name} is {value!r}; it must be text, a finite number or a list")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,15 +47,15 @@ class TrainConfig:
     """Number of passes over the labelled images, as the paper counts. Give epochs or steps."""
     steps: int | None = number(None, least=1)
     """Number of optimiser steps. Give epochs or steps."""
-    batch_size: int = number(128, least=1)
+    batch_size: int = number(128, least=1, most=MOST_IMAGES)
     """Labelled images per step."""
     optimizer: Literal["rmsprop_tf", "sgd", "adamw"] = "sgd"
     """rmsprop_tf is the paper's: decay 0.9, momentum 0.9, epsilon 1e-3 inside the root. sgd is Nesterov."""
-    lr: float = number(0.1, least=0)
+    lr: float = number(0.1, least=0, most=1e6)
     """Learning rate for 256 labelled images per step. It is multiplied by batch_size / 256."""
     momentum: float = number(0.9, least=0, below=1)
     """Momentum of sgd and rmsprop_tf."""
-    weight_decay: float = number(5e-4, least=0)
+    weight_decay: float = number(5e-4, least=0, most=1e6)
     """L2 penalty (decoupled for adamw) on all parameters except those of normalisation layers."""
     schedule: Literal["cosine", "staircase", "constant"] = "cosine"
     """Schedule of the learning rate. staircase: ×0.97 every decay_epochs, as in the paper."""
@@ -99,15 +102,15 @@ class FinetuneConfig:
     """Number of passes over the labelled images (paper: 1.5). Give epochs or steps."""
     steps: int | None = number(None, least=1)
     """Number of optimiser steps. Give epochs or steps."""
-    resolution: int | None = number(None, least=1)
+    resolution: int | None = number(None, least=1, most=MOST_PIXELS)
     """Input side in pixels, usually higher than that of the first training. None: the same."""
     augment: bool = False
     """Use the input noise of the first training. False: clean centre views, as in the paper."""
     frozen_blocks: int | None = number(None, least=0)
     """Number of first blocks that are not trained, nor is the stem. 0: only the stem. None: train all."""
-    lr: float | None = number(None, least=0)
+    lr: float | None = number(None, least=0, most=1e6)
     """Peak of a cosine schedule, for 256 labelled images. None: the end of the first schedule (paper)."""
-    batch_size: int | None = number(None, least=1)
+    batch_size: int | None = number(None, least=1, most=MOST_IMAGES)
     """Labelled images per step. None: as in the first training."""
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Decoding of image files to RGB pixels, and the square views of them that models are given.
 
-Pillow reads the header of every file and decides which files are broken. The pixels of an intact JPEG come
-directly from libjpeg-turbo, which is faster. torchvision's decoders could do the same, but are deprecated
-since torchvision 0.29.
+Pillow reads the header of every file. The pixels of a JPEG come directly from libjpeg-turbo, which is faster,
+and which reports the damage that Pillow fills with grey. torchvision's decoders could do the same, but are
+deprecated since torchvision 0.29.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 _LARGE_VIEW = 224  # from this resolution on, the clean view leaves out a border
 _MARGIN = 32  # CROP_PADDING of EfficientNet's preprocessing.py
 _GAP = 2  # a reduced window keeps this many pixels for each pixel of the view, as Pillow's thumbnail() does
+
+_SCANS = 20  # passes over an image of data.max_pixels; progressive JPEGs of photographs have about 10
 
 # EXIF orientations by what they change: 5 to 8 swap height and width; 3, 4, 7, 8 move the last row (after
 # the swap) to the top; 2, 3, 6, 7 move the last column to the left.
@@ -81,7 +83,8 @@ def decode(
         box: crop box of that view. None: the clean view.
 
     Raises:
-        DecodeError: not an image, cut short, too large, or of a pixel type without a known scale.
+        DecodeError: not an image, damaged, too large, or of a pixel type without a known scale. A JPEG is
+            damaged if libjpeg-turbo warns of it, even if the pixels are right.
     """
     if not isinstance(data, bytes):
         rgb = data if data.ndim == 3 else np.repeat(data[..., None], 3, axis=2)
@@ -170,12 +173,11 @@ def _decoded(
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(f"{width}x{height} is more than data.max_pixels ({max_pixels}) pixels")
-    if data[:2] == b"\xff\xd8" and not _has_end(data):
-        raise DecodeError("truncated JPEG: no end-of-image marker")
-    factor = 1
-    if resolution is not None and isinstance(image, JpegImageFile):
-        factor = _reduce(image, resolution, box)
-    pixels = _fast_pixels(image, data, factor) if isinstance(image, JpegImageFile) else None
+    factor, pixels = 1, None
+    if isinstance(image, JpegImageFile):
+        _check_scans(image, data, max_pixels)
+        factor = 1 if resolution is None else _reduce(image, resolution, box)
+        pixels = _jpeg_pixels(image, data, factor)
     if pixels is None:
         pixels = np.asarray(_to_rgb(image))
     # Read after the pixels: loading a TIFF applies its orientation and removes the tag.
@@ -191,16 +193,40 @@ def _decoded(
     return DecodedImage(pixels, (height, width), factor, (top, left))
 
 
-def _fast_pixels(image: JpegImageFile, data: bytes, factor: int) -> NDArray[np.uint8] | None:
-    """Pixels (h, w, 3) of a JPEG from libjpeg-turbo, equal to Pillow's; None if Pillow has to decode it."""
-    if image.mode not in ("RGB", "L"):  # CMYK: simplejpeg and Pillow convert it differently
-        return None
+def _check_scans(image: JpegImageFile, data: bytes, max_pixels: int) -> None:
+    """Check the scans of a JPEG by their markers, before they are decoded.
+
+    A decoder fills the missing part of a truncated file with grey. A scan of a few bytes can be a pass over
+    the whole image, so that a small file with thousands of scans would take hours.
+
+    Raises:
+        DecodeError: no end marker after the first scan, or too many scans for an image of this size.
+    """
+    start = _first_scan(data)
+    if data.rfind(b"\xff\xd9") <= start:
+        raise DecodeError("truncated JPEG: no end-of-image marker")
+    if "progressive" not in image.info and data[start + 4 : start + 5] == bytes([image.layers]):
+        return  # the first scan has all colours and full precision, so no other scan is read
+    marker = np.frombuffer(data, np.uint8)
+    scans = int(np.count_nonzero((marker[:-1] == 0xFF) & (marker[1:] == 0xDA)))
+    if scans * image.width * image.height > _SCANS * max_pixels:
+        raise DecodeError(f"decompression bomb: {scans} scans of {image.width}x{image.height} pixels")
+
+
+def _jpeg_pixels(image: JpegImageFile, data: bytes, factor: int) -> NDArray[np.uint8] | None:
+    """Pixels (h, w, 3) of a JPEG from libjpeg-turbo, equal to Pillow's; None if Pillow has to scale them.
+
+    Raises:
+        ValueError: libjpeg-turbo warns of damage. Pillow does not report its warnings.
+    """
     height, width = (image.height, image.width) if factor > 1 else (0, 0)
-    try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
-    except ValueError:  # simplejpeg also refuses small damage that Pillow tolerates
+    mode = "CMYK" if image.mode == "CMYK" else "RGB"
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, mode, min_height=height, min_width=width)
+    if pixels.shape[:2] != (image.height, image.width):
         return None
-    return pixels if pixels.shape[:2] == (image.height, image.width) else None
+    if mode == "CMYK":  # Pillow too takes the values to be inverted, as Adobe writes them
+        return np.asarray(Image.fromarray(255 - pixels, mode).convert("RGB"))
+    return pixels
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -233,24 +259,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _has_end(data: bytes) -> bool:
-    """True if an end marker follows the first scan of a JPEG.
+def _first_scan(data: bytes) -> int:
+    """Position of the marker of a JPEG's first scan; 0 if there is none.
 
-    Needed because decoders fill the missing part of a truncated file with grey. Segments before the scan are
-    skipped by their length, so the end marker of an embedded thumbnail does not count.
+    Segments before the scan are skipped by their length, so the scan of an embedded thumbnail does not count.
     """
-    end, at = data.rfind(b"\xff\xd9"), 2
+    at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xDA:  # start of scan
-            return end > at
+            return at
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
             at += 2
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return end > 0
+    return 0
 
 
 def _format_name(data: bytes) -> str:

@@ -5,6 +5,7 @@ The file keeps memory constant: it does not grow with the number of images.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,7 @@ class Listing:
     Attributes:
         index: id, label and place of each image, on disk.
         names: label names in the order of their first occurrence. A label of `index` is a position in them.
+            All have the composed Unicode form (NFC): systems differ in the form in which they store a name.
         bad: (id, reason) of files whose name cannot be used.
     """
 
@@ -101,9 +103,10 @@ def _require_classes(names: list[str], source: str) -> None:
 
 def _code(label: str | None, codes: dict[str, int], known: frozenset[str] | None) -> int:
     """Number of a label, -1 if it is unknown. A new label gets the next number and is added to `codes`."""
-    if label is None or (known is not None and label not in known):
+    name = None if label is None else unicodedata.normalize("NFC", label)
+    if name is None or (known is not None and name not in known):
         return -1
-    return codes.setdefault(label, len(codes))
+    return codes.setdefault(name, len(codes))
 
 
 def _is_utf8(item: Item, bad: list[tuple[str, str]]) -> bool:

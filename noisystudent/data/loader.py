@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.data.imageset import ImageSet
-from noisystudent.data.sampler import Sampler
+from noisystudent.data.sampler import Repeated, Sampler
 from noisystudent.data.workers import in_workers
 from noisystudent.records import Batch
 
@@ -135,14 +135,14 @@ class _Joint:
         self._no_targets = np.empty((0, len(labeled.classes)), np.float32)
         if pool is not None and selected is not None:
             self.sets += (pool,)
-            # one entry for each occurrence in an epoch: its position in `selected.rows`
-            self._expanded = np.repeat(np.arange(len(selected.rows), dtype=np.int32), selected.repeats)
+            # one place for each occurrence in an epoch: its position in `selected.rows`
+            self._expanded = Repeated(selected.repeats)
             self._samplers.append(Sampler(len(self._expanded), sizes[1], seed, "pool"))
 
     def draw(self, step: int) -> list[Rows]:
         """Rows (L,) of the labelled set and, if there is a pool, positions (B-L,) in the selected rows."""
         drawn = [sampler.at(step) for sampler in self._samplers]
-        return [drawn[0], *(self._expanded[at].astype(np.int64) for at in drawn[1:])]
+        return [drawn[0], *(self._expanded[at] for at in drawn[1:])]
 
     def parts(self, step: int, drawn: list[Rows], boxes: Boxes | None) -> tuple[Part, ...]:
         """Images to fetch from each set for one step."""

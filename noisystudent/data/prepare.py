@@ -26,7 +26,7 @@ from noisystudent.data.scan import Job, Scan, scan
 from noisystudent.data.sources import Sources
 from noisystudent.data.splits import Leak, Members, assign, classes_of, label_map, require_images
 from noisystudent.data.workers import worker_count
-from noisystudent.errors import InputError, RunError
+from noisystudent.errors import InputError, RunError, readable_size
 from noisystudent.run.files import atomic, read_json, remove, write_json
 from noisystudent.run.rundir import DataDir
 
@@ -159,9 +159,10 @@ def _is_resident(config: DataConfig, name: str, count: int, store: Path) -> bool
     """
     size, free = count * 3 * config.resolution**2, shutil.disk_usage(store).free
     if config.plane == "resident" and size > free:
+        more = readable_size(size - free)
         raise InputError(
-            f"data.plane is resident, but {name} takes {size / _GIB:.1f} GiB decoded and {store.parent} has "
-            f"{free / _GIB:.1f} GiB free; choose streamed, a smaller data.resolution or another --out"
+            f"data.plane is resident, but {name} takes {readable_size(size)} decoded, {more} more than"
+            f" {store.parent} has free; choose streamed, a smaller data.resolution or another --out"
         )
     fits = size <= min(config.resident_gib * _GIB, free)
     return config.plane == "resident" or (config.plane == "auto" and fits)

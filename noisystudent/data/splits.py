@@ -96,9 +96,9 @@ def assign(
 ) -> tuple[Members, list[Leak], list[str]]:
     """Decide which images each set keeps.
 
-    Test keeps all of its images. Val loses the images of test, and the labelled images and the pool lose the
-    images of test and val. A pool image may also be a labelled image. Without val images, val is split off
-    the labelled images.
+    Test keeps all of its images. Val loses the images of test, the labelled images those of test and val, and
+    the pool those of all other sets: an image that has a label needs no pseudo-label. Without val images, val
+    is split off the labelled images.
 
     Returns:
         The members of each set, the leaks, and notes for the user.
@@ -107,7 +107,7 @@ def assign(
         InputError: there is no val and none can be split off.
     """
     members: Members = {}
-    held_out: dict[str, Contents] = {}  # contents of test and val, which no later set may have
+    held_out: dict[str, Contents] = {}  # contents of the sets so far, which no later set may have
     leaks: list[Leak] = []
     # In the order of priority: a set loses images to the sets before it. Test comes first, so that its score
     # does not depend on the other sets that the user gives.
@@ -129,6 +129,7 @@ def assign(
             members[name] = "labeled", _mask(part, len(scans["labeled"].index))
         held_out["val"] = Contents(scans["labeled"].index, members["val"][1])
         notes.append(f"val: {int(chosen.sum())} of {len(rows)} labelled images split off, stratified")
+    held_out["labeled"] = Contents(scans["labeled"].index, members["labeled"][1])
     if "pool" in scans:
         members["pool"] = "pool", _pool(scans["pool"].index, held_out, members, leaks)
     else:  # an empty pool, whose rows refer to some scan
@@ -166,7 +167,7 @@ def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str,
 
 
 def _pool(index: Index, held_out: dict[str, Contents], members: Members, leaks: list[Leak]) -> Mask:
-    """Rows of the pool whose content is not in val or test, each content once; adds the others to `leaks`."""
+    """Rows of the pool whose content is in no other set, each content once; adds the others to `leaks`."""
     mask = _unshared("pool", index, held_out, members, leaks)
     rows, first = Contents(index, mask).copies()
     mask[rows] = False

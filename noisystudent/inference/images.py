@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,9 @@ def scanned(
         progress: shows the progress of the scan.
         stored: side of the squares in which the images are stored decoded, if they are few enough; None:
             images are decoded when they are needed.
+
+    Raises:
+        InputError: no image can be read.
     """
     limits = DataConfig()
     with temporary_folder() as folder:
@@ -125,6 +129,11 @@ def scanned(
         few = stored is not None and len(listing.index) * 3 * stored * stored <= _STORED_BYTES
         job = Job(source, limits.max_pixels, stored if few else None)
         result = scan(listing, job, folder, "images", workers=worker_count(None), progress=progress)
+        if len(result.index) == 0:
+            first = ": ".join(result.bad[0])
+            raise InputError(
+                f"{source.name}: none of {result.listed} images can be read; the first is {first}"
+            )
         images = ImageSet("images", (), result.index, source, result.storage, limits.max_pixels)
         if labels is not None:
             # `labels` is a cached property of a frozen class. Its values, the numbers of the folders, are
@@ -139,6 +148,7 @@ def class_numbers(classes: Sequence[str], names: Sequence[str]) -> NDArray[np.in
     Raises:
         InputError: a name is not one of the model's classes.
     """
+    classes = [unicodedata.normalize("NFC", name) for name in classes]  # the form of the names of folders
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise InputError(

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
-from noisystudent.errors import InputError, did_you_mean
+from noisystudent.errors import InputError, did_you_mean, first_line, require
 from noisystudent.inference.predictor import Predictor
-from noisystudent.models.classifier import Classifier, load_weights
+from noisystudent.models.classifier import Classifier, class_names, load_weights
 from noisystudent.models.onnx import OnnxModel
 from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
@@ -138,12 +138,25 @@ def _from_metadata(weights: Path, device: torch.device, size: int | None) -> Pre
         raise InputError(
             f"{weights} has no description of its model; give a file that `run` or `export` wrote"
         )
-    name, options = metadata["architecture"], json.loads(metadata["options"])
-    config = ModelConfig(name=name, options=options, dropout=0.0, stochastic_depth=0.0)
-    model = build_model(config, int(metadata["num_classes"]), size or int(metadata["resolution"]))
+    try:
+        config = _described(metadata)
+        count, side = int(metadata["num_classes"]), int(metadata["resolution"])
+        classes = class_names(metadata["classes"], count)
+        require(0 < 4 * count < weights.stat().st_size, f"it names {count:,} classes")
+    except (ValueError, InputError) as error:
+        raise InputError(
+            f"{weights}: the description of its model is damaged ({first_line(error)}); write the file again"
+        ) from error
+    model = build_model(config, count, size or side)
     load_weights(model, weights)
-    classes = tuple(json.loads(metadata["classes"]))
     return Predictor(models=(_ready(model, device),), classes=classes, device=device, path=weights)
+
+
+def _described(metadata: dict[str, str]) -> ModelConfig:
+    """The network in the metadata of a weights file, without noise."""
+    options = json.loads(metadata["options"])
+    require(isinstance(options, dict), "its options are not a mapping")
+    return ModelConfig(name=metadata["architecture"], options=options, dropout=0.0, stochastic_depth=0.0)
 
 
 def _ready(model: Classifier, device: torch.device) -> Classifier:

@@ -28,7 +28,7 @@ from noisystudent.metrics import scores
 from noisystudent.pseudo_label.label import label_images as write_labels
 from noisystudent.pseudo_label.parts import check_parts
 from noisystudent.records import PseudoLabels
-from noisystudent.run.files import read_json, write_json
+from noisystudent.run.files import check_out, read_json, write_json
 from noisystudent.run.lock import lock
 from noisystudent.run.rundir import RunDir
 
@@ -61,13 +61,11 @@ def predict(predictor: Predictor, images: Images, *, progress: Progress | None =
         progress: shows the progress; None: nothing is shown.
 
     Raises:
-        InputError: the images cannot be opened.
+        InputError: the images cannot be opened, or none of them can be read.
     """
     progress = progress or Progress()
     source = open_images(images, labeled=False)
     with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
-        if len(readable) == 0:
-            return Predictions([], np.empty((0, predictor.num_classes), np.float32), bad)
         views = watched(predictor.views(readable), "predicting", len(readable), progress)
         return Predictions(readable.ids(np.arange(len(readable))), predict_probs(predictor, views), bad)
 
@@ -161,6 +159,7 @@ def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
     elif any(out.glob("part-*.parquet")):
         raise InputError(f"--out {out} holds pseudo-labels, but no {_CLAIM}; choose a new folder")
     else:
+        check_out(claim)
         write_json(claim, about)
 
 

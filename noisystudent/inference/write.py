@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, printable
 from noisystudent.inference.predict import Predictions
 from noisystudent.run.files import write_table, write_text
 
@@ -43,7 +43,9 @@ def write_predictions(
     writers: dict[str, Callable[[dict[str, Any]], str]] = {"csv": _csv, "json": _json}
     text = writers[chosen](_columns(predictions, classes))
     if out is None:
-        sys.stdout.write(text)
+        # A program that reads the output gets the exact names.
+        shown = "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
+        sys.stdout.write(shown)
     else:
         write_text(out, text)
 

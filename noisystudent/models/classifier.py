@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from noisystudent.config import ModelConfig
-from noisystudent.errors import InputError, first_line
+from noisystudent.errors import InputError, first_line, require
 from noisystudent.models.noise import ModelNoise
 from noisystudent.run.files import atomic
 
@@ -142,6 +142,21 @@ def _with_sorted_metadata(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the format wants tensors to begin at a multiple of 8
     return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def class_names(names: str, count: int) -> tuple[str, ...]:
+    """Class names in the metadata of a model file: none, or one for each of the `count` outputs.
+
+    Raises:
+        ValueError: not valid JSON.
+        InputError: not a list of different names, or not as many as outputs.
+    """
+    classes = json.loads(names)
+    text = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    require(text, "its class names are not a list of text")
+    different = len(set(classes))
+    require(different in (0, count), f"{different} different class names for {count} outputs")
+    return tuple(classes)
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

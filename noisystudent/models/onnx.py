@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from noisystudent.errors import InputError, first_line
+from noisystudent.models.classifier import class_names
 
 
 class OnnxModel:
@@ -46,9 +46,14 @@ class OnnxModel:
                 f"{path} takes {images.type} images and has metadata {sorted(metadata)}; give a file that"
                 " `export --format onnx` wrote, with uint8 images and metadata classes and resolution"
             )
-        self.name, self.resolution = path.name, int(metadata["resolution"])
-        self.classes: tuple[str, ...] = tuple(json.loads(metadata["classes"]))
-        self.num_classes = len(self.classes)
+        try:
+            self.name, self.resolution = path.name, int(metadata["resolution"])
+            self.num_classes = int(logits.shape[-1])
+            self.classes = class_names(metadata["classes"], self.num_classes)
+        except (ValueError, TypeError, InputError) as error:
+            raise InputError(
+                f"{path}: its metadata is damaged ({first_line(error)}); export the model again"
+            ) from error
 
     def __call__(self, images: Tensor) -> Tensor:
         """Compute logits: images (B, 3, S, S) uint8 on any device -> (B, K) float32 on the CPU."""

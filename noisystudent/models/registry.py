@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pickle import UnpicklingError
 from typing import Any
@@ -36,6 +37,14 @@ _REFUSED_OPTIONS = {
     "checkpoint_path": "set model.pretrained, or a student's init to teacher",
     "features_only": "remove it, a classifier is needed",
 }
+# All arguments of timm itself, among them those that name files or repositories of the hub. Arguments of the
+# network are allowed.
+_OF_TIMM = frozenset(
+    name
+    for function in (timm.create_model, timm.models.build_model_with_cfg)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+)
 
 
 def build_model(
@@ -91,10 +100,11 @@ def _check_name(name: str) -> None:
 
 
 def _check_options(config: ModelConfig) -> None:
-    """Raise if model.options has an argument that this package sets itself."""
+    """Raise if model.options has an argument that is not of the network, or that this package sets itself."""
     for key in config.options:
-        if key in _REFUSED_OPTIONS:
-            raise InputError(f"model.options has {key!r}; {_REFUSED_OPTIONS[key]}")
+        if key in _REFUSED_OPTIONS or key in _OF_TIMM or "pretrained" in key:
+            advice = _REFUSED_OPTIONS.get(key, "remove it, only the arguments of the network are allowed")
+            raise InputError(f"model.options has {key!r}; {advice}")
         # timm's own noise cannot be switched off for single images, and it draws from the global generator.
         if "drop" in key:
             raise InputError(f"model.options has {key!r}; set model.dropout and model.stochastic_depth")

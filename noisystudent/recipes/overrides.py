@@ -14,6 +14,8 @@ Raw = dict[str, Any]
 # Two fields for the length of a training. An override with one of them removes the other.
 _DURATIONS = frozenset({"epochs", "steps"})
 
+_MOST_STUDENTS = 100
+
 # Fields of a model that were chosen for its network. They are not kept for another one.
 _OF_NETWORK = frozenset({"resolution", "options"})
 
@@ -113,11 +115,14 @@ def list_students(students: Any) -> list[Any]:
     Raises:
         InputError: it is something else.
     """
-    if isinstance(students, int) and not isinstance(students, bool) and students >= 0:
+    if isinstance(students, int) and not isinstance(students, bool) and 0 <= students <= _MOST_STUDENTS:
         return [{}] * students
-    if students is None or isinstance(students, list):
+    if students is None or (isinstance(students, list) and len(students) <= _MOST_STUDENTS):
         return [difference or {} for difference in students or ()]
-    raise InputError(f"students is {students!r}; it must be a whole number, or a list of mappings")
+    raise InputError(
+        f"students is {students!r}; it must be a whole number, or a list of mappings, of at most"
+        f" {_MOST_STUDENTS} students"
+    )
 
 
 def _override(raw: Raw, path: list[str], value: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from noisystudent.config.parse import parse, read_text
 from noisystudent.errors import InputError, did_you_mean
 
 _MATRIX = "ablation-"  # the names of shipped ablations begin with this
@@ -27,14 +27,14 @@ def text(recipe: str) -> str:
     """YAML text of a shipped recipe or of a file.
 
     Raises:
-        InputError: there is no recipe and no YAML file of this name.
+        InputError: there is no recipe and no YAML file of this name, or the file is not text.
     """
     shipped = _shipped()
     if recipe in shipped:  # read as a resource, because the package may be in an archive
         return (resources.files("noisystudent.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path.read_text(encoding="utf-8")
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
+        return read_text(path)
     raise InputError(
         f"no recipe or YAML file {recipe!r}{did_you_mean(recipe, shipped)}; recipes: {', '.join(shipped)}"
     )
@@ -44,12 +44,9 @@ def read(recipe: str) -> dict[str, Any]:
     """Content of the YAML of a recipe, before inheritance and overrides.
 
     Raises:
-        InputError: there is no such recipe or file, or it is not a mapping in YAML.
+        InputError: there is no such recipe or file, or it is not a mapping in YAML (see `parse`).
     """
-    try:
-        raw = yaml.safe_load(text(recipe)) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe} is not valid YAML: {' '.join(str(error).split())}") from error
+    raw = parse(text(recipe), recipe) or {}
     if not isinstance(raw, dict):
         raise InputError(f"{recipe} is a {type(raw).__name__}; it must be a mapping of fields")
     return raw

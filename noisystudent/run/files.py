@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _partial(path: Path) -> Path:
+    """The temporary path beside `path`: a rename is atomic only within one file system."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
@@ -52,11 +57,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full or cannot be written, or a file would replace a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.partial")
-    remove(partial)  # a killed process may have left it
+    partial = _partial(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)  # a killed process may have left it
         yield partial
         # The content must reach the disk before the new name does; otherwise a power failure could leave a
         # complete name with incomplete content.
@@ -66,7 +70,8 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
-        remove(partial)
+        with suppress(OSError):  # it may be as forbidden as the writing of it
+            remove(partial)
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     except BaseException:  # KeyboardInterrupt too
         remove(partial)
@@ -141,7 +146,7 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
     Raises:
         InputError: `out` has another suffix, exists, is a folder, or lies in a folder that cannot be written.
     """
-    if out.is_dir():
+    if os.path.isdir(out):
         raise InputError(f"--out is {out}, which is a folder; name a file")
     if suffixes and out.suffix.lower() not in suffixes:
         raise InputError(f"--out is {out}; the file must end in {' or '.join(suffixes)}")
@@ -149,10 +154,12 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         raise InputError(f"--out is {out}, which exists; name another file, or give --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove(_partial(out))  # a killed process may have left it
+        _partial(out).touch()
+        _partial(out).unlink()
     except OSError as error:
-        raise InputError(f"--out is {out}, which cannot be written: {error.strerror}") from error
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out is {out}, but {out.parent} cannot be written; name a file somewhere else")
+        reason = f"which cannot be written: {error.strerror}"
+        raise InputError(f"--out is {out}, {reason}; choose another place") from error
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from noisystudent.errors import RunError
+from noisystudent.config.parse import parse, read_text
+from noisystudent.errors import InputError, RunError
 
 RECORD = "stage.json"
 """Name of the file in the folder of a stage that records its inputs, its status and its checksums."""
@@ -176,17 +175,14 @@ class RunDir:
         """Return the content of config.yaml as a dict, not checked; empty if there is no such file.
 
         Raises:
-            RunError: config.yaml is not valid YAML.
+            RunError: config.yaml is not valid YAML (see `parse`).
         """
         if not self.config.is_file():
             return {}
         try:
-            content = yaml.safe_load(self.config.read_text(encoding="utf-8", errors="replace"))
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise RunError(
-                f"{self.config} is not valid YAML ({reason}); run its recipe again to write it anew"
-            ) from error
+            content = parse(read_text(self.config), str(self.config))
+        except InputError as error:
+            raise RunError(f"{error}; run its recipe again to write it anew") from error
         return content if isinstance(content, dict) else {}
 
 

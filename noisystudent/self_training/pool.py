@@ -12,6 +12,7 @@ from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.data.loader import OnlineTeacher, SelectedPool
+from noisystudent.data.sampler import shown
 from noisystudent.errors import RunError
 from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import guards
@@ -93,7 +94,7 @@ def select_images(context: Context, iteration: Iteration, before: Iteration | No
 def student(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> Training:
     """Return the student's training on the labelled images and the selected pool images."""
     training = _student_or_control(context, iteration, teachers[0], ModelDir(iteration.student.training.path))
-    return replace(training, read_pool=_pool_reader(context, iteration, teachers, training.folder))
+    return replace(training, read_pool=_pool_reader(context, iteration, teachers, training))
 
 
 def control(context: Context, iteration: Iteration, teacher: Training) -> Training:
@@ -142,12 +143,12 @@ def _student_or_control(
 
 
 def _pool_reader(
-    context: Context, iteration: Iteration, teachers: Sequence[Training], folder: ModelDir
+    context: Context, iteration: Iteration, teachers: Sequence[Training], training: Training
 ) -> Callable[[], SelectedPool | None]:
     """Return a function that reads the selection; it is called when the training starts.
 
-    The function copies the pseudo-labels of the selected images into `folder`. It returns None if no image is
-    selected.
+    The function copies the pseudo-labels of the selected images into the folder of `training`. It returns
+    None if no image is selected.
     """
     config = iteration.config.pseudo_label
 
@@ -155,11 +156,12 @@ def _pool_reader(
         rows, repeats = selected_rows(_selection(context, iteration))
         if len(rows) == 0:
             return None
+        repeats = shown(repeats, training.total_steps * sum(training.rows(None)))
         if config.on_the_fly:
             return SelectedPool(rows, repeats, _online_teacher(teachers, config))
         labels = _labels(context, iteration.labels.path)
         # A memory-mapped copy, in the order of `rows`: the Parquet parts have no fast access by row.
-        targets = read_targets(labels, rows, hard=config.hard, out=folder.targets)
+        targets = read_targets(labels, rows, hard=config.hard, out=training.folder.targets)
         return SelectedPool(rows, repeats, targets)
 
     return read

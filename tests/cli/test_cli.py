@@ -124,20 +124,10 @@ def whole(labels: Path) -> pa.Table:
 def test_label_writes_what_a_run_wrote(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
     teacher = finished / "iteration-0" / "teacher"
     words = ("label", teacher, "--unlabeled", images / "pool", "--out", tmp_path / "labels")
-<<<<<<< HEAD
     output(capsys, *words, "--pseudo_label.part_size", "16")
     alone, of_run = (whole(folder) for folder in (tmp_path / "labels", finished / "iteration-1" / "labels"))
     assert alone.drop_columns(["probs", "confidence"]).equals(of_run.drop_columns(["probs", "confidence"]))
     np.testing.assert_allclose(alone["confidence"], of_run["confidence"], rtol=1e-5)
-=======
-    output(capsys, *words, "--pseudo_label.part_size", "16", "--pseudo_label.batch_size", "8")
-    for part in sorted((finished / "iteration-1" / "labels").glob("*.parquet")):
-        alone, of_run = pq.read_table(tmp_path / "labels" / part.name), pq.read_table(part)
-        assert alone.drop_columns(["probs", "confidence"]).equals(
-            of_run.drop_columns(["probs", "confidence"])
-        )
-        np.testing.assert_allclose(alone["confidence"], of_run["confidence"], rtol=1e-5)
->>>>>>> 12-hangs
     sharp = (*words[:-1], tmp_path / "sharp", "--pseudo-label.temperature", "0.5")
     output(capsys, *sharp)
     colder = pq.read_table(tmp_path / "sharp" / "part-00000.parquet")["confidence"].to_numpy()

@@ -27,6 +27,17 @@ def encoded(pixels: NDArray[Any], kind: str = "PNG", **options: object) -> bytes
     return buffer.getvalue()
 
 
+def ramp(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 2, y * 3, x + y], axis=-1).astype(np.uint8)
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """An image with detail down to a dozen pixels."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
 def random_images(count: int, side: int = 8, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 

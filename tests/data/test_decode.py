@@ -13,20 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import encoded
+from image_files import encoded, ramp, smooth
 from PIL import Image, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
 
 from noisystudent.data.decode import DecodeError, crop_resize, decode, view
 
 PHOTOS = Path(__file__).parents[2] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
 LIMIT = 10_000_000
 WHOLE = np.array([0, 0, 1, 1], np.float32)
-
-
-def ramp(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 2, y * 3, x + y], axis=-1).astype(np.uint8)
 
 
 def photos(count: int) -> list[bytes]:
@@ -79,51 +73,6 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     assert decode(data, LIMIT).size == ((16, 24) if orientation < 5 else (24, 16))
 
 
-@given(
-    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    channels=st.sampled_from(["L", "RGB"]),
-    options=st.fixed_dictionaries({"quality": st.integers(1, 100), "progressive": st.booleans()}),
-    colours=st.sampled_from([{}, {"subsampling": 0}, {"subsampling": 1}, {"keep_rgb": True}]),
-    resolution=st.sampled_from([None, 1, 4, 9]),
-)
-@settings(max_examples=100, deadline=None)
-def test_a_jpeg_is_what_pillow_makes_of_it(
-    size: tuple[int, int],
-    channels: str,
-    options: dict[str, int],
-    colours: dict[str, int],
-    resolution: int | None,
-) -> None:
-    noise = np.random.default_rng(size).integers(0, 256, (*size, 3), dtype=np.uint8)
-    data = encoded(np.asarray(Image.fromarray(noise).convert(channels)), "JPEG", **options, **colours)
-    decoded, expected = decode(data, LIMIT, resolution), Image.open(io.BytesIO(data))
-    if decoded.factor > 1:
-        expected.draft(None, (expected.width // decoded.factor, expected.height // decoded.factor))
-    np.testing.assert_array_equal(decoded.pixels, np.asarray(expected.convert("RGB")))
-
-
-def test_intact_jpegs_are_not_decoded_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_image: Image.Image) -> None:
-        raise AssertionError("loaded by Pillow")
-
-    data = encoded(ramp(40, 30), "JPEG")
-    monkeypatch.setattr(JpegImageFile, "load", load)
-    assert decode(data, LIMIT).size == (40, 30)
-    with pytest.raises(DecodeError, match="loaded by Pillow"):
-        decode(damaged(data), LIMIT)
-
-
-def damaged(data: bytes) -> bytes:
-    """A JPEG without a part of its scan, which Pillow tolerates."""
-    return data[:-60] + data[-20:]
-
-
-def test_damage_that_pillow_tolerates_is_tolerated() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    data = damaged(encoded(noise, "JPEG"))
-    assert torch.equal(pixels(data), chw(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     for kind in ("PNG", "TIFF"):
@@ -156,29 +105,6 @@ def test_animated_gif_gives_its_first_frame() -> None:
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     assert pixels(buffer.getvalue()).unique().tolist() == [10]
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("filled", [b"", b"\0"])
-@pytest.mark.parametrize("resolution", [None, 1])
-def test_truncated_jpeg_is_refused_wherever_it_is_cut(
-    progressive: bool, filled: bytes, resolution: int | None
-) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    data = encoded(noise, "JPEG", progressive=progressive)
-    for cut in [1, 2, 3, 10, 100, *range(200, len(data), 211)]:
-        with pytest.raises(DecodeError):
-            decode(data[:-cut] + filled * cut, LIMIT, resolution)
-
-
-def test_a_thumbnails_end_marker_does_not_hide_a_truncation() -> None:
-    data = encoded(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8), "JPEG")
-    thumbnail = b"Exif\0\0" + encoded(ramp(8, 8), "JPEG")
-    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
-    whole = data[:2] + segment + data[2:]
-    assert decode(whole, LIMIT).size == (40, 40)
-    with pytest.raises(DecodeError, match="end-of-image"):
-        decode(whole[: len(whole) - 200] + bytes(200), LIMIT)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -259,12 +185,6 @@ def test_a_stored_square_is_cropped_as_its_file_would_be(box: tuple[float, ...],
     window = np.array(box, np.float32)
     stored = crop_resize(noise.transpose(2, 0, 1), 16, window)
     assert torch.equal(stored, view(decode(encoded(noise), LIMIT), 16, window))
-
-
-def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """An image with detail down to a dozen pixels."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.mark.parametrize(("resolution", "factor"), [(8, 8), (16, 8), (17, 4), (40, 2), (68, 1), (224, 1)])

@@ -98,6 +98,22 @@ def test_logits_are_float32_under_autocast_and_in_any_memory_format() -> None:
     assert seen[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "cache_dir",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_strict",
+        "checkpoint_path",
+        "scriptable",
+    ],
+)
+def test_options_reach_neither_files_nor_the_hub(option: str) -> None:
+    with pytest.raises(InputError, match=f"model.options has '{option}'; "):
+        build_model(ModelConfig(name="test_resnet", options={option: "x"}), 3, 32)
+
+
 def test_compiled_classifier_equals_eager_and_sees_new_masks() -> None:
     torch.compiler.reset()
     model = tiny(dropout=0.5, stochastic_depth=0.5).eval()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisystudent.data.sources.base import Item, digest, file_signature, missing_label
+from noisystudent.data.sources.base import Item, class_name, digest, file_signature, missing_label
 from noisystudent.errors import InputError, first_line
+
+_RATIO = 200  # bytes of an array for each byte of its .npz; digits, which are mostly black, have 10
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_SMALL_BYTES = 2**24  # an array of this size is read whatever the ratio is
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class ArraySource:
 
     Attributes:
         images: (N, H, W) grey or (N, H, W, 3) RGB, uint8.
-        labels: N class names or numbers; -1 and None mean unknown. None: no labels.
+        labels: N class names or numbers; see `class_name`. None: no labels.
         name: name in messages, and in ids if there are several sources.
         shards: number of shard numbers in use.
 
@@ -45,6 +51,8 @@ class ArraySource:
             raise InputError(f"{self.name}: images are {given}; uint8 (N, H, W) or (N, H, W, 3) is right")
         if images.size == 0:
             raise InputError(f"{self.name}: no images in it")
+        if isinstance(self.labels, np.ndarray) and self.labels.ndim != 1:
+            raise InputError(f"{self.name}: labels are {self.labels.shape}; one for each image is right")
         if self.labels is not None and len(self.labels) != len(images):
             raise InputError(f"{self.name}: {len(images)} images but {len(self.labels)} labels")
         if self.labels is not None and not isinstance(self.labels, np.ndarray):
@@ -59,8 +67,7 @@ class ArraySource:
         """Items in the order of the rows."""
         for row in range(len(self.images)):
             label = None if self.labels is None else self.labels[row]
-            known = label is not None and str(label) != "-1"  # -1 as a number or as text
-            yield Item(f"{row:08d}", str(label) if known else None, 0, row, self.images[row].nbytes)
+            yield Item(f"{row:08d}", class_name(label, self.name), 0, row, self.images[row].nbytes)
 
     def read(self, _shard: int, offset: int, _size: int, _name: str, /) -> NDArray[np.uint8]:
         """Pixels (H, W) or (H, W, 3) uint8 of one row."""
@@ -101,14 +108,32 @@ class NpzSource:
     @cached_property
     def _arrays(self) -> ArraySource:
         try:
-            with np.load(self._path, allow_pickle=False) as file:
-                labels = file["labels"] if "labels" in file.files else None
-                return ArraySource(file["images"], labels, name=self.name)
-        except KeyError as error:
-            raise InputError(f"{self.name}: has no array `images`") from error
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            with zipfile.ZipFile(self._path) as file:
+                names = {info.filename for info in file.infolist()}
+                labels = self._read(file, "labels") if "labels.npy" in names else None
+                images = self._read(file, "images") if "images.npy" in names else None
+        except InputError:
+            raise
+        except Exception as error:  # zipfile and numpy raise many types of errors on broken bytes
             reason = first_line(error)
             raise InputError(f"{self.name}: not an .npz file of plain arrays ({reason})") from error
+        if images is None:
+            raise InputError(f"{self.name}: has no array `images`")
+        return ArraySource(images, labels, name=self.name)
+
+    def _read(self, file: zipfile.ZipFile, name: str) -> NDArray[Any]:
+        """An array, if the memory that its header names is in proportion to the size of the file."""
+        with file.open(f"{name}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            shape, _, dtype = _HEADERS[version](stream)
+        size, largest = math.prod(shape) * dtype.itemsize, _RATIO * self._path.stat().st_size
+        if min(shape, default=1) < 0 or size > max(largest, _SMALL_BYTES):
+            raise InputError(
+                f"{self.name}: array `{name}` {shape} takes {size:,} bytes, too many for a file of this size"
+            )
+        with file.open(f"{name}.npy") as stream:
+            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+            return array
 
     def __len__(self) -> int:
         """Number of images."""

@@ -200,12 +200,25 @@ def expand(spec: str | Path) -> list[Path]:
     if not str(spec):
         raise InputError("the name of an image source is empty; give a folder or a file")
     path = Path(spec).expanduser()
-    if path.exists():  # before the pattern: names of existing folders may contain [ or *
+    if os.path.exists(path):  # before the pattern: names of existing folders may contain [ or *
         return [path]
     matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     if not matches:
         raise InputError(f"{spec}: no such file or folder")
     return matches
+
+
+def class_name(label: object, name: str) -> str | None:
+    """Class name of a value of a label column; None if it is unknown: None, -1, or no text.
+
+    Raises:
+        InputError: it is neither text nor a whole number of at least -1. `name` is the source.
+    """
+    if label is None or isinstance(label, str):
+        return None if label in (None, "", "-1") else label
+    if isinstance(label, int | np.integer) and not isinstance(label, bool) and label >= -1:
+        return str(label) if label >= 0 else None
+    raise InputError(f"{name}: label {label!r}; a label is text or a whole number, or -1 if it is unknown")
 
 
 def missing_label(item_id: str, name: str) -> InputError:

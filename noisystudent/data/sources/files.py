@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def is_image_file(spec: str | Path) -> bool:
     """True if a spec has the suffix of an image file and is not a folder. The file need not exist."""
     path = Path(spec)
     # A missing file counts too; otherwise `open_source` would complain about mixed files and folders.
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(path)
 
 
 class ImageFiles:
@@ -29,8 +30,8 @@ class ImageFiles:
         self._paths = [str(path) for path in paths]
         self.name = self._paths[0] if len(self._paths) == 1 else f"{len(self._paths)} image files"
         for path in self._paths:
-            if not Path(path).is_file():
-                kind = "not a regular file" if Path(path).exists() else "no such file or folder"
+            if not os.path.isfile(path):
+                kind = "not a regular file" if os.path.exists(path) else "no such file or folder"
                 raise InputError(f"{path}: {kind}")
 
     def __len__(self) -> int:

@@ -163,7 +163,7 @@ def _inode(folder: str) -> tuple[int, int]:
     """(device, inode) of a folder."""
     try:
         stat = os.stat(folder)
-    except OSError as error:
+    except OSError as error:  # such as a path of more than 4,096 bytes
         raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
     return stat.st_dev, stat.st_ino
 

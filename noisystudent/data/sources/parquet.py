@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisystudent.data.sources.base import Item, digest, file_signature, missing_label
+from noisystudent.data.sources.base import Item, class_name, digest, file_signature, missing_label
 from noisystudent.errors import InputError, first_line
 
 _OPEN_FILES = 64  # open at once; the operating system limits the open files of a process
@@ -78,7 +78,7 @@ class ParquetSource:
         group = bisect_right(starts, offset) - 1
         try:
             data: bytes | None = self._group(shard, group)[offset - starts[group]].as_py()
-        except pa.ArrowException as error:  # a damaged page counts as bad images, as a damaged file does
+        except Exception as error:  # a damaged page counts as bad images, as a damaged file does
             raise OSError(first_line(error)) from error
         return data or b""
 
@@ -110,16 +110,19 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.starts = [0]
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
+            metadata, schema = self._file.metadata, self._file.schema_arrow
+            for group in range(metadata.num_row_groups):
+                self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
+            size = path.stat().st_size
+        except Exception as error:  # Arrow raises many types of errors on broken bytes
             raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from error
-        metadata = self._file.metadata
-        self.starts = [0]
-        for group in range(metadata.num_row_groups):
-            self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
-        self.largest_group = max((b - a for a, b in pairwise(self.starts)), default=0)
-        schema = self._file.schema_arrow
+        rows = [b - a for a, b in pairwise(self.starts)]
+        if min(rows, default=0) < 0 or sum(rows) > size:  # an image has more than a byte
+            raise InputError(f"{path}: damaged; it cannot have {sum(rows):,} images in {size:,} bytes")
+        self.largest_group = max(rows, default=0)
         self._column = _image_column(schema, path)
         self._names = _class_names(schema)
         self._has_labels = "label" in schema.names
@@ -135,16 +138,25 @@ class _Shard:
         if not self._has_labels:
             yield from (None for _ in range(self.starts[-1]))
             return
-        for batch in self._file.iter_batches(columns=["label"]):
-            for value in batch.column(0).to_pylist():
-                yield self._label(value)
+        batches = self._file.iter_batches(columns=["label"])
+        while (values := self._next_labels(batches)) is not None:
+            yield from map(self._label, values)
+
+    def _next_labels(self, batches: Iterator[Any]) -> list[Any] | None:
+        """Values of the next batch of the label column; None at its end."""
+        try:
+            batch = next(batches, None)
+            return None if batch is None else batch.column(0).to_pylist()
+        except Exception as error:  # as above
+            raise InputError(f"{self._path}: column `label` cannot be read ({first_line(error)})") from error
 
     def _label(self, value: object) -> str | None:
         """Class name of a value of the label column; None if unknown."""
-        if value is None or value == -1:  # Hugging Face writes -1 for the hidden labels of a test set
-            return None
-        if self._names is None or not isinstance(value, int):
-            return str(value)
+        name = class_name(
+            value, str(self._path)
+        )  # Hugging Face writes -1 for the hidden labels of a test set
+        if name is None or self._names is None or not isinstance(value, int):
+            return name
         if value >= len(self._names):
             raise InputError(
                 f"{self._path}: label {value}, but its metadata names {len(self._names)} classes"
@@ -156,17 +168,27 @@ def _image_column(schema: Any, path: Path) -> str:
     """Path of the column with the encoded images, such as `image.bytes`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or two columns of one name.
     """
+    for name in ("label", "image", "bytes"):
+        if (count := schema.names.count(name)) > 1:
+            raise InputError(f"{path}: {count} columns are named `{name}`; keep one of them")
     for name in ("image", "bytes"):
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                return f"{name}.bytes"
-    columns = ", ".join(schema.names)
+        if name in schema.names and (field := _bytes_field(schema.field(name))) is not None:
+            return field
+    columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
     raise InputError(f"{path}: no column `image` or `bytes` with image bytes (columns: {columns})")
+
+
+def _bytes_field(column: Any) -> str | None:
+    """Path of the bytes in a column: the column itself, or its field `bytes`; None if it has none."""
+    kind, name = column.type, column.name
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")  # -1 also if two fields have this name
+        if place < 0:
+            return None
+        kind, name = kind.field(place).type, f"{name}.bytes"
+    return name if kind in (pa.binary(), pa.large_binary(), pa.binary_view()) else None
 
 
 def _class_names(schema: Any) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from collections import Counter
@@ -19,10 +20,12 @@ from noisystudent.data.sources.base import (
     open_file,
     require_size,
 )
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, first_line
 
 _OPEN_SHARDS = 64  # open at once; the operating system limits the open files of a process
 _BLOCK = 512  # bytes; a tar file consists of blocks of this size
+_HEADER = 2**14  # bytes of the largest header: one with the longest path has 4,096
+_LABEL = 2**12  # bytes of the longest text of a `.cls`
 _LOST = -1  # size of the item that represents all members after the damage of a shard
 
 
@@ -116,6 +119,8 @@ class _Shard:
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`; fewer if the file ends before."""
+        # the size in a header may be larger than memory
+        size = min(size, os.fstat(self._descriptor).st_size - offset)
         pieces = []  # one call may return fewer bytes than requested
         while size > 0 and (piece := os.pread(self._descriptor, size, offset)):
             pieces.append(piece)
@@ -152,7 +157,8 @@ def _images(
             key, label, images = here, None, []
         if base.endswith(".cls"):
             # "replace": a label that is not UTF-8 must not stop the listing of all other images
-            label = _Shard(path).read(member.offset_data, member.size).decode("utf-8", "replace").strip()
+            text = _Shard(path).read(member.offset_data, min(member.size, _LABEL))
+            label = text.decode("utf-8", "replace").strip()
         elif skipped.is_image(base):
             # `tar -C folder .` writes "./" before each name; without it, ids equal those of the folder
             images.append((member.name.removeprefix("./"), member.offset_data, member.size))
@@ -180,30 +186,61 @@ def _members(path: Path, damage: dict[Path, int], skipped: Skipped) -> Iterator[
         InputError: not an uncompressed tar file, or it cannot be read.
     """
     try:
-        with tarfile.open(path, "r:") as archive:
+        with _Headers(path) as file, _opened(path, file) as archive:
+            last = -1
             while (member := _next(archive)) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # otherwise a kilobyte for each member
-                if member.isreg():
+                if member.size < 0 or member.offset <= last:  # it would be read again and again
+                    archive.offset = member.offset
+                    break
+                last = member.offset
+                if member.issparse():
+                    skipped.counts["sparse file"] += 1
+                elif member.isreg():
                     yield member
                 elif not member.isdir():
                     skipped.counts["link"] += 1
             # tarfile also stops at a broken header and where a file is cut; a real end is a block of zeros
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
-                damage[path] = min(archive.offset, path.stat().st_size)
-    except tarfile.TarError as error:
-        raise InputError(
-            f"{path}: not an uncompressed tar file ({error}); create it without compression, or unpack it"
-        ) from error
+            size = path.stat().st_size
+            file.seek(min(archive.offset, size))
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                damage[path] = min(archive.offset, size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def _opened(path: Path, file: io.BufferedReader) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:")
+    except Exception as error:  # tarfile raises many types of errors on broken headers
+        raise InputError(
+            f"{path}: not an uncompressed tar file ({first_line(error)});"
+            " create it without compression, or unpack it"
+        ) from error
+
+
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member; None at the end, and if the file ends within a member."""
+    """The next member; None at the end, and where the file is cut or its headers are damaged."""
+    start = archive.offset
     try:
         return archive.next()
-    except tarfile.ReadError:
-        if archive.offset == 0:  # not even a first member: not a tar file
-            raise
+    except Exception:  # as above; the caller sees that the file does not end here
+        archive.offset = start
         return None
+
+
+class _Headers(io.BufferedReader):
+    """A tar file of which tarfile reads the headers only; the size in a header may be larger than memory."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """`size` bytes.
+
+        Raises:
+            tarfile.ReadError: no header is so large.
+        """
+        if size is None or not 0 <= size <= _HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)

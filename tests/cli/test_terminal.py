@@ -1,0 +1,107 @@
+"""Output that is closed, broken or of another encoding, and names that would act on the terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from tiny import Capture, refused
+
+from noisystudent.console import Logged, Terminal
+
+ESCAPES = "\x1b[31mred\x07\n\u202e\x9b2J"
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command, in which `$N` is the command line of this package."""
+    program = f"{sys.executable} -m noisystudent"
+    return subprocess.run(
+        ["bash", "-c", command],
+        env=os.environ | {"N": program, "PYTHONUNBUFFERED": ""} | environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def test_a_closed_standard_output_is_one_line() -> None:
+    done = shell("$N fields >&-")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "noisystudent: standard output is closed; redirect it, for example with > /dev/null\n"
+    )
+
+
+def test_a_closed_standard_error_does_not_go_to_standard_output() -> None:
+    done = shell("$N recipes nothing 2>&-")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("command", ["fields", "recipes demo", "--help"])
+def test_a_broken_pipe_is_one_line(command: str) -> None:
+    done = shell(f"$N {command} | true; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "noisystudent: standard output was closed by the program that reads it (broken pipe)\n"
+    )
+
+
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    done = shell("$N recipes demo > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "noisystudent: standard output cannot be written: No space left on device\n"
+
+
+def test_an_ascii_terminal_shows_escapes() -> None:
+    done = shell("$N fields", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rand-m9-n2-mstd0.5, \\u2026" in done.stdout
+    done = shell("$N recipes ärger", PYTHONIOENCODING="ascii")
+    assert done.returncode == 2 and "no recipe or YAML file '\\xe4rger'" in done.stderr
+
+
+def test_names_are_escaped_where_lines_are_printed(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / f"{ESCAPES}.jpg").write_text("no image")
+    shutil.copy(images / "test" / "red" / "00.png", tmp_path / "good.png")
+    assert tiny.call("predict", finished, tmp_path) == 0
+    assert r"\x1b[31mred\x07\n\u202e\x9b2J.jpg: not an image" in tiny.one_line(capsys)
+    assert r"no field 'teacher.\x1b[31mred'" in refused(capsys, 2, "run", "--teacher.\x1b[31mred", "1")
+    assert r"/\x1b[31m" in refused(capsys, 2, "run", "--labeled", "/\x1b[31m")
+
+
+def test_names_are_escaped_in_progress_tables_and_log(tmp_path: Path, capsys: Capture) -> None:
+    from noisystudent.cli import screen
+
+    progress = Logged(Terminal(), tmp_path / "run.log")
+    progress.say(f"note: class folder '{ESCAPES}'")
+    screen.table(("a", "b"), [(ESCAPES, "[bold]")])
+    for text in (capsys.readouterr().out, (tmp_path / "run.log").read_text(encoding="utf-8")):
+        assert r"\x1b[31mred\x07\n\u202e\x9b2J" in text
+        assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_a_terminal_shows_predictions_escaped_and_a_program_reads_them_as_they_are(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(images / "test" / "red" / "00.png", tmp_path / "\x1b[31m.png")
+    assert "\x1b[31m.png" in tiny.output(capsys, "predict", finished, tmp_path)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert tiny.call("predict", finished, tmp_path) == 0
+    assert r"\x1b[31m.png" in capsys.readouterr().out
+
+
+def test_an_argument_that_is_not_utf8_is_one_line(capsys: Capture) -> None:
+    for words in (("run", "--teacher.model.name", "\udcff"), ("evaluate", "\udcff", "--data", "x")):
+        assert "'\\udcff' is not UTF-8" in refused(capsys, 2, *words)
+
+
+def test_a_long_name_is_printed_without_its_middle(capsys: Capture) -> None:
+    for words in (("recipes", "x" * 100_000), ("predict", "run", "/x" * 50_000), ("run", "--" + "x" * 9000)):
+        assert len(refused(capsys, 2, *words)) < 2000

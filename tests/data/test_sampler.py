@@ -1,0 +1,44 @@
+"""Repeated images are never stored one by one, and no epoch is far larger than its training."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noisystudent.data.sampler import Repeated, shown
+
+counts = st.lists(st.integers(0, 9), min_size=1, max_size=30).map(lambda n: np.array(n, np.int32))
+DRAWS = 2**25  # the number of images from which `shown` may change the repeats
+
+
+@given(repeats=counts)
+def test_repeated_positions_are_those_of_numpy(repeats: np.ndarray) -> None:
+    expected = np.repeat(np.arange(len(repeats)), repeats)
+    assert len(Repeated(repeats)) == len(expected)
+    assert np.array_equal(Repeated(repeats)[np.arange(len(expected))], expected)
+
+
+@given(repeats=counts, draws=st.integers(0, 10**12))
+def test_an_epoch_of_ordinary_size_is_unchanged(repeats: np.ndarray, draws: int) -> None:
+    assert np.array_equal(shown(repeats, draws), repeats)
+
+
+@given(share=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=30), draws=st.integers(0, 10**12))
+def test_a_huge_epoch_is_as_large_as_its_training_in_proportion(share: list[int], draws: int) -> None:
+    repeats = np.array(share, np.int32)
+    fewer = shown(repeats, draws)
+    assert np.array_equal(fewer > 0, repeats > 0)
+    total = int(repeats.sum(dtype=np.int64))
+    limit = min(max(draws, DRAWS), 2**29)
+    assert int(fewer.sum(dtype=np.int64)) <= min(total, limit + len(share))
+    if total > limit:
+        ratio = -(-total // limit)
+        assert (np.abs(repeats / ratio - fewer) <= 1).all()
+
+
+def test_a_billion_images_for_each_class_take_little_memory() -> None:
+    repeats = np.full(30, 100_000_000, np.int32)
+    sequence = Repeated(repeats)
+    assert len(sequence) == 3_000_000_000
+    assert sequence[np.array([0, 99_999_999, 100_000_000, 2_999_999_999])].tolist() == [0, 0, 1, 29]
