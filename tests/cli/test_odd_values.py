@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -94,13 +95,14 @@ def test_a_run_that_cannot_be_written_is_read_and_a_forbidden_output_is_refused(
         else:
             folder.chmod(0o555)
         try:
-            codes = [
-                tiny.call("predict", run, photos / "test"),
-                tiny.call("status", run),
-                tiny.call("evaluate", run, "--data", photos / "test", "--tests", "clean"),
-                tiny.call("plan", recipe, *tiny.flags(photos), "--out", run),
+            reading: list[tuple[object, ...]] = [
+                ("status", run),
+                ("plan", recipe, *tiny.flags(photos), "--out", run),
             ]
-            assert codes == [0, 0, 0, 0]
+            if os.access(sys.executable, os.X_OK, effective_ids=True):  # these start a process
+                reading.append(("predict", run, photos / "test"))
+                reading.append(("evaluate", run, "--data", photos / "test", "--tests", "clean"))
+            assert [tiny.call(*words) for words in reading] == [0] * len(reading)
             capsys.readouterr()
             for words in (
                 ("predict", run, photos / "test", "--out", folder / "runs" / "new" / "a.csv"),

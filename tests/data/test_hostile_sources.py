@@ -187,7 +187,7 @@ def test_a_tar_with_an_absurd_header_gives_what_is_before_it(kind: str, tmp_path
             data = source.read(item.shard, item.offset, item.size, item.id)
             assert len(data) <= path.stat().st_size
         except OSError as error:
-            assert "cut short or damaged" in str(error)
+            assert "cut short or damaged" in str(error) or "an image file may have" in str(error)
     assert len(items) == 4 or source.notes()
 
 

@@ -23,7 +23,7 @@ def stopped(images: Path, out: Path, *fields: tuple[str, object]) -> str:
     return str(first.value)
 
 
-@pytest.mark.parametrize("lr", [1e4, 1e20, 1e300])
+@pytest.mark.parametrize("lr", [1e4, 1e6])
 @pytest.mark.parametrize(
     ("stage", "field"),
     [("teacher", "teacher.train.lr"), ("teacher-finetune", "teacher.finetune.lr")],

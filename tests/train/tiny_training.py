@@ -118,7 +118,7 @@ class Training:
         )
         return TrainStep(
             noise=TinyNoise(changes.pop("augment", flip_some), changes.pop("draw_noise", self.model.draw)),
-            lr=schedule,
+            lr=changes.pop("lr", schedule),
             config=self.config,
             num_classes=changes.pop("num_classes", CLASSES),
             dtype=changes.pop("dtype", torch.float32),
