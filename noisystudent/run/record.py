@@ -49,15 +49,12 @@ def read_record(path: Path) -> Facts | None:
     return record
 
 
-def damage(path: Path, record: Facts, *, contents: bool) -> dict[Path, str]:
-    """Return {file: "is missing" or "is damaged"} of the files of a finished stage.
-
-    Args:
-        path: path of the record.
-        record: its content. Records of older versions have no checksums, so nothing is compared.
-        contents: read and compare whole files. False: compare their sizes alone.
-    """
-    return problems(path.parent, record.get("files", {}), contents=contents)
+def valid_record(path: Path) -> Facts | None:
+    """Return the content of a record; None if there is none, or if it is damaged."""
+    try:
+        return read_record(path)
+    except RunError:
+        return None
 
 
 def require_intact(file: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
-from noisystudent.run.checksums import checksums
+from noisystudent.run.checksums import checksums, problems
 from noisystudent.run.files import remove, sync_folder
 from noisystudent.run.lock import owns
-from noisystudent.run.record import Facts, damage, read_record, write_record
+from noisystudent.run.record import Facts, read_record, valid_record, write_record
 from noisystudent.run.rundir import RECORD, RunDir
 
 # Takes the place of the fingerprint in superseded/ for files without a valid record.
@@ -111,8 +111,8 @@ def state(stage: Stage, *, contents: bool = False) -> State:
     if record["fingerprint"] == stage.fingerprint:
         if record["status"] != "done":
             return State(Status.PARTIAL)
-        problems = tuple(_damage(stage, record, contents).values())
-        return State(Status.DAMAGED, problems=problems) if problems else State(Status.DONE)
+        damage = tuple(_damage(stage, record, contents).values())
+        return State(Status.DAMAGED, problems=damage) if damage else State(Status.DONE)
     # Both sets of names: an input may be new, or may not exist any more.
     names = sorted(record["inputs"].keys() | stage.inputs.keys())
     changed = tuple(name for name in names if record["inputs"].get(name) != stage.inputs.get(name))
@@ -189,7 +189,8 @@ def _write_record(
 def _damage(stage: Stage, record: Facts, contents: bool) -> dict[Path, str]:
     """Return {file: "<name> is missing" or "<name> is damaged"} of a finished stage."""
     gone = {piece: "is missing" for piece in stage.pieces if not piece.exists()}
-    differing = gone | damage(stage.record, record, contents=contents)
+    # Records of older versions have no checksums, so nothing is compared.
+    differing = gone | problems(stage.record.parent, record.get("files", {}), contents=contents)
     return {path: f"{path.name} {problem}" for path, problem in differing.items()}
 
 
@@ -250,10 +251,7 @@ def supersede(stage: Stage) -> Path:
 
 def _recorded_digest(stage: Stage) -> str:
     """Return the first 8 digits of the fingerprint that the files on disk were made with."""
-    try:
-        record = read_record(stage.record)
-    except RunError:
-        record = None
+    record = valid_record(stage.record)
     return _UNRECORDED if record is None else str(record["fingerprint"])[:8]
 
 

@@ -27,14 +27,14 @@ def states(graph: Graph, run: RunDir) -> list[Row]:
     rows: list[Row] = []
     for stage in graph.stages():
         current = state(stage)
+        inputs = f"{', '.join(current.changed)} changed"
+        redo = f"to redo: {inputs if current.changed else ', '.join(current.problems)}"
         text = {
             Status.DONE: "done",
             Status.PARTIAL: "interrupted, will resume",
             Status.ABSENT: "to do",
-            Status.DAMAGED: f"to redo: {', '.join(current.problems)}",
-            Status.STALE: f"to redo: {', '.join(current.changed)} changed"
-            if current.changed
-            else f"to redo: {', '.join(current.problems)}",
+            Status.DAMAGED: redo,
+            Status.STALE: redo,
         }[current.status]
         rows.append((stage.name, text, str(stage.path.relative_to(run.path))))
     return rows

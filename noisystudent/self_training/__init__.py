@@ -16,7 +16,7 @@ from noisystudent.errors import RunError
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Graph, Iteration, build_graph
 from noisystudent.run.lock import lock
-from noisystudent.run.record import read_record
+from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import DataDir, ModelDir, RunDir
 from noisystudent.run.stages import Stage, run_stage, supersede
 from noisystudent.runtime import resolve_device
@@ -159,18 +159,11 @@ def _supersede_removed(context: Context) -> None:
         for path in (*finetunings, iteration.model("control").path):
             if path not in configured and ModelDir(path).record.is_file():
                 # Its inputs are unknown here; to move a stage, its name and path are enough.
-                removed = Stage(_recorded_name(path), path, "", {})
+                record = valid_record(ModelDir(path).record) or {"name": path.name}
+                removed = Stage(record["name"], path, "", {})
                 context.progress.say(
                     f"{removed.name}: not in the configuration any more; kept in {supersede(removed)}"
                 )
-
-
-def _recorded_name(path: Path) -> str:
-    """Return the name in the record of a stage; if the record is damaged, the name of the folder."""
-    try:
-        return str((read_record(ModelDir(path).record) or {})["name"])
-    except (RunError, KeyError):
-        return path.name
 
 
 def _first_teachers(context: Context) -> list[Training]:

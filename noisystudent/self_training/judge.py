@@ -34,17 +34,13 @@ def judge(context: Context) -> None:
         RunError: the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-
-    evaluated = list(_evaluated(context))
-    for _, training, name, images in evaluated:
-        # Outside the stage: lost or damaged predictions of a finished run are made again too.
-        predictions(training, name, images, context.progress)
+    # Outside the stage: lost or damaged predictions of a finished run are made again too.
+    all_predictions = {
+        (*key, name): predictions(training, name, images, context.progress)
+        for key, training, name, images in _evaluated(context)
+    }
 
     def work() -> None:
-        all_predictions = {
-            (*key, name): predictions(training, name, images, context.progress)
-            for key, training, name, images in evaluated
-        }
         firsts = {
             (model.iteration, model.role): context.trainings(model)[0] for model in context.graph.models()
         }

@@ -81,12 +81,7 @@ def select_images(context: Context, iteration: Iteration, before: Iteration | No
         RunError: all confidences are equal, or the disk is full.
     """
 
-    def work() -> dict[str, int]:
-        _select(context, iteration, before)
-        counts = selection_summary(_selection(context, iteration))
-        return {name: counts[name] for name in ("images", "kept", "total")}
-
-    run_stage(iteration.selection, work, context.progress)
+    run_stage(iteration.selection, lambda: _select(context, iteration, before), context.progress)
     # Outside the stage: a run that is started again must print the warnings and stop, too.
     _check_selection(context, iteration)
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -71,16 +72,12 @@ def fit(
         Stopped: a signal came; a snapshot of the last step is on disk.
     """
     config = step.config
-    state = _first_state(model, config)
-    snapshot = checkpoint.newest(folder.checkpoints, progress)
-    if snapshot is not None:
-        checkpoint.load(state, snapshot)
+    state, earlier = _start(model, config, folder, progress)
     if state.step > total_steps:
         raise RunError(
             f"the checkpoint in {folder.path} is at step {state.step} of {total_steps}; delete it to"
             " start again"
         )
-    earlier = None if snapshot is None else checkpoint.journal(snapshot)
     log = _Log(Journal(folder.metrics, earlier), step.lr, steps_per_epoch, on_log)
     execute = Executor(step, state, progress)
     eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
@@ -106,19 +103,26 @@ def fit(
     return state.ema.module
 
 
-def _first_state(model: nn.Module, config: TrainConfig) -> TrainState:
-    """State of step 0."""
+def _start(
+    model: nn.Module, config: TrainConfig, folder: ModelDir, progress: Progress
+) -> tuple[TrainState, Path | None]:
+    """State and path of the measurements of the newest intact snapshot; step 0 and None if there is none."""
     model.train()
     if config.channels_last:  # before `Ema` copies the model, so that both have the same memory format
         model.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
-    return TrainState(
+    state = TrainState(
         model,
         Ema(model),
         build_optimizer(model, config),
         window=torch.zeros(2, device=device),
         decay=torch.zeros((), device=device),
     )
+    snapshot = checkpoint.newest(folder.checkpoints, progress)
+    if snapshot is None:
+        return state, None
+    checkpoint.load(state, snapshot)
+    return state, checkpoint.journal(snapshot)
 
 
 def _until_signal(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:

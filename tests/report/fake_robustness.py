@@ -8,16 +8,8 @@ from typing import Any
 
 import numpy as np
 
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise",
-    "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
-    "snow", "frost", "fog", "brightness",
-    "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)  # fmt: skip
-PERTURBATIONS = (
-    "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "snow",
-    "brightness", "translate", "rotate", "tilt", "scale",
-)  # fmt: skip
+from noisystudent.robustness.measures import CORRUPTIONS, PERTURBATIONS
+
 EPS = (2, 4, 8, 16)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,17 +15,6 @@ from tiny import Remembered
 from noisystudent.console import Progress
 from noisystudent.run.lock import lock
 from noisystudent.run.stages import State, Status, run_stage, state
-
-
-@pytest.fixture(params=["file", "folder"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Path]:
-    with lock(tmp_path / "run"):
-        yield tmp_path / "run"
 
 
 def emptied(data: bytes) -> bytes:

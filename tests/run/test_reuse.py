@@ -50,11 +50,6 @@ def left_over(run: Path) -> list[Path]:
     return [path for path in run.rglob(".*") if path.name.endswith(".partial")]
 
 
-@pytest.fixture(params=["file", "folder"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def lender(tmp_path: Path, kind: str) -> Path:
     with lock(tmp_path / "lender"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,6 @@ from noisystudent.run import files
 from noisystudent.run.lock import lock
 from noisystudent.run.record import read_record, write_record
 from noisystudent.run.stages import State, Status, run_stage, state
-
-
-@pytest.fixture(params=["file", "folder"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Path]:
-    with lock(tmp_path / "run"):
-        yield tmp_path / "run"
-
 
 # --- states ---
 

@@ -152,9 +152,8 @@ class _Shard:
 
     def _label(self, value: object) -> str | None:
         """Class name of a value of the label column; None if unknown."""
-        name = class_name(
-            value, str(self._path)
-        )  # Hugging Face writes -1 for the hidden labels of a test set
+        # Hugging Face writes -1 for the hidden labels of a test set.
+        name = class_name(value, str(self._path))
         if name is None or self._names is None or not isinstance(value, int):
             return name
         if value >= len(self._names):
