@@ -72,8 +72,10 @@ def test_names_are_escaped_where_lines_are_printed(
     shutil.copy(images / "test" / "red" / "00.png", tmp_path / "good.png")
     assert tiny.call("predict", finished, tmp_path) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert any(r"\x1b[31mred\x07\n\u202e\x9b2J.jpg: not an image" in line for line in lines)
-    assert all(line.isprintable() for line in lines)
+    model, bad = lines  # exactly two
+    assert model.startswith("noisystudent: the model is student-1")
+    assert r"\x1b[31mred\x07\n\u202e\x9b2J.jpg: not an image" in bad
+    assert model.isprintable() and bad.isprintable()
     assert r"no field 'teacher.\x1b[31mred'" in refused(capsys, 2, "run", "--teacher.\x1b[31mred", "1")
     assert r"/\x1b[31m" in refused(capsys, 2, "run", "--labeled", "/\x1b[31m")
 
