@@ -142,7 +142,7 @@ def _override(raw: Raw, path: list[str], value: Any) -> None:
 
 def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
     entries = list_students(raw.get("students"))
-    if not path[1].isdigit() or int(path[1]) >= len(entries):
+    if path[1] not in map(str, range(len(entries))):
         raise InputError(f"--{'.'.join(path)}: no such student; they are numbered 0 to {len(entries) - 1}")
     entries[int(path[1])] = merge(entries[int(path[1])], _nested(path[2:], value))
     raw["students"] = entries
