@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ app = App(
 COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS)
 for place, command in enumerate(COMMANDS):  # the help lists the commands in this order, not by name
     app.command(command, sort_key=place)
+_NARROWEST = 20  # columns of a terminal
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -67,8 +69,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(error.__context__, BrokenPipeError):
             _fail_broken_pipe(debug)
         raise
-    except Exception as error:  # a bug: still one line, and --debug gives the traceback
-        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    except Exception as error:
+        _fail(_unexpected(error), 1, debug)
 
 
 def _run(tokens: list[str]) -> None:
@@ -120,6 +122,9 @@ def _open_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal of another encoding shows escapes for what it cannot show, as on standard error.
         sys.stdout.reconfigure(errors="backslashreplace")
+    columns = shutil.get_terminal_size().columns
+    if "COLUMNS" in os.environ or columns < _NARROWEST:  # rich breaks text to lines of 0 columns without end
+        os.environ["COLUMNS"] = str(max(columns, _NARROWEST))
 
 
 def _flush() -> None:
@@ -146,6 +151,15 @@ def _discard_output() -> None:
 def _fail_broken_pipe(debug: bool) -> NoReturn:
     _discard_output()
     _fail("standard output was closed by the program that reads it (broken pipe)", RunError.exit_code, debug)
+
+
+def _unexpected(error: Exception) -> str:
+    """Line for an error that no code has foreseen."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; free some, or give fewer data.workers or smaller batches"
+    if isinstance(error, ImportError):  # also where memory is too short to load a library
+        return f"a library cannot be loaded: {error}; free memory, or install it again"
+    return f"{type(error).__name__}: {error} (--debug shows where)"  # a bug
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

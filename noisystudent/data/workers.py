@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import multiprocessing.util
 import os
 import queue
 import signal
@@ -30,7 +31,6 @@ LONGEST_SECONDS = 1800.0
 """After this time without a result of any worker, the work ends. A file server may be away for minutes."""
 _POLL_SECONDS = 0.2  # between two checks for signals while no result comes
 _CLOSE_SECONDS = 10.0  # longest wait for a worker that was killed; it may be about to start
-
 _LONGEST_FOLDER = 70  # bytes: a socket's path has at most 107, and multiprocessing appends up to 35
 
 Argument = TypeVar("Argument")
@@ -105,8 +105,7 @@ def in_workers(
 
 
 def _require_short_temporary_folder() -> None:
-    folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+    if len(os.fsencode(folder := tempfile.gettempdir())) > _LONGEST_FOLDER:
         raise RunError(
             f"the temporary folder {folder} has a path of more than {_LONGEST_FOLDER} bytes, and sockets of"
             " worker processes are made in it; set TMPDIR to a shorter one, or data.workers to 0"
@@ -149,6 +148,8 @@ class _Team:
         self.requests: _Requests = queue.SimpleQueue()
         self._results: _Results = queue.SimpleQueue()
         self._early: dict[int, Any] = {}  # results that came before their turn
+        # Workers inherit this folder for their sockets; a killed one could not remove a folder of its own.
+        multiprocessing.util.get_temp_dir()
         self._workers = [_Worker(call, receive, self.requests, self._results) for _ in range(workers)]
 
     def result(self, number: int) -> Any:

@@ -124,12 +124,16 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        RunError: the file is not valid JSON.
+        RunError: the file is not valid JSON, or it is a folder.
         FileNotFoundError: there is no such file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+    except (
+        IsADirectoryError,
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, not UTF-8, or nested without end
         raise RunError(f"{path} is not valid JSON ({first_line(error)}); delete it and run again") from error
 
 

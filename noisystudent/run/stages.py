@@ -44,7 +44,7 @@ class State:
     Attributes:
         status: status on disk.
         changed: names of the inputs that differ.
-        problems: what is wrong with its files, for example "model.safetensors is damaged".
+        problems: what is wrong with its files, for example "data/dataset.json is damaged".
     """
 
     status: Status
@@ -98,13 +98,13 @@ def state(stage: Stage, *, contents: bool = False) -> State:
     try:
         record = read_record(stage.record)
     except RunError:
-        return State(Status.STALE, problems=(f"{stage.record.name} is damaged",))
+        return State(Status.STALE, problems=(f"{_named(stage.record)} is damaged",))
     if record is None:
         # Nothing proves that files without a record belong to this stage, so they are not used. They may be
         # of the user, so they are not deleted either: `run_stage` moves them away.
         unknown = any(_filled(piece) for piece in stage.pieces)
         return (
-            State(Status.STALE, problems=(f"{stage.record.name} is missing",))
+            State(Status.STALE, problems=(f"{_named(stage.record)} is missing",))
             if unknown
             else State(Status.ABSENT)
         )
@@ -187,11 +187,11 @@ def _write_record(
 
 
 def _damage(stage: Stage, record: Facts, contents: bool) -> dict[Path, str]:
-    """Return {file: "<name> is missing" or "<name> is damaged"} of a finished stage."""
+    """Return {file: "<path in the run> is missing" or "… is damaged"} of a finished stage."""
     gone = {piece: "is missing" for piece in stage.pieces if not piece.exists()}
     # Records of older versions have no checksums, so nothing is compared.
     differing = gone | problems(stage.record.parent, record.get("files", {}), contents=contents)
-    return {path: f"{path.name} {problem}" for path, problem in differing.items()}
+    return {path: f"{_named(path)} {problem}" for path, problem in differing.items()}
 
 
 def _put_damage_aside(stage: Stage, progress: Progress) -> None:
@@ -223,6 +223,11 @@ def _filled(path: Path) -> bool:
 def _run_dir(path: Path) -> Path:
     """Return the nearest parent folder that this process has locked; if there is none, the direct parent."""
     return next(filter(owns, path.parents), path.parent)
+
+
+def _named(path: Path) -> str:
+    """Path relative to the run if this process has locked it, otherwise the name of the file."""
+    return path.relative_to(_run_dir(path)).as_posix()
 
 
 def _free(folder: Path, names: Iterable[Path]) -> Path:

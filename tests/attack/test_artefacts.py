@@ -58,8 +58,8 @@ _RUN = (
     "verdict.stage.json"
 )
 _POOL = (
-    "labels/stage.json labels/part-00000.parquet labels/part-00002.parquet selection.parquet "
-    "selection.stage.json"
+    "labels/stage.json labels/parts.json labels/part-00000.parquet labels/part-00001.parquet "
+    "selection.parquet selection.stage.json"
 )
 
 
@@ -81,7 +81,10 @@ INTERRUPTED = [
     *_below("iteration-0/teacher/", "stage.json model.safetensors metrics.jsonl predictions-val.npz"),
     *_below("iteration-1/", _POOL),
     *_below("iteration-1/student/", "stage.json metrics.jsonl targets.npy"),
-    *_below("iteration-1/student/checkpoint/", "step-*/.metadata step-*/__0_0.distcp"),
+    *_below(
+        "iteration-1/student/checkpoint/",
+        "step-*/.metadata step-*/__0_0.distcp step-*/checksums.json step-*/metrics.jsonl",
+    ),
 ]
 STATES = {"finished": FINISHED, "interrupted": INTERRUPTED}
 
@@ -120,9 +123,12 @@ def test_a_damaged_file_is_named(
         call, outcome = again(references.zygote, reference, box)
     text = outcome.out + outcome.err
     broken = lawless(outcome, (0, 1, 2)) + changed
-    # A spare copy changes nothing, so it need not be named; files that each call writes again neither.
+    # A spare copy changes nothing, so it need not be named; files that each call writes again neither, nor a
+    # flipped bit that no reader sees: a zip file repeats the date of each of its arrays, for example.
     quiet = outcome.code == 0 and (
-        damage == "copy under another name" or file.relative_to(run).parts[0] in REMADE
+        damage == "copy under another name"
+        or file.relative_to(run).parts[0] in REMADE
+        or (damage == "one bit flipped" and file.suffix == ".npz")
     )
     if not quiet and not named(text, file, run):
         broken.append(f"no line names {file.relative_to(run)}")

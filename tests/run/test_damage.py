@@ -52,7 +52,9 @@ def test_a_damaged_file_is_named_put_aside_and_made_again(
     run_stage(stage, work, progress)
     (line,) = progress.lines
     problem = "is missing" if text is None else "is damaged"
-    assert line.startswith(f"{kind}: {file.name} {problem}; ") and line.endswith("it is made again")
+    assert line.startswith(f"{kind}: {file.relative_to(run)} {problem}; ") and line.endswith(
+        "it is made again"
+    )
     assert content(stage) == {"one"} and state(stage, contents=True) == State(Status.DONE)
     if text is not None:
         kept = run / "superseded" / "damaged" / file.relative_to(run)
@@ -112,10 +114,10 @@ def test_a_stage_with_a_damaged_record_is_made_again(run: Path, text: str) -> No
     stage, work = make(run, "folder", "one")
     run_stage(stage, work, Progress())
     stage.record.write_text(text, encoding="latin-1")
-    assert state(stage) == State(Status.STALE, problems=("stage.json is damaged",))
+    assert state(stage) == State(Status.STALE, problems=("iteration-1/labels/stage.json is damaged",))
     progress = Remembered()
     run_stage(stage, work, progress)
     superseded = run / "superseded" / "folder-unrecorded"
-    assert progress.lines == [f"folder: stage.json is damaged; moved to {superseded}"]
+    assert progress.lines == [f"folder: iteration-1/labels/stage.json is damaged; moved to {superseded}"]
     assert (superseded / "iteration-1" / "labels" / "a").is_file()
     assert state(stage) == State(Status.DONE)

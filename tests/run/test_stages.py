@@ -76,7 +76,7 @@ def test_a_deleted_result_is_made_again(run: Path) -> None:
     stage, work = make(run, "file", "one")
     run_stage(stage, work, Progress())
     stage.path.unlink()
-    assert state(stage) == State(Status.DAMAGED, problems=("chosen.parquet is missing",))
+    assert state(stage) == State(Status.DAMAGED, problems=("iteration-1/chosen.parquet is missing",))
     run_stage(stage, work, Progress())
     assert state(stage) == State(Status.DONE) and content(stage) == {"one"}
 
@@ -133,7 +133,7 @@ def test_files_of_unknown_origin_are_kept(run: Path, kind: str) -> None:
         else:
             stage.path.mkdir(parents=True)
             (stage.path / "a").write_text(f"mine {number}")
-        assert state(stage) == State(Status.STALE, problems=(f"{stage.record.name} is missing",))
+        assert state(stage) == State(Status.STALE, problems=(f"{stage.record.relative_to(run)} is missing",))
         run_stage(stage, work, Progress())
         assert content(stage) == {"one"}
         files.remove(stage.path)
@@ -160,7 +160,7 @@ def test_a_companion_file_without_a_record_is_superseded_like_the_file_itself(ru
     stage, work = make(run, "file", "one")
     stage.also[0].parent.mkdir()
     stage.also[0].write_text("mine")
-    assert state(stage) == State(Status.STALE, problems=(f"{stage.record.name} is missing",))
+    assert state(stage) == State(Status.STALE, problems=(f"{stage.record.relative_to(run)} is missing",))
     run_stage(stage, work, Progress())
     assert (run / "superseded" / "file-unrecorded" / "iteration-1" / "chosen.json").read_text() == "mine"
 
