@@ -128,6 +128,7 @@ def test_a_damaged_file_is_named(
     quiet = outcome.code == 0 and (
         damage == "copy under another name"
         or file.relative_to(run).parts[0] in REMADE
+        or file.name == "targets.npy"
         or (damage == "one bit flipped" and file.suffix == ".npz")
     )
     if not quiet and not named(text, file, run):
