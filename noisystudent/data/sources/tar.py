@@ -190,7 +190,8 @@ def _members(path: Path, damage: dict[Path, int], skipped: Skipped) -> Iterator[
             last = -1
             while (member := _next(archive)) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # otherwise a kilobyte for each member
-                if member.size < 0 or member.offset <= last:  # it would be read again and again
+                # A size that no file has; or the member would be read again and again.
+                if not 0 <= member.size < 2**63 or member.offset <= last:
                     archive.offset = member.offset
                     break
                 last = member.offset
