@@ -121,7 +121,9 @@ class _Captured:
                 self._warm_up(state, batch)
                 return
             self._inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.pool_targets.clone())
-            with torch.cuda.graph(self._graph):  # this records the step but does not run it
+            # This records the step but does not run it. Meanwhile other threads pin the memory of decoded
+            # batches, which CUDA forbids in the mode `global`.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._advance(state, self._inputs)
         # The graph reads each batch from here, so its shapes cannot change.
         for name in ("images", "labels", "pool_targets"):
