@@ -59,27 +59,33 @@ class Executor:
         return [form]
 
     def _try(self, batch: Batch) -> None:
-        """Run one of the first steps, and go on to the next form if this one fails.
+        """Run one of the first steps, in the next form if this one fails.
 
         The compiler may be missing, or a CUDA graph may not be able to capture the model.
         """
+        while (failure := self._failure(batch)) is not None:
+            self._next_form(failure)
+
+    def _failure(self, batch: Batch) -> RuntimeError | None:
+        """Run one of the first steps, and return its error if another form may not have it."""
         form, start = self._forms[0], time.perf_counter()
         try:
             self._advance(self._state, batch)
-        except torch.OutOfMemoryError:  # a subclass of RuntimeError; another form does not help
-            raise
         except RuntimeError as error:
+            cause = _root_cause(error)
+            if isinstance(cause, torch.OutOfMemoryError):  # another form does not help
+                raise cause from None
             if form == "eager":  # an error of the step itself
                 raise
-            self._next_form(first_line(error), error)
-            self._try(batch)
-            return
+            return error
         if self._steps_done == 0 and form != "eager":
             seconds = time.perf_counter() - start
             self._progress.say(f"Execution of steps: {form}. Compilation took {seconds:.1f} s.")
+        return None
 
-    def _next_form(self, reason: str, error: RuntimeError) -> None:
+    def _next_form(self, error: RuntimeError) -> None:
         """Switch to the next form. Compilation or capture failed, so the state has not changed."""
+        reason = first_line(_root_cause(error))
         failed, *self._forms = self._forms
         if not self._forms:
             raise RunError(
@@ -101,6 +107,13 @@ class Executor:
         return _Captured(advance) if form == "captured" else advance
 
 
+def _root_cause(error: BaseException) -> BaseException:
+    """The error that came first: torch raises another one when a compilation or a capture fails."""
+    context = None if error.__suppress_context__ else error.__context__
+    inner = getattr(error, "inner_exception", None) or error.__cause__ or context
+    return error if inner is None else _root_cause(inner)
+
+
 class _Captured:
     """A step that is captured once as a CUDA graph and then replayed, with one launch per step.
 
@@ -112,6 +125,7 @@ class _Captured:
         self._advance = advance
         self._inputs: Batch | None = None
         self._graph = torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream()
         self._warm_ups = 0
 
     def __call__(self, state: TrainState, batch: Batch) -> None:
@@ -121,10 +135,7 @@ class _Captured:
                 self._warm_up(state, batch)
                 return
             self._inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.pool_targets.clone())
-            # This records the step but does not run it. Meanwhile other threads pin the memory of decoded
-            # batches, which CUDA forbids in the mode `global`.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._advance(state, self._inputs)
+            self._capture(state, self._inputs)
         # The graph reads each batch from here, so its shapes cannot change.
         for name in ("images", "labels", "pool_targets"):
             getattr(self._inputs, name).copy_(getattr(batch, name))
@@ -132,9 +143,17 @@ class _Captured:
 
     def _warm_up(self, state: TrainState, batch: Batch) -> None:
         """Run an ordinary step on a separate stream, as torch requires before a capture."""
-        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
+        main = torch.cuda.current_stream()
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
             self._advance(state, batch)
-        main.wait_stream(side)
+        main.wait_stream(self._stream)
         self._warm_ups += 1
+
+    def _capture(self, state: TrainState, inputs: Batch) -> None:
+        """Record the step without running it."""
+        # Meanwhile other threads pin the memory of decoded batches, which the mode `global` forbids.
+        graph = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
+        # `graph` leaves its stream current if the capture fails; the outer block always restores.
+        with torch.cuda.stream(self._stream), graph:
+            self._advance(state, inputs)

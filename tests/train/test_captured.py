@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from tiny import Remembered
+from tiny_training import Training
 
 from noisystudent.records import Batch
-from noisystudent.train.execution import _WARM_UPS, _Captured
+from noisystudent.train.execution import _WARM_UPS, Executor, _Captured
+from noisystudent.train.step import TrainStep
 
+Make = Callable[..., Training]
 CAPTURE = _WARM_UPS + 1  # number of the step that captures
 
 
@@ -38,3 +44,68 @@ def test_memory_may_be_pinned_while_a_step_is_captured(cuda: FakeCuda) -> None:
 
     run(_Captured(advance))
     assert cuda.replays == 1
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    """A step that runs, but that a graph cannot capture."""
+    calls = itertools.count(1)
+
+    def advance(*_: object) -> None:
+        if next(calls) == CAPTURE:
+            raise error
+
+    return advance
+
+
+def test_a_capture_that_fails_leaves_the_stream_of_before(cuda: FakeCuda) -> None:
+    before = cuda.current_stream()
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        run(_Captured(failing(RuntimeError("nonzero is not permitted"))))
+    assert cuda.current_stream() is before
+
+
+def test_warm_ups_and_capture_share_one_stream_in_turn_with_the_main_one(cuda: FakeCuda) -> None:
+    main, used = cuda.current_stream(), list[Any]()
+    run(_Captured(lambda *_: used.append(cuda.current_stream())))
+    assert len(used) == CAPTURE
+    assert len(set(map(id, used))) == 1 and used[0] is not main
+    assert used[0].waited_for == [main] * _WARM_UPS and main.waited_for == [used[0]] * _WARM_UPS
+    assert cuda.captured == [used[0]]
+
+
+@pytest.fixture
+def captured(training: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], Remembered]:
+    """Runs a training that tries a capture, which fails with the given error, and then eager steps."""
+
+    def train(error: Exception) -> Remembered:
+        progress = Remembered()
+        monkeypatch.setattr(Executor, "_forms_to_try", lambda self: ["captured", "eager"])
+        calls, advance = itertools.count(1), TrainStep.advance
+
+        def advance_or_fail(self: TrainStep, *arguments: Any) -> None:
+            if next(calls) == CAPTURE:
+                raise error
+            advance(self, *arguments)
+
+        monkeypatch.setattr(TrainStep, "advance", advance_or_fail)
+        monkeypatch.setattr(torch, "compile", lambda call, **_: call)
+        training("captured", progress=progress).run()
+        return progress
+
+    return train
+
+
+def test_the_first_error_of_a_failed_capture_is_the_reason_that_is_printed(
+    cuda: FakeCuda, captured: Callable[[Exception], Remembered]
+) -> None:
+    lines = captured(RuntimeError("nonzero is not permitted\nlong story")).lines
+    assert lines[-1] == (
+        "Execution of steps: captured fails on this machine (nonzero is not permitted); using eager."
+    )
+
+
+def test_a_capture_without_enough_memory_is_an_error_of_memory(
+    cuda: FakeCuda, captured: Callable[[Exception], Remembered]
+) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="tried to allocate 2 GiB"):
+        captured(torch.OutOfMemoryError("tried to allocate 2 GiB"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,16 @@ def test_where_a_faster_form_fails_the_next_trains_the_same_model_and_the_reason
         "Execution of steps: compiled fails on this machine (no working C++ compiler found); using eager."
     ]
     assert losses(second.folder) == losses(straight.folder)
+
+
+def test_the_reason_of_a_failed_compilation_is_the_error_of_the_compiler(
+    training: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch says "backend='…' raised:", and the reason in a later line."""
+
+    def backend(*_: object) -> Callable[..., Tensor]:
+        raise RuntimeError("no working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(RunError, match=r"\(no working C\+\+ compiler found\); choose eager$"):
+        training(execution="compiled").run()
