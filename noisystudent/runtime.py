@@ -40,10 +40,16 @@ def torch_seed(seed: int, stream: str, *counters: int) -> int:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of this name. On a CPU, also set the memory allocator of this process.
+    """Return the device of this name, and set up this process for it.
+
+    A GPU becomes the current one: libraries start copies, streams and events there. On a CPU, freed memory
+    is kept.
 
     Args:
         name: a device name of torch, or `auto`: the first GPU if there is one, otherwise the CPU.
+
+    Returns:
+        The device, for a GPU with its number.
 
     Raises:
         InputError: the device does not exist on this machine, or torch cannot use it.
@@ -51,13 +57,15 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)  # torch.device also accepts a device that the machine does not have
+        # torch.device(name) would accept a device that the machine does not have, and has no number for "cuda".
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device is {name!r}, which is not usable here ({first_line(error)}); try auto or cpu"
         ) from error
-    if device.type == "cpu":
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
         _keep_freed_memory()
     return device
 

@@ -3,8 +3,13 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from fake_cuda import FakeCuda
+
+from noisystudent.runtime import resolve_device
 
 # In a process of its own, where nobody has asked for the device before.
 WHERE_A_BLOCK_LIES = """
@@ -24,3 +29,10 @@ print(start <= block.data_ptr() < stop)
 def test_what_is_freed_stays_with_the_process(device: str, kept: str) -> None:
     command = [sys.executable, "-c", WHERE_A_BLOCK_LIES, device]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == kept
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_named_is_the_current_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, existing = FakeCuda(monkeypatch), torch.device("cuda", torch.device(name).index or 0)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: SimpleNamespace(device=existing))
+    assert resolve_device(name) == existing == cuda.device

@@ -104,7 +104,7 @@ class Executor:
             return self._step.advance
         torch.compiler.reset()  # models of earlier students would count towards the limit of recompilations
         advance = self._step.compiled(self._on_gpu).advance
-        return _Captured(advance) if form == "captured" else advance
+        return _Captured(advance, self._state.window.device) if form == "captured" else advance
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -121,11 +121,11 @@ class _Captured:
     copied into the memory of the first batch.
     """
 
-    def __init__(self, advance: Advance) -> None:
+    def __init__(self, advance: Advance, device: torch.device) -> None:
         self._advance = advance
         self._inputs: Batch | None = None
         self._graph = torch.cuda.CUDAGraph()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(device)
         self._warm_ups = 0
 
     def __call__(self, state: TrainState, batch: Batch) -> None:
@@ -143,7 +143,7 @@ class _Captured:
 
     def _warm_up(self, state: TrainState, batch: Batch) -> None:
         """Run an ordinary step on a separate stream, as torch requires before a capture."""
-        main = torch.cuda.current_stream()
+        main = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
             self._advance(state, batch)

@@ -18,6 +18,7 @@ from noisystudent.train.execution import _WARM_UPS, Executor, _Captured
 from noisystudent.train.step import TrainStep
 
 Make = Callable[..., Training]
+GPU = torch.device("cuda:0")
 CAPTURE = _WARM_UPS + 1  # number of the step that captures
 
 
@@ -42,8 +43,18 @@ def test_memory_may_be_pinned_while_a_step_is_captured(cuda: FakeCuda) -> None:
         loader.start()
         loader.join()
 
-    run(_Captured(advance))
+    run(_Captured(advance, GPU))
     assert cuda.replays == 1
+
+
+def test_a_step_is_captured_on_its_own_device_whichever_is_current(cuda: FakeCuda) -> None:
+    second = torch.device("cuda:1")
+    main, used = cuda.current_stream(second), list[Any]()
+    run(_Captured(lambda *_: used.append((cuda.device, cuda.current_stream())), second))
+    (stream,) = cuda.captured
+    assert used == [(second, stream)] * CAPTURE
+    assert stream.device == second and set(stream.waited_for) == {main}
+    assert cuda.device == torch.device("cuda:0")
 
 
 def failing(error: Exception) -> Callable[..., None]:
@@ -60,13 +71,13 @@ def failing(error: Exception) -> Callable[..., None]:
 def test_a_capture_that_fails_leaves_the_stream_of_before(cuda: FakeCuda) -> None:
     before = cuda.current_stream()
     with pytest.raises(RuntimeError, match="previous error during capture"):
-        run(_Captured(failing(RuntimeError("nonzero is not permitted"))))
+        run(_Captured(failing(RuntimeError("nonzero is not permitted")), GPU))
     assert cuda.current_stream() is before
 
 
 def test_warm_ups_and_capture_share_one_stream_in_turn_with_the_main_one(cuda: FakeCuda) -> None:
     main, used = cuda.current_stream(), list[Any]()
-    run(_Captured(lambda *_: used.append(cuda.current_stream())))
+    run(_Captured(lambda *_: used.append(cuda.current_stream()), GPU))
     assert len(used) == CAPTURE
     assert len(set(map(id, used))) == 1 and used[0] is not main
     assert used[0].waited_for == [main] * _WARM_UPS and main.waited_for == [used[0]] * _WARM_UPS

@@ -23,6 +23,21 @@ class Stream:
         self.waited_for.append(other)
 
 
+@dataclass(eq=False)
+class Event:
+    """A mark in a stream that the host can wait for."""
+
+    cuda: FakeCuda
+    stream: Stream | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.stream = stream or self.cuda.current_stream()
+
+    def synchronize(self) -> None:
+        assert self.stream is not None
+        self.cuda.host_waited_for.append(self.stream)
+
+
 class FakeCuda:
     """Stands in for `torch.cuda`: two devices with a current stream each, and captures.
 
@@ -30,23 +45,34 @@ class FakeCuda:
         device: the current device of the process.
         captured: streams that steps were captured on.
         replays: number of replays.
+        host_waited_for: streams of the events that the host has waited for.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.device = torch.device("cuda:0")
         self.captured: list[Stream] = []
         self.replays = 0
+        self.host_waited_for: list[Stream] = []
         self._current = {torch.device("cuda", n): Stream(torch.device("cuda", n)) for n in range(2)}
         self._capture: tuple[str, int] | None = None  # mode, thread
         self._valid = True
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: Stream(device or self.device))
+        monkeypatch.setattr(torch.cuda, "set_device", self.set_device)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: Event(self))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: Stream(self._gpu(device)))
         monkeypatch.setattr(torch.cuda, "current_stream", self.current_stream)
         monkeypatch.setattr(torch.cuda, "stream", self._stream)
         monkeypatch.setattr(torch.cuda, "graph", self._graph)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
 
+    def set_device(self, device: torch.device) -> None:
+        self.device = device
+
     def current_stream(self, device: torch.device | None = None) -> Stream:
-        return self._current[device or self.device]
+        return self._current[self._gpu(device)]
+
+    def _gpu(self, device: torch.device | None) -> torch.device:
+        """The GPU of this name. Trainings of tests are on the CPU, which stands for the current GPU."""
+        return self.device if device is None or device.type == "cpu" else device
 
     def replay(self) -> None:
         self.replays += 1
@@ -74,7 +100,8 @@ class FakeCuda:
         stream = stream or Stream(self.device)
         self._capture, self._valid = (capture_error_mode, threading.get_ident()), True
         self.captured.append(stream)
-        before, self._current[stream.device] = self._current[stream.device], stream
+        device, before = self.device, self._current[stream.device]
+        self.device, self._current[stream.device] = stream.device, stream
         try:
             yield
         except Exception:
@@ -84,4 +111,4 @@ class FakeCuda:
             self._capture = None
             if not self._valid:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-        self._current[stream.device] = before
+        self.device, self._current[stream.device] = device, before
