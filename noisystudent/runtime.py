@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import sys
 
@@ -57,7 +58,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        # torch.device(name) would accept a device that the machine does not have, and has no number for "cuda".
+        # torch.device(name) would accept a device that the machine does not have, and leave out the number.
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(
@@ -83,6 +84,17 @@ def _keep_freed_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**30)
         mallopt(_M_TRIM_THRESHOLD, -1)  # -1: never return the top of the heap
+
+
+def release_memory() -> None:
+    """Free the memory of objects that are not used any more, also on the GPUs.
+
+    torch leaves cycles of references behind, for example to a model whose optimiser was saved. Python would
+    collect them at some later time, and until then weights and CUDA graphs would stay on the GPU.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
