@@ -79,7 +79,7 @@ def fit(
             " start again"
         )
     log = _Log(Journal(folder.metrics, earlier), step.lr, steps_per_epoch, on_log)
-    execute = Executor(step, state, progress)
+    execute = Executor(step, state, progress, total_steps - state.step)
     eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
     saved = state.step
     for batch in _until_signal(batches(state.step, total_steps), progress):

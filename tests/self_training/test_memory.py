@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from noisystudent.self_training import train_stage
-from noisystudent.train import loop
+from noisystudent.train import loop, optim
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def test_no_model_and_no_optimiser_outlives_its_training(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Any]] = []
-    build, check = loop.build_optimizer, train_stage._check_model
+    check = train_stage._check_model
 
     def build_optimizer(model: nn.Module, *arguments: Any) -> Optimizer:
-        optimizer = build(model, *arguments)
+        optimizer = optim.build_optimizer(model, *arguments)
         made.extend((weakref.ref(model), weakref.ref(optimizer)))
         return optimizer
 

@@ -14,7 +14,8 @@ from tiny import Remembered
 from tiny_training import Training
 
 from noisystudent.records import Batch
-from noisystudent.train.execution import _WARM_UPS, Executor, _Captured
+from noisystudent.train import execution
+from noisystudent.train.execution import _WARM_UPS, WORTH_COMPILING, _Captured, forms_to_try
 from noisystudent.train.step import TrainStep
 
 Make = Callable[..., Training]
@@ -90,7 +91,7 @@ def captured(training: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[Excep
 
     def train(error: Exception) -> Remembered:
         progress = Remembered()
-        monkeypatch.setattr(Executor, "_forms_to_try", lambda self: ["captured", "eager"])
+        monkeypatch.setattr(execution, "forms_to_try", lambda *_: ["captured", "eager"])
         calls, advance = itertools.count(1), TrainStep.advance
 
         def advance_or_fail(self: TrainStep, *arguments: Any) -> None:
@@ -104,6 +105,39 @@ def captured(training: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[Excep
         return progress
 
     return train
+
+
+@pytest.mark.parametrize("steps", [1, WORTH_COMPILING - 1, WORTH_COMPILING, 10**6])
+def test_auto_compiles_on_a_gpu_if_the_steps_that_are_left_make_up_for_it(steps: int) -> None:
+    forms = forms_to_try("auto", True, steps)
+    assert forms[0] == ("captured" if steps >= WORTH_COMPILING else "captured-eager")
+    assert forms[-1] == "eager" and "captured-eager" in forms  # works where there is no compiler
+    assert forms_to_try("auto", False, steps) == ["eager"]
+
+
+@pytest.mark.parametrize("form", ["eager", "compiled", "captured", "captured-eager"])
+def test_a_configured_form_is_the_only_one(form: str) -> None:
+    assert forms_to_try(form, True, 1) == [form]
+
+
+def test_without_a_compiler_steps_are_captured_uncompiled(
+    cuda: FakeCuda, training: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> Callable[..., Any]:
+        def fails(*_: object) -> None:  # torch compiles at the first call
+            raise RuntimeError("no working C compiler found")
+
+        return fails
+
+    monkeypatch.setattr(execution, "forms_to_try", lambda *_: forms_to_try("auto", True, WORTH_COMPILING))
+    monkeypatch.setattr(torch, "compile", broken)
+    progress = Remembered()
+    training("bare", progress=progress).run()
+    assert progress.lines == [
+        "Execution of steps: captured fails on this machine (no working C compiler found); using"
+        " captured-eager."
+    ]
+    assert cuda.captured
 
 
 def test_the_first_error_of_a_failed_capture_is_the_reason_that_is_printed(
