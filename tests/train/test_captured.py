@@ -12,7 +12,10 @@ import torch
 from fake_cuda import FakeCuda
 from tiny import Remembered
 from tiny_training import Training
+from torch import Tensor
 
+from noisystudent.console import Progress
+from noisystudent.errors import Stopped
 from noisystudent.records import Batch
 from noisystudent.train import execution
 from noisystudent.train.execution import _WARM_UPS, WORTH_COMPILING, _Captured, forms_to_try
@@ -154,3 +157,26 @@ def test_a_capture_without_enough_memory_is_an_error_of_memory(
 ) -> None:
     with pytest.raises(torch.OutOfMemoryError, match="tried to allocate 2 GiB"):
         captured(torch.OutOfMemoryError("tried to allocate 2 GiB"))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_form_of_a_deterministic_training_does_not_depend_on_where_it_resumes(
+    training: Make, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, stopped = list[int](), Progress()
+
+    def forms(execution: str, on_gpu: bool, left: int) -> list[str]:
+        steps.append(left)
+        return ["eager"]
+
+    def stop(batch: Batch, step: int) -> Tensor:
+        if step == 9:
+            stopped.stop.signal = "SIGTERM"
+        return batch.images
+
+    monkeypatch.setattr(execution, "forms_to_try", forms)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    with pytest.raises(Stopped):
+        training(progress=stopped, changes={"augment": stop}, total_steps=24).run()
+    training(total_steps=24).run()
+    assert steps == ([24, 24] if deterministic else [24, 14])
