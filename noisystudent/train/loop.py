@@ -49,7 +49,8 @@ def fit(
     """Train `model`, starting from the newest intact snapshot in `folder` if there is one.
 
     A training that was interrupted and resumed ends with the weights of an uninterrupted one, bit for bit on
-    a CPU and with the deterministic kernels of a GPU. Its metrics.jsonl is the same, except for `images_per_second`.
+    a CPU and with the deterministic kernels of a GPU. Its metrics.jsonl is the same, except for
+    `images_per_second`.
 
     Args:
         model: model with float32 parameters on their device and noise off; trained in place.

@@ -176,14 +176,12 @@ def test_attacks_in_small_batches_give_the_same_results(monkeypatch: pytest.Monk
 
 
 def test_neither_tf32_nor_autocast_rounds_an_attack() -> None:
-    cudnn: Any = torch.backends.cudnn
-    backends: list[Any] = [cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul]
-    model, seen = linear(0), list[bool]()
+    parts: Any = torch.backends
+    backends, model, seen = (parts.cudnn.conv, parts.cudnn.rnn, parts.cuda.matmul), linear(0), list[bool]()
 
     def logits(images: Tensor) -> Tensor:
-        seen.extend(
-            [*(backend.fp32_precision != "ieee" for backend in backends), torch.is_autocast_enabled("cpu")]
-        )
+        seen.extend(backend.fp32_precision != "ieee" for backend in backends)
+        seen.append(torch.is_autocast_enabled("cpu"))
         return model(images)
 
     before = [backend.fp32_precision for backend in backends]
