@@ -131,7 +131,7 @@ def ours(bench: Bench, form: Any) -> Callable[[int], None]:
         num_classes=_CLASSES,
         dtype=bench.case.dtype,
     )
-    execute = Executor(step, state, Terminal())
+    execute = Executor(step, state, Terminal(), steps=1000)
     return lambda _: execute(next(batches))
 
 
@@ -147,24 +147,26 @@ def ceiling(bench: Bench, form: str) -> Callable[[int], None]:
         with torch.autocast(bench.device.type, bench.case.dtype, enabled=bench.case.dtype != torch.float32):
             return nn.functional.cross_entropy(model(images).float(), labels)
 
-    compute = loss_of if form == "eager" else torch.compile(loss_of, dynamic=False)
+    compiled = form in ("compiled", "captured")
+    compute = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
     def step(_: int = 0) -> None:
         compute(images).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return _captured(step) if form == "captured" else step
+    return _captured(step) if form.startswith("captured") else step
 
 
 def _captured(step: Callable[[], None]) -> Callable[[int], None]:
-    side = torch.cuda.Stream()
+    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    side.wait_stream(main)
     with torch.cuda.stream(side):
         for _ in range(3):
             step()
-    torch.cuda.current_stream().wait_stream(side)
+    main.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         step()
     return lambda _: graph.replay()
 
@@ -261,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cases", nargs="+", help="demo, cifar10-cpu, or model@side")
-    parser.add_argument("--forms", nargs="+", choices=["eager", "compiled", "captured"])
+    parser.add_argument("--forms", nargs="+", choices=["eager", "compiled", "captured", "captured-eager"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--budget", type=float, default=40, help="seconds of timing a case")
     arguments = parser.parse_args()

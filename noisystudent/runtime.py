@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
+import os
 import sys
 
 import numpy as np
@@ -39,11 +41,18 @@ def torch_seed(seed: int, stream: str, *counters: int) -> int:
     return int.from_bytes(_key(seed, stream, counters)[:8], "little") >> 1
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device of this name. On a CPU, also set the memory allocator of this process.
+def resolve_device(name: str, *, deterministic: bool = False) -> torch.device:
+    """Return the device of this name, and set up this process for it.
+
+    A GPU becomes the current one: libraries start copies, streams and events there. Its kernels are chosen,
+    see `_choose_kernels`. On a CPU, freed memory is kept.
 
     Args:
         name: a device name of torch, or `auto`: the first GPU if there is one, otherwise the CPU.
+        deterministic: use only kernels that give the same bits each time. On a CPU all do.
+
+    Returns:
+        The device, for a GPU with its number.
 
     Raises:
         InputError: the device does not exist on this machine, or torch cannot use it.
@@ -51,15 +60,36 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)  # torch.device also accepts a device that the machine does not have
+        # torch.device(name) would accept a device that the machine does not have, and leave out the number.
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device is {name!r}, which is not usable here ({first_line(error)}); try auto or cpu"
         ) from error
-    if device.type == "cpu":
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        _choose_kernels(deterministic)
+    elif device.type == "cpu":
         _keep_freed_memory()
     return device
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    """Set for this process which kernels a GPU uses.
+
+    TF32 is off, so that `precision: fp32` is float32 in training, evaluation and attacks. bf16 never uses it.
+    """
+    # These two set torch's old switches and its new ones (`fp32_precision`) alike. If only the new ones were
+    # set, the two would differ, and torch 2.11 to 2.14 raises an error when something reads an old one.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    # cuDNN measures its kernels for each new shape. There are few, because only last batches are smaller.
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # its call imports the compiler
+        torch.use_deterministic_algorithms(deterministic)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -77,8 +107,21 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)  # -1: never return the top of the heap
 
 
+def release_memory() -> None:
+    """Free the memory of objects that are not used any more, also on the GPUs.
+
+    torch leaves cycles of references behind, for example to a model whose optimiser was saved. Python would
+    collect them at some later time, and until then weights and CUDA graphs would stay on the GPU.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Return the data type of forward passes.
+
+    A GPU below compute capability 8 only emulates bf16, more slowly than it computes fp32. It gets fp32.
 
     Args:
         precision: fp32, bf16, or auto: bf16 on a GPU, fp32 on a CPU.
@@ -87,11 +130,12 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         InputError: `precision` is not auto, fp32 or bf16.
     """
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    known["auto"] = known["bf16" if device.type == "cuda" else "fp32"]
-    if precision not in known:
+    if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"precision is {precision!r}; choose one of auto, fp32, bf16")
-    return known[precision]
+    on_gpu = device.type == "cuda"
+    if precision == "fp32" or (on_gpu and torch.cuda.get_device_capability(device) < (8, 0)):
+        return torch.float32
+    return torch.bfloat16 if on_gpu or precision == "bf16" else torch.float32
 
 
 _PIXELS_AT_ONCE = 2**24

@@ -3,8 +3,15 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from fake_cuda import FakeCuda
+
+from noisystudent.runtime import resolve_device, resolve_dtype
 
 # In a process of its own, where nobody has asked for the device before.
 WHERE_A_BLOCK_LIES = """
@@ -24,3 +31,78 @@ print(start <= block.data_ptr() < stop)
 def test_what_is_freed_stays_with_the_process(device: str, kept: str) -> None:
     command = [sys.executable, "-c", WHERE_A_BLOCK_LIES, device]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == kept
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """A machine with two GPUs. The switches of torch are set back after the test."""
+    create = torch.empty
+
+    def empty(*sizes: int, device: str | torch.device = "cpu") -> Any:
+        if not str(device).startswith("cuda"):
+            return create(*sizes, device=device)
+        return SimpleNamespace(device=torch.device("cuda", torch.device(device).index or 0))
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    flags = {name: getattr(cudnn, name) for name in ("allow_tf32", "benchmark", "deterministic")}
+    yield FakeCuda(monkeypatch)
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision(before)
+    for name, value in flags.items():
+        setattr(cudnn, name, value)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_named_is_the_current_one(name: str, cuda: FakeCuda) -> None:
+    assert resolve_device(name) == cuda.device == torch.device("cuda", int(name == "cuda:1"))
+
+
+BACKENDS: Any = torch.backends  # torch does not declare their parts
+FP32: list[Any] = [BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn]
+
+
+def _old_switches() -> None:
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def _new_switches() -> None:
+    for backend in FP32:
+        backend.fp32_precision = "tf32"
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("switch", [lambda: None, _old_switches, _new_switches])
+def test_fp32_on_a_gpu_is_never_tf32(switch: Callable[[], None]) -> None:
+    switch()
+    resolve_device("cuda")
+    assert "tf32" not in [backend.fp32_precision for backend in FP32]
+    # torch raises if its old switches, which Inductor reads, contradict the new ones.
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_of_a_gpu_are_searched_or_deterministic(deterministic: bool) -> None:
+    resolve_device("cuda", deterministic=not deterministic)
+    resolve_device("cuda", deterministic=deterministic)
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    assert torch._inductor.config.deterministic is deterministic  # or the compiler would measure its kernels
+    assert torch.backends.cudnn.deterministic is deterministic
+    assert torch.backends.cudnn.benchmark is not deterministic
+
+
+@pytest.mark.parametrize(
+    ("capability", "bf16"), [((6, 1), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)]
+)
+def test_a_gpu_computes_in_bf16_only_if_it_has_it(
+    capability: tuple[int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
+    for precision in ("auto", "bf16"):
+        assert resolve_dtype(precision, gpu) == (torch.bfloat16 if bf16 else torch.float32)
+    assert resolve_dtype("fp32", gpu) == resolve_dtype("fp32", cpu) == torch.float32
+    assert (resolve_dtype("auto", cpu), resolve_dtype("bf16", cpu)) == (torch.float32, torch.bfloat16)

@@ -27,7 +27,10 @@ Overwrite = Annotated[bool, Parameter(negative=(), help="Replace an existing fil
 Device = Annotated[str, Parameter(help="auto, or a torch device such as cpu or cuda.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    Parameter(help="Number format. auto: bf16 on a GPU, fp32 on a CPU. No effect on an ONNX file."),
+    Parameter(
+        help="Number format. auto: bf16 on a GPU, fp32 on a CPU. A GPU below compute capability 8 has no bf16"
+        " and uses fp32. No effect on an ONNX file."
+    ),
 ]
 
 
@@ -42,6 +45,9 @@ class Settings:
     name: Annotated[str | None, Parameter(help="Name of the run. Default: that of the recipe.")] = None
     seed: Annotated[int | None, Parameter(help="Seed of all random numbers.")] = None
     device: Annotated[str | None, Parameter(help="auto, or a torch device such as cpu or cuda.")] = None
+    deterministic: Annotated[
+        bool | None, Parameter(help="On a GPU, give the same bits each time. This is slower.")
+    ] = None
     cache: Annotated[
         bool | None,
         Parameter(

@@ -88,6 +88,9 @@ class Config:
     """Seed of the run. Every random number depends only on it, the name of a stream and the step."""
     device: str = "auto"
     """auto, or a torch device such as cpu or cuda:0. auto: a GPU if there is one."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits each time, so that a resumed run ends with the same
+    weights as an uninterrupted one. They are slower. A CPU is always deterministic."""
     control: bool = True
     """Also train the last student on labelled images alone. The verdict 'improved' needs this control."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -72,13 +72,15 @@ class TrainConfig:
     clip_norm: float | None = number(None, above=0)
     """Largest gradient norm. None: no clipping, as in the paper."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the forward pass. auto: bf16 on a GPU, fp32 on a CPU."""
+    """Number format of the forward pass. auto: bf16 on a GPU, fp32 on a CPU. A GPU without bf16 (compute
+    capability below 8) uses fp32. fp32 is float32 and not TF32."""
     channels_last: bool = True
     """Keep images and weights in the channels-last memory format."""
-    execution: Literal["auto", "eager", "compiled", "captured"] = neutral("auto")
+    execution: Literal["auto", "eager", "compiled", "captured", "captured-eager"] = neutral("auto")
     """How steps are executed; the results are the same. captured: compiled, and replayed as a CUDA graph.
-    auto: the fastest that works; eager on a CPU. Except with eager, the model that labels a pool of 500,000
-    images or more is compiled."""
+    captured-eager: a CUDA graph that is not compiled. auto: eager on a CPU; on a GPU captured if 10,000
+    steps or more are left, otherwise captured-eager, and a simpler form if one fails. Except with eager, the
+    model that labels a pool of 500,000 images or more is compiled."""
     log_steps: int = number(50, least=1, neutral=True)
     """Number of steps between two lines of metrics.jsonl."""
     eval_steps: int | None = number(None, least=1, neutral=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -151,14 +151,6 @@ class ImageSet:
         """True if `fetch` only copies stored pixels, without decoding or resizing (`boxes`: with boxes)."""
         return self.resident and not boxes and self._pixels.shape[-1] == resolution
 
-    def to_device(self, device: torch.device) -> ImageSet:
-        """The same set with its stored pixels on a GPU, if they need at most 40 % of the free GPU memory."""
-        if not self.resident or device.type != "cuda":
-            return self
-        if self._pixels.nbytes > _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-            return self
-        return replace(self, _on_device=torch.from_numpy(np.array(self._pixels)).to(device))
-
     @cached_property
     def _pixels(self) -> NDArray[np.uint8]:
         # mode "c" (copy on write) and not "r": torch.from_numpy warns about read-only arrays
@@ -196,6 +188,28 @@ class ImageSet:
             raise RunError(
                 f"{self.source.name}: {name} cannot be read any more ({error}); restore it and run again"
             ) from error
+
+
+def to_device(sets: Sequence[ImageSet], device: torch.device) -> list[ImageSet]:
+    """The same sets, with their stored pixels on a GPU. All together use at most 40 % of its free memory.
+
+    Args:
+        sets: the first ones are moved first, and those that do not fit any more stay.
+        device: if it is not a GPU, nothing is moved.
+    """
+    if device.type != "cuda":
+        return list(sets)
+    left = _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+    moved: dict[Path | None, Tensor] = {}  # by storage: val may be some rows of that of the labelled images
+    for images in sets:
+        if images.resident and images.storage not in moved and images._pixels.nbytes <= left:
+            left -= images._pixels.nbytes
+            moved[images.storage] = _moved(images._pixels, device)
+    return [replace(images, _on_device=moved.get(images.storage)) for images in sets]
+
+
+def _moved(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(pixels)).to(device)
 
 
 def content_hash(data: bytes | NDArray[np.uint8]) -> bytes:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress
 from noisystudent.data.duplicates import Mask
-from noisystudent.data.imageset import ImageSet
+from noisystudent.data.imageset import ImageSet, to_device
 from noisystudent.data.index import SCHEMA, Index, writer
 from noisystudent.data.listing import Listing, list_sets
 from noisystudent.data.scan import Job, Scan, scan
@@ -58,10 +58,10 @@ class Dataset:
     tags: tuple[str, ...] = ()
 
     def to_device(self, device: torch.device) -> Dataset:
-        """The same sets, each with its stored pixels on a GPU if they fit there."""
-        test = None if self.test is None else self.test.to_device(device)
-        labeled, val, pool = (images.to_device(device) for images in (self.labeled, self.val, self.pool))
-        return replace(self, labeled=labeled, val=val, test=test, pool=pool)
+        """The same sets, with their stored pixels on a GPU as far as they fit there; the pool comes last."""
+        given = [] if self.test is None else [self.test]
+        labeled, val, *test, pool = to_device([self.labeled, self.val, *given, self.pool], device)
+        return replace(self, labeled=labeled, val=val, test=test[0] if test else None, pool=pool)
 
 
 def prepare(

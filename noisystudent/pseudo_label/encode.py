@@ -103,7 +103,7 @@ def _to_host(values: Tensor) -> PendingProbs:
         return values.cpu().numpy
     copied = values.to("cpu", non_blocking=True)  # PyTorch uses pinned memory for this
     end_of_copy = torch.cuda.Event()
-    end_of_copy.record()
+    end_of_copy.record(torch.cuda.current_stream(values.device))  # not of the current device
 
     def wait() -> NDArray[np.float32]:
         end_of_copy.synchronize()

@@ -123,17 +123,19 @@ def fp32(device: torch.device) -> Iterator[None]:
     """Context manager for full float32 precision: no autocast, and on a GPU no TF32.
 
     By default PyTorch lets cuDNN use TF32 for convolutions, and its rounding can flip the sign of a gradient.
+    `resolve_device` switches it off for a whole run; other callers may not have called it.
     """
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
+    cudnn: Any = torch.backends.cudnn  # torch does not declare its parts
+    backends: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = False
+            backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -124,7 +124,9 @@ def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) 
         progress.say(f"note: {note}")
     if len(dataset.labeled) == 0:
         raise RunError("no labelled image is left to train on; add images to data.labeled")
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, deterministic=config.deterministic)
+    if config.deterministic and device.type == "cuda":
+        progress.say("deterministic: kernels that give the same bits each time are used; they are slower")
     dataset = dataset.to_device(device)
     return Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
 

@@ -27,7 +27,7 @@ def check_config(config: Config, *, pool: bool) -> None:
     """
     require_lengths(config)
     require_pool(config, pool)
-    resolve_device(config.device)
+    resolve_device(config.device, deterministic=config.deterministic)
     built: list[tuple[ModelConfig, int, int | None]] = []
     for learner in learners(config).values():
         side = learner.model.resolution or config.data.resolution

@@ -23,6 +23,7 @@ from noisystudent.run.files import atomic
 from noisystudent.run.graph import Iteration
 from noisystudent.run.rundir import ModelDir
 from noisystudent.run.stages import Stage, run_stage
+from noisystudent.runtime import release_memory
 from noisystudent.selection import lost_classes, reassign, select, selected_rows
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery
@@ -67,6 +68,7 @@ def label(context: Context, stage: Stage, teachers: Sequence[Training], config: 
         )
 
     run_stage(stage, work, context.progress)
+    release_memory()
 
 
 def select_images(context: Context, iteration: Iteration, before: Iteration | None) -> None:

@@ -7,6 +7,7 @@ from noisystudent.metrics import guards, scores
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Model
 from noisystudent.run.stages import Stage, run_stage
+from noisystudent.runtime import release_memory
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.predict import predictions
 from noisystudent.self_training.training import Training, train
@@ -31,6 +32,7 @@ def train_model(context: Context, stage: Stage, training: Training) -> None:
         remove(training.folder.targets)  # a copy, and as large as the pseudo-labels
 
     run_stage(stage, work, context.progress)
+    release_memory()  # of the model and its optimiser: the next stage has its own
     # Outside the stage: the check must also stop a run that is started again.
     _check_model(context, stage, training)
 
@@ -43,6 +45,7 @@ def pretrain_model(context: Context, stage: Stage, training: Training) -> None:
         Stopped: a signal was received. Another call resumes.
     """
     run_stage(stage, lambda: _train(context, stage, training), context.progress)
+    release_memory()
 
 
 def finetune_model(context: Context, model: Model, training: Training) -> Training:

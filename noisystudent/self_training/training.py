@@ -104,9 +104,13 @@ class Training:
     def describe(self, pool: SelectedPool | None) -> str:
         """Return one line of text with the network, steps, batch and resolution."""
         labeled, unlabeled = self.rows(pool)
+        # On a GPU bf16 is the default; see `resolve_dtype`.
+        fallback = self.device.type == "cuda" and self.dtype == torch.float32
+        fallback = fallback and self.learner.train.precision != "fp32"
         return (
             f"{self.learner.model.name}, {self.total_steps:,} steps of {labeled:,} labelled"
             f" and {unlabeled:,} pool images, {self.resolution} pixels"
+            f"{', in fp32 because this GPU has no bf16' if fallback else ''}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Ways to run a step with the same results: eager, compiled, or captured (compiled, as one CUDA graph)."""
+"""Ways to run a step with the same results: eager or compiled, and each of them also as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,8 +15,35 @@ from noisystudent.train.step import TrainStep
 
 Advance = Callable[[TrainState, Batch], None]
 
+# Compilation pays if the steps that are left save more time than it takes. Both numbers are assumptions for
+# networks such as Wide ResNet-28-2 and ResNet-50 on a large GPU; they were not measured.
+_COMPILATION_SECONDS = 60.0
+_SAVED_SECONDS = 0.006  # by a compiled step, compared with an eager one in a CUDA graph
+WORTH_COMPILING = round(_COMPILATION_SECONDS / _SAVED_SECONDS)  # number of steps
+
 # In the first steps libraries choose kernels and allocate buffers, which a CUDA graph cannot capture.
 _WARM_UPS = 3
+
+
+def forms_to_try(execution: str, on_gpu: bool, steps: int) -> list[str]:
+    """Forms in the order in which they are tried.
+
+    Args:
+        execution: `train.execution`.
+        on_gpu: True if the steps run on a CUDA device.
+        steps: number of steps that are left.
+
+    Raises:
+        RunError: the form needs a CUDA device.
+    """
+    if execution.startswith("captured") and not on_gpu:
+        raise RunError(f"train.execution is {execution}, which needs a CUDA device; choose compiled or eager")
+    if execution != "auto":
+        return [execution]
+    if not on_gpu:  # compilation takes a minute, which a training of a few minutes does not save
+        return ["eager"]
+    uncompiled = ["captured-eager", "eager"]
+    return uncompiled if steps < WORTH_COMPILING else ["captured", "captured-eager", "compiled", "eager"]
 
 
 class Executor:
@@ -25,16 +52,22 @@ class Executor:
     Args:
         step: definition of a step.
         state: state that the steps change.
-        progress: prints the form, the seconds of compilation, and the reason if a faster form fails.
+        progress: prints the form and why, the seconds of compilation, and the reason if a form fails.
+        steps: number of steps that are left; with `execution: auto` they decide about compilation.
 
     Raises:
         RunError: the form in `train.execution` does not work on this machine.
     """
 
-    def __init__(self, step: TrainStep, state: TrainState, progress: Progress) -> None:
+    def __init__(self, step: TrainStep, state: TrainState, progress: Progress, steps: int) -> None:
         self._step, self._state, self._progress = step, state, progress
         self._on_gpu = state.window.is_cuda
-        self._forms = self._forms_to_try()
+        self._forms = forms_to_try(step.config.execution, self._on_gpu, steps)
+        if step.config.execution == "auto" and self._forms[0] == "captured-eager":
+            progress.say(
+                f"Execution of steps: captured-eager. {steps:,} steps are left, and compilation pays from"
+                f" {WORTH_COMPILING:,} on."
+            )
         self._advance = self._build(self._forms[0])
         self._steps_done = 0  # in the current form
 
@@ -48,38 +81,34 @@ class Executor:
         self._steps_done += 1
         self._state.step += 1
 
-    def _forms_to_try(self) -> list[str]:
-        """Forms in the order in which they are tried."""
-        form = self._step.config.execution
-        if form == "auto":
-            # On a CPU compilation takes a minute. In a training of a few minutes it saves less than that.
-            return ["captured", "compiled", "eager"] if self._on_gpu else ["eager"]
-        if form == "captured" and not self._on_gpu:
-            raise RunError("train.execution is captured, which needs a CUDA device; choose compiled or eager")
-        return [form]
-
     def _try(self, batch: Batch) -> None:
-        """Run one of the first steps, and go on to the next form if this one fails.
+        """Run one of the first steps, in the next form if this one fails.
 
         The compiler may be missing, or a CUDA graph may not be able to capture the model.
         """
+        while (failure := self._failure(batch)) is not None:
+            self._next_form(failure)
+
+    def _failure(self, batch: Batch) -> RuntimeError | None:
+        """Run one of the first steps, and return its error if another form may not have it."""
         form, start = self._forms[0], time.perf_counter()
         try:
             self._advance(self._state, batch)
-        except torch.OutOfMemoryError:  # a subclass of RuntimeError; another form does not help
-            raise
         except RuntimeError as error:
+            cause = _root_cause(error)
+            if isinstance(cause, torch.OutOfMemoryError):  # another form does not help
+                raise cause from None
             if form == "eager":  # an error of the step itself
                 raise
-            self._next_form(first_line(error), error)
-            self._try(batch)
-            return
-        if self._steps_done == 0 and form != "eager":
+            return error
+        if self._steps_done == 0 and form in ("captured", "compiled"):
             seconds = time.perf_counter() - start
             self._progress.say(f"Execution of steps: {form}. Compilation took {seconds:.1f} s.")
+        return None
 
-    def _next_form(self, reason: str, error: RuntimeError) -> None:
+    def _next_form(self, error: RuntimeError) -> None:
         """Switch to the next form. Compilation or capture failed, so the state has not changed."""
+        reason = first_line(_root_cause(error))
         failed, *self._forms = self._forms
         if not self._forms:
             raise RunError(
@@ -94,11 +123,20 @@ class Executor:
 
     def _build(self, form: str) -> Advance:
         """Function that runs a prepared step in this form."""
-        if form == "eager":
-            return self._step.advance
-        torch.compiler.reset()  # models of earlier students would count towards the limit of recompilations
-        advance = self._step.compiled(self._on_gpu).advance
-        return _Captured(advance) if form == "captured" else advance
+        step = self._step
+        if form in ("captured", "compiled"):
+            # Models of earlier students would count towards the limit of recompilations.
+            torch.compiler.reset()
+            step = step.compiled(self._on_gpu)
+        captured = form in ("captured", "captured-eager")
+        return _Captured(step.advance, self._state.window.device) if captured else step.advance
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The error that came first: torch raises another one when a compilation or a capture fails."""
+    context = None if error.__suppress_context__ else error.__context__
+    inner = getattr(error, "inner_exception", None) or error.__cause__ or context
+    return error if inner is None else _root_cause(inner)
 
 
 class _Captured:
@@ -108,10 +146,11 @@ class _Captured:
     copied into the memory of the first batch.
     """
 
-    def __init__(self, advance: Advance) -> None:
+    def __init__(self, advance: Advance, device: torch.device) -> None:
         self._advance = advance
         self._inputs: Batch | None = None
         self._graph = torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream(device)
         self._warm_ups = 0
 
     def __call__(self, state: TrainState, batch: Batch) -> None:
@@ -121,8 +160,7 @@ class _Captured:
                 self._warm_up(state, batch)
                 return
             self._inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.pool_targets.clone())
-            with torch.cuda.graph(self._graph):  # this records the step but does not run it
-                self._advance(state, self._inputs)
+            self._capture(state, self._inputs)
         # The graph reads each batch from here, so its shapes cannot change.
         for name in ("images", "labels", "pool_targets"):
             getattr(self._inputs, name).copy_(getattr(batch, name))
@@ -130,9 +168,17 @@ class _Captured:
 
     def _warm_up(self, state: TrainState, batch: Batch) -> None:
         """Run an ordinary step on a separate stream, as torch requires before a capture."""
-        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
+        main = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(main)
+        with torch.cuda.stream(self._stream):
             self._advance(state, batch)
-        main.wait_stream(side)
+        main.wait_stream(self._stream)
         self._warm_ups += 1
+
+    def _capture(self, state: TrainState, inputs: Batch) -> None:
+        """Record the step without running it."""
+        # Meanwhile other threads pin the memory of decoded batches, which the mode `global` forbids.
+        graph = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
+        # `graph` leaves its stream current if the capture fails; the outer block always restores.
+        with torch.cuda.stream(self._stream), graph:
+            self._advance(state, inputs)

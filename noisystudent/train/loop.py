@@ -49,7 +49,8 @@ def fit(
     """Train `model`, starting from the newest intact snapshot in `folder` if there is one.
 
     A training that was interrupted and resumed ends with the weights of an uninterrupted one, bit for bit on
-    a CPU. Its metrics.jsonl is the same, except for `images_per_second`.
+    a CPU and with the deterministic kernels of a GPU. Its metrics.jsonl is the same, except for
+    `images_per_second`.
 
     Args:
         model: model with float32 parameters on their device and noise off; trained in place.
@@ -79,7 +80,9 @@ def fit(
             " start again"
         )
     log = _Log(Journal(folder.metrics, earlier), step.lr, steps_per_epoch, on_log)
-    execute = Executor(step, state, progress)
+    # With deterministic kernels a resumed training must also take the form of an uninterrupted one.
+    steps = total_steps - (0 if torch.are_deterministic_algorithms_enabled() else state.step)
+    execute = Executor(step, state, progress, steps)
     eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
     saved = state.step
     for batch in _until_signal(batches(state.step, total_steps), progress):

@@ -192,12 +192,12 @@ def test_a_gpu_receives_the_same_batches(tmp_path: Path, plane: Plane, workers: 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     device, data = torch.device("cuda"), made(tmp_path, plane)
-    labeled, pool = data.labeled.to_device(device), data.pool.to_device(device)
+    on_gpu = data.to_device(device)
     for boxes in (None, quarter):
         moved = list(
             joint_batches(
-                labeled, pool, selected_pool(), labeled_batch=4, pool_batch=3, resolution=8, seed=1,
-                start=0, stop=5, device=device, workers=workers, boxes=boxes,
+                on_gpu.labeled, on_gpu.pool, selected_pool(), labeled_batch=4, pool_batch=3, resolution=8,
+                seed=1, start=0, stop=5, device=device, workers=workers, boxes=boxes,
             )
         )  # fmt: skip
         assert all(batch.images.is_cuda and batch.labels.is_cuda for batch in moved)

@@ -176,18 +176,19 @@ def test_attacks_in_small_batches_give_the_same_results(monkeypatch: pytest.Monk
 
 
 def test_neither_tf32_nor_autocast_rounds_an_attack() -> None:
-    backends, model = (torch.backends.cudnn, torch.backends.cuda.matmul), linear(0)
-    seen: list[bool] = []
+    parts: Any = torch.backends
+    backends, model, seen = (parts.cudnn.conv, parts.cudnn.rnn, parts.cuda.matmul), linear(0), list[bool]()
 
     def logits(images: Tensor) -> Tensor:
-        seen.extend([*(backend.allow_tf32 for backend in backends), torch.is_autocast_enabled("cpu")])
+        seen.extend(backend.fp32_precision != "ieee" for backend in backends)
+        seen.append(torch.is_autocast_enabled("cpu"))
         return model(images)
 
-    before = [backend.allow_tf32 for backend in backends]
+    before = [backend.fp32_precision for backend in backends]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         results_of({"m": Model(logits)}, plan("fgsm"))
     assert seen and not any(seen)
-    assert [backend.allow_tf32 for backend in backends] == before
+    assert [backend.fp32_precision for backend in backends] == before
 
 
 def test_each_sequence_is_measured_as_defined() -> None:
