@@ -13,11 +13,11 @@ from torch import Tensor
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.run.rundir import ModelDir
+from noisystudent.runtime import packed_bytes, packed_views
 from noisystudent.train import checkpoint, journal
 from noisystudent.train.checkpoint import TrainState
 
 _SECONDS = 60.0  # between two snapshots if the number of steps is not set
-_ALIGNMENT = 64  # bytes; torch needs a multiple of the size of each type
 
 
 class Snapshots:
@@ -105,14 +105,10 @@ class Snapshots:
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies on the CPU, all in one memory, which is pinned on a GPU so that the host does not wait."""
-        sizes = {name: -tensor.nbytes % _ALIGNMENT + tensor.nbytes for name, tensor in tensors.items()}
-        if len(self._memory) != sum(sizes.values()):
-            pinned = self._state.window.is_cuda
-            self._memory = torch.empty(sum(sizes.values()), dtype=torch.uint8, pin_memory=pinned)
-        places = self._memory.split(list(sizes.values()))
-        copies = {}
-        for (name, tensor), place in zip(tensors.items(), places, strict=True):
-            dense = torch.empty_like(tensor, device="meta")  # the memory format is kept
-            copies[name] = place[: tensor.nbytes].view(tensor.dtype).as_strided(dense.size(), dense.stride())
+        size = packed_bytes(tensors.values())
+        if len(self._memory) != size:
+            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._state.window.is_cuda)
+        copies = dict(zip(tensors, packed_views(self._memory, tensors.values()), strict=True))
+        for name, tensor in tensors.items():
             copies[name].copy_(tensor, non_blocking=True)
         return copies
