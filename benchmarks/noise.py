@@ -25,7 +25,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ from noisystudent.runtime import resolve_device
 from noisystudent.train.optim import build_optimizer
 
 _CLASSES, _MAGNITUDE = 10, 9
+_PEERS = ("timm", "torchvision", "kornia")
 _BUDGET = 0.3  # seconds a contender is timed for in each repeat, at least
 Work = Callable[[int], object]
 """One call of a contender, by number."""
@@ -229,19 +230,23 @@ def kornia_peer(case: Case, device: torch.device) -> Stopwatch:
     return stopwatch(lambda _: noise(images.float() / 255), case.batch, device)
 
 
-def contenders(case: Case, device: torch.device) -> dict[str, Stopwatch]:
-    """Ours by part, the ceiling, and the peers that are installed."""
+def contenders(case: Case, device: torch.device, peers: Collection[str]) -> dict[str, Stopwatch]:
+    """Ours by part, the ceiling, and those of the peers that are installed."""
     config = AugmentConfig(crop="pad", flip=True, randaugment=f"rand-m{_MAGNITUDE}-n{case.num_ops}")
     policy = build_policy(config, case.side)
     rows = case.batch * together(case, device)
     found = {name: stopwatch(work, rows, device) for name, work in ours(case, policy, device).items()}
     found["ceiling"] = stopwatch(ceiling(case, device), case.batch, device)
-    found["timm"] = timm_peer(case, policy)
-    found["torchvision"] = torchvision_peer(case, device)
-    if importlib.util.find_spec("kornia") is None:
-        print("kornia is not installed: left out")
-    else:
-        found["kornia"] = kornia_peer(case, device)
+    makers = {
+        "timm": lambda: timm_peer(case, policy),
+        "torchvision": lambda: torchvision_peer(case, device),
+        "kornia": lambda: kornia_peer(case, device),
+    }
+    for name in peers:
+        if importlib.util.find_spec(name) is None:
+            print(f"{name} is not installed: left out")
+        else:
+            found[name] = makers[name]()
     return found
 
 
@@ -250,11 +255,11 @@ def spread(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def measure(name: str, case: Case, device: torch.device, repeats: int) -> None:
+def measure(name: str, case: Case, device: torch.device, repeats: int, peers: Collection[str]) -> None:
     """Alternate all contenders and print a line each."""
     settings = f"{case.side} pixels, batch {case.batch}, {case.dtype}, N = {case.num_ops}, {repeats} repeats"
     print(f"\n{name}: {case.model}, {settings}")
-    found = contenders(case, device)
+    found = contenders(case, device, peers)
     times: dict[str, list[float]] = {key: [] for key in found}
     for _ in range(repeats):
         for key, watch in found.items():
@@ -270,10 +275,9 @@ def measure(name: str, case: Case, device: torch.device, repeats: int) -> None:
     if "host" in times:
         beside = [100 * a / b for a, b in zip(times["host"], times["ceiling"], strict=True)]
         print(f"  host / ceiling: {spread(beside, '.2f')} %")
-    for peer in ("timm", "torchvision", "kornia"):
-        if peer in times:
-            ratio = [theirs / own for own, theirs in zip(noise, times[peer], strict=True)]
-            print(f"  images/s, ours / {peer}: {spread(ratio, '.2f')}")
+    for peer in (name for name in peers if name in times):
+        ratio = [theirs / own for own, theirs in zip(noise, times[peer], strict=True)]
+        print(f"  images/s, ours / {peer}: {spread(ratio, '.2f')}")
 
 
 def main() -> None:
@@ -282,6 +286,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help=", ".join({**_CPU_CASES, **_GPU_CASES}))
     parser.add_argument("--num-ops", type=int, default=2, help="N of RandAugment")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=_PEERS, default=_PEERS)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     on_gpu = device.type == "cuda"
@@ -292,7 +297,9 @@ def main() -> None:
     place = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {place}, {os.cpu_count()} cores")
     for name in chosen:
-        measure(name, cases[name]._replace(num_ops=arguments.num_ops), device, arguments.repeats)
+        measure(
+            name, cases[name]._replace(num_ops=arguments.num_ops), device, arguments.repeats, arguments.peers
+        )
 
 
 if __name__ == "__main__":
