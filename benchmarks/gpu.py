@@ -120,7 +120,7 @@ def _dry(cifar: list[str], label: list[str], snapshot: list[str]) -> list[_Scrip
         ("step", 40, [*case, *once, "--budget", "0.2"]),
         ("snapshot", 40, [*case, *once, *snapshot]),
         ("cifar10", 60, cifar),
-        ("label", 80, label),
+        ("label", 120, label),
         ("noise", 40, ["--cases", "demo", *once, "--peers", "torchvision"]),
         ("kernels", 40, case),
         ("host", 40, [*case, "--steps", "3"]),
