@@ -12,8 +12,7 @@ ceiling: forward, backward and optimiser of the case's network on one fixed batc
 captured as well; the share is ours / ceiling.
 timm: Pillow RandAugment in a DataLoader with as many workers as cores. torchvision: transforms.v2, one image
 after the other in one process. kornia: on batches; it draws operations once a batch, not once an image.
-Each repeat times all in turn; ratios are within a repeat, medians and ranges over the repeats. A peer that is
-not installed is said and left out.
+Each repeat times all in turn; ratios are within a repeat: medians and ranges. A missing peer is left out.
 """
 
 from __future__ import annotations
@@ -115,9 +114,8 @@ def ceiling(case: Case, device: torch.device) -> Work:
     on_gpu = device.type == "cuda"
 
     def loss_of(images: Tensor) -> Tensor:
-        with torch.autocast(
-            device.type, case.dtype, enabled=case.dtype != torch.float32, cache_enabled=False
-        ):
+        low = case.dtype != torch.float32
+        with torch.autocast(device.type, case.dtype, enabled=low, cache_enabled=False):
             return nn.functional.cross_entropy(model(images), labels)
 
     compute = torch.compile(loss_of, dynamic=False) if on_gpu else loss_of
@@ -192,7 +190,7 @@ class PillowImages(Dataset[Tensor]):
         return torch.from_numpy(np.array(self._noise(Image.fromarray(self._arrays[row])))).permute(2, 0, 1)
 
 
-def timm_peer(case: Case, policy: Policy) -> Stopwatch:
+def timm_peer(case: Case, policy: Policy, _device: torch.device) -> Stopwatch:
     count = max(256, 2**22 // case.side**2)
     dataset = PillowImages(case.side, count, case.num_ops, policy.translate_const)
     loader = DataLoader(
@@ -209,7 +207,7 @@ def timm_peer(case: Case, policy: Policy) -> Stopwatch:
     return seconds
 
 
-def torchvision_peer(case: Case, device: torch.device) -> Stopwatch:
+def torchvision_peer(case: Case, _policy: Policy, device: torch.device) -> Stopwatch:
     from torchvision.transforms import v2
 
     crop = v2.RandomCrop(case.side, padding=case.side // 8, padding_mode="reflect")
@@ -218,7 +216,7 @@ def torchvision_peer(case: Case, device: torch.device) -> Stopwatch:
     return stopwatch(lambda _: [noise(image) for image in images], len(images), device)
 
 
-def kornia_peer(case: Case, device: torch.device) -> Stopwatch:
+def kornia_peer(case: Case, _policy: Policy, device: torch.device) -> Stopwatch:
     import kornia.augmentation as kornia
 
     noise: Any = nn.Sequential(
@@ -237,16 +235,12 @@ def contenders(case: Case, device: torch.device, peers: Collection[str]) -> dict
     rows = case.batch * together(case, device)
     found = {name: stopwatch(work, rows, device) for name, work in ours(case, policy, device).items()}
     found["ceiling"] = stopwatch(ceiling(case, device), case.batch, device)
-    makers = {
-        "timm": lambda: timm_peer(case, policy),
-        "torchvision": lambda: torchvision_peer(case, device),
-        "kornia": lambda: kornia_peer(case, device),
-    }
+    makers = dict(zip(_PEERS, (timm_peer, torchvision_peer, kornia_peer), strict=True))
     for name in peers:
         if importlib.util.find_spec(name) is None:
             print(f"{name} is not installed: left out")
         else:
-            found[name] = makers[name]()
+            found[name] = makers[name](case, policy, device)
     return found
 
 
