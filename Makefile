@@ -8,7 +8,13 @@ STAMP  := $(VENV)/.installed-$(shell sha256sum pyproject.toml 2>/dev/null | cut 
 SEED   ?= 0
 COUNT  ?= 400
 
-.PHONY: demo test test-slow attack coverage check format bench gpu clean
+# Of `make gpu-pack`.
+PACK           := cyclopts docstring-parser docutils duckdb plotly rich-rst simplejpeg
+PACK_PYTHON    ?= 3.12
+PACK_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+DATA           ?= ../shared/data
+
+.PHONY: demo test test-slow attack coverage check format bench gpu gpu-dry gpu-pack clean
 
 demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdict and report
 	$(BIN)/noisystudent demo
@@ -40,8 +46,19 @@ bench: $(STAMP)           ## benchmarks that need no GPU, one after the other, t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	BIN=$(BIN) bash benchmarks/bench.sh
 
-gpu:                      ## everything that needs a GPU, in one call, with the Python that is there
-	PYTHON=$(PYTHON) bash benchmarks/gpu.sh
+gpu:                      ## everything that needs a GPU, in one call, with the Python that is there; OUT names a folder
+	$(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT))
+
+gpu-dry: $(STAMP)         ## the same calls on the CPU, with tiny sizes and random images
+	$(BIN)/python benchmarks/gpu.py --dry --out .cache/benchmarks
+
+gpu-pack:                 ## what a machine without a network may lack, into .gpu/; DATA names a folder of images
+	mkdir -p .gpu
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest .gpu \
+	  --implementation cp --python-version $(PACK_PYTHON) $(foreach tag,$(PACK_PLATFORMS),--platform $(tag)) $(PACK)
+	for set in cifar10 tinyimagenet/other-classes.tar.xz; do \
+	  mkdir -p .gpu/$$(dirname $$set) && cp -R $(DATA)/$$set .gpu/$$set || exit; done
+	chmod -R u+w .gpu && du -sh .gpu
 
 # torch and torchvision are installed as a pair first: versions that do not match fail at import. The oracle of the
 # corruptions asks for an OpenCV with windows, which the headless one here replaces.

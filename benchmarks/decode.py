@@ -29,17 +29,17 @@ from PIL import Image
 
 from noisystudent.data.decode import decode, view
 
-_PHOTOS = Path(__file__).parents[1] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
+PHOTOS = Path(__file__).parents[1] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
 _LIMIT = 100_000_000
 _OVERSIZE = (4000, 3000)
 Contender = Callable[[bytes], object]
 
 
-def photographs() -> dict[str, bytes]:
+def photographs(photos: Path) -> dict[str, bytes]:
     """`<class>/<file>` and bytes of each photograph."""
-    if not _PHOTOS.exists():
-        raise SystemExit(f"needs {_PHOTOS}")
-    with tarfile.open(_PHOTOS) as archive:
+    if not photos.exists():
+        raise SystemExit(f"needs {photos}")
+    with tarfile.open(photos) as archive:
         return {
             member.name.removeprefix("photos/"): file.read()
             for member in archive.getmembers()
@@ -111,12 +111,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="tar of photos/<class>/<image>")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)
     names = contenders(arguments.side)
     peers = [name for name in names if name not in ("ours", "whole")]
-    files = list(photographs().values())
+    files = list(photographs(arguments.photos).values())
     for title, batch in (("photographs", files), ("oversize", [enlarged(data) for data in files[:8]])):
         found = rates(batch, names, arguments.repeats)
         found["ceiling"] = [max(values) for values in zip(*(found[name] for name in peers), strict=True)]

@@ -46,7 +46,7 @@ from noisystudent.run.rundir import DataDir, ModelDir
 from noisystudent.runtime import resolve_device, resolve_dtype
 from noisystudent.self_training.training import Training, predictor
 
-_CIFAR = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "cifar10" / "train.tar.xz"
+_CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10" / "train.tar.xz"
 _CPU_CASES = {"demo": ("resnet8_16", 16, "fp32"), "cifar10-cpu": ("resnet8_16", 32, "bf16")}
 _GPU_CASES = ("wrn28_2@32", "resnet50@224", "efficientnet_b0@224")
 _LIMITS = {"resident": 0.95, "stream": 0.90}
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="of the stream; default: one a core, on a CPU one")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one timing")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--archive", type=Path, default=_CIFAR, help="of images train/<class>/<image>")
     parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/label"))
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
@@ -110,7 +111,8 @@ def case(part: str, name: str, device: torch.device, arguments: argparse.Namespa
     precision: Any
     model, side, precision = _CPU_CASES.get(name) or (*name.split("@"), "auto")
     side = int(side)
-    folder = files(arguments.work, arguments.images if side <= 64 else arguments.images // 10)
+    count = arguments.images if side <= 64 else arguments.images // 10
+    folder = files(arguments.archive, arguments.work, count)
     dataset = prepared(part, folder, side, arguments).to_device(device)
     on_cpu = 1 if device.type == "cpu" else worker_count(None)
     config = LearnerConfig(
@@ -130,14 +132,14 @@ def case(part: str, name: str, device: torch.device, arguments: argparse.Namespa
     return Case(training, built, dataset.labeled, folder, arguments.work, arguments.batch)
 
 
-def files(work: Path, count: int) -> Path:
-    """About `count` images of CIFAR-10, all classes alike, as `<class>/<file>.jpg`, made once."""
+def files(images: Path, work: Path, count: int) -> Path:
+    """About `count` images of an archive, all classes alike, as `<class>/<file>.jpg`, made once."""
     root = work / f"jpeg-{count}"
     if not root.exists():
-        if not _CIFAR.exists():
-            raise SystemExit(f"needs {_CIFAR}")
+        if not images.exists():
+            raise SystemExit(f"needs {images}")
         partial = root.with_suffix(".partial")
-        with tarfile.open(_CIFAR) as archive:
+        with tarfile.open(images) as archive:
             members = [member for member in archive if member.isfile()]
             archive.extractall(partial, members[:: max(1, len(members) // count)], filter="data")
         (partial / "train").rename(root)

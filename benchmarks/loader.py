@@ -30,7 +30,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from decode import photographs, ratio, spread
+from decode import PHOTOS, photographs, ratio, spread
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -56,7 +56,7 @@ Stream = Iterator[int]
 
 def folder(work: Path, count: int) -> Path:
     """`<class>/<number>.jpg`, made once."""
-    root, files = work / f"photographs-{count}", photographs()
+    root, files = work / f"photographs-{count}", photographs(PHOTOS)
     for number in range(count):
         name, data = list(files.items())[number % len(files)]
         path = root / name.split("/")[0] / f"{number:05d}.jpg"

@@ -12,8 +12,7 @@ ceiling: forward, backward and optimiser of the case's network on one fixed batc
 captured as well; the share is ours / ceiling.
 timm: Pillow RandAugment in a DataLoader with as many workers as cores. torchvision: transforms.v2, one image
 after the other in one process. kornia: on batches; it draws operations once a batch, not once an image.
-Each repeat times all in turn; ratios are within a repeat, medians and ranges over the repeats. A peer that is
-not installed is said and left out.
+Each repeat times all in turn; ratios are within a repeat: medians and ranges. A missing peer is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +41,7 @@ from noisystudent.runtime import resolve_device
 from noisystudent.train.optim import build_optimizer
 
 _CLASSES, _MAGNITUDE = 10, 9
+_PEERS = ("timm", "torchvision", "kornia")
 _BUDGET = 0.3  # seconds a contender is timed for in each repeat, at least
 Work = Callable[[int], object]
 """One call of a contender, by number."""
@@ -114,9 +114,8 @@ def ceiling(case: Case, device: torch.device) -> Work:
     on_gpu = device.type == "cuda"
 
     def loss_of(images: Tensor) -> Tensor:
-        with torch.autocast(
-            device.type, case.dtype, enabled=case.dtype != torch.float32, cache_enabled=False
-        ):
+        low = case.dtype != torch.float32
+        with torch.autocast(device.type, case.dtype, enabled=low, cache_enabled=False):
             return nn.functional.cross_entropy(model(images), labels)
 
     compute = torch.compile(loss_of, dynamic=False) if on_gpu else loss_of
@@ -191,7 +190,7 @@ class PillowImages(Dataset[Tensor]):
         return torch.from_numpy(np.array(self._noise(Image.fromarray(self._arrays[row])))).permute(2, 0, 1)
 
 
-def timm_peer(case: Case, policy: Policy) -> Stopwatch:
+def timm_peer(case: Case, policy: Policy, _device: torch.device) -> Stopwatch:
     count = max(256, 2**22 // case.side**2)
     dataset = PillowImages(case.side, count, case.num_ops, policy.translate_const)
     loader = DataLoader(
@@ -208,7 +207,7 @@ def timm_peer(case: Case, policy: Policy) -> Stopwatch:
     return seconds
 
 
-def torchvision_peer(case: Case, device: torch.device) -> Stopwatch:
+def torchvision_peer(case: Case, _policy: Policy, device: torch.device) -> Stopwatch:
     from torchvision.transforms import v2
 
     crop = v2.RandomCrop(case.side, padding=case.side // 8, padding_mode="reflect")
@@ -217,7 +216,7 @@ def torchvision_peer(case: Case, device: torch.device) -> Stopwatch:
     return stopwatch(lambda _: [noise(image) for image in images], len(images), device)
 
 
-def kornia_peer(case: Case, device: torch.device) -> Stopwatch:
+def kornia_peer(case: Case, _policy: Policy, device: torch.device) -> Stopwatch:
     import kornia.augmentation as kornia
 
     noise: Any = nn.Sequential(
@@ -229,19 +228,19 @@ def kornia_peer(case: Case, device: torch.device) -> Stopwatch:
     return stopwatch(lambda _: noise(images.float() / 255), case.batch, device)
 
 
-def contenders(case: Case, device: torch.device) -> dict[str, Stopwatch]:
-    """Ours by part, the ceiling, and the peers that are installed."""
+def contenders(case: Case, device: torch.device, peers: Collection[str]) -> dict[str, Stopwatch]:
+    """Ours by part, the ceiling, and those of the peers that are installed."""
     config = AugmentConfig(crop="pad", flip=True, randaugment=f"rand-m{_MAGNITUDE}-n{case.num_ops}")
     policy = build_policy(config, case.side)
     rows = case.batch * together(case, device)
     found = {name: stopwatch(work, rows, device) for name, work in ours(case, policy, device).items()}
     found["ceiling"] = stopwatch(ceiling(case, device), case.batch, device)
-    found["timm"] = timm_peer(case, policy)
-    found["torchvision"] = torchvision_peer(case, device)
-    if importlib.util.find_spec("kornia") is None:
-        print("kornia is not installed: left out")
-    else:
-        found["kornia"] = kornia_peer(case, device)
+    makers = dict(zip(_PEERS, (timm_peer, torchvision_peer, kornia_peer), strict=True))
+    for name in peers:
+        if importlib.util.find_spec(name) is None:
+            print(f"{name} is not installed: left out")
+        else:
+            found[name] = makers[name](case, policy, device)
     return found
 
 
@@ -250,11 +249,11 @@ def spread(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def measure(name: str, case: Case, device: torch.device, repeats: int) -> None:
+def measure(name: str, case: Case, device: torch.device, repeats: int, peers: Collection[str]) -> None:
     """Alternate all contenders and print a line each."""
     settings = f"{case.side} pixels, batch {case.batch}, {case.dtype}, N = {case.num_ops}, {repeats} repeats"
     print(f"\n{name}: {case.model}, {settings}")
-    found = contenders(case, device)
+    found = contenders(case, device, peers)
     times: dict[str, list[float]] = {key: [] for key in found}
     for _ in range(repeats):
         for key, watch in found.items():
@@ -270,10 +269,9 @@ def measure(name: str, case: Case, device: torch.device, repeats: int) -> None:
     if "host" in times:
         beside = [100 * a / b for a, b in zip(times["host"], times["ceiling"], strict=True)]
         print(f"  host / ceiling: {spread(beside, '.2f')} %")
-    for peer in ("timm", "torchvision", "kornia"):
-        if peer in times:
-            ratio = [theirs / own for own, theirs in zip(noise, times[peer], strict=True)]
-            print(f"  images/s, ours / {peer}: {spread(ratio, '.2f')}")
+    for peer in (name for name in peers if name in times):
+        ratio = [theirs / own for own, theirs in zip(noise, times[peer], strict=True)]
+        print(f"  images/s, ours / {peer}: {spread(ratio, '.2f')}")
 
 
 def main() -> None:
@@ -282,6 +280,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", help=", ".join({**_CPU_CASES, **_GPU_CASES}))
     parser.add_argument("--num-ops", type=int, default=2, help="N of RandAugment")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=_PEERS, default=_PEERS)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     on_gpu = device.type == "cuda"
@@ -292,7 +291,9 @@ def main() -> None:
     place = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {place}, {os.cpu_count()} cores")
     for name in chosen:
-        measure(name, cases[name]._replace(num_ops=arguments.num_ops), device, arguments.repeats)
+        measure(
+            name, cases[name]._replace(num_ops=arguments.num_ops), device, arguments.repeats, arguments.peers
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Machine settings of a run: device, precision, counter-based random numbers, batch size."""
+"""Machine settings of a run: device, precision, counter-based random numbers, batch size, packed memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import gc
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from noisystudent.errors import InputError, first_line
 
@@ -150,3 +152,29 @@ def batch_size_for(side: int, most: int) -> int:
         most: largest number of images.
     """
     return max(1, min(most, _PIXELS_AT_ONCE // side**2))
+
+
+_ALIGNMENT = 64  # bytes; torch needs a multiple of the size of each type
+
+
+def packed_bytes(tensors: Iterable[Tensor]) -> int:
+    """Size in bytes of a memory that holds copies of all these tensors; see `packed_views`."""
+    return sum(tensor.nbytes + -tensor.nbytes % _ALIGNMENT for tensor in tensors)
+
+
+def packed_views(memory: Tensor, tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Divide one memory among tensors: views of their types, shapes and memory formats, one after the other.
+
+    One memory needs one allocation, which is slow if it is pinned, and one copy to another device.
+
+    Args:
+        memory: (packed_bytes,) uint8.
+        tensors: tensors on any device; their values are not read.
+    """
+    views, start = list[Tensor](), 0
+    for tensor in tensors:
+        dense = torch.empty_like(tensor, device="meta")
+        place = memory[start : start + tensor.nbytes].view(tensor.dtype)
+        views.append(place.as_strided(dense.size(), dense.stride()))
+        start += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
+    return views

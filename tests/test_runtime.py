@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from hypothesis import given
+from hypothesis import strategies as st
 
-from noisystudent.runtime import resolve_device, resolve_dtype
+from noisystudent.runtime import packed_bytes, packed_views, resolve_device, resolve_dtype
 
 # In a process of its own, where nobody has asked for the device before.
 WHERE_A_BLOCK_LIES = """
@@ -106,3 +108,23 @@ def test_a_gpu_computes_in_bf16_only_if_it_has_it(
         assert resolve_dtype(precision, gpu) == (torch.bfloat16 if bf16 else torch.float32)
     assert resolve_dtype("fp32", gpu) == resolve_dtype("fp32", cpu) == torch.float32
     assert (resolve_dtype("auto", cpu), resolve_dtype("bf16", cpu)) == (torch.float32, torch.bfloat16)
+
+
+TYPES = st.sampled_from([torch.uint8, torch.bool, torch.float16, torch.float32, torch.int64, torch.float64])
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=4), TYPES, st.booleans()), max_size=6))
+def test_views_of_one_memory_hold_what_tensors_of_their_own_do(
+    kinds: list[tuple[list[int], torch.dtype, bool]],
+) -> None:
+    tensors = [
+        torch.arange(1000)[: torch.Size(shape).numel()].view(shape).to(kind) for shape, kind, _ in kinds
+    ]
+    for at, (shape, _, last) in enumerate(kinds):
+        if last and len(shape) == 4:
+            tensors[at] = tensors[at].contiguous(memory_format=torch.channels_last)
+    views = packed_views(torch.empty(packed_bytes(tensors), dtype=torch.uint8), tensors)
+    for view, tensor in zip(views, tensors, strict=True):
+        view.copy_(tensor)
+    for view, tensor in zip(views, tensors, strict=True):
+        assert torch.equal(view, tensor) and view.dtype == tensor.dtype and view.stride() == tensor.stride()

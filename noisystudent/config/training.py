@@ -85,8 +85,8 @@ class TrainConfig:
     """Number of steps between two lines of metrics.jsonl."""
     eval_steps: int | None = number(None, least=1, neutral=True)
     """Number of steps between two evaluations on val for the learning curve. None: ten per training."""
-    checkpoint_steps: int = number(500, least=1, neutral=True)
-    """Number of steps between two checkpoints."""
+    checkpoint_steps: int | None = number(None, least=1, neutral=True)
+    """Number of steps between two snapshots. None: one a minute."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")

@@ -19,6 +19,7 @@ from noisystudent.data.decode import Box, DecodeError, crop_resize, decode
 from noisystudent.data.decode import view as crop_view
 from noisystudent.data.index import HASH_BYTES, Index
 from noisystudent.data.sources import Source
+from noisystudent.data.transfer import upload
 from noisystudent.errors import InputError, RunError
 
 _DEVICE_SHARE = 0.4  # of the free GPU memory; the rest is for the model, its gradients and activations
@@ -125,8 +126,8 @@ class ImageSet:
         """
         if self.direct(resolution, boxes is not None):
             pixels = torch.from_numpy(self._pixels) if self._on_device is None else self._on_device
-            at = torch.from_numpy(self._stored[rows])
-            return pixels.index_select(0, at.to(pixels.device, non_blocking=True))
+            (at,) = upload([torch.from_numpy(self._stored[rows])], pixels.device)
+            return pixels.index_select(0, at)
         views = list(self.views(rows, resolution, boxes))
         return torch.stack(views) if views else torch.empty((0, 3, resolution, resolution), dtype=torch.uint8)
 

@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.sampler import Repeated, Sampler
+from noisystudent.data.transfer import send, upload
 from noisystudent.data.workers import in_workers
 from noisystudent.records import Batch
 
@@ -110,7 +111,7 @@ def joint_batches(
     for images in _batches(
         joint.sets, requests(), resolution, workers=workers, device=device, cropped=cropped
     ):
-        labels, targets = (part.to(device, non_blocking=True) for part in joint.labels(waiting.popleft()))
+        labels, targets = upload(joint.labels(waiting.popleft()), device)
         yield Batch(images=images, labels=labels, pool_targets=targets)
 
 
@@ -229,7 +230,7 @@ class _Fetcher:
             for images, part in zip(self._sets, parts, strict=True)
         ]
         if len({view.device for view in views}) > 1:  # one set is on the GPU, the other is not
-            views = [view.to(max(views, key=lambda v: v.is_cuda).device) for view in views]
+            views = upload(views, max(views, key=lambda view: view.is_cuda).device)
         return torch.cat(views) if len(views) > 1 else views[0]
 
 
@@ -246,13 +247,13 @@ def _batches(
     fetcher = _Fetcher(sets, resolution)
     if workers == 0 or all(images.direct(resolution, cropped) for images in sets):
         for request in requests:
-            yield fetcher.fetch(request).to(device)
+            yield from upload([fetcher.fetch(request)], device)
         return
-    # Memory that is pinned lets the copy to the GPU go on while the host does other things.
-    receive = Tensor.pin_memory if device.type == "cuda" else None
+    on_gpu = device.type == "cuda"
+    receive = Tensor.pin_memory if on_gpu else None  # in another thread of this process
     with closing(in_workers(fetcher.decode, requests, workers, receive=receive)) as batches:
         for images in batches:
-            yield images.to(device, non_blocking=True)
+            yield send(images, device) if on_gpu else images.to(device)
             # torch keeps a small object for each batch until it has 128 of them. They occupy places in memory
             # that large temporary tensors have left, and the process would grow by hundreds of megabytes.
             shared_cache.free_dead_references()

@@ -6,10 +6,7 @@ import dataclasses
 import enum
 import pickle
 import re
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -80,28 +78,35 @@ def journal(snapshot: Path) -> Path:
     return snapshot / "metrics.jsonl"
 
 
-def save(state: TrainState, folder: Path, metrics: Path) -> None:
+def contents(state: TrainState) -> dict[str, Tensor]:
+    """Every tensor of a snapshot by name; they share memory with `state`."""
+    return _named(state, _optimizer_state(state))
+
+
+def write(tensors: dict[str, Tensor], folder: Path, metrics: bytes) -> None:
     """Write `folder/step-XXXXXXXX` completely or not at all, then remove all earlier snapshots but one.
 
     Args:
-        state: state of the training.
+        tensors: result of `contents`, or a copy of it, on the CPU.
         folder: folder of the snapshots.
-        metrics: metrics.jsonl up to this step. A copy is part of the snapshot, so that a resumed training
-            does not depend on a file that was written after it.
+        metrics: content of metrics.jsonl up to this step. It is part of the snapshot, so that a resumed
+            training does not depend on a file that was written after it.
 
     Raises:
         RunError: the disk is full or cannot be written. The earlier snapshots are still there.
     """
-    path = folder / f"step-{state.step:08d}"
+    path = folder / f"step-{int(tensors['step']):08d}"
     _remove(folder, _UNFINISHED)
-    with files.atomic(path) as partial, _single_process():
+    _expect_single_process()
+    with files.atomic(path) as partial:
         partial.mkdir()
+        # Nothing is copied ahead: otherwise torch uses a stream of the GPU, although the tensors are here.
+        writer = FileSystemWriter(partial, per_thread_copy_ahead=0)
         try:
-            contents = _contents(state, _optimizer_state(state))
-            dcp_save(contents, checkpoint_id=str(partial), no_dist=True)
+            dcp_save(dict(tensors), storage_writer=writer, no_dist=True)
         except (CheckpointException, RuntimeError) as error:  # torch hides the OSError of a failed write
             raise OSError(_reason(error)) from error  # `files.atomic` turns it into a RunError
-        shutil.copyfile(metrics, journal(partial))
+        journal(partial).write_bytes(metrics)
         seal(partial)
     # Only after the new snapshot is complete: a run that is killed at any time has one to resume from. The
     # one before it stays, in case that the new one is damaged on the disk.
@@ -135,11 +140,11 @@ def load(state: TrainState, path: Path) -> None:
     optimizer_state["state"] = {
         name: entry for name, entry in optimizer_state["state"].items() if f"optimizer.{name}" in with_state
     }
-    contents = _contents(state, optimizer_state)
-    _require_same(saved, contents, path)
+    tensors = _named(state, optimizer_state)
+    _require_same(saved, tensors, path)
+    _expect_single_process()
     try:
-        with _single_process():
-            dcp_load(contents, checkpoint_id=str(path), no_dist=True)  # fills the tensors in place
+        dcp_load(tensors, checkpoint_id=str(path), no_dist=True)  # fills the tensors in place
     except (CheckpointException, Exception) as error:  # a damaged file can raise any exception
         raise RunError(
             f"cannot read the checkpoint {path} ({_reason(error)}); delete it to continue without it"
@@ -147,11 +152,11 @@ def load(state: TrainState, path: Path) -> None:
     # The model, its average and the window are filled already. The optimiser needs the types it had.
     for name, entry in optimizer_state["state"].items():
         for key, value in entry.items():
-            loaded = contents[f"optimizer.{name}.{key}"]
+            loaded = tensors[f"optimizer.{name}.{key}"]
             entry[key] = loaded if isinstance(value, Tensor) else type(value)(loaded.item())
     not_strict = StateDictOptions(strict=False)  # parameters without optimiser state are allowed
     set_optimizer_state_dict(state.model, state.optimizer, optimizer_state, options=not_strict)
-    state.step, state.logged = int(contents["step"]), int(contents["logged"])
+    state.step, state.logged = int(tensors["step"]), int(tensors["logged"])
 
 
 def _optimizer_state(state: TrainState) -> dict[str, Any]:
@@ -162,20 +167,20 @@ def _optimizer_state(state: TrainState) -> dict[str, Any]:
     return dict(get_optimizer_state_dict(state.model, state.optimizer))
 
 
-def _contents(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tensor]:
-    """Every tensor of a snapshot by name; they share memory with `state`."""
-    contents = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    contents |= {f"ema.{name}": tensor for name, tensor in state.ema.module.state_dict().items()}
+def _named(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tensor]:
+    """The result of `contents` for this optimiser state."""
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.module.state_dict().items()}
     # as_tensor, because some optimisers keep numbers such as their step count as Python numbers.
     for name, entry in optimizer_state["state"].items():
-        contents |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     counts = {"step": torch.tensor(state.step), "logged": torch.tensor(state.logged)}
-    return contents | {"window": state.window} | counts
+    return tensors | {"window": state.window} | counts
 
 
-def _require_same(saved: dict[str, str], contents: dict[str, Tensor], path: Path) -> None:
+def _require_same(saved: dict[str, str], tensors: dict[str, Tensor], path: Path) -> None:
     """Raise unless snapshot and state have the same tensors; torch ignores additional ones."""
-    expected = {name: _describe(tensor.dtype, tensor.shape) for name, tensor in contents.items()}
+    expected = {name: _describe(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(saved.keys() | expected.keys()):
         in_snapshot, in_training = saved.get(name, "absent"), expected.get(name, "absent")
         if in_snapshot != in_training:
@@ -242,12 +247,12 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
-@contextmanager
-def _single_process() -> Iterator[None]:
-    """Hide torch's warning that it assumes a single process, which `no_dist` requests."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
-        yield
+def _expect_single_process() -> None:
+    """Hide torch's warning that it assumes a single process, which `no_dist` requests.
+
+    For ever: a filter that is taken away again would not be safe while other threads run.
+    """
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
 
 
 def _reason(error: BaseException) -> str:

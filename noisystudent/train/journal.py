@@ -59,6 +59,18 @@ def read(path: Path) -> list[dict[str, float]]:
         raise RunError(f"{path} does not hold measurements ({first_line(error)})") from error
 
 
+def content(path: Path) -> bytes:
+    """Return the bytes of a file that `Journal` has written.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 class Board:
     """Points of learning curves for TensorBoard, in a new file of a folder; those of older files are hidden.
 

@@ -22,6 +22,7 @@ from noisystudent.train.ema import Ema
 from noisystudent.train.execution import Executor
 from noisystudent.train.journal import Journal
 from noisystudent.train.optim import build_optimizer
+from noisystudent.train.snapshots import Snapshots
 from noisystudent.train.step import TrainStep
 
 Batches = Callable[[int, int], Iterator[Batch]]
@@ -84,23 +85,23 @@ def fit(
     steps = total_steps - (0 if torch.are_deterministic_algorithms_enabled() else state.step)
     execute = Executor(step, state, progress, steps)
     eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
-    saved = state.step
-    for batch in _until_signal(batches(state.step, total_steps), progress):
-        execute(batch)
-        log.images += len(batch.images)
-        last = state.step == total_steps  # `execute` has incremented the step
-        if last or state.step % config.log_steps == 0:
-            log.write_training(state)
-        if evaluate is not None and (last or state.step % eval_steps == 0):
-            log.write_evaluation(state, evaluate)
-        # No snapshot after the last step: the caller saves the weights.
-        if not last and state.step % config.checkpoint_steps == 0:
-            _save(state, log, folder)
-            saved = state.step
-    if state.step < total_steps and progress.signal is not None:
-        if state.step > saved:  # otherwise no step would be lost
-            _save(state, log, folder)
-        progress.check()
+    with Snapshots(state, folder, config.checkpoint_steps, progress) as snapshots:
+        for batch in _until_signal(batches(state.step, total_steps), progress):
+            execute(batch)
+            log.images += len(batch.images)
+            last = state.step == total_steps  # `execute` has incremented the step
+            if last or state.step % config.log_steps == 0:
+                log.write_training(state)
+            if evaluate is not None and (last or state.step % eval_steps == 0):
+                log.write_evaluation(state, evaluate)
+            # No snapshot after the last step: the caller saves the weights.
+            if snapshots.due() and not last:
+                _take(snapshots, state, log)
+        if state.step < total_steps and progress.signal is not None:
+            if state.step > snapshots.step:  # otherwise no step would be lost
+                _take(snapshots, state, log)
+            snapshots.wait()
+            progress.check()
     if state.step != total_steps:
         raise RunError(f"training ended at step {state.step} of {total_steps}: the loader ran out of batches")
     return state.ema.module
@@ -143,10 +144,10 @@ def _until_signal(batches: Iterator[Batch], progress: Progress) -> Iterator[Batc
             raise
 
 
-def _save(state: TrainState, log: _Log, folder: ModelDir) -> None:
-    """Write a snapshot; the time it takes does not count in `images_per_second`."""
+def _take(snapshots: Snapshots, state: TrainState, log: _Log) -> None:
+    """Take a snapshot; the time it takes does not count in `images_per_second`."""
     log.check(state)
-    checkpoint.save(state, folder.checkpoints, log.journal.path)
+    snapshots.take()
     log.restart_clock()
 
 

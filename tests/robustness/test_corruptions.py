@@ -242,6 +242,7 @@ def test_a_wrong_call_says_what_is_right(change: dict[str, object], message: str
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", EVERY)
 def test_a_gpu_gives_the_same_pixels(name: str, frost: Frost) -> None:
     for side in (32, 224):
