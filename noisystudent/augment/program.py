@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -104,10 +104,17 @@ class Program:
         bounds = None if self.bounds is None else self.bounds[number]
         return Layer(self.words[:, start : start + _WORDS], bounds)
 
-    def load(self, other: Program) -> None:
-        """Copy the words of another program into this one, in place.
+    def part(self, number: Tensor, rows: int) -> Program:
+        """Program of part `number` of an ungrouped program that consists of equal parts.
 
-        So a captured CUDA graph of `ops.run` can be replayed with the plan of the next step.
+        The number is a () int64 tensor on the device, so a captured CUDA graph can take another part in each
+        replay.
+        """
+        parts = self.words.view(-1, rows, self.words.shape[1])
+        return replace(self, words=parts.index_select(0, number.view(1))[0])
+
+    def load(self, other: Program) -> None:
+        """Copy the words of another program into this one, in place, where a captured CUDA graph reads them.
 
         Args:
             other: ungrouped program of the same policy and batch size, on any device.

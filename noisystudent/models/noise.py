@@ -109,6 +109,13 @@ class ModelNoise:
         """
         split = len(active) if split is None else split
         key = (seed, split, len(active), active.device)
+        if (
+            self._is_on
+            and self._masks is not None
+            and self._masks.key == key
+            and self._masks.active is active
+        ):
+            return
         if self._masks is None or self._masks.key != key:
             self._masks = _Masks(key, self._feature_rates, self._path_rates)
         self._masks.active = active
@@ -116,7 +123,6 @@ class ModelNoise:
             path.mask = mask
         self._is_on = True
 
-    @torch.inference_mode(False)
     def fill(self, step: Tensor) -> None:
         """Compute the masks of a step, given as a () int64 tensor on the device of the images.
 
@@ -234,6 +240,8 @@ class _Masks:
 
     def fill(self, step: Tensor) -> None:
         """Compute the masks of a step () int64, in place."""
+        if not len(self._columns):  # a network without noise
+            return
         state = mix(self._rows.add(step, alpha=GAMMA))
         words = mix(state[:, None] + self._columns).view(torch.int32)  # (B, C), uniform over all 2**32 values
         kept = (words >= self._threshold) * self._scale
