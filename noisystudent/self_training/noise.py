@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
 
 import torch
@@ -13,6 +14,8 @@ from noisystudent.augment import ops, plan
 from noisystudent.augment.policies import Policy
 from noisystudent.augment.program import Program, compile_plan
 from noisystudent.config import LearnerConfig
+from noisystudent.console import Progress
+from noisystudent.errors import first_line
 from noisystudent.models.classifier import Classifier
 from noisystudent.records import Batch
 
@@ -32,18 +35,27 @@ class TrainingNoise:
         policy: distribution of the input noise.
         seed: seed of the training.
         resolution: side of the images in pixels.
+        progress: prints why Triton's kernels are not used, if they fail on this machine.
     """
 
     def __init__(
-        self, model: Classifier, learner: LearnerConfig, policy: Policy, seed: int, resolution: int
+        self,
+        model: Classifier,
+        learner: LearnerConfig,
+        policy: Policy,
+        seed: int,
+        resolution: int,
+        *,
+        progress: Progress | None = None,
     ) -> None:
         self._model, self._learner, self._policy = model, learner, policy
-        self._seed, self._side = seed, resolution
+        self._seed, self._side, self._progress = seed, resolution, progress or Progress()
         # Made by the first `draw`. They keep their memory, because a CUDA graph reads them.
         self._step: Tensor | None = None  # () int64, the step
         self._active: Tensor | None = None  # (B,) bool, rows that get model noise
         self._plans: Program | None = None  # GPU only: plans of PLANS steps, one after the other
         self._block = -1  # step // PLANS of these plans
+        self._run: Callable[[Tensor, Program], Tensor] = ops.run
 
     def batches(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `start` on.
@@ -84,7 +96,7 @@ class TrainingNoise:
         self._model.noise.fill(self._step)
         if self._plans is None:
             return images
-        return ops.run(images, self._plans.part(self._step % PLANS, len(images)))
+        return self._run(images, self._plans.part(self._step % PLANS, len(images)))
 
     def _upload(self, batch: Batch) -> None:
         """Draw the plans of the block and copy them to the GPU at once."""
@@ -93,8 +105,24 @@ class TrainingNoise:
         plans = compile_plan(drawn, batch.images.device, grouped=False)
         if self._plans is None:
             self._plans = plans
+            self._choose_kernels(batch.images)
         else:
             self._plans.load(plans)
+
+    def _choose_kernels(self, images: Tensor) -> None:
+        """Use Triton's kernels for RandAugment if they work on this machine; the pixels are the same."""
+        if self._policy.randaugment is None or find_spec("triton") is None:
+            return
+        assert self._plans is not None
+        try:
+            from noisystudent.augment import triton_ops
+
+            triton_ops.run(images, self._plans.part(images.new_zeros((), dtype=torch.int64), len(images)))
+        except Exception as error:  # of the compiler, the driver or the system; none of them is needed
+            reason = first_line(error)
+            self._progress.say(f"Input noise: Triton fails on this machine ({reason}); using PyTorch.")
+        else:
+            self._run = triton_ops.run
 
     def _draw_plan(self, step: int, batch: Batch) -> plan.Plan:
         config = self._learner.augment
