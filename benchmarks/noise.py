@@ -7,7 +7,8 @@
 All noise here is a random crop of the reflected image, a flip and RandAugment with M = 9 and N = 2, or as
 given, on uint8.
 ours: two plans drawn (for labelled and for pool rows) and applied; on a CPU to as many batches at once as in
-training; on a GPU to one, by kernels compiled and captured, beside which the host draws and packs the next.
+training; on a GPU to one, by Triton's kernels, captured, beside which the host draws the next plans; torch:
+by PyTorch's, compiled, the fallback.
 ceiling: forward, backward and optimiser of the case's network on one fixed batch, on a GPU compiled and
 captured as well; the share is ours / ceiling.
 timm: Pillow RandAugment in a DataLoader with as many workers as cores. torchvision: transforms.v2, one image
@@ -25,6 +26,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +40,7 @@ from noisystudent.augment.program import compile_plan
 from noisystudent.config import AugmentConfig, ModelConfig, TrainConfig
 from noisystudent.models.registry import build_model
 from noisystudent.runtime import resolve_device
+from noisystudent.self_training.noise import PLANS
 from noisystudent.train.optim import build_optimizer
 
 _CLASSES, _MAGNITUDE = 10, 9
@@ -129,35 +132,36 @@ def ceiling(case: Case, device: torch.device) -> Work:
 
 
 def together(case: Case, device: torch.device) -> int:
-    """Batches that get their noise at once, as in `TrainingNoise.batches`."""
-    return 1 if device.type == "cuda" else max(1, ops.BLOCK // (3 * case.side**2 * case.batch))
+    """Batches whose noise is drawn at once, as in `TrainingNoise`; a CPU also applies it at once."""
+    return PLANS if device.type == "cuda" else max(1, ops.BLOCK // (3 * case.side**2 * case.batch))
 
 
-def ours(case: Case, policy: Policy, device: torch.device) -> dict[str, Work]:
-    """The parts of our noise of some batches: what the host draws, and what is done to the pixels."""
-    batches = together(case, device)
-    images = pictures(case.side, batches * case.batch).to(device)
-    labeled = case.batch // 8
+def ours(case: Case, policy: Policy, device: torch.device) -> dict[str, tuple[Work, int]]:
+    """The parts of our noise, with their images a call: what the host draws, what is done to the pixels."""
+    batches, labeled = together(case, device), case.batch // 8
     parts = (("labeled", labeled), ("pool", case.batch - labeled))
 
-    def draw(step: int) -> plan.Plan:
-        steps = range(step * batches, (step + 1) * batches)
-        return plan.join(
-            [
-                plan.draw(policy, 0, stream, step, rows, resolution=case.side)
-                for step in steps
-                for stream, rows in parts
-            ]
-        )
+    def draw(number: int) -> plan.Plan:
+        steps = itertools.product(range(number * batches, (number + 1) * batches), parts)
+        drawn = (plan.draw(policy, 0, name, at, rows, resolution=case.side) for at, (name, rows) in steps)
+        return plan.join(list(drawn))
 
     if device.type != "cuda":
-        plans = [draw(step) for step in range(16)]
-        return {"draw": draw, "apply": lambda step: ops.apply(images, plans[step % len(plans)])}
-    static = compile_plan(draw(0), device, grouped=False)
-    run = torch.compile(ops.run, fullgraph=True, dynamic=False)
+        images, plans = pictures(case.side, batches * case.batch), [draw(number) for number in range(16)]
+        works = {"draw": draw, "apply": lambda number: ops.apply(images, plans[number % len(plans)])}
+        return {name: (work, len(images)) for name, work in works.items()}
+    from noisystudent.augment import triton_ops
+
+    images, step = (
+        pictures(case.side, case.batch).to(device),
+        torch.zeros((), dtype=torch.int64, device=device),
+    )
+    pack = partial(compile_plan, device=device, grouped=False)
+    static, run = pack(draw(0)), torch.compile(ops.run, fullgraph=True)
     return {
-        "host": lambda step: static.load(compile_plan(draw(step), device, grouped=False)),
-        "apply": recorded(lambda _: run(images, static)),
+        "host": (lambda number: static.load(pack(draw(number))), batches * case.batch),
+        "apply": (recorded(lambda _: triton_ops.run(images, static.part(step, case.batch))), case.batch),
+        "torch": (recorded(lambda _: run(images, static.part(step, case.batch))), case.batch),
     }
 
 
@@ -232,8 +236,7 @@ def contenders(case: Case, device: torch.device, peers: Collection[str]) -> dict
     """Ours by part, the ceiling, and those of the peers that are installed."""
     config = AugmentConfig(crop="pad", flip=True, randaugment=f"rand-m{_MAGNITUDE}-n{case.num_ops}")
     policy = build_policy(config, case.side)
-    rows = case.batch * together(case, device)
-    found = {name: stopwatch(work, rows, device) for name, work in ours(case, policy, device).items()}
+    found = {name: stopwatch(*own, device) for name, own in ours(case, policy, device).items()}
     found["ceiling"] = stopwatch(ceiling(case, device), case.batch, device)
     makers = dict(zip(_PEERS, (timm_peer, torchvision_peer, kornia_peer), strict=True))
     for name in peers:
@@ -244,8 +247,7 @@ def contenders(case: Case, device: torch.device, peers: Collection[str]) -> dict
     return found
 
 
-def spread(values: list[float], form: str) -> str:
-    """Median and range."""
+def spread(values: list[float], form: str) -> str:  # median and range
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
@@ -261,7 +263,6 @@ def measure(name: str, case: Case, device: torch.device, repeats: int, peers: Co
     for key, values in times.items():
         middle = statistics.median(values)
         print(f"  {key:12}{1e6 * middle:12,.1f} us an image{1 / middle:14,.0f} images/s")
-    # the host's part runs beside the GPU's, not before it
     parts = [times[key] for key in ("draw", "apply") if key in times]
     noise = [sum(part) for part in zip(*parts, strict=True)]
     share = [100 * a / b for a, b in zip(noise, times["ceiling"], strict=True)]
@@ -288,8 +289,8 @@ def main() -> None:
     chosen = arguments.cases or list(cases)
     if unknown := [name for name in chosen if name not in cases]:
         parser.error(f"--cases {unknown[0]}: on this device there are {', '.join(cases)}")
-    place = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {place}, {os.cpu_count()} cores")
+    place = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    print(f"torch {torch.__version__}, {place}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
     for name in chosen:
         measure(
             name, cases[name]._replace(num_ops=arguments.num_ops), device, arguments.repeats, arguments.peers

@@ -23,14 +23,11 @@ class Batch:
         images: (B, 3, S, S) uint8.
         labels: (L,) int64, the given labels of rows 0 … L-1.
         pool_targets: (B-L, K) float32, the pseudo-labels of the other rows. Each row sums to 1.
-        noise: input noise that the training step still has to apply to `images` (on a GPU, an
-            `augment.program.Program`). None: the noise is already applied.
     """
 
     images: Tensor
     labels: Tensor
     pool_targets: Tensor
-    noise: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,26 @@ def torch_seed(seed: int, stream: str, *counters: int) -> int:
     return int.from_bytes(_key(seed, stream, counters)[:8], "little") >> 1
 
 
+GAMMA, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
+"""The constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as signed numbers."""
+
+
+def mix(state: Tensor) -> Tensor:
+    """SplitMix64's hash of int64, in place; different inputs have different results.
+
+    Its n-th number from `seed` is `mix(seed + n * GAMMA)`, so numbers need no state and can be computed in
+    any order. Only integers are used, so they are equal on every device.
+    """
+    state.bitwise_xor_(_shift(state, 30)).mul_(_FIRST)
+    state.bitwise_xor_(_shift(state, 27)).mul_(_SECOND)
+    return state.bitwise_xor_(_shift(state, 31))
+
+
+def _shift(state: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64 to the right: PyTorch's >> copies the sign bit."""
+    return (state >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
 def resolve_device(name: str, *, deterministic: bool = False) -> torch.device:
     """Return the device of this name, and set up this process for it.
 

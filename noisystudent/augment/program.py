@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ FILL = 128
 """Grey level of cutout squares and of pixels that come from outside the image."""
 
 # A row starts with 8 words for the image. Then come 16 words for each operation; word 0 is the `Op` number.
-_MOVE, _SQUARE, _HEAD = slice(0, 4), slice(4, 8), 8
-_FACTOR, _CURVE, _MATRIX, _BOX, _WORDS = 1, slice(2, 6), slice(6, 12), slice(12, 16), 16
+MOVE, SQUARE, HEAD = slice(0, 4), slice(4, 8), 8
+FACTOR, CURVE, MATRIX, BOX, WORDS = 1, slice(2, 6), slice(6, 12), slice(12, 16), 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Layer:
     @property
     def factor(self) -> Tensor:
         """(B,) float32, factor of the blend operations."""
-        return self.words[:, _FACTOR].view(torch.float32)
+        return self.words[:, FACTOR].view(torch.float32)
 
     @property
     def curve(self) -> Tensor:
@@ -49,7 +49,7 @@ class Layer:
 
         Level v becomes min(v + add, 255) if v < low, otherwise v ^ flip. Then `& keep` is applied.
         """
-        return self.words[:, _CURVE]
+        return self.words[:, CURVE]
 
     @property
     def matrix(self) -> Tensor:
@@ -58,12 +58,12 @@ class Layer:
         The source position of an output pixel is column · matrix[0] + row · matrix[1] + matrix[2]. It is a
         (column, row) of the image with a frame one pixel wide.
         """
-        return self.words[:, _MATRIX].view(-1, 3, 2)
+        return self.words[:, MATRIX].view(-1, 3, 2)
 
     @property
     def box(self) -> Tensor:
         """(B, 2, 2) int32 of Cutout's square: first row and column, then row and column after the last."""
-        return self.words[:, _BOX].view(-1, 2, 2)
+        return self.words[:, BOX].view(-1, 2, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +86,35 @@ class Program:
     @property
     def num_ops(self) -> int:
         """N, number of layers."""
-        return (self.words.shape[1] - _HEAD) // _WORDS
+        return (self.words.shape[1] - HEAD) // WORDS
 
     @property
     def move(self) -> Tensor:
         """(B, 2, 2) int32, (step, start) by (rows, columns): line i is copied from line step · i + start."""
-        return self.words[:, _MOVE].view(-1, 2, 2)
+        return self.words[:, MOVE].view(-1, 2, 2)
 
     @property
     def square(self) -> Tensor:
         """(B, 2, 2) int32 of the cutout that every image gets, in the form of `Layer.box`."""
-        return self.words[:, _SQUARE].view(-1, 2, 2)
+        return self.words[:, SQUARE].view(-1, 2, 2)
 
     def layer(self, number: int) -> Layer:
         """Layer `number` (0 … N-1): one operation for each image."""
-        start = _HEAD + number * _WORDS
+        start = HEAD + number * WORDS
         bounds = None if self.bounds is None else self.bounds[number]
-        return Layer(self.words[:, start : start + _WORDS], bounds)
+        return Layer(self.words[:, start : start + WORDS], bounds)
+
+    def part(self, number: Tensor, rows: int) -> Program:
+        """Program of part `number` of an ungrouped program that consists of equal parts.
+
+        The number is a () int64 tensor on the device, so a captured CUDA graph can take another part in each
+        replay.
+        """
+        parts = self.words.view(-1, rows, self.words.shape[1])
+        return replace(self, words=parts.index_select(0, number.view(1))[0])
 
     def load(self, other: Program) -> None:
-        """Copy the words of another program into this one, in place.
-
-        So a captured CUDA graph of `ops.run` can be replayed with the plan of the next step.
+        """Copy the words of another program into this one, in place, where a captured CUDA graph reads them.
 
         Args:
             other: ungrouped program of the same policy and batch size, on any device.
@@ -126,12 +133,12 @@ def compile_plan(plan: Plan, device: torch.device, grouped: bool) -> Program:
             and the chosen ones are kept. The shapes are fixed, as CUDA graphs need it. The pixels are equal.
     """
     count, num_ops = plan.op.shape
-    shape = (count, _HEAD + num_ops * _WORDS)
+    shape = (count, HEAD + num_ops * WORDS)
     host = torch.empty(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
     words = host.numpy()  # shares memory with `host`: numpy writes into the pinned memory
-    words[:, _MOVE] = _moves(plan).T
-    words[:, _SQUARE] = _boxes(plan.square[:, :2].T, plan.square[:, 2]).T
-    layers = words[:, _HEAD:].reshape(count, num_ops, _WORDS)
+    words[:, MOVE] = _moves(plan).T
+    words[:, SQUARE] = _boxes(plan.square[:, :2].T, plan.square[:, 2]).T
+    layers = words[:, HEAD:].reshape(count, num_ops, WORDS)
     _write(layers.T, plan)
     order, bounds = _sort(layers.swapaxes(0, 1)) if grouped and num_ops else (None, None)
     return Program(
@@ -154,10 +161,10 @@ def _write(words: NDArray[np.int32], plan: Plan) -> None:
     op, argument = plan.op.T, plan.argument.T  # (N, B)
     half = np.where(op == Op.CUTOUT, argument, 0).astype(np.int64)  # half the side, in pixels
     words[0] = op
-    words[_FACTOR] = np.ascontiguousarray(argument).view(np.int32)  # the bits of float32; `Layer.factor`
-    words[_CURVE] = _curves(op, argument)
-    words[_MATRIX] = _matrices(op, argument.astype(np.float64), plan.resolution)
-    words[_BOX] = _boxes(plan.centre.T, 2 * half)
+    words[FACTOR] = np.ascontiguousarray(argument).view(np.int32)  # the bits of float32; `Layer.factor`
+    words[CURVE] = _curves(op, argument)
+    words[MATRIX] = _matrices(op, argument.astype(np.float64), plan.resolution)
+    words[BOX] = _boxes(plan.centre.T, 2 * half)
 
 
 def _sort(layers: NDArray[np.int32]) -> tuple[NDArray[np.int64], tuple[tuple[int, ...], ...]]:

@@ -1,4 +1,4 @@
-"""Dropout and stochastic depth with masks that are drawn in advance, for each image on its own."""
+"""Dropout and stochastic depth with masks that are hashed for each image, equal on every device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from noisystudent.errors import InputError
-from noisystudent.runtime import torch_seed
+from noisystudent.runtime import GAMMA, mix, torch_seed
 
 
 class MaskedDropPath(nn.Module):
@@ -50,7 +50,7 @@ class MaskedDropPath(nn.Module):
 
 
 class ModelNoise:
-    """The model noise of one network: on after `draw`, off after `off`, in train() and in eval() mode.
+    """The model noise of one network: on after `on`, off after `off`, in train() and in eval() mode.
 
     Every timm DropPath of `net` is replaced by a `MaskedDropPath` of the same rate. So the linear rule is
     that of timm: the rate of block i is rate * i / N over the N blocks of an EfficientNet, as in the official
@@ -72,29 +72,23 @@ class ModelNoise:
         self._paths = _replace_drop_paths(net, stochastic_depth > 0)
         if stochastic_depth > 0 and not self._paths:
             raise no_stochastic_depth(_architecture(net))
-        # On the CPU even under `torch.device("meta")`, so that a model built there keeps its rates.
-        self._path_rates = torch.tensor([path.rate for path in self._paths], device="cpu")  # (blocks,)
-        self._feature_rates = torch.empty(0, device="cpu")  # (F,)
+        self._path_rates = [path.rate for path in self._paths]
+        self._feature_rates: list[float] = []  # F equal numbers
         if dropout > 0:
             classifier = _linear_classifier(net)
-            self._feature_rates = torch.full((classifier.in_features,), dropout, device="cpu")
+            self._feature_rates = [dropout] * classifier.in_features
             # A bound method, because deepcopy copies its object too: a copy of the network then uses the
             # masks of the copied ModelNoise.
             classifier.register_forward_pre_hook(self._drop_features)
-        self._path_masks: Tensor | None = None  # (blocks, B)
-        self._feature_masks: Tensor | None = None  # (B, F)
-        self._drawn = False
+        self._masks: _Masks | None = None
+        self._is_on = False
 
-    # Tensors made in inference mode cannot be refilled outside of it.
-    @torch.inference_mode(False)
     def draw(self, seed: int, step: int, active: Tensor, split: int | None = None) -> None:
-        """Draw the masks of the next forward passes, as a pure function of the arguments and the device type.
+        """Switch the noise on and draw the masks of the next forward passes.
 
-        Rows before `split` (labelled images) and rows after it (pool) have their own random streams, and a
-        row without noise uses up its numbers too. So the masks of one part do not depend on the size of the
-        other part, nor on which of its rows are active. On a CPU the first rows of a part do not depend on
-        the size of this part either. Masks keep their memory as long as their shape is the same, so a
-        captured CUDA graph reads the new ones.
+        They are a pure function of the arguments: a hash of (seed, part, row within the part, step, column).
+        Rows before `split` (labelled images) and rows after it (pool) are the two parts. So a mask depends
+        neither on the size of a part, nor on the other part or on other rows, nor on the device.
 
         Args:
             seed: seed of the run.
@@ -102,46 +96,70 @@ class ModelNoise:
             active: (B,) bool on the device of the images; rows with False get no noise.
             split: number of labelled rows. None: all rows.
         """
+        self.on(seed, active, split)
+        self.fill(torch.full((), step, device=active.device))
+
+    # Tensors made in inference mode cannot be refilled outside of it.
+    @torch.inference_mode(False)
+    def on(self, seed: int, active: Tensor, split: int | None = None) -> None:
+        """Switch the noise on, with masks that the next `fill` computes; the arguments are those of `draw`.
+
+        Masks keep their memory as long as seed, split and shape stay the same, so a captured CUDA graph reads
+        the new ones.
+        """
         split = len(active) if split is None else split
-        self._path_rates = self._path_rates.to(active.device)
-        self._feature_rates = self._feature_rates.to(active.device)
-        paths = _draw(self._path_rates, seed, "stochastic_depth", step, active=active, split=split)
-        features = _draw(self._feature_rates, seed, "dropout", step, active=active, split=split)
-        self._path_masks = _refill(self._path_masks, paths.T.contiguous())  # the mask of a branch is one row
-        self._feature_masks = _refill(self._feature_masks, features)
-        for path, mask in zip(self._paths, self._path_masks, strict=True):
+        key = (seed, split, len(active), active.device)
+        if (
+            self._is_on
+            and self._masks is not None
+            and self._masks.key == key
+            and self._masks.active is active
+        ):
+            return
+        if self._masks is None or self._masks.key != key:
+            self._masks = _Masks(key, self._feature_rates, self._path_rates)
+        self._masks.active = active
+        for path, mask in zip(self._paths, self._masks.paths, strict=True):
             path.mask = mask
-        self._drawn = True
+        self._is_on = True
+
+    def fill(self, step: Tensor) -> None:
+        """Compute the masks of a step, given as a () int64 tensor on the device of the images.
+
+        This only launches kernels, so a CUDA graph can capture it.
+        """
+        assert self._masks is not None, "call `on` first"
+        self._masks.fill(step)
 
     def spare(self, modules: Iterable[nn.Module]) -> None:
         """Set the drop rate of every branch inside these modules to 0, from the next `draw` on."""
         inside = {id(part) for module in modules for part in module.modules()}
-        if not self._paths:  # torch.tensor([]) would not be bool
-            return
-        spared = torch.tensor([id(path) in inside for path in self._paths], device=self._path_rates.device)
-        self._path_rates = torch.where(spared, 0.0, self._path_rates)
+        for number, path in enumerate(self._paths):
+            if id(path) in inside:
+                self._path_rates[number] = 0.0
+        self._masks = None
 
     def off(self) -> None:
-        """Switch the noise off until the next `draw`."""
+        """Switch the noise off."""
         for path in self._paths:
             path.mask = None
-        self._drawn = False
+        self._is_on = False
 
     def _drop_features(self, _classifier: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         """Forward pre-hook of the classifier that applies dropout; None leaves the input unchanged."""
-        if not self._drawn or self._feature_masks is None:
+        if not self._is_on or self._masks is None:
             return None
-        (features,) = inputs
-        if features.shape != self._feature_masks.shape:
+        (features,), mask = inputs, self._masks.features
+        if features.shape != mask.shape:
             raise InputError(
-                f"dropout was drawn for features of shape {tuple(self._feature_masks.shape)} but is applied "
+                f"dropout was drawn for features of shape {tuple(mask.shape)} but is applied "
                 f"to shape {tuple(features.shape)}; call `noise.off` before another batch, or set "
                 "model.dropout to 0"
             )
-        return (features * self._feature_masks.to(features.dtype),)
+        return (features * mask.to(features.dtype),)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_path_masks": None, "_feature_masks": None, "_drawn": False}
+        return self.__dict__ | {"_masks": None, "_is_on": False}
 
 
 def no_stochastic_depth(name: str) -> InputError:
@@ -182,23 +200,49 @@ def _replace_drop_paths(net: nn.Module, masked: bool) -> list[MaskedDropPath]:
     return list(replaced.values()) if masked else []
 
 
-def _draw(rates: Tensor, seed: int, stream: str, step: int, *, active: Tensor, split: int) -> Tensor:
-    """Masks (B, len(rates)) float32: 0 with probability `rates`, otherwise 1 / (1 - rates).
+class _Masks:
+    """The masks of all features and branches in one tensor, and what their hash needs.
 
-    Rows that are not active are 1.
+    A mask is 0 with probability `rate`, otherwise 1 / (1 - rate), so that its mean is 1. Rows that are not
+    active are 1. The hash is that of SplitMix64: in a row, the steps are one of its sequences, and the result
+    starts the sequence of the columns. Only integers are compared, so every device has the same masks.
+
+    Attributes:
+        key: seed, number of labelled rows, number of rows B, device.
+        active: (B,) bool, rows that get noise.
+        features: (B, F) float32, masks of dropout.
+        paths: (B,) float32 each, masks of the branches.
     """
-    generator = torch.Generator(active.device)
-    uniform = []
-    for part, rows in (("labeled", split), ("pool", len(active) - split)):
-        generator.manual_seed(torch_seed(seed, f"model_noise/{stream}/{part}", step))
-        uniform.append(torch.rand((rows, len(rates)), generator=generator, device=active.device))
-    kept = torch.cat(uniform) >= rates
-    # The kept values are scaled up, so that the mean over many draws is that without noise.
-    return torch.where(active[:, None], kept / (1 - rates), 1.0)
 
+    def __init__(self, key: tuple[int, int, int, torch.device], *rates: list[float]) -> None:
+        self.key = key
+        seed, split, count, device = key
+        self.active = torch.ones(count, dtype=torch.bool, device=device)
+        rows = [
+            mix(torch.arange(size, device=device).mul_(GAMMA).add_(torch_seed(seed, f"model_noise/{part}")))
+            for part, size in (("labeled", split), ("pool", count - split))
+        ]
+        self._rows = torch.cat(rows)  # (B,)
+        # Each hash has 64 bits, which are the words of two columns. Features and branches have columns far
+        # from each other: so the masks of one do not depend on the number of the other.
+        half = [-(-len(part) // 2) for part in rates]
+        place = [
+            torch.arange(1, size + 1, device=device).add_(field << 40) for field, size in enumerate(half)
+        ]
+        self._columns = torch.cat(place).mul_(GAMMA)  # (C/2,)
+        padded = [rate for part in rates for rate in (*part, *[0.0] * (len(part) % 2))]
+        rate = torch.tensor(padded, dtype=torch.float64, device="cpu")  # (C,)
+        self._scale = (1 / (1 - rate)).float().to(device)
+        self._threshold = (rate * 2**32 - 2**31).round().clamp(max=2**31 - 1).to(torch.int32).to(device)
+        self._values = torch.ones((count, len(padded)), device=device)
+        self.features = self._values[:, : len(rates[0])]
+        self.paths = self._values.T[2 * half[0] :][: len(rates[1])]
 
-def _refill(buffer: Tensor | None, values: Tensor) -> Tensor:
-    """Copy `values` into `buffer` and return it; return `values` if the buffer does not fit."""
-    if buffer is None or buffer.shape != values.shape or buffer.device != values.device:
-        return values
-    return buffer.copy_(values)
+    def fill(self, step: Tensor) -> None:
+        """Compute the masks of a step () int64, in place."""
+        if not len(self._columns):  # a network without noise
+            return
+        state = mix(self._rows.add(step, alpha=GAMMA))
+        words = mix(state[:, None] + self._columns).view(torch.int32)  # (B, C), uniform over all 2**32 values
+        kept = (words >= self._threshold) * self._scale
+        self._values.copy_(torch.where(self.active[:, None], kept, 1.0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
 
 import torch
@@ -13,12 +14,17 @@ from noisystudent.augment import ops, plan
 from noisystudent.augment.policies import Policy
 from noisystudent.augment.program import Program, compile_plan
 from noisystudent.config import LearnerConfig
+from noisystudent.console import Progress
+from noisystudent.errors import first_line
 from noisystudent.models.classifier import Classifier
 from noisystudent.records import Batch
 
+PLANS = 32
+"""Number of steps whose plans are uploaded to a GPU at once: 3 MB at a batch of 512."""
+
 
 class TrainingNoise:
-    """Draws and applies the noise of each step. It depends only on the seed, the step and the kind of device.
+    """Draws and applies the noise of each step. It depends only on the seed and the step.
 
     Labelled and pool rows have different random streams, so the noise of a labelled image does not depend on
     the pool. This implements `train.step.Noise`.
@@ -29,28 +35,36 @@ class TrainingNoise:
         policy: distribution of the input noise.
         seed: seed of the training.
         resolution: side of the images in pixels.
+        progress: prints why Triton's kernels are not used, if they fail on this machine.
     """
 
     def __init__(
-        self, model: Classifier, learner: LearnerConfig, policy: Policy, seed: int, resolution: int
+        self,
+        model: Classifier,
+        learner: LearnerConfig,
+        policy: Policy,
+        seed: int,
+        resolution: int,
+        *,
+        progress: Progress | None = None,
     ) -> None:
         self._model, self._learner, self._policy = model, learner, policy
-        self._seed, self._side = seed, resolution
-        self._program: Program | None = (
-            None  # GPU only. Its tensors keep their memory: a CUDA graph reads them.
-        )
+        self._seed, self._side, self._progress = seed, resolution, progress or Progress()
+        # Made by the first `draw`. They keep their memory, because a CUDA graph reads them.
+        self._step: Tensor | None = None  # () int64, the step
+        self._active: Tensor | None = None  # (B,) bool, rows that get model noise
+        self._plans: Program | None = None  # GPU only: plans of PLANS steps, one after the other
+        self._block = -1  # step // PLANS of these plans
+        self._run: Callable[[Tensor, Program], Tensor] = ops.run
 
     def batches(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
-        """Yield the batches of the steps from `start` on, with input noise.
+        """Yield the batches of the steps from `start` on.
 
-        On a CPU the noise is applied to the images. On a GPU each batch gets the program that will apply it,
-        and its images are unchanged.
+        On a CPU their images get the input noise here. On a GPU they are unchanged: `apply` adds the noise.
         """
         for first in batches:
             if first.images.is_cuda:
-                program = compile_plan(self._draw_plan(start, first), first.images.device, grouped=False)
-                yield replace(first, noise=program)
-                start += 1
+                yield first
                 continue
             # Noise is some hundred calls of torch, which take longer than the pixels of one small batch. So
             # small batches are joined up to BLOCK pixel values.
@@ -62,22 +76,53 @@ class TrainingNoise:
             start += len(group)
 
     def draw(self, batch: Batch, step: int) -> None:
-        """Draw the model noise of a step, and on a GPU load its input noise; see `train.step.Noise`."""
-        if isinstance(batch.noise, Program):
-            if self._program is None:
-                self._program = batch.noise
-            else:
-                self._program.load(batch.noise)  # copied into the same memory
+        """Set the step, and on a GPU upload the plans of a block; see `train.step.Noise`."""
         labeled = len(batch.labels)
-        # (B,) True for rows that get model noise. Labelled rows come first (`joint_batches`).
-        active = torch.empty(len(batch.images), dtype=torch.bool, device=batch.images.device)
-        active[:labeled] = self._learner.model.noise_labeled
-        active[labeled:] = self._learner.model.noise_pool
-        self._model.noise.draw(self._seed, step, active, split=labeled)
+        if self._step is None or self._active is None:
+            self._step = torch.empty((), dtype=torch.int64, device=batch.images.device)
+            # All batches of a training have the same shape, and labelled rows come first (`joint_batches`).
+            self._active = torch.empty(len(batch.images), dtype=torch.bool, device=batch.images.device)
+            self._active[:labeled] = self._learner.model.noise_labeled
+            self._active[labeled:] = self._learner.model.noise_pool
+        self._step.fill_(step)
+        self._model.noise.on(self._seed, self._active, split=labeled)
+        if batch.images.is_cuda and step // PLANS != self._block:
+            self._block = step // PLANS
+            self._upload(batch)
 
     def apply(self, images: Tensor) -> Tensor:
-        """Apply the loaded input noise: (B, 3, S, S) uint8 -> the same shape. On a CPU: no change."""
-        return images if self._program is None else ops.run(images, self._program)
+        """Compute the masks of the step, and on a GPU add the input noise: (B, 3, S, S) uint8."""
+        assert self._step is not None, "call `draw` first"
+        self._model.noise.fill(self._step)
+        if self._plans is None:
+            return images
+        return self._run(images, self._plans.part(self._step % PLANS, len(images)))
+
+    def _upload(self, batch: Batch) -> None:
+        """Draw the plans of the block and copy them to the GPU at once."""
+        steps = range(PLANS * self._block, PLANS * (self._block + 1))
+        drawn = plan.join([self._draw_plan(step, batch) for step in steps])
+        plans = compile_plan(drawn, batch.images.device, grouped=False)
+        if self._plans is None:
+            self._plans = plans
+            self._choose_kernels(batch.images)
+        else:
+            self._plans.load(plans)
+
+    def _choose_kernels(self, images: Tensor) -> None:
+        """Use Triton's kernels for RandAugment if they work on this machine; the pixels are the same."""
+        if self._policy.randaugment is None or find_spec("triton") is None:
+            return
+        assert self._plans is not None
+        try:
+            from noisystudent.augment import triton_ops
+
+            triton_ops.run(images, self._plans.part(images.new_zeros((), dtype=torch.int64), len(images)))
+        except Exception as error:  # of the compiler, the driver or the system; none of them is needed
+            reason = first_line(error)
+            self._progress.say(f"Input noise: Triton fails on this machine ({reason}); using PyTorch.")
+        else:
+            self._run = triton_ops.run
 
     def _draw_plan(self, step: int, batch: Batch) -> plan.Plan:
         config = self._learner.augment

@@ -130,7 +130,9 @@ def train(
     """
     learner, classes = training.learner, training.dataset.classes
     model = _first_model(training, progress)
-    noise = TrainingNoise(model, learner, training.policy, training.seed, training.resolution)
+    noise = TrainingNoise(
+        model, learner, training.policy, training.seed, training.resolution, progress=progress
+    )
     schedule = partial(
         lr_at,
         config=learner.train,

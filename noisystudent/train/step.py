@@ -25,14 +25,14 @@ class Noise(Protocol):
     """Everything that is random in a step: drawn on the host, applied on the device."""
 
     def draw(self, batch: Batch, step: int) -> None:
-        """Draw the input noise and the model noise of a step.
+        """Set the step, on the host, before `apply`.
 
         On a GPU the tensors that `apply` reads must keep their memory, because a captured CUDA graph reads
         them there.
         """
 
     def apply(self, images: Tensor) -> Tensor:
-        """Apply the input noise of the last `draw`: (B, 3, S, S) uint8 -> the same shape.
+        """Compute the masks of the model noise, and return the images (B, 3, S, S) uint8 with their noise.
 
         On a GPU this must only launch kernels, so that a CUDA graph can capture it.
         """
@@ -69,7 +69,7 @@ class TrainStep:
         """Return the same step with compiled input noise and forward pass."""
         # Not dynamic: all batches have the same shapes, and fixed shapes give faster kernels.
         forward = torch.compile(self.forward, dynamic=False)
-        # On a CPU the images of a batch have their noise already: see `Batch.noise`.
+        # On a CPU the images of a batch have their noise already, and compiling the masks saves nothing.
         apply = torch.compile(self.noise.apply, dynamic=False) if on_gpu else None
         return replace(self, _apply=apply, _forward=forward)
 

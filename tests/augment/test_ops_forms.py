@@ -12,7 +12,7 @@ import torch
 from noise_inputs import FULL, synthetic, to_torch
 
 from noisystudent.augment import ops
-from noisystudent.augment.plan import draw
+from noisystudent.augment.plan import draw, join
 from noisystudent.augment.policies import DRAWN, RandAugment
 from noisystudent.augment.program import compile_plan
 
@@ -36,6 +36,15 @@ def test_a_program_takes_over_another_plan() -> None:
     first.load(second)
     assert torch.equal(ops.run(images, first), ops.run(images, second))
     assert first.words.data_ptr() == address  # a captured graph reads this memory
+
+
+def test_a_part_of_a_program_is_that_of_its_step() -> None:
+    images = to_torch(synthetic(32, 60))
+    plans = [draw(FULL, 0, "test", step, 60, resolution=32) for step in range(4)]
+    joined = compile_plan(join(plans), images.device, grouped=False)
+    for step in (2, 0, 3):
+        noised = ops.run(images, joined.part(torch.tensor(step), 60))
+        assert torch.equal(noised, ops.apply(images, plans[step]))
 
 
 ON_CPU = pytest.param(

@@ -9,8 +9,9 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noised_networks import feature_masks, path_masks, paths, tiny
 from timm.layers import DropPath
-from torch import Tensor, nn
+from torch import nn
 
 from noisystudent.errors import InputError
 from noisystudent.models.noise import MaskedDropPath, ModelNoise
@@ -27,31 +28,6 @@ TINY = [
     "wrn10_1",
 ]
 MASKS = settings(max_examples=25, deadline=None)
-
-
-def tiny(name: str, stochastic_depth: float = 0.5) -> Any:  # a timm model
-    torch.manual_seed(1)
-    size = {"img_size": 32} if "vit" in name else {}
-    return timm.create_model(name, num_classes=5, drop_path_rate=stochastic_depth, **size).eval()
-
-
-def paths(net: nn.Module) -> list[MaskedDropPath]:
-    return [module for module in net.modules() if isinstance(module, MaskedDropPath)]
-
-
-def path_masks(net: nn.Module) -> Tensor:
-    """Copy of the masks (blocks, B)."""
-    return torch.stack([path.mask for path in paths(net) if path.mask is not None])
-
-
-def feature_masks(net: Any, batch: int) -> Tensor:
-    """Masks (B, F): the input of the classifier if all features are 1."""
-    seen: list[Tensor] = []
-    classifier = net.get_classifier()
-    hook = classifier.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].clone()))
-    classifier(torch.ones(batch, classifier.in_features))
-    hook.remove()
-    return seen[0]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +144,15 @@ def test_first_rows_do_not_depend_on_the_size(
     noise.draw(seed, 2, torch.ones(first, dtype=torch.bool))
     assert torch.equal(path_masks(net), masks[:, :first])
     assert torch.equal(feature_masks(net, first), features[:first])
+
+
+def test_dropout_does_not_depend_on_stochastic_depth() -> None:
+    masks = []
+    for depth in (0.0, 0.5):
+        net = tiny("resnet8_16")
+        ModelNoise(net, 0.5, depth).draw(0, 3, torch.ones(9, dtype=torch.bool))
+        masks.append(feature_masks(net, 9))
+    assert torch.equal(*masks)
 
 
 def test_switching_a_row_off_leaves_its_neighbours(net: nn.Module, noise: ModelNoise) -> None:

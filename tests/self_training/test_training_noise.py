@@ -126,7 +126,9 @@ def test_model_noise_of_the_labels_does_not_depend_on_that_of_the_pool(
             changed = dataclasses.replace(
                 plain, learner=dataclasses.replace(plain.learner, model=model_config)
             )
-            noise_of(changed, model).draw(batch, 0)
+            noise = noise_of(changed, model)
+            noise.draw(batch, 0)
+            noise.apply(batch.images)
             outputs[name] = model(batch.images)
     assert torch.equal(outputs["both"][:6], outputs["labeled only"][:6])
     assert not torch.equal(outputs["both"][:6], clean[:6])

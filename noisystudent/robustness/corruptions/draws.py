@@ -11,10 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisystudent.runtime import torch_seed
-
-_GAMMA, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
-"""The constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as signed numbers."""
+from noisystudent.runtime import GAMMA, mix, torch_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Draws:
         count = math.prod(shape)
         # Each hash has 64 bits, which are read as two words.
         place = torch.arange(1, -(-count // 2) + 1, device=self.keys.device)
-        state = _mix(self.keys[:, None] + place.add_(field << 40).mul_(_GAMMA))
+        state = mix(self.keys[:, None] + place.add_(field << 40).mul_(GAMMA))
         return state.view(torch.int32)[:, :count].reshape(len(self.keys), *shape)
 
     def uniform(self, field: int, *shape: int) -> Tensor:
@@ -72,19 +69,7 @@ def draws_of(seed: int, stream: str, counter: int, rows: NDArray[np.int64], devi
         device: device of the numbers.
     """
     numbers = torch.from_numpy(np.array(rows, dtype=np.int64)).to(device)
-    return Draws(_mix(numbers * _GAMMA + torch_seed(seed, stream, counter)))
-
-
-def _mix(state: Tensor) -> Tensor:
-    """SplitMix64's hash of int64, in place; different inputs have different results."""
-    state.bitwise_xor_(_shift(state, 30)).mul_(_FIRST)
-    state.bitwise_xor_(_shift(state, 27)).mul_(_SECOND)
-    return state.bitwise_xor_(_shift(state, 31))
-
-
-def _shift(state: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64 to the right: PyTorch's >> copies the sign bit."""
-    return (state >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+    return Draws(mix(numbers * GAMMA + torch_seed(seed, stream, counter)))
 
 
 @lru_cache(maxsize=1)
