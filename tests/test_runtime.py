@@ -3,8 +3,13 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
+from torch import Tensor
+
+from noisystudent.runtime import on_host
 
 # In a process of its own, where nobody has asked for the device before.
 WHERE_A_BLOCK_LIES = """
@@ -24,3 +29,32 @@ print(start <= block.data_ptr() < stop)
 def test_what_is_freed_stays_with_the_process(device: str, kept: str) -> None:
     command = [sys.executable, "-c", WHERE_A_BLOCK_LIES, device]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == kept
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("lag", [0, 1, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+def test_tensors_come_to_the_host_in_order_and_late(count: int, lag: int, device: str) -> None:
+    drawn: list[int] = []
+
+    def values() -> Iterator[Tensor]:
+        for number in range(count):
+            drawn.append(number)
+            yield torch.full((2, 3), number, device=device)
+
+    for done, array in enumerate(on_host(values(), lag)):
+        assert array.shape == (2, 3) and (array == done).all()
+        assert len(drawn) == min(count, done + lag + 1)
+    assert len(drawn) == count

@@ -20,17 +20,12 @@ from noisystudent.errors import InputError, RunError, first_line
 from noisystudent.models.classifier import Classifier
 from noisystudent.models.onnx import OnnxModel
 from noisystudent.records import Predict
-from noisystudent.runtime import batch_size_for
+from noisystudent.runtime import batch_size_for, on_host
 
 WORTH_COMPILING = 500_000
 """Number of images from which a compiled forward pass saves more time than the compilation takes."""
 
 _BATCH = 256  # largest batch size; see `batch_size_for`
-_WAITING = 32
-"""Batches kept on the device before their probabilities are copied to the host.
-
-They need 64 MiB for batches of 512 images and 1,000 classes."""
-
 Rows = NDArray[np.int64]
 Boxes = Callable[[Rows], NDArray[np.float32] | None]
 """Rows of a batch -> crop windows (B, 4) as fractions of the image, or None for the clean view."""
@@ -206,33 +201,19 @@ def predict_probs(predict: Predict, batches: Iterable[Tensor]) -> NDArray[np.flo
         InputError: no batches.
         RunError: a logit is not finite.
     """
-    on_host: list[NDArray[np.float32]] = []
-    # Copying a tensor to the host waits until it is computed. With several batches waiting on the device, the
-    # GPU is not idle between batches.
-    on_device: list[Tensor] = []
+    done: list[NDArray[np.float32]] = []
     with torch.inference_mode():
-        for images in batches:
-            on_device.append(predict(images).float().softmax(dim=1))
-            if len(on_device) == _WAITING:
-                _copy_to_host(on_device, on_host)
-        _copy_to_host(on_device, on_host)
-    if not on_host:
+        for probs in on_host(predict(images).float().softmax(dim=1) for images in batches):
+            if not np.isfinite(probs).all():  # an infinite or NaN logit makes its whole row NaN
+                first = sum(map(len, done))
+                raise RunError(
+                    f"the model's output is not finite on images {first} to {first + len(probs) - 1};"
+                    " it has diverged, train it again with a lower learning rate"
+                )
+            done.append(probs)
+    if not done:
         raise InputError("there are no images to evaluate on")
-    return np.concatenate(on_host)
-
-
-def _copy_to_host(on_device: list[Tensor], on_host: list[NDArray[np.float32]]) -> None:
-    """Move the probabilities on the device to the end of `on_host`, after a check that they are finite."""
-    for device_probs in on_device:
-        probs = device_probs.cpu().numpy()
-        if not np.isfinite(probs).all():  # an infinite or NaN logit makes its whole row NaN
-            first = sum(map(len, on_host))
-            raise RunError(
-                f"the model's output is not finite on images {first} to {first + len(probs) - 1};"
-                " it has diverged, train it again with a lower learning rate"
-            )
-        on_host.append(probs)
-    on_device.clear()
+    return np.concatenate(done)
 
 
 def _resized(images: Tensor, scale: float) -> Tensor:

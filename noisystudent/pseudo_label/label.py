@@ -18,13 +18,14 @@ from torch import Tensor
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
-from noisystudent.pseudo_label.encode import Encoder, PendingProbs
+from noisystudent.pseudo_label.encode import Encoder
 from noisystudent.pseudo_label.parts import FORMAT, PartIndex, hashes, lists, write_index
 from noisystudent.pseudo_label.resume import Part, resume
 from noisystudent.records import Predict, PseudoLabels
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import atomic
 from noisystudent.run.rundir import LabelsDir
+from noisystudent.runtime import on_host
 
 # A dictionary saves space only for labels, which repeat. Statistics of lists of probabilities would be large.
 _ENCODING: dict[str, Any] = {
@@ -161,37 +162,27 @@ def _encoded(
     # large ones that the model frees, and the allocator could not use that memory again.
     columns = {field.name: _empty(field.type, len(rows)) for field in fields}
     done = 0
-    for probs in _probs(encoder, batches):
-        here = slice(done, done + len(probs))
-        done += len(probs)
+    # One batch late: the GPU computes the next batch while the host works.
+    for encoded in on_host(map(encoder.encode, batches), lag=1):
+        here = slice(done, done + len(encoded))
+        done += len(encoded)
         if done > len(rows):
             continue  # too many images; count them all for the message below
-        bad = np.isnan(probs[:, 0])
+        values = encoder.columns(encoded)
+        bad = np.isnan(values["confidence"])
         if bad.any():
             first = ids(rows[here][bad][:1])[0]
             raise RunError(
                 f"the teacher's logits are not finite for image {first!r}; it has diverged, train it again"
             )
-        for name, values in encoder.columns(probs).items():
-            columns[name][here] = values
+        for name, column in values.items():
+            columns[name][here] = column
     if done != len(rows):
         raise RunError(
             f"{done} images were read for {len(rows)} pool rows from row {rows[0]} on; the pool has changed"
         )
     arrays = [lists(values) if values.ndim == 2 else pa.array(values) for values in columns.values()]
     return pa.table(arrays, schema=pa.schema(fields))
-
-
-def _probs(encoder: Encoder, batches: Iterator[Tensor]) -> Iterator[NDArray[np.float32]]:
-    """Probabilities of each batch, one batch late: the GPU computes the next batch while the host works."""
-    previous: PendingProbs | None = None
-    for batch in batches:
-        current = encoder.probs(batch)
-        if previous is not None:
-            yield previous()
-        previous = current
-    if previous is not None:
-        yield previous()
 
 
 def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
