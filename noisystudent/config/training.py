@@ -77,8 +77,8 @@ class TrainConfig:
     """Keep images and weights in the channels-last memory format."""
     execution: Literal["auto", "eager", "compiled", "captured"] = neutral("auto")
     """How steps are executed; the results are the same. captured: compiled, and replayed as a CUDA graph.
-    auto: the fastest that works; eager on a CPU. Except with eager, the model that labels a pool of 500,000
-    images or more is compiled."""
+    auto: the fastest that works; eager on a CPU. Except with eager, a model that predicts many images is
+    compiled (on a CPU 500,000 or more), and captured on a GPU."""
     log_steps: int = number(50, least=1, neutral=True)
     """Number of steps between two lines of metrics.jsonl."""
     eval_steps: int | None = number(None, least=1, neutral=True)

@@ -26,13 +26,11 @@ class Encoder:
     """Runs a teacher on batches of images and encodes its probabilities.
 
     Attributes:
-        predict: the teacher, (b, 3, S, S) uint8 -> (b, num_classes) logits.
         num_classes: number of classes, K.
         temperature: temperature of the softmax.
         top: number of probabilities stored for each image if there are more than 256 classes.
     """
 
-    predict: Predict
     num_classes: int
     temperature: float
     top: int
@@ -48,8 +46,12 @@ class Encoder:
         return self.num_classes <= DENSE_CLASSES
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, predict: Predict, images: Tensor) -> Tensor:
         """Compute on the device what `columns` needs of a batch of b images, as one tensor.
+
+        Args:
+            predict: the teacher, (b, 3, S, S) uint8 -> (b, num_classes) logits.
+            images: (b, 3, S, S) uint8.
 
         Returns:
             (b, K) float32 probabilities if all are stored, otherwise (b, k) int64 keys as of `top_keys`. A
@@ -58,7 +60,7 @@ class Encoder:
         Raises:
             RunError: the logits do not have K classes.
         """
-        logits = self.predict(images).float()
+        logits = predict(images).float()
         expected = (len(images), self.num_classes)
         if logits.shape != expected:
             raise RunError(

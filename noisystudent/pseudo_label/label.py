@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ Rows = NDArray[np.int64]
 
 
 def label_images(
-    predict: Predict,
+    prepare: Callable[[int, int], tuple[Predict, int]],
     images: Callable[[Iterator[Rows]], Iterator[Tensor]],
     ids: Callable[[Rows], list[str]],
     content_hash: NDArray[np.uint8],
@@ -56,35 +57,35 @@ def label_images(
     settings are kept, all others are made again or removed. `config.hard` has no effect; see `read_targets`.
 
     Args:
-        predict: teacher with EMA weights and without noise, (b, 3, S, S) uint8 -> (b, num_classes) logits.
+        prepare: (number of images to label, largest batch size) -> the teacher, and its batch size.
         images: pool rows of each batch -> images of each batch. It is called only once, so that decoding
-            continues from part to part. Batches are the same for any size of the parts, and after a stop.
+            continues from part to part.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
         num_classes: number of classes, K.
         config: temperature, batch size, part size, and the number of probabilities stored above 256 classes.
         out: folder of the parts.
-        task: name of this work in `progress`.
-        progress: advances after every batch. A signal stops the work between two batches.
+        task, progress: name of this work and its display. A signal stops the work between two batches.
 
     Raises:
         RunError: the teacher's logits are not finite or do not have K classes, or images are missing.
         Stopped: a signal came. All finished parts are on disk.
     """
-    encoder = Encoder(predict, num_classes, config.temperature, config.top_k)
+    encoder = Encoder(num_classes, config.temperature, config.top_k)
     parts, total = _parts(LabelsDir(out), config, content_hash, encoder), len(content_hash)
     index = resume(LabelsDir(out), parts, task, progress)
     missing = {part for part in parts if part.path.name not in index.files}
-    requests = [rows for part in parts if part in missing for rows in _split(part.rows, config.batch_size)]
+    predict, batch_size = prepare(sum(len(part.rows) for part in missing), len(parts[0].rows))
+    requests = [rows for part in parts if part in missing for rows in _split(part.rows, batch_size)]
     stream = images(map(_array, requests)) if requests else iter(())
     with ThreadPoolExecutor(1) as thread:
         writer = _Writer(thread)
         for part in parts:
             progress.check()
             if part in missing:
-                batches = islice(stream, len(_split(part.rows, config.batch_size)))
+                batches = islice(stream, len(_split(part.rows, batch_size)))
                 watched = _watched(batches, part.rows.start, total, task, progress)
-                writer.submit(_write, part, _encoded(encoder, watched, _array(part.rows), ids), ids, index)
+                writer.submit(_write, part, _encoded(encoder, predict, watched, part.rows, ids), ids, index)
             progress.advance(task, part.rows.stop, total)
         writer.wait()
     return PseudoLabels(out, num_classes)
@@ -148,8 +149,9 @@ def _watched(
 
 def _encoded(
     encoder: Encoder,
+    predict: Predict,
     batches: Iterator[Tensor],
-    rows: Rows,
+    rows: range,
     ids: Callable[[Rows], list[str]],
 ) -> pa.Table:
     """The columns of one part that depend on the probabilities.
@@ -163,7 +165,7 @@ def _encoded(
     columns = {field.name: _empty(field.type, len(rows)) for field in fields}
     done = 0
     # One batch late: the GPU computes the next batch while the host works.
-    for encoded in on_host(map(encoder.encode, batches), lag=1):
+    for encoded in on_host(map(partial(encoder.encode, predict), batches), lag=1):
         here = slice(done, done + len(encoded))
         done += len(encoded)
         if done > len(rows):
@@ -171,7 +173,7 @@ def _encoded(
         values = encoder.columns(encoded)
         bad = np.isnan(values["confidence"])
         if bad.any():
-            first = ids(rows[here][bad][:1])[0]
+            first = ids(_array(rows[here])[bad][:1])[0]
             raise RunError(
                 f"the teacher's logits are not finite for image {first!r}; it has diverged, train it again"
             )

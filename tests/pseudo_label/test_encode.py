@@ -38,8 +38,8 @@ def test_both_forms_are_a_stable_sort(drawn: tuple[Tensor, int]) -> None:
 
 
 def encoded(logits: Tensor) -> dict[str, np.ndarray]:
-    encoder = Encoder(lambda images: logits, logits.shape[1], temperature=1.0, top=5)
-    return encoder.columns(encoder.encode(torch.empty(len(logits), 0)).cpu().numpy())
+    encoder = Encoder(logits.shape[1], temperature=1.0, top=5)
+    return encoder.columns(encoder.encode(lambda images: logits, torch.empty(len(logits), 0)).numpy())
 
 
 @pytest.mark.parametrize("classes", [6, 300])
