@@ -22,7 +22,7 @@ import statistics
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from noisystudent.data.workers import worker_count
 from noisystudent.models.classifier import Classifier
 from noisystudent.models.registry import build_model
 from noisystudent.pseudo_label import label_images
+from noisystudent.records import Predict
 from noisystudent.run.rundir import DataDir, ModelDir
 from noisystudent.runtime import resolve_device, resolve_dtype
 from noisystudent.self_training.training import Training, predictor
@@ -99,8 +100,9 @@ class Case:
     def requests(self, images: int) -> Iterator[Rows]:
         return (np.arange(at, at + self.batch) for at in range(0, images, self.batch))
 
-    def predict(self, images: Tensor) -> Tensor:
-        return predictor(self.training, self.model)(images)
+    def prepared(self, images: int, most: int | None = None) -> tuple[Predict, int]:
+        teacher = replace(predictor(self.training, self.model), batch_size=self.batch)
+        return teacher.prepared(images, most, progress=Progress())
 
     def sync(self) -> None:
         if self.training.device.type == "cuda":
@@ -189,14 +191,12 @@ class Clock:
         self._started = time.perf_counter()
 
     def watch(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The same batches."""
         first = next(batches)
         self._started = time.perf_counter()
         yield first
         yield from batches
 
     def seconds(self, found: Case) -> float:
-        """Since then."""
         found.sync()
         return time.perf_counter() - self._started
 
@@ -206,7 +206,7 @@ def ours(found: Case, images: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
     hashes, clock = found.images.content_hash, Clock()
     label_images(
-        predictor(found.training, found.model),
+        found.prepared,
         lambda requests: clock.watch(found.views(requests)),
         lambda rows: found.images.ids(rows % len(found.images)),
         np.resize(hashes, (images, hashes.shape[1])),
@@ -220,10 +220,12 @@ def ours(found: Case, images: int) -> float:
 
 
 def ceiling(found: Case, batch: Tensor, images: int) -> float:
-    clock, predict = Clock(), predictor(found.training, found.model)
-    for _ in range(images // found.batch):
+    predict, size = found.prepared(images)
+    batch = batch.repeat(-(-size // len(batch)), 1, 1, 1)[:size]
+    clock = Clock()
+    for _ in range(images // size):
         predict(batch)
-    return clock.seconds(found)
+    return clock.seconds(found) * images / (images // size * size)
 
 
 def decoder(found: Case, images: int) -> float:

@@ -229,7 +229,7 @@ def _label(dataset: Dataset, out: Path) -> PseudoLabels:
         return requested_batches(pool, requests, resolution=_SIDE, device=_CPU, workers=worker_count(None))
 
     return label_images(
-        predict,
+        lambda count, most: (predict, 512),
         images,
         pool.ids,
         pool.content_hash,

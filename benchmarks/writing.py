@@ -85,7 +85,7 @@ def write_ours(logits: Tensor, rows: int, arguments: argparse.Namespace) -> None
     out = arguments.work / "labels"
     shutil.rmtree(out, ignore_errors=True)
     label_images(
-        lambda images: logits[next(numbers) % _LOGITS, : len(images)],
+        lambda count, most: (lambda images: logits[next(numbers) % _LOGITS, : len(images)], batch),
         lambda requests: (blank[: len(own)] for own in requests),
         lambda own: names[: len(own)],
         hashes,

@@ -7,10 +7,13 @@ import gc
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.errors import InputError, first_line
@@ -158,6 +161,40 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp32" or (on_gpu and torch.cuda.get_device_capability(device) < (8, 0)):
         return torch.float32
     return torch.bfloat16 if on_gpu or precision == "bf16" else torch.float32
+
+
+def on_host(values: Iterable[Tensor], lag: int = 2) -> Iterator[NDArray[Any]]:
+    """Each tensor as an array, in order, `lag` tensors late.
+
+    The copies go on while the device computes, and the host waits only for a tensor that `lag` others have
+    followed, so a GPU always has work.
+
+    Args:
+        values: tensors on any device. Each is drawn before an earlier one is returned.
+        lag: number of tensors that are computed or copied while the host uses an array.
+    """
+    waiting = deque[Callable[[], NDArray[Any]]]()
+    for value in values:
+        waiting.append(_copy_to_host(value))
+        if len(waiting) > lag:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+def _copy_to_host(value: Tensor) -> Callable[[], NDArray[Any]]:
+    """Start to copy a tensor to the host; the returned function waits for the copy."""
+    if not value.is_cuda:
+        return value.cpu().numpy
+    copied = value.to("cpu", non_blocking=True)  # PyTorch uses pinned memory for this
+    end_of_copy = torch.cuda.Event()
+    end_of_copy.record(torch.cuda.current_stream(value.device))
+
+    def wait() -> NDArray[Any]:
+        end_of_copy.synchronize()
+        return copied.numpy()
+
+    return wait
 
 
 _PIXELS_AT_ONCE = 2**24

@@ -12,8 +12,9 @@ import torch
 from fake_cuda import FakeCuda
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from noisystudent.runtime import packed_bytes, packed_views, resolve_device, resolve_dtype
+from noisystudent.runtime import on_host, packed_bytes, packed_views, resolve_device, resolve_dtype
 
 # In a process of its own, where nobody has asked for the device before.
 WHERE_A_BLOCK_LIES = """
@@ -128,3 +129,40 @@ def test_views_of_one_memory_hold_what_tensors_of_their_own_do(
         view.copy_(tensor)
     for view, tensor in zip(views, tensors, strict=True):
         assert torch.equal(view, tensor) and view.dtype == tensor.dtype and view.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("lag", [0, 1, 5])
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+def test_tensors_come_to_the_host_in_order_and_late(count: int, lag: int, device: str) -> None:
+    drawn: list[int] = []
+
+    def values() -> Iterator[Tensor]:
+        for number in range(count):
+            drawn.append(number)
+            yield torch.full((2, 3), number, device=device)
+
+    for done, array in enumerate(on_host(values(), lag)):
+        assert array.shape == (2, 3) and (array == done).all()
+        assert len(drawn) == min(count, done + lag + 1)
+    assert len(drawn) == count
+
+
+def test_the_host_waits_for_the_copies_of_the_device_of_the_values(cuda: FakeCuda) -> None:
+    """Events of another GPU, the current one, would be over before these copies are."""
+    second = torch.device("cuda:1")
+    values: Any = SimpleNamespace(is_cuda=True, device=second, to=lambda *_, **__: torch.ones(2, 3))
+    assert next(on_host([values])).tolist() == [[1.0] * 3] * 2
+    assert cuda.host_waited_for == [cuda.current_stream(second)]

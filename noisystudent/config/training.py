@@ -79,8 +79,8 @@ class TrainConfig:
     execution: Literal["auto", "eager", "compiled", "captured", "captured-eager"] = neutral("auto")
     """How steps are executed; the results are the same. captured: compiled, and replayed as a CUDA graph.
     captured-eager: a CUDA graph that is not compiled. auto: eager on a CPU; on a GPU captured if 10,000
-    steps or more are left, otherwise captured-eager, and a simpler form if one fails. Except with eager, the
-    model that labels a pool of 500,000 images or more is compiled."""
+    steps or more are left, otherwise captured-eager, and a simpler form if one fails. Except with eager, a
+    model that predicts many images is compiled (on a CPU 500,000 or more), and captured on a GPU."""
     log_steps: int = number(50, least=1, neutral=True)
     """Number of steps between two lines of metrics.jsonl."""
     eval_steps: int | None = number(None, least=1, neutral=True)

@@ -91,11 +91,13 @@ def _probs(
 ) -> NDArray[np.float32]:
     """(N, C) probabilities of `rows`, restricted to the kept classes (None: all classes)."""
 
+    model, _ = predictor.prepared(len(rows), progress=progress)
+
     def predict(pixels: Tensor) -> Tensor:
-        logits = predictor(pixels)
+        logits = model(pixels)
         return logits if kept is None else imagenet.restrict(logits, kept)
 
-    batches = watched(predictor.views(images, rows), task, len(rows), progress)
+    batches = watched(model.views(images, rows), task, len(rows), progress)
     return predict_probs(predict, batches)
 
 

@@ -54,6 +54,7 @@ def measure(
     progress = progress or Progress()
     for model, tests, note in _models(predictor, options):
         with open_test_images(model, data, replace(options, tests=tests), progress) as opened:
+            model, _ = model.prepared(opened.count, 1, progress=progress)  # for the batches that were opened
             results: Results = {}
             if accuracy := [test for test in tests if test in _ACCURACY]:
                 yield from _accuracy(accuracy, model, opened, results, note=note, progress=progress)

@@ -66,8 +66,9 @@ def predict(predictor: Predictor, images: Images, *, progress: Progress | None =
     progress = progress or Progress()
     source = open_images(images, labeled=False)
     with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
-        views = watched(predictor.views(readable), "predicting", len(readable), progress)
-        return Predictions(readable.ids(np.arange(len(readable))), predict_probs(predictor, views), bad)
+        model, _ = predictor.prepared(len(readable), progress=progress)
+        views = watched(model.views(readable), "predicting", len(readable), progress)
+        return Predictions(readable.ids(np.arange(len(readable))), predict_probs(model, views), bad)
 
 
 def score(
@@ -85,8 +86,9 @@ def score(
     progress = progress or Progress()
     numbers, source = partial(class_numbers, predictor.classes), open_labeled(labeled)
     with scanned(source, numbers, progress, stored=stored_side(predictor)) as (images, bad):
-        views = watched(predictor.views(images), "scoring", len(images), progress)
-        probs = predict_probs(predictor, views)
+        model, _ = predictor.prepared(len(images), progress=progress)
+        views = watched(model.views(images), "scoring", len(images), progress)
+        probs = predict_probs(model, views)
         return scores.score(probs, images.labels, EvaluateConfig().ece_bins), bad
 
 
@@ -126,9 +128,9 @@ def label_images(
     with lock(out, "labelling"):
         _claim(out, predictor, config)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
-            labeler = predictor.compiled(len(pool), config.batch_size, progress)
+            teacher = replace(predictor, batch_size=config.batch_size, flip=config.flip, scales=config.scales)
             labels = write_labels(
-                replace(labeler, flip=config.flip, scales=config.scales),
+                partial(teacher.prepared, progress=progress),
                 partial(predictor.requested_views, pool),
                 pool.ids,
                 pool.content_hash,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,21 +18,14 @@ from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet, View
 from noisystudent.data.loader import requested_batches
 from noisystudent.data.workers import worker_count
-from noisystudent.errors import InputError, RunError, first_line
+from noisystudent.errors import InputError, RunError
+from noisystudent.inference import forms
 from noisystudent.models.classifier import Classifier
 from noisystudent.models.onnx import OnnxModel
 from noisystudent.records import Predict
-from noisystudent.runtime import batch_size_for
-
-WORTH_COMPILING = 500_000
-"""Number of images from which a compiled forward pass saves more time than the compilation takes."""
+from noisystudent.runtime import batch_size_for, on_host
 
 _BATCH = 256  # largest batch size; see `batch_size_for`
-_WAITING = 32
-"""Batches kept on the device before their probabilities are copied to the host.
-
-They need 64 MiB for batches of 512 images and 1,000 classes."""
-
 Rows = NDArray[np.int64]
 Boxes = Callable[[Rows], NDArray[np.float32] | None]
 """Rows of a batch -> crop windows (B, 4) as fractions of the image, or None for the clean view."""
@@ -54,6 +49,7 @@ class Predictor:
         side: side in pixels of the views; None: the model's resolution.
         path: file of the weights; None for weights that timm publishes.
         before: weights of the same model before its fine-tuning at a higher resolution; None: there are none.
+        eager: True: `prepared` changes nothing.
     """
 
     models: tuple[Classifier | OnnxModel, ...]
@@ -68,7 +64,9 @@ class Predictor:
     side: int | None = None
     path: Path | None = None
     before: Path | None = None
-    _compiled: tuple[Predict, ...] = ()
+    eager: bool = False
+    # Not an argument, so that a copy with other attributes does not keep it.
+    _forward: forms.Forward | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def model(self) -> Classifier | OnnxModel:
@@ -107,12 +105,14 @@ class Predictor:
         distillation (Radosavovic et al. 2018, arXiv 1712.04440).
         """
         images = images.to(self.device, non_blocking=True)
-        forwards = self._compiled or self.models
-        if len(forwards) == 1 and not self.flip and self.scales == (1.0,):
-            return self._logits(forwards[0], images)
+        return self._eager(images) if self._forward is None else self._forward(images)
+
+    def _eager(self, images: Tensor) -> Tensor:
+        if len(self.models) == 1 and not self.flip and self.scales == (1.0,):
+            return self._logits(self.models[0], images)
         views = [_resized(images, scale) for scale in self.scales]
         views += [view.flip(3) for view in views if self.flip]
-        probs = [torch.softmax(self._logits(forward, view), dim=1) for forward in forwards for view in views]
+        probs = [torch.softmax(self._logits(model, view), dim=1) for model in self.models for view in views]
         mean = torch.stack(probs).mean(0)
         # A probability can underflow to 0, whose logarithm is infinite, so it is clipped. NaN stays NaN.
         return mean.clamp(min=torch.finfo(torch.float32).tiny).log()
@@ -120,7 +120,7 @@ class Predictor:
     def views(self, images: ImageSet, rows: Rows | None = None) -> Iterator[Tensor]:
         """Batches (B, 3, S, S) uint8 of the clean views of `rows` (None: all), in order."""
         rows = np.arange(len(images)) if rows is None else rows
-        size = self.batch_size or batch_size_for(self.side or self.resolution, _BATCH)
+        size = self._size
         batches = (rows[start : start + size] for start in range(0, len(rows), size))
         yield from self.requested_views(images, batches)
 
@@ -153,46 +153,50 @@ class Predictor:
         """
         return predict_probs(self, self.views(images, rows))
 
-    def compiled(self, images: int, batch_size: int, progress: Progress) -> Predictor:
-        """The same predictor, with compiled models if there are enough images to make up for the compilation.
+    def prepared(self, images: int, most: int | None = None, *, progress: Progress) -> tuple[Predictor, int]:
+        """Return the same predictor in the form that is fastest for a number of images, and its batch size.
+
+        On a CPU it is compiled for many images, otherwise nothing changes. On a GPU, unless there are few
+        images, the batch size is doubled as long as that gives more images per second, and the forward pass
+        is captured as a CUDA graph; it is compiled as well if that saves time. Other forms and sizes change
+        the last digits of the logits.
 
         Args:
             images: number of images to predict.
-            batch_size: batch size for which the models are compiled.
-            progress: shows a message if the compilation fails.
+            most: largest batch size on a GPU, unless `batch_size` is larger. None: no limit.
+            progress: shows the batch size on a GPU, and a message if a form fails.
         """
-        if images < WORTH_COMPILING or not isinstance(self.model, nn.Module):
-            return self
-        return replace(self, _compiled=tuple(_Compiled(model, batch_size, progress) for model in self.models))
+        size, seconds, on_gpu = self._size, None, self.device.type == "cuda"
+        few = on_gpu and images < forms.MEASURED_BATCHES * size
+        if self.eager or few or not isinstance(self.model, nn.Module):
+            return replace(self, batch_size=size), size
+        if on_gpu:
+            side = self.side or self.resolution
+            limit = min(forms.most_images(images, side), images if most is None else most)
+            measure = partial(forms.seconds_on_gpu, self, self.device, side)
+            size, seconds = forms.fastest_batch_size(measure, size, limit)
+            progress.say(f"{self.model.name}: batches of {size:,} images, {1 / seconds:,.0f} images/s.")
+        ways: dict[str, Predict] = {"eager": self._eager}
+        if forms.worth_compiling(images, seconds):
+            compiled: Any = tuple(torch.compile(model, dynamic=False) for model in self.models)
+            ways = {"compiled": replace(self, models=compiled)._eager, **ways}
+        if on_gpu:
+            ways = forms.captured(ways, size)
+        ready = replace(self, batch_size=size)
+        object.__setattr__(ready, "_forward", forms.Forward(ways, size, progress))
+        return ready, size
 
-    def _logits(self, forward: Predict, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = forward(images)
-        return logits.float()
+    @property
+    def _size(self) -> int:
+        """Batch size, unless another is measured."""
+        return self.batch_size or batch_size_for(self.side or self.resolution, _BATCH)
 
-
-class _Compiled:
-    """A model, compiled for batches of one size.
-
-    Batches of another size, such as the last one, use the uncompiled model: a new size would need a new
-    compilation. If the compilation fails, all batches use it.
-    """
-
-    def __init__(self, model: Predict, batch_size: int, progress: Progress) -> None:
-        self._model, self._batch_size, self._progress = model, batch_size, progress
-        self._forward: Predict | None = torch.compile(model, dynamic=False)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if self._forward is not None and len(images) == self._batch_size:
-            try:
-                return self._forward(images)
-            except torch.OutOfMemoryError:  # a RuntimeError, but not one of the compilation
-                raise
-            except RuntimeError as error:
-                reason = first_line(error)
-                self._progress.say(f"The teacher cannot be compiled here ({reason}); it runs uncompiled.")
-                self._forward = None
-        return self._model(images)
+    def _logits(self, model: Predict, images: Tensor) -> Tensor:
+        # Without the cache, in which a graph would find casts of weights that are freed when it is replayed.
+        # Each weight is used once, so the cache saves nothing.
+        enabled = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False):
+            return model(images).float()
 
 
 def predict_probs(predict: Predict, batches: Iterable[Tensor]) -> NDArray[np.float32]:
@@ -206,33 +210,19 @@ def predict_probs(predict: Predict, batches: Iterable[Tensor]) -> NDArray[np.flo
         InputError: no batches.
         RunError: a logit is not finite.
     """
-    on_host: list[NDArray[np.float32]] = []
-    # Copying a tensor to the host waits until it is computed. With several batches waiting on the device, the
-    # GPU is not idle between batches.
-    on_device: list[Tensor] = []
+    done: list[NDArray[np.float32]] = []
     with torch.inference_mode():
-        for images in batches:
-            on_device.append(predict(images).float().softmax(dim=1))
-            if len(on_device) == _WAITING:
-                _copy_to_host(on_device, on_host)
-        _copy_to_host(on_device, on_host)
-    if not on_host:
+        for probs in on_host(predict(images).float().softmax(dim=1) for images in batches):
+            if not np.isfinite(probs).all():  # an infinite or NaN logit makes its whole row NaN
+                first = sum(map(len, done))
+                raise RunError(
+                    f"the model's output is not finite on images {first} to {first + len(probs) - 1};"
+                    " it has diverged, train it again with a lower learning rate"
+                )
+            done.append(probs)
+    if not done:
         raise InputError("there are no images to evaluate on")
-    return np.concatenate(on_host)
-
-
-def _copy_to_host(on_device: list[Tensor], on_host: list[NDArray[np.float32]]) -> None:
-    """Move the probabilities on the device to the end of `on_host`, after a check that they are finite."""
-    for device_probs in on_device:
-        probs = device_probs.cpu().numpy()
-        if not np.isfinite(probs).all():  # an infinite or NaN logit makes its whole row NaN
-            first = sum(map(len, on_host))
-            raise RunError(
-                f"the model's output is not finite on images {first} to {first + len(probs) - 1};"
-                " it has diverged, train it again with a lower learning rate"
-            )
-        on_host.append(probs)
-    on_device.clear()
+    return np.concatenate(done)
 
 
 def _resized(images: Tensor, scale: float) -> Tensor:

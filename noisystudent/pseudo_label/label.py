@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from torch import Tensor
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
-from noisystudent.pseudo_label.encode import Encoder, PendingProbs
+from noisystudent.pseudo_label.encode import Encoder
 from noisystudent.pseudo_label.parts import FORMAT, PartIndex, hashes, lists, write_index
 from noisystudent.pseudo_label.resume import Part, resume
 from noisystudent.records import Predict, PseudoLabels
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import atomic
 from noisystudent.run.rundir import LabelsDir
+from noisystudent.runtime import on_host
 
 # A dictionary saves space only for labels, which repeat. Statistics of lists of probabilities would be large.
 _ENCODING: dict[str, Any] = {
@@ -38,7 +40,7 @@ Rows = NDArray[np.int64]
 
 
 def label_images(
-    predict: Predict,
+    prepare: Callable[[int, int], tuple[Predict, int]],
     images: Callable[[Iterator[Rows]], Iterator[Tensor]],
     ids: Callable[[Rows], list[str]],
     content_hash: NDArray[np.uint8],
@@ -55,35 +57,35 @@ def label_images(
     settings are kept, all others are made again or removed. `config.hard` has no effect; see `read_targets`.
 
     Args:
-        predict: teacher with EMA weights and without noise, (b, 3, S, S) uint8 -> (b, num_classes) logits.
+        prepare: (number of images to label, largest batch size) -> the teacher, and its batch size.
         images: pool rows of each batch -> images of each batch. It is called only once, so that decoding
-            continues from part to part. Batches are the same for any size of the parts, and after a stop.
+            continues from part to part.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
         num_classes: number of classes, K.
         config: temperature, batch size, part size, and the number of probabilities stored above 256 classes.
         out: folder of the parts.
-        task: name of this work in `progress`.
-        progress: advances after every batch. A signal stops the work between two batches.
+        task, progress: name of this work and its display. A signal stops the work between two batches.
 
     Raises:
         RunError: the teacher's logits are not finite or do not have K classes, or images are missing.
         Stopped: a signal came. All finished parts are on disk.
     """
-    encoder = Encoder(predict, num_classes, config.temperature, config.top_k)
+    encoder = Encoder(num_classes, config.temperature, config.top_k)
     parts, total = _parts(LabelsDir(out), config, content_hash, encoder), len(content_hash)
     index = resume(LabelsDir(out), parts, task, progress)
     missing = {part for part in parts if part.path.name not in index.files}
-    requests = [rows for part in parts if part in missing for rows in _split(part.rows, config.batch_size)]
+    predict, batch_size = prepare(sum(len(part.rows) for part in missing), len(parts[0].rows))
+    requests = [rows for part in parts if part in missing for rows in _split(part.rows, batch_size)]
     stream = images(map(_array, requests)) if requests else iter(())
     with ThreadPoolExecutor(1) as thread:
         writer = _Writer(thread)
         for part in parts:
             progress.check()
             if part in missing:
-                batches = islice(stream, len(_split(part.rows, config.batch_size)))
+                batches = islice(stream, len(_split(part.rows, batch_size)))
                 watched = _watched(batches, part.rows.start, total, task, progress)
-                writer.submit(_write, part, _encoded(encoder, watched, _array(part.rows), ids), ids, index)
+                writer.submit(_write, part, _encoded(encoder, predict, watched, part.rows, ids), ids, index)
             progress.advance(task, part.rows.stop, total)
         writer.wait()
     return PseudoLabels(out, num_classes)
@@ -147,8 +149,9 @@ def _watched(
 
 def _encoded(
     encoder: Encoder,
+    predict: Predict,
     batches: Iterator[Tensor],
-    rows: Rows,
+    rows: range,
     ids: Callable[[Rows], list[str]],
 ) -> pa.Table:
     """The columns of one part that depend on the probabilities.
@@ -161,37 +164,27 @@ def _encoded(
     # large ones that the model frees, and the allocator could not use that memory again.
     columns = {field.name: _empty(field.type, len(rows)) for field in fields}
     done = 0
-    for probs in _probs(encoder, batches):
-        here = slice(done, done + len(probs))
-        done += len(probs)
+    # One batch late: the GPU computes the next batch while the host works.
+    for encoded in on_host(map(partial(encoder.encode, predict), batches), lag=1):
+        here = slice(done, done + len(encoded))
+        done += len(encoded)
         if done > len(rows):
             continue  # too many images; count them all for the message below
-        bad = np.isnan(probs[:, 0])
+        values = encoder.columns(encoded)
+        bad = np.isnan(values["confidence"])
         if bad.any():
-            first = ids(rows[here][bad][:1])[0]
+            first = ids(_array(rows[here])[bad][:1])[0]
             raise RunError(
                 f"the teacher's logits are not finite for image {first!r}; it has diverged, train it again"
             )
-        for name, values in encoder.columns(probs).items():
-            columns[name][here] = values
+        for name, column in values.items():
+            columns[name][here] = column
     if done != len(rows):
         raise RunError(
             f"{done} images were read for {len(rows)} pool rows from row {rows[0]} on; the pool has changed"
         )
     arrays = [lists(values) if values.ndim == 2 else pa.array(values) for values in columns.values()]
     return pa.table(arrays, schema=pa.schema(fields))
-
-
-def _probs(encoder: Encoder, batches: Iterator[Tensor]) -> Iterator[NDArray[np.float32]]:
-    """Probabilities of each batch, one batch late: the GPU computes the next batch while the host works."""
-    previous: PendingProbs | None = None
-    for batch in batches:
-        current = encoder.probs(batch)
-        if previous is not None:
-            yield previous()
-        previous = current
-    if previous is not None:
-        yield previous()
 
 
 def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:

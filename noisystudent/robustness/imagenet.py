@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -72,7 +73,16 @@ def restrict(logits: Logits, kept: Subset) -> Logits:
         raise InputError(
             f"logits have shape {tuple(logits.shape)}; {kept.name} needs a model of ImageNet's 1000 classes"
         )
+    if isinstance(logits, Tensor):
+        return logits.index_select(1, _positions(kept, logits.device))
     return logits[:, list(kept.classes)]
+
+
+@cache
+def _positions(kept: Subset, device: torch.device) -> Tensor:
+    """(C,) int64 positions of the kept classes, on the device. To copy them for every batch would wait."""
+    with torch.inference_mode(False):  # kept for callers that need gradients
+        return torch.tensor(kept.classes, device=device)
 
 
 def subset_labels(labels: NDArray[np.integer[Any]], kept: Subset) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from noisystudent.metrics import scores
 from noisystudent.robustness import attacks, measures
 from noisystudent.robustness.images import LabeledBatch, SuiteImages
 from noisystudent.robustness.results import Results
-from noisystudent.runtime import batch_size_for
+from noisystudent.runtime import batch_size_for, on_host
 
 TESTS = ("clean", "calibration", "c", "p", "c-extra", "p-extra", "fgsm", "pgd")
 """Tests that can be run on any labelled images."""
@@ -129,8 +130,7 @@ def _clean(models: Models, images: SuiteImages, plan: Plan, test: str, name: str
     """
     results: dict[str, Results] = {}
     for key, model in models.items():
-        batches = [(_to_host(model(batch)), labels) for batch, labels in images.clean()]
-        logits, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+        logits, labels = _all_logits(model, images.clean())
         results[key] = {}
         if "clean" in plan.tests:
             results[key]["clean"] = logits.argmax(axis=1) == labels
@@ -153,15 +153,19 @@ def _perturbed(models: Models, images: SuiteImages, plan: Plan, test: str, name:
     """Flip probability, top-5 distance and Zipf distance of each sequence of one perturbation."""
     noise = measures.against_first(name)
     rows: dict[str, list[tuple[float, ...]]] = {key: [] for key in models}
-    for frames in images.perturbed(name):
-        for key, model in models.items():
+
+    def predicted() -> Iterator[Tensor]:  # (B, T, K) of each model in turn
+        for frames in images.perturbed(name):
             parts = frames.flatten(0, 1).split(batch_size_for(frames.shape[-1], _FRAMES))
-            host = np.concatenate([_to_host(model(part)) for part in parts])
-            logits = host.reshape(*frames.shape[:2], -1)  # (B, T, K)
-            for sequence in logits[:, None]:  # (1, T, K): one sequence at a time, for a result of each
-                top = measures.top5(sequence)
-                flips = measures.flip_probability(top[..., 0], noise)
-                rows[key].append((flips, measures.t5d(top, noise), measures.zipf(sequence, noise)))
+            for model in models.values():
+                logits = torch.cat([_logits(model, part) for part in parts])
+                yield logits.unflatten(0, frames.shape[:2])
+
+    for key, logits in zip(cycle(models), on_host(predicted()), strict=False):
+        for sequence in logits[:, None]:  # (1, T, K): one sequence at a time, for a result of each
+            top = measures.top5(sequence)
+            flips = measures.flip_probability(top[..., 0], noise)
+            rows[key].append((flips, measures.t5d(top, noise), measures.zipf(sequence, noise)))
     kinds = [f"{test}/{name}/{kind}" for kind in ("flips", "t5d", "zipf")]
     return {key: dict(zip(kinds, np.array(each, np.float32).T, strict=True)) for key, each in rows.items()}
 
@@ -204,7 +208,7 @@ def _attacked(
         logits = model.differentiable
         if logits is None:
             raise InputError(f"{key} has no gradients (an ONNX file never has); leave out fgsm and pgd")
-        hits: list[list[NDArray[np.bool_]]] = [[] for _ in names]
+        hits = [_Hits() for _ in names]
         first = 0
         for batch, labels in attack_batches(images.clean()):
             rows = np.arange(first, first + len(labels))
@@ -212,9 +216,9 @@ def _attacked(
             for name_hits, attacked in zip(hits, attack(logits, batch, truth, rows), strict=True):
                 # Evaluated in the precision in which the attack was computed.
                 with torch.no_grad(), attacks.fp32(batch.device):
-                    name_hits.append(_to_host(logits(attacked)).argmax(axis=1) == labels)
+                    name_hits.add(_logits(logits, attacked), labels)
             first += len(labels)
-        results[key] = {name: np.concatenate(part) for name, part in zip(names, hits, strict=True)}
+        results[key] = {name: part.result() for name, part in zip(names, hits, strict=True)}
     return results
 
 
@@ -227,18 +231,50 @@ def attack_batches(batches: Iterable[LabeledBatch]) -> Iterator[LabeledBatch]:
             yield images[start : start + size], labels[start : start + size]
 
 
+class _Hits:
+    """Whether each image is predicted right. The predictions stay on the device until all are made."""
+
+    def __init__(self) -> None:
+        self._predicted: list[Tensor] = []
+        self._labels: list[NDArray[np.int64]] = []
+
+    def add(self, logits: Tensor, labels: NDArray[np.int64]) -> None:
+        """Add a batch: logits (B, K) and labels (B,)."""
+        self._predicted.append(logits.argmax(dim=1))
+        self._labels.append(labels)
+
+    def result(self) -> NDArray[np.bool_]:
+        """(N,) True for the images of all batches that are predicted right. Waits for the device once."""
+        return np.asarray(torch.cat(self._predicted).cpu().numpy() == np.concatenate(self._labels))
+
+
 def _hits(models: Models, batches: Iterable[LabeledBatch]) -> dict[str, NDArray[np.bool_]]:
     """(N,) bool for each model: True for the images that it predicts right."""
-    hits: dict[str, list[NDArray[np.bool_]]] = {key: [] for key in models}
+    hits = {key: _Hits() for key in models}
     for images, labels in batches:
         for key, model in models.items():
-            hits[key].append(_to_host(model(images)).argmax(axis=1) == labels)
-    return {key: np.concatenate(parts) for key, parts in hits.items()}
+            hits[key].add(_logits(model, images), labels)
+    return {key: each.result() for key, each in hits.items()}
 
 
-def _to_host(logits: Tensor) -> NDArray[np.float32]:
-    host: NDArray[np.float32] = logits.detach().float().cpu().numpy()
-    return host
+def _all_logits(
+    model: Model, batches: Iterable[LabeledBatch]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits (N, K) and labels (N,) of all batches."""
+    labels: list[NDArray[np.int64]] = []
+
+    def predicted() -> Iterator[Tensor]:
+        for images, part in batches:
+            labels.append(part)
+            yield _logits(model, images)
+
+    logits = np.concatenate(list(on_host(predicted())))
+    return logits, np.concatenate(labels)
+
+
+def _logits(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Logits (B, K) float32 on the device of the model."""
+    return model(images).detach().float()
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -49,14 +49,14 @@ def label(context: Context, stage: Stage, teachers: Sequence[Training], config: 
 
     def work() -> None:
         predictor = _with_transforms(averaged_predictor(teachers), config)
+        predictor = replace(predictor, batch_size=config.batch_size)
         views = partial(predictor.requested_views, pool)
         if config.noise:
+            # Masks of another batch would be in other memory than a CUDA graph reads.
+            predictor = replace(predictor, eager=True)
             views = partial(noised_views, teachers[0], predictor, pool)
-        # Compiling takes a minute or more; `compiled` does it only for a large pool.
-        if teachers[0].learner.train.execution != "eager":
-            predictor = predictor.compiled(len(pool), config.batch_size, context.progress)
         label_images(
-            predictor,
+            partial(predictor.prepared, progress=context.progress),
             views,
             pool.ids,
             pool.content_hash,

@@ -44,7 +44,8 @@ def predictions(training: Training, name: str, images: ImageSet, progress: Progr
         except RunError as error:
             progress.say(f"{error}; kept in {put_aside(path)}; the images are predicted again")
     progress.check()
-    made = Predictions(predictor(training).probs(images), images.labels)
+    prepared, _ = predictor(training).prepared(len(images), progress=progress)
+    made = Predictions(prepared.probs(images), images.labels)
     scores.save_predictions(path, *made)
     return made
 

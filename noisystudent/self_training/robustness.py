@@ -106,8 +106,12 @@ def _results(
             save_results(path, results[_name(key)], about)
         context.progress.check()
 
+    # All models are given the same batches, so none has a size of its own.
+    size = batch_size_for(side, _BATCH)
     models = {
-        _name(key): replace(predictor(training), batch_size=batch_size_for(side, _BATCH))
+        _name(key): replace(predictor(training), batch_size=size).prepared(
+            len(images), size, progress=context.progress
+        )[0]
         for key, training in group.items()
     }
     first = next(iter(models.values()))

@@ -208,6 +208,7 @@ def predictor(training: Training, model: Classifier | None = None) -> Predictor:
         batch_size=training.evaluation.batch_size,
         workers=training.workers,
         path=training.folder.weights,
+        eager=training.learner.train.execution == "eager",
     )
 
 

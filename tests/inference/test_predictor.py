@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noisystudent.config import ModelConfig
-from noisystudent.inference.predictor import WORTH_COMPILING, Predictor
+from noisystudent.inference.forms import WORTH_COMPILING
+from noisystudent.inference.predictor import Predictor
 from noisystudent.models.registry import build_model
 
 BATCH = 8
@@ -88,16 +90,16 @@ def test_scales_resize_the_images() -> None:
     assert torch.allclose(probs(found), probs(linear(0)(flat)), atol=1e-6), "a flat image is flat at any size"
 
 
-# --- compilation ---
+# --- forms ---
 
 
-def compiled(model: nn.Module, progress: Remembered, images: int = WORTH_COMPILING) -> Predictor:
-    return predictor(model).compiled(images, BATCH, progress)
+def prepared(model: nn.Module, progress: Remembered, images: int = WORTH_COMPILING) -> Predictor:
+    return predictor(model, batch_size=BATCH).prepared(images, progress=progress)[0]
 
 
 def test_whole_batches_are_compiled_and_agree() -> None:
     model, progress = network(), Remembered()
-    fast, eager = compiled(model, progress), predictor(model)
+    fast, eager = prepared(model, progress), predictor(model)
     for count in (BATCH, BATCH, 3):
         images = random_images(count)
         assert torch.allclose(fast(images), eager(images), atol=1e-5)
@@ -105,12 +107,17 @@ def test_whole_batches_are_compiled_and_agree() -> None:
     assert progress.lines == []
 
 
-def test_a_small_pool_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"eager": True}])
+def test_a_small_pool_and_eager_models_are_not_compiled(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
-    compiled(network(), Remembered(), WORTH_COMPILING - 1)(random_images(BATCH))
+    images = WORTH_COMPILING if options else WORTH_COMPILING - 1
+    ready, size = predictor(network(), **options).prepared(images, progress=Remembered())
+    assert size == 256 and ready(random_images(BATCH)).shape == (BATCH, 3)
 
 
-def test_where_nothing_compiles_it_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_compiles_it_runs_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_model: object, **_: object) -> Callable[[Tensor], Tensor]:
         def fail(_images: Tensor) -> Tensor:
             raise RuntimeError("no compiler\nsecond line")
@@ -119,7 +126,13 @@ def test_where_nothing_compiles_it_runs_uncompiled(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch, "compile", broken)
     model, progress = network(), Remembered()
-    fast = compiled(model, progress)
+    fast = prepared(model, progress)
     for _ in range(2):
         assert torch.equal(fast(random_images(BATCH)), predictor(model)(random_images(BATCH)))
-    assert progress.lines == ["The teacher cannot be compiled here (no compiler); it runs uncompiled."]
+    assert progress.lines == ["The model cannot be compiled here (no compiler); it runs eager."]
+
+
+def test_a_copy_with_other_attributes_does_not_keep_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda _: pytest.fail("of another model"))
+    fast, images = prepared(network(), Remembered()), random_images(BATCH)
+    assert torch.equal(replace(fast, flip=True)(images), replace(predictor(network()), flip=True)(images))

@@ -143,7 +143,7 @@ def trained(model: Classifier, learner: LearnerConfig, side: int, folder: Path) 
 def labeled(model: nn.Module, side: int, out: Path) -> NDArray[np.float32]:
     """Probabilities (3, K) of three images, read from the part that `label_images` wrote."""
     label_images(
-        torch.inference_mode()(model),
+        lambda count, most: (torch.inference_mode()(model), most),
         lambda requests: (images(len(rows), side, 9) for rows in requests),
         lambda rows: [f"{row}.png" for row in rows],
         np.arange(48, dtype=np.uint8).reshape(3, 16),

@@ -46,7 +46,7 @@ class Pool:
         self, out: Path, config: PseudoLabelConfig = CONFIG, progress: Progress | None = None
     ) -> PseudoLabels:
         return label_images(
-            self.predict,
+            lambda images, most: (self.predict, config.batch_size),
             self.images,
             self.ids,
             self.content_hash,

@@ -1,22 +1,75 @@
-"""How probabilities come to the host."""
+"""The most likely classes are exact, and the same from the code of a GPU and that of a CPU."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from fake_cuda import FakeCuda
+from hypothesis import given
+from hypothesis import strategies as st
+from labeled_pool import column, random_pool
+from torch import Tensor
 
-from noisystudent.pseudo_label import encode
+from noisystudent.pseudo_label.encode import Encoder, split_keys, top_keys, top_keys_on_gpu
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def test_the_host_waits_for_the_copies_of_the_device_of_the_probabilities(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Events of another GPU, the current one, would be over before these copies are."""
-    cuda, second = FakeCuda(monkeypatch), torch.device("cuda:1")
-    probs: Any = SimpleNamespace(is_cuda=True, device=second, to=lambda *_, **__: torch.ones(2, 3))
-    assert encode._to_host(probs)().tolist() == [[1.0] * 3] * 2
-    assert cuda.host_waited_for == [cuda.current_stream(second)]
+@st.composite
+def probabilities(draw: st.DrawFn) -> tuple[Tensor, int]:
+    """Rows of up to 400 classes with many equal values, 0 and subnormal numbers among them; and k."""
+    classes = draw(st.integers(1, 400))
+    values = st.sampled_from([0.0, 1e-42, 1e-20, 0.1, 0.1 + 2**-27, 0.5, 1.0])
+    kinds = draw(st.lists(values, min_size=1, max_size=7))
+    picks = np.random.default_rng(draw(st.integers(0, 99))).integers(0, len(kinds), (3, classes))
+    return torch.tensor(kinds)[torch.from_numpy(picks)], draw(st.integers(1, classes))
+
+
+@given(probabilities())
+def test_both_forms_are_a_stable_sort(drawn: tuple[Tensor, int]) -> None:
+    probs, k = drawn
+    order = np.argsort(-probs.numpy(), axis=1, kind="stable")[:, :k]
+    for find in (top_keys, top_keys_on_gpu):
+        classes, found = split_keys(find(probs, k).numpy())
+        np.testing.assert_array_equal(classes, order)
+        np.testing.assert_array_equal(found, np.take_along_axis(probs.numpy(), order, 1))
+
+
+def encoded(logits: Tensor) -> dict[str, np.ndarray]:
+    encoder = Encoder(logits.shape[1], temperature=1.0, top=5)
+    return encoder.columns(encoder.encode(lambda images: logits, torch.empty(len(logits), 0)).numpy())
+
+
+@pytest.mark.parametrize("classes", [6, 300])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_rows_that_are_not_finite_are_marked_and_change_no_other(classes: int, bad: float) -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(9, classes)).astype(np.float32))
+    good = encoded(logits)
+    logits[4, 2] = bad
+    found = encoded(logits)
+    assert np.flatnonzero(np.isnan(found["confidence"])).tolist() == [4]
+    for name, values in found.items():
+        np.testing.assert_array_equal(np.delete(values, 4, 0), np.delete(good[name], 4, 0), err_msg=name)
+
+
+@pytest.mark.gpu
+@on_gpu
+@given(probabilities())
+def test_a_gpu_finds_the_classes_of_the_cpu(drawn: tuple[Tensor, int]) -> None:
+    probs, k = drawn
+    assert torch.equal(top_keys(probs.cuda(), k).cpu(), top_keys(probs, k))
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("classes", [6, 1000])
+def test_a_teacher_on_a_gpu_writes_the_labels_of_one_on_the_cpu(tmp_path: Path, classes: int) -> None:
+    here, there = random_pool(classes=classes), random_pool(classes=classes)
+    there.logits = there.logits.cuda()
+    labels = [pool.label(tmp_path / name) for pool, name in ((here, "cpu"), (there, "gpu"))]
+    found, expected = (column(each, "label") for each in labels)
+    assert found == expected
+    near, far = (np.array(column(each, "confidence"), np.float32) for each in labels)
+    np.testing.assert_allclose(near, far, rtol=1e-6)  # softmax rounds differently

@@ -20,7 +20,7 @@ from noisystudent.console import Progress
 from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.pseudo_label import iterate, label_images, read_targets, summary
 from noisystudent.pseudo_label.parts import check_parts
-from noisystudent.records import PseudoLabels
+from noisystudent.records import Predict, PseudoLabels
 from noisystudent.run.rundir import LabelsDir
 
 torch.set_num_threads(1)
@@ -163,13 +163,17 @@ def test_non_finite_logits_name_the_image(tmp_path: Path) -> None:
 
 def test_a_teacher_of_other_classes_missing_images_and_bad_top_k_are_refused(tmp_path: Path) -> None:
     pool = random_pool()
+
+    def prepare(images: int, most: int) -> tuple[Predict, int]:
+        return pool.predict, CONFIG.batch_size
+
     run: dict[str, Any] = dict(config=CONFIG, out=tmp_path, task="labeling", progress=Progress())
     run["content_hash"] = pool.content_hash
     with pytest.raises(RunError, match=r"\(4, 6\), not \(4, 7\)"):
-        label_images(pool.predict, pool.images, pool.ids, num_classes=7, **run)
+        label_images(prepare, pool.images, pool.ids, num_classes=7, **run)
     with pytest.raises(RunError, match="9 images were read for 12 pool rows from row 0 on"):
         label_images(
-            pool.predict,
+            prepare,
             lambda requests: pool.images(rows[:3] for rows in requests),
             pool.ids,
             num_classes=6,
@@ -199,7 +203,7 @@ def test_images_are_requested_once_in_whole_batches(tmp_path: Path) -> None:
         requested.append([len(rows) for rows in batches])
         return pool.images(iter(batches))
 
-    arguments = (pool.predict, images, pool.ids, pool.content_hash)
+    arguments = (lambda *_: (pool.predict, 4), images, pool.ids, pool.content_hash)
     for _ in range(2):
         label_images(
             *arguments, num_classes=6, config=CONFIG, out=tmp_path, task="labeling", progress=Progress()
