@@ -60,8 +60,8 @@ def batch_of(setting: Setting, step: int) -> Batch:
     return Batch(images.to(setting.device), labels.to(setting.device), targets.to(setting.device))
 
 
-def begin(setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise) -> tuple[TrainState, Executor]:
-    """A network at step 0 with all its noise; `wrap` may change the noise."""
+def begin(setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise) -> tuple[TrainState, Executor, Any]:
+    """A network at step 0, what runs its steps, and all its noise, which `wrap` may change."""
     learner = LearnerConfig(
         model=ModelConfig(name=setting.model, dropout=setting.dropout, stochastic_depth=0.2),
         augment=AugmentConfig(randaugment=setting.policy),
@@ -76,8 +76,9 @@ def begin(setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise) ->
     numbers = {name: torch.zeros(shape, device=setting.device) for name, shape in (("window", (2,)), ("decay", ()))}
     state = TrainState(model, Ema(model), build_optimizer(model, learner.train), **numbers)
     policy = policies.build_policy(learner.augment, SIDE)
+    noise = wrap(TrainingNoise(model, learner, policy, 0, SIDE))
     step = TrainStep(
-        noise=wrap(TrainingNoise(model, learner, policy, 0, SIDE)),
+        noise=noise,
         lr=lambda number: 0.01 * (number + 1),
         config=learner.train,
         num_classes=CLASSES,
@@ -85,7 +86,7 @@ def begin(setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise) ->
         hard_pool=setting.hard_pool,
         pool_temperature=setting.temperature,
     )
-    return state, Executor(step, state, Remembered())
+    return state, Executor(step, state, Remembered()), noise
 
 
 def watch_steps(gpu: Gpu, patch: pytest.MonkeyPatch) -> None:
@@ -114,11 +115,9 @@ def trained(
     """Train; return on the host the losses of all steps, and at the end weights, statistics and averages."""
     with pytest.MonkeyPatch.context() as patch:
         watch_steps(gpu, patch)
-        state, execute = begin(setting, wrap)
-        noise = execute._step.noise
-        losses = []
-        for number in range(steps):
-            (batch,) = noise.batches(iter([batch_of(setting, number)]), number)  # type: ignore[attr-defined]
+        state, execute, noise = begin(setting, wrap)
+        batches, losses = [batch_of(setting, number) for number in range(steps)], []
+        for number, batch in enumerate(noise.batches(iter(batches), 0)):
             # The first step makes what later ones use again, and one captures, for which PyTorch waits.
             with gpu.silent() if number > 0 and (setting.form != "captured" or number != CAPTURE) else nullcontext():
                 execute(batch)

@@ -87,7 +87,7 @@ class Gpu(TorchDispatchMode):
             return self._copy(func, args, kwargs)
         if target is None or (on_gpu and name == "_to_copy"):  # `move` makes the copies to other devices
             target = device_of(on_gpu[0]) if on_gpu else _HOST
-        if not tensors and torch._C._current_graph_task_id() >= 0:
+        if len(on_gpu) == len(tensors) and torch._C._current_graph_task_id() >= 0:
             target = self._last  # autograd's C++ code takes the device from the memory
         if target.type == "cuda":
             return self._device_works(func, args, kwargs, (tensors, numbered_or_host(target)))
@@ -143,13 +143,13 @@ class Gpu(TorchDispatchMode):
 
     def _refuse_waiting(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
         if name in SYNCHRONISING:
-            self.wait_for_device(name)
+            self.wait_for_device("item" if name == "_local_scalar_dense" else name)
         if name in INDEXING and any(one.dtype in (torch.bool, torch.uint8) for one in tensors_of(args[1])):
             self.wait_for_device(f"{name} with a mask")
         if name == "repeat_interleave" and kwargs.get("output_size") is None:
             self.wait_for_device(f"{name} without an output size")
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Generator) and (capturing() or self.recording is not None):
+            if isinstance(value, torch._C.Generator) and (capturing() or self.recording is not None):
                 raise Fault(f"{name} draws from a generator that no graph has registered, at {place()}")
 
     def wait_for_device(self, what: str) -> None:
@@ -195,13 +195,12 @@ class Gpu(TorchDispatchMode):
 
     def check_pinned(self) -> None:
         """Check that no pinned memory has changed before it was copied."""
-        waiting = []
-        for source, before, moment, where in self._in_flight:
+        copies, self._in_flight = self._in_flight, []
+        for source, before, moment, where in copies:
             if _bytes(source) != before:
                 raise Fault(f"pinned memory was overwritten before its copy to the device had ended: {where}")
             if not Stream.host.knows(moment):
-                waiting.append((source, before, moment, where))
-        self._in_flight = waiting
+                self._in_flight.append((source, before, moment, where))
 
     def _copy(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Tensor.copy_ from one device to another."""

@@ -84,6 +84,6 @@ def _plain(values: Iterable[Any]) -> list[object]:
     for value in values:
         if isinstance(value, list | tuple):
             found += _plain(value)
-        elif not isinstance(value, Tensor | torch.Generator):
+        elif not isinstance(value, Tensor | torch._C.Generator):
             found.append(value)
     return found
