@@ -1,0 +1,28 @@
+"""Whole runs on a GPU: trainings are captured, and no stage mixes devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from pretend_gpu import Gpu
+from pretend_graph import CUDAGraph
+
+FP32 = {"teacher.train.precision": "fp32", "student.train.precision": "fp32"}
+RUNS: dict[str, dict[str, Any]] = {
+    "resident": {},
+    "on the fly": {"student.pseudo_label.on_the_fly": True, "student.augment.crop": "inception"},
+    "fine-tuned": {"student.finetune.steps": 6, "student.finetune.frozen_blocks": 1},
+    "judged": {"evaluate.tests": ["c", "p", "fgsm", "pgd"], "evaluate.sample": 3, "evaluate.severities": [1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
+def test_a_run_on_a_gpu(gpu: Gpu, images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    given = tiny.config(images, ("device", "cuda"), *(FP32 | changes).items())
+    lines = tiny.run(given, tmp_path / "run")
+    assert sum("captured. Compilation" in line for line in lines) >= 3, lines
+    assert not any("fails on this machine" in line for line in lines), lines
+    assert len(CUDAGraph.made) >= 3 and all(graph.replays for graph in CUDAGraph.made)
