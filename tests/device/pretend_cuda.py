@@ -67,7 +67,7 @@ def _patch_tensors(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
 
     def to_list(self: Tensor) -> Any:
         if self.is_cuda:
-            gpu.wait_for_device("tolist")
+            gpu.wait("tolist", current_stream(self.device))
         return real_tolist(self)
 
     def set_item(self: Tensor, index: Any, value: Any) -> None:
@@ -165,7 +165,8 @@ def _patch_cuda(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
         current.device, current.streams[stream.device.index] = stream.device.index, stream
 
     def synchronize(device: Any = None) -> None:
-        gpu.wait_for_device("torch.cuda.synchronize")
+        index = index_of(device)
+        gpu.wait("synchronize", *(stream for stream in pretend_streams.every if stream.device.index == index))
 
     @contextmanager
     def device_context(device: Any) -> Iterator[None]:
@@ -210,6 +211,7 @@ def _patch_cuda(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
         "manual_seed": lambda _: None,
         "manual_seed_all": lambda _: None,
     }
+    patch.setattr(Stream, "synchronize", lambda self: gpu.wait("synchronize", self), raising=False)
     for name, value in replaced.items():
         patch.setattr(torch.cuda, name, value)
     accelerator = SimpleNamespace(is_capturing=capturing)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pretend_graph import CUDAGraph, capturing, is_view, refuse_in_capture, tensors_of, written
 from pretend_recording import Recording
-from pretend_streams import Clock, Fault, Stream, current, current_stream, launch, numbered, place, storage
+from pretend_streams import Clock, Fault, Stream, current_stream, launch, numbered, place, storage
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -139,25 +139,26 @@ class Gpu(TorchDispatchMode):
             shapes = [(str(device_of(tensor)), tuple(tensor.shape)) for tensor in tensors]
             raise Fault(f"expected all tensors on the same device: {name} of {shapes} at {place()}")
         if any(not index.is_cuda for index in indices):
-            self.wait_for_device(f"{name} with an index on the host")
+            self.wait(f"{name} with an index on the host", current_stream(self._last))
 
     def _refuse_waiting(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
+        stream = current_stream(self._last)
         if name in SYNCHRONISING:
-            self.wait_for_device("item" if name == "_local_scalar_dense" else name)
+            self.wait("item" if name == "_local_scalar_dense" else name, stream)
         if name in INDEXING and any(one.dtype in (torch.bool, torch.uint8) for one in tensors_of(args[1])):
-            self.wait_for_device(f"{name} with a mask")
+            self.wait(f"{name} with a mask", stream)
         if name == "repeat_interleave" and kwargs.get("output_size") is None:
-            self.wait_for_device(f"{name} without an output size")
+            self.wait(f"{name} without an output size", stream)
         for value in (*args, *kwargs.values()):
             if isinstance(value, torch._C.Generator) and (capturing() or self.recording is not None):
                 raise Fault(f"{name} draws from a generator that no graph has registered, at {place()}")
 
-    def wait_for_device(self, what: str) -> None:
-        """The host waits for all work, or may not."""
+    def wait(self, what: str, *streams: Stream) -> None:
+        """The host waits for the work of streams, or may not."""
         refuse_in_capture(f"the host waits ({what})")
         if self.quiet:
             raise Fault(f"the host waits for the device: {what} at {place()}")
-        for stream in current.streams.values():
+        for stream in streams:
             Stream.host.learn(stream.known)
         self.check_pinned()
 
@@ -170,9 +171,9 @@ class Gpu(TorchDispatchMode):
         refuse_in_capture("a copy from the host")
         kind = f"{'' if pinned else 'un'}pinned copy of {size} bytes to the device"
         if not non_blocking:
-            self.wait_for_device(f"blocking {kind}")
+            self.wait(f"blocking {kind}", stream)
         elif not pinned and size > STAGED:
-            self.wait_for_device(kind)
+            self.wait(kind, stream)
         launch(stream, [source], [], kind)
         moment = stream, stream.count
         if not non_blocking:
@@ -184,10 +185,10 @@ class Gpu(TorchDispatchMode):
 
     def to_host(self, source: Tensor, non_blocking: bool) -> tuple[Clock, int]:
         """Account for a copy to the host; return the moment at which it is done."""
-        if not non_blocking:
-            self.wait_for_device(f"blocking copy of {tuple(source.shape)} to the host")
-        refuse_in_capture("a copy to the host")
         stream = current_stream(device_of(source))
+        if not non_blocking:
+            self.wait(f"blocking copy of {tuple(source.shape)} to the host", stream)
+        refuse_in_capture("a copy to the host")
         launch(stream, [source], [], "a copy to the host")
         if not non_blocking:
             Stream.host.learn(stream.known)

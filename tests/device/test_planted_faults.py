@@ -121,7 +121,7 @@ LOSS: dict[str, tuple[Callable[[Tensor, Tensor, Counter], Any], str]] = {
         r"index with an index on the host",
     ),
     "nonzero": (lambda loss, logits, counter: loss + logits.nonzero().sum(), r"device: nonzero"),
-    "synchronize": (lambda loss, logits, counter: torch.cuda.synchronize() or loss, r"torch.cuda.synchronize"),
+    "synchronize": (lambda loss, logits, counter: torch.cuda.synchronize() or loss, r"device: synchronize"),
     "constant of the host": (lambda loss, logits, counter: loss + torch.ones(1).sum(0, True), r"same device: add"),
     "constant that is copied": (
         lambda loss, logits, counter: loss + torch.tensor([1.0, 2.0], device="cuda").sum(),
