@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,7 @@ class Setting:
     temperature: float = 1.0
     dropout: float = 0.2
     frozen: int | None = None
+    progress: Remembered = field(default_factory=Remembered)
     train: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +88,15 @@ def begin(setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise) ->
         hard_pool=setting.hard_pool,
         pool_temperature=setting.temperature,
     )
-    return state, Executor(step, state, Remembered()), noise
+    return state, Executor(step, state, setting.progress), noise
+
+
+def in_thread(call: Any, arguments: Iterator[Any], workers: int, *, receive: Any = None) -> Iterator[Any]:
+    """In place of decoding processes: what arrives is pinned by a thread, as there."""
+    with ThreadPoolExecutor(1) as thread:
+        for argument in arguments:
+            result = call(argument)
+            yield result if receive is None else thread.submit(receive, result).result()
 
 
 def watch_steps(gpu: Gpu, patch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,8 @@ def _patch_cuda(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
         "get_device_capability": capability,
         "get_device_properties": lambda _=None: properties,
         "is_bf16_supported": lambda including_emulation=True: True,
+        "get_rng_state": lambda _=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, _=None: None,
         "manual_seed": lambda _: None,
         "manual_seed_all": lambda _: None,
     }

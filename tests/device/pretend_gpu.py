@@ -32,8 +32,8 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def device_of(tensor: Tensor) -> torch.device:
     """Device on which a tensor says it is."""
-    found: torch.device | None = getattr(storage(tensor), "place", None)
-    return torch.device("cpu") if found is None else found
+    real: torch.device = torch._C.TensorBase.device.__get__(tensor)
+    return getattr(storage(tensor), "place", None) or real if real.type == "cpu" else real
 
 
 def put(tensor: Tensor, device: torch.device) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from device_training import in_thread
 from pretend_gpu import Gpu
 
 from noisystudent.console import Progress
@@ -39,14 +39,6 @@ def opened(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
         return open_dataset(out, config, sources)
 
     return made
-
-
-def in_thread(call: Any, arguments: Iterator[Any], workers: int, *, receive: Any = None) -> Iterator[Any]:
-    """In place of decoding processes: what arrives is pinned by a thread, as there."""
-    with ThreadPoolExecutor(1) as thread:
-        for argument in arguments:
-            result = call(argument)
-            yield result if receive is None else thread.submit(receive, result).result()
 
 
 def batches(data: Dataset, device: str, targets: Any, boxes: Any = None, workers: int = 0) -> Iterator[Batch]:
