@@ -17,8 +17,7 @@ from pretend_streams import Fault
 from tiny import Remembered
 from torch import Tensor
 
-from noisystudent.augment import plan, policies
-from noisystudent.augment.program import compile_plan
+from noisystudent.augment import policies
 from noisystudent.config import AugmentConfig, LearnerConfig, ModelConfig, TrainConfig
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
@@ -62,12 +61,16 @@ def batch_of(setting: Setting, step: int) -> Batch:
     return Batch(images.to(setting.device), labels.to(setting.device), targets.to(setting.device))
 
 
-def begin(setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise) -> tuple[TrainState, Executor, Any]:
+def begin(
+    setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise
+) -> tuple[TrainState, Executor, Any]:
     """A network at step 0, what runs its steps, and all its noise, which `wrap` may change."""
+    train: dict[str, Any] = {"execution": setting.form, "batch_size": max(1, setting.rows[0])}
+    train |= {"optimizer": "sgd", "steps": STEPS} | setting.train
     learner = LearnerConfig(
         model=ModelConfig(name=setting.model, dropout=setting.dropout, stochastic_depth=0.2),
         augment=AugmentConfig(randaugment=setting.policy),
-        train=TrainConfig(execution=setting.form, batch_size=max(1, setting.rows[0]), **{"optimizer": "sgd", "steps": STEPS} | setting.train),  # type: ignore[arg-type]
+        train=TrainConfig(**train),
     )
     model = build_model(learner.model, CLASSES, SIDE, seed=0)
     if setting.frozen is not None:
@@ -75,8 +78,13 @@ def begin(setting: Setting, wrap: Callable[[Any], Any] = lambda noise: noise) ->
     model.to(setting.device).train()
     if learner.train.channels_last:
         model.to(memory_format=torch.channels_last)
-    numbers = {name: torch.zeros(shape, device=setting.device) for name, shape in (("window", (2,)), ("decay", ()))}
-    state = TrainState(model, Ema(model), build_optimizer(model, learner.train), **numbers)
+    state = TrainState(
+        model,
+        Ema(model),
+        build_optimizer(model, learner.train),
+        window=torch.zeros(2, device=setting.device),
+        decay=torch.zeros((), device=setting.device),
+    )
     policy = policies.build_policy(learner.augment, SIDE)
     noise = wrap(TrainingNoise(model, learner, policy, 0, SIDE))
     step = TrainStep(
@@ -129,7 +137,11 @@ def trained(
         batches, losses = [batch_of(setting, number) for number in range(steps)], []
         for number, batch in enumerate(noise.batches(iter(batches), 0)):
             # The first step makes what later ones use again, and one captures, for which PyTorch waits.
-            with gpu.silent() if number > 0 and (setting.form != "captured" or number != CAPTURE) else nullcontext():
+            with (
+                gpu.silent()
+                if number > 0 and (setting.form != "captured" or number != CAPTURE)
+                else nullcontext()
+            ):
                 execute(batch)
             losses.append(state.window.clone())
             state.window.zero_()
@@ -140,14 +152,13 @@ def trained(
 
 
 def require_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    """Raise unless both trainings are equal, bit for bit; name what differs, and what a graph reads unchanged."""
+    """Raise unless both are equal, bit for bit; name what differs, and what a graph reads unchanged."""
     different = [name for name in first if not torch.equal(first[name], second[name])]
     if different:
-        stale = [line for graph in CUDAGraph.made if graph.tape for line in graph.tape.unchanged(graph.replays[-2])]
+        stale = [
+            line for graph in CUDAGraph.made if graph.tape for line in graph.tape.unchanged(graph.replays[-2])
+        ]
         raise Fault(
             f"captured and eager differ in {', '.join(different[:3])} and {len(different)} in all; the graph"
             f" reads what was not written since its last replay: {stale[:40]}"
         )
-
-
-__all__ = ["Setting", "batch_of", "begin", "compile_plan", "plan", "require_equal", "trained"]

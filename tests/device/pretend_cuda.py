@@ -11,9 +11,18 @@ from typing import Any
 import pretend_streams
 import pytest
 import torch
-from pretend_gpu import Gpu, device_of, numbered_or_host, put
+from pretend_gpu import Gpu, device_of, numbered_or_host
 from pretend_graph import CUDAGraph, capturing, graph, refuse_in_capture
-from pretend_streams import Event, Fault, Stream, current, current_stream, launch, numbered, storage, stream_context
+from pretend_streams import (
+    Event,
+    Stream,
+    current,
+    current_stream,
+    launch,
+    numbered,
+    storage,
+    stream_context,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -25,9 +34,15 @@ _MEMORY = (70 * 2**30, 80 * 2**30)
 def pretended(patch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """Within: tensors can be on cuda:0 and cuda:1."""
     pretend_streams.begin(DEVICES)
-    CUDAGraph.made, CUDAGraph.recording, CUDAGraph.other_threads_pin, graph.capture_stream = [], None, False, None
+    CUDAGraph.made, CUDAGraph.recording, CUDAGraph.other_threads_pin, graph.capture_stream = (
+        [],
+        None,
+        False,
+        None,
+    )
     gpu = Gpu()
-    _patch_tensors(patch, gpu)
+    _patch_moves(patch, gpu)
+    _patch_attributes(patch, gpu)
     _patch_functions(patch)
     _patch_cuda(patch, gpu)
     with gpu:
@@ -35,32 +50,50 @@ def pretended(patch: pytest.MonkeyPatch) -> Iterator[Gpu]:
         gpu.check_pinned()
 
 
-def _patch_tensors(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
-    """Attributes and methods of tensors, in all threads."""
+def _patch_moves(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
+    """Methods of tensors that move them or copy their memory, in all threads."""
+    real_to, real_clone = Tensor.to, torch.UntypedStorage.clone
 
-    def set_on(name: str, value: object) -> None:
-        patch.setattr(Tensor, name, value)
-
-    real_to, real_numpy, real_tolist, real_set = Tensor.to, Tensor.numpy, Tensor.tolist, Tensor.__setitem__
-    real_clone = torch.UntypedStorage.clone
-
-    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        device, dtype, non_blocking, layout = torch._C._nn._parse_to(
-            *(device_like(one) for one in args),
-            **{key: device_like(value) for key, value in kwargs.items() if key != "copy"},
-        )
-        if device is None or numbered_or_host(device) == self.device:
-            if kwargs.get("copy") or dtype not in (None, self.dtype) or layout is not None:
-                given = {"dtype": dtype, "memory_format": layout, "copy": kwargs.get("copy", False)}
-                return real_to(self, **{key: value for key, value in given.items() if value is not None})
-            return self
-        given = {"dtype": dtype, "memory_format": layout, "non_blocking": non_blocking}
+    def to(self: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
+        options = {key: device_like(value) for key, value in kwargs.items()}
+        parsed: tuple[Any, ...] = torch._C._nn._parse_to(*map(device_like, args), **options)
+        device, dtype, non_blocking, layout = parsed
+        given: dict[str, Any] = {"dtype": dtype, "memory_format": layout, "copy": copy or None}
         given = {key: value for key, value in given.items() if value is not None}
-        return gpu.move(self, numbered_or_host(device), given)
+        if device is not None and numbered_or_host(device) != self.device:
+            return gpu.move(self, numbered_or_host(device), given | {"non_blocking": non_blocking})
+        return real_to(self, **given) if given.keys() - {"dtype"} or dtype not in (None, self.dtype) else self
+
+    def cuda(self: Tensor, device: Any = "cuda", non_blocking: bool = False) -> Tensor:
+        return to(self, device, non_blocking=non_blocking)
+
+    def pin_memory(self: Tensor, device: object = None) -> Tensor:
+        CUDAGraph.other_threads_pin |= threading.current_thread() is not threading.main_thread()
+        copy = self.clone()
+        storage(copy).pinned = True
+        return copy
+
+    def clone_storage(self: Any) -> Any:
+        with _disable_current_modes():
+            copy = real_clone(self)
+        copy.place = getattr(self, "place", None)
+        return copy
+
+    patch.setattr(Tensor, "to", to)
+    patch.setattr(Tensor, "cpu", lambda self, memory_format=None: to(self, "cpu"))
+    patch.setattr(Tensor, "cuda", cuda)
+    patch.setattr(Tensor, "pin_memory", pin_memory)
+    patch.setattr(Tensor, "is_pinned", lambda self: bool(getattr(storage(self), "pinned", False)))
+    patch.setattr(torch.UntypedStorage, "clone", clone_storage)
+
+
+def _patch_attributes(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
+    """The device of tensors, and methods that read or write values on the host, in all threads."""
+    real_numpy, real_tolist, real_set = Tensor.numpy, Tensor.tolist, Tensor.__setitem__
 
     def to_numpy(self: Tensor, **options: Any) -> Any:
-        if self.is_cuda:
-            raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
+        if device_of(self).type == "cuda":
+            raise TypeError(f"can't convert {self.device} device type tensor to numpy; use Tensor.cpu()")
         if getattr(storage(self), "written", None) is not None:
             launch(Stream.host, [self], [], "the host (numpy)")
         return real_numpy(self, **options)
@@ -75,31 +108,13 @@ def _patch_tensors(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
             value = torch.full((), value, dtype=self.dtype, device=self.device)
         real_set(self, index, value)
 
-    def pin_memory(self: Tensor, device: object = None) -> Tensor:
-        CUDAGraph.other_threads_pin |= threading.current_thread() is not threading.main_thread()
-        copy = self.clone()
-        storage(copy).pinned = True
-        return copy
-
-    def clone_storage(self: Any) -> Any:
-        with _disable_current_modes():
-            copy = real_clone(self)
-        copy.place = getattr(self, "place", None)
-        return copy
-
-    set_on("device", property(device_of))
-    set_on("is_cuda", property(lambda self: device_of(self).type == "cuda"))
-    set_on("is_cpu", property(lambda self: device_of(self).type == "cpu"))
-    set_on("get_device", lambda self: -1 if self.device.index is None else self.device.index)
-    set_on("to", to)
-    set_on("cpu", lambda self, memory_format=None: to(self, "cpu"))
-    set_on("cuda", lambda self, device=None, non_blocking=False: to(self, numbered(torch.device("cuda")) if device is None else device, non_blocking=non_blocking))
-    set_on("numpy", to_numpy)
-    set_on("tolist", to_list)
-    set_on("__setitem__", set_item)
-    set_on("pin_memory", pin_memory)
-    set_on("is_pinned", lambda self: bool(getattr(storage(self), "pinned", False)))
-    patch.setattr(torch.UntypedStorage, "clone", clone_storage)
+    patch.setattr(Tensor, "device", property(device_of))
+    patch.setattr(Tensor, "is_cuda", property(lambda self: device_of(self).type == "cuda"))
+    patch.setattr(Tensor, "is_cpu", property(lambda self: device_of(self).type == "cpu"))
+    patch.setattr(Tensor, "get_device", lambda self: -1 if self.device.index is None else self.device.index)
+    patch.setattr(Tensor, "numpy", to_numpy)
+    patch.setattr(Tensor, "tolist", to_list)
+    patch.setattr(Tensor, "__setitem__", set_item)
 
 
 def device_like(value: Any) -> Any:
@@ -128,9 +143,9 @@ def _patch_functions(patch: pytest.MonkeyPatch) -> None:
         """A generator of a pretended GPU draws what that of the CPU draws."""
 
         def __new__(cls, device: Any = "cpu") -> Any:
-            return super().__new__(cls, "cpu")
+            return super().__new__(cls, "cpu")  # type: ignore[call-arg]
 
-    class autocast(torch.autocast):  # noqa: N801
+    class autocast(torch.autocast):
         def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
             super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
@@ -178,7 +193,12 @@ def _patch_cuda(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
         return (9, 0)
 
     properties = SimpleNamespace(
-        name="Pretended GPU", major=9, minor=0, multi_processor_count=132, total_memory=_MEMORY[1], L2_cache_size=50 << 20
+        name="Pretended GPU",
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        total_memory=_MEMORY[1],
+        L2_cache_size=50 << 20,
     )
     replaced: dict[str, object] = {
         "_lazy_init": lambda: None,
@@ -217,8 +237,7 @@ def _patch_cuda(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
     for name, value in replaced.items():
         patch.setattr(torch.cuda, name, value)
     accelerator = SimpleNamespace(is_capturing=capturing)
-    patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+    patch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")
+    )
     patch.setattr(torch.accelerator, "current_stream", lambda device=None: accelerator)
-
-
-__all__ = ["Fault", "pretended", "put"]

@@ -100,7 +100,11 @@ class Gpu(TorchDispatchMode):
         return out
 
     def _device_works(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: tuple[list[Tensor], torch.device]
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        found: tuple[list[Tensor], torch.device],
     ) -> Any:
         tensors, device = found
         self._last = device

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pretend_streams import Event, Fault, Stream, current_stream, launch, place, storage, stream_context
+from pretend_streams import Fault, Stream, current_stream, launch, place, storage, stream_context
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -67,7 +67,9 @@ class Tape:
         self._own: list[Any] = []  # storages; held, so that no address is used twice
         self._own_ids: set[int] = set()
         self._before: dict[int, tuple[Any, Any]] = {}
-        self.outside: dict[int, tuple[Tensor, str]] = {}  # memory that the graph does not own, and who reads it
+        self.outside: dict[
+            int, tuple[Tensor, str]
+        ] = {}  # memory that the graph does not own, and who reads it
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and record it; memory that is not the graph's gets its values back at the end."""
@@ -141,7 +143,9 @@ class CUDAGraph:
         if tape.mode == "global" and CUDAGraph.other_threads_pin:
             tape.broken = "another thread allocated pinned memory"
         if tape.broken:
-            raise RuntimeError(f"CUDA error: operation failed due to a previous error during capture ({tape.broken})")
+            raise RuntimeError(
+                f"CUDA error: operation failed due to a previous error during capture ({tape.broken})"
+            )
 
     def register_generator_state(self, generator: object) -> None:
         self.generators.append(generator)
@@ -158,8 +162,8 @@ class CUDAGraph:
         return self.pool_id
 
 
-class graph:  # noqa: N801 (a name of torch.cuda)
-    """In place of torch.cuda.graph, with its order of calls: after a failed capture its stream stays current."""
+class graph:
+    """In place of torch.cuda.graph, in its order: after a failed capture its stream stays current."""
 
     capture_stream: Stream | None = None
 
@@ -190,6 +194,3 @@ def refuse_in_capture(what: str) -> None:
     """Raise if a graph is being captured."""
     if capturing():
         raise Fault(f"{what} while a CUDA graph is captured, at {place()}")
-
-
-__all__ = ["CUDAGraph", "Event", "Fault", "Tape", "capturing", "graph", "refuse_in_capture", "tensors_of", "written"]

@@ -29,7 +29,7 @@ def place() -> str:
 
 
 class Clock:
-    """Work that is done in order: the host, or a stream. `known` is the work that is certain to have ended."""
+    """The host or a stream, which work in order. `known` is the work that is certain to have ended."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,7 +97,8 @@ current = _Current()
 
 def numbered(device: torch.device) -> torch.device:
     """The device with its number; without one it is the current device."""
-    return torch.device("cuda", current.device if device.index is None else device.index)
+    number: int | None = device.index  # None for "cuda", whatever its type says
+    return torch.device("cuda", current.device if number is None else number)
 
 
 def current_stream(device: Any = None) -> Stream:

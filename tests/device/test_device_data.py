@@ -80,7 +80,13 @@ UNPINNED = pytest.mark.xfail(strict=False, reason="fault (f): targets are copied
 @pytest.mark.parametrize("classes", [3, pytest.param(1000, marks=UNPINNED)])
 @pytest.mark.parametrize(("plane", "boxes"), [("resident", None), ("streamed", None), ("streamed", quarter)])
 def test_batches_come_without_waiting(
-    opened: Opened, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, device: str, classes: int, plane: str, boxes: Any
+    opened: Opened,
+    gpu: Gpu,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    classes: int,
+    plane: str,
+    boxes: Any,
 ) -> None:
     data = opened(plane)
     assert data.labeled.resident == (plane == "resident")

@@ -1,4 +1,4 @@
-"""Teachers, labelling, `predict` and attacks on a GPU: no mixed devices, nothing read before it has arrived."""
+"""Teachers, labelling, `predict` and attacks on a GPU: one device, and nothing is read too early."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def teacher(device: str, classes: int = 3, **options: Any) -> Predictor:
 
 def batch(device: str, count: int = 8) -> torch.Tensor:
     draws = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8, generator=draws).to(device)
+    return torch.randint(0, 256, (count, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8, generator=draws).to(
+        device
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"flip": True}, {"scales": (1.0, 1.25)}, {"dtype": torch.bfloat16}])
@@ -74,7 +76,7 @@ def test_an_event_of_the_other_gpu_is_seen(gpu: Gpu) -> None:
     event.synchronize()
     with pytest.raises(Fault, match="reads what the default stream of cuda:1 still writes"):
         probs.numpy()
-    event.record(torch.cuda.current_stream(torch.device("cuda:1")))  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(torch.device("cuda:1")))
     event.synchronize()
     assert probs.numpy().shape == (8, 3)
 
@@ -93,7 +95,7 @@ def test_labels_and_predictions_are_those_of_the_cpu(
         written.append({part.name: part.read_bytes() for part in sorted(labels.path.glob("*.parquet"))})
         predicted.append(predict(model, images / "val").probs)
     assert written[0] == written[1] and len(written[0]) > 1
-    assert np.array_equal(*predicted)
+    assert np.array_equal(predicted[0], predicted[1])
 
 
 def test_attacks_change_the_pixels_as_on_the_cpu(gpu: Gpu) -> None:
@@ -102,6 +104,9 @@ def test_attacks_change_the_pixels_as_on_the_cpu(gpu: Gpu) -> None:
         model, images = teacher(device).model, batch(device)
         labels = torch.arange(8, device=device) % 3
         attacked.append(
-            [*fgsm_sweep(model, images, labels), pgd(model, images, labels, 8.0, 2, random_start=RandomStart(0, range(8)))]
+            [
+                *fgsm_sweep(model, images, labels),
+                pgd(model, images, labels, 8.0, 2, random_start=RandomStart(0, range(8))),
+            ]
         )
     assert all(torch.equal(left, right.cpu()) for left, right in zip(*attacked, strict=True))
