@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from pretend_streams import Event, Fault
 
 from noisystudent.config import ModelConfig
 from noisystudent.config.pool import PseudoLabelConfig
-from noisystudent.console import Progress
 from noisystudent.inference import predictor as predictor_module
 from noisystudent.inference.predict import label_images, predict
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.registry import build_model
-from noisystudent.pseudo_label.encode import Encoder
 from noisystudent.robustness.attacks import RandomStart, fgsm_sweep, pgd
 
 DEVICES = ("cpu", "cuda:0", "cuda:1")
@@ -53,22 +50,6 @@ def test_a_teacher_predicts_without_waiting(gpu: Gpu, options: dict[str, Any]) -
     assert torch.equal(logits.cpu(), expected)
 
 
-@pytest.mark.parametrize("device", ["cuda:0", pytest.param("cuda:1", marks=WRONG_DEVICE)])
-@pytest.mark.parametrize("classes", [3, 300])
-def test_probabilities_arrive_before_they_are_read(gpu: Gpu, device: str, classes: int) -> None:
-    images, model = batch(device), replace(teacher(device, classes))
-    with gpu.silent():
-        pending = Encoder(model, classes, 1.0, 5).probs(images)
-    found = Encoder(teacher("cpu", classes), classes, 1.0, 5).probs(batch("cpu"))()
-    assert np.array_equal(pending(), found)
-
-
-def test_probabilities_read_too_early_are_seen(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Event, "synchronize", lambda event: None)
-    with pytest.raises(Fault, match=r"the host \(\w+\) reads what the default stream of cuda:0 still writes"):
-        Encoder(teacher("cuda:0"), 3, 1.0, 3).probs(batch("cuda:0"))()
-
-
 def test_an_event_of_the_other_gpu_is_seen(gpu: Gpu) -> None:
     probs = teacher("cuda:1")(batch("cuda:1")).to("cpu", non_blocking=True)
     event = torch.cuda.Event()
@@ -81,21 +62,39 @@ def test_an_event_of_the_other_gpu_is_seen(gpu: Gpu) -> None:
     assert probs.numpy().shape == (8, 3)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("classes", [3, 300])
+def labels(device: str, pool: Path, out: Path, classes: int) -> dict[str, bytes]:
+    """Parts of the pseudo-labels of a pool, as they are on disk."""
+    config = PseudoLabelConfig(batch_size=8, part_size=16, top_k=5)
+    written, _ = label_images(teacher(device, classes), pool, out, config=config)
+    return {part.name: part.read_bytes() for part in sorted(written.path.glob("*.parquet"))}
+
+
+@pytest.mark.parametrize("device", ["cuda:0", pytest.param("cuda:1", marks=WRONG_DEVICE)])
+@pytest.mark.parametrize(("classes", "least"), [(3, 1000), (3, 0), (300, 1000)])
 def test_labels_and_predictions_are_those_of_the_cpu(
-    gpu: Gpu, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, compiled: bool
+    gpu: Gpu,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    classes: int,
+    least: int,
 ) -> None:
-    monkeypatch.setattr(predictor_module, "WORTH_COMPILING", 0 if compiled else 1000)
-    config, written, predicted = PseudoLabelConfig(batch_size=8, part_size=16, top_k=5), [], []
-    for device in ("cpu", "cuda:0"):
-        out = tmp_path / device.replace(":", "")
-        model = replace(teacher(device, classes), path=None)
-        labels, _ = label_images(model, images / "pool", out, config=config, progress=Progress())
-        written.append({part.name: part.read_bytes() for part in sorted(labels.path.glob("*.parquet"))})
-        predicted.append(predict(model, images / "val").probs)
-    assert written[0] == written[1] and len(written[0]) > 1
+    monkeypatch.setattr(predictor_module, "WORTH_COMPILING", least)
+    pool = images / "pool"
+    expected = labels("cpu", pool, tmp_path / "cpu", classes)
+    assert len(expected) > 1
+    assert labels(device, pool, tmp_path / "gpu", classes) == expected
+    predicted = [predict(teacher(name, classes), images / "val").probs for name in ("cpu", device)]
     assert np.array_equal(predicted[0], predicted[1])
+
+
+def test_labels_read_too_early_are_seen(
+    gpu: Gpu, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Event, "synchronize", lambda event: None)
+    with pytest.raises(Fault, match=r"the host \(\w+\) reads what the default stream of cuda:0 still writes"):
+        labels("cuda:0", images / "pool", tmp_path / "labels", 3)
 
 
 def test_attacks_change_the_pixels_as_on_the_cpu(gpu: Gpu) -> None:
