@@ -114,6 +114,7 @@ def _patch_attributes(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
     patch.setattr(Tensor, "get_device", lambda self: -1 if self.device.index is None else self.device.index)
     patch.setattr(Tensor, "numpy", to_numpy)
     patch.setattr(Tensor, "tolist", to_list)
+    patch.setattr(Tensor, "record_stream", lambda self, stream: None)  # memory is never used twice here
     patch.setattr(Tensor, "__setitem__", set_item)
 
 

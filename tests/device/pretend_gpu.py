@@ -80,8 +80,6 @@ class Gpu(TorchDispatchMode):
         target, pinned = kwargs.get("device"), kwargs.pop("pin_memory", None)
         if target is not None:
             kwargs["device"] = target if target.type == "meta" else torch.device("cpu")
-        if name == "record_stream":
-            return None
         on_gpu = [tensor for tensor in tensors if tensor.is_cuda]
         if name == "copy_" and len(on_gpu) == 1:
             return self._copy(func, args, kwargs)

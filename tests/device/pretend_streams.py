@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class Stream(Clock):
     def __init__(self, device: Any = None, priority: int = 0) -> None:
         self.device = numbered(torch.device("cuda" if device is None else device))
         super().__init__(f"a side stream of {self.device}")
-        every.append(self)
+        every.add(self)
 
     def wait_stream(self, other: Stream) -> None:
         self.learn(other.known)
@@ -90,7 +91,7 @@ class _Current(threading.local):
         self.streams = dict(enumerate(defaults))
 
 
-every: list[Stream] = []
+every: WeakSet[Stream] = WeakSet()
 defaults: list[Stream] = []
 current = _Current()
 
@@ -154,7 +155,6 @@ stream_context = _StreamContext
 def begin(devices: int) -> None:
     """Start with a host and one default stream for each device."""
     Stream.host = Clock("the host")
-    every.clear()
     defaults[:] = [Stream(torch.device("cuda", index)) for index in range(devices)]
     for stream in defaults:
         stream.name = f"the default stream of {stream.device}"
