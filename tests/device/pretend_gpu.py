@@ -90,8 +90,9 @@ class Gpu(TorchDispatchMode):
         if target.type == "cuda":
             return self._device_works(func, args, kwargs, (tensors, numbered_or_host(target)))
         if not is_view(func):
-            arrived = [tensor for tensor in tensors if getattr(storage(tensor), "written", None) is not None]
-            launch(Stream.host, arrived, [], f"the host ({name})")
+            changed = {id(tensor) for tensor in written(func, args, kwargs)}
+            reads = [one for one in tensors if hasattr(storage(one), "written") and id(one) not in changed]
+            launch(Stream.host, reads, [], f"the host ({name})")
         out = func(*args, **kwargs)
         if pinned:
             storage(out).pinned = True
