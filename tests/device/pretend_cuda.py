@@ -168,77 +168,78 @@ def _moving(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return made
 
 
+def _index(device: Any) -> int:
+    """Number of a device; None is the current one."""
+    if device is None:
+        return current.device
+    return device if isinstance(device, int) else int(numbered(torch.device(device)).index)
+
+
+def _set_device(device: Any) -> None:
+    current.device = _index(device)
+
+
+def _set_stream(stream: Stream) -> None:
+    current.device, current.streams[stream.device.index] = stream.device.index, stream
+
+
+@contextmanager
+def _device(device: Any) -> Iterator[None]:
+    before, current.device = current.device, _index(device)
+    yield
+    current.device = before
+
+
+_PROPERTIES = SimpleNamespace(
+    name="Pretended GPU", major=9, minor=0, multi_processor_count=132, total_memory=_MEMORY[1],
+    L2_cache_size=50 << 20,
+)  # fmt: skip
+_CUDA: dict[str, object] = {
+    "_lazy_init": lambda: None,
+    "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "device_count": lambda: DEVICES,
+    "current_device": lambda: current.device,
+    "set_device": _set_device,
+    "device": _device,
+    "Stream": Stream,
+    "Event": Event,
+    "stream": stream_context,
+    "set_stream": _set_stream,
+    "current_stream": current_stream,
+    "default_stream": lambda device=None: pretend_streams.defaults[_index(device)],
+    "CUDAGraph": CUDAGraph,
+    "graph": graph,
+    "graph_pool_handle": lambda: (0, 1),
+    "is_current_stream_capturing": capturing,
+    "mem_get_info": lambda _=None: _MEMORY,
+    "memory_allocated": lambda _=None: 0,
+    "max_memory_allocated": lambda _=None: 0,
+    "memory_reserved": lambda _=None: 0,
+    "empty_cache": lambda: refuse_in_capture("empty_cache"),
+    "get_device_name": lambda _=None: _PROPERTIES.name,
+    "get_device_capability": lambda _=None: (9, 0),
+    "get_device_properties": lambda _=None: _PROPERTIES,
+    "is_bf16_supported": lambda including_emulation=True: True,
+    "get_rng_state": lambda _=None: torch.get_rng_state(),
+    "set_rng_state": lambda state, _=None: None,
+    "manual_seed": lambda _: None,
+    "manual_seed_all": lambda _: None,
+}
+
+
 def _patch_cuda(patch: pytest.MonkeyPatch, gpu: Gpu) -> None:
-    def index_of(device: Any) -> int:
-        if device is None:
-            return current.device
-        return device if isinstance(device, int) else numbered(torch.device(device)).index
-
-    def set_device(device: Any) -> None:
-        current.device = index_of(device)
-
-    def set_stream(stream: Stream) -> None:
-        current.device, current.streams[stream.device.index] = stream.device.index, stream
+    """Names of torch.cuda and torch.accelerator."""
 
     def synchronize(device: Any = None) -> None:
-        index = index_of(device)
-        gpu.wait("synchronize", *(stream for stream in pretend_streams.every if stream.device.index == index))
+        streams = [stream for stream in pretend_streams.every if stream.device.index == _index(device)]
+        gpu.wait("synchronize", *streams)
 
-    @contextmanager
-    def device_context(device: Any) -> Iterator[None]:
-        before, current.device = current.device, index_of(device)
-        yield
-        current.device = before
-
-    def capability(_: object = None) -> tuple[int, int]:
-        return (9, 0)
-
-    properties = SimpleNamespace(
-        name="Pretended GPU",
-        major=9,
-        minor=0,
-        multi_processor_count=132,
-        total_memory=_MEMORY[1],
-        L2_cache_size=50 << 20,
-    )
-    replaced: dict[str, object] = {
-        "_lazy_init": lambda: None,
-        "is_available": lambda: True,
-        "is_initialized": lambda: True,
-        "device_count": lambda: DEVICES,
-        "current_device": lambda: current.device,
-        "set_device": set_device,
-        "device": device_context,
-        "synchronize": synchronize,
-        "Stream": Stream,
-        "Event": Event,
-        "stream": stream_context,
-        "set_stream": set_stream,
-        "current_stream": current_stream,
-        "default_stream": lambda device=None: pretend_streams.defaults[index_of(device)],
-        "CUDAGraph": CUDAGraph,
-        "graph": graph,
-        "graph_pool_handle": lambda: (0, 1),
-        "is_current_stream_capturing": capturing,
-        "mem_get_info": lambda _=None: _MEMORY,
-        "memory_allocated": lambda _=None: 0,
-        "max_memory_allocated": lambda _=None: 0,
-        "memory_reserved": lambda _=None: 0,
-        "empty_cache": lambda: refuse_in_capture("empty_cache"),
-        "get_device_name": lambda _=None: properties.name,
-        "get_device_capability": capability,
-        "get_device_properties": lambda _=None: properties,
-        "is_bf16_supported": lambda including_emulation=True: True,
-        "get_rng_state": lambda _=None: torch.get_rng_state(),
-        "set_rng_state": lambda state, _=None: None,
-        "manual_seed": lambda _: None,
-        "manual_seed_all": lambda _: None,
-    }
-    patch.setattr(Stream, "synchronize", lambda self: gpu.wait("synchronize", self), raising=False)
-    for name, value in replaced.items():
+    for name, value in (_CUDA | {"synchronize": synchronize}).items():
         patch.setattr(torch.cuda, name, value)
-    accelerator = SimpleNamespace(is_capturing=capturing)
+    patch.setattr(Stream, "synchronize", lambda self: gpu.wait("synchronize", self), raising=False)
+    stream = SimpleNamespace(is_capturing=capturing)
     patch.setattr(
         torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")
     )
-    patch.setattr(torch.accelerator, "current_stream", lambda device=None: accelerator)
+    patch.setattr(torch.accelerator, "current_stream", lambda device=None: stream)
