@@ -7,9 +7,8 @@ resident: `label_images` over decoded images, against the same predictor called 
 (ceiling). stream: the same over JPEG files decoded by workers, against the slower of the two alone: those
 batches without a model (decoder), and the ceiling. On a CPU they would share the cores, so the stream has one
 worker and the model one thread. peer: timm's loader over the same files, the network, softmax, to numpy.
-Images are CIFAR-10's from shared/data, resized to the case's side; a short set is gone through again until
-a run takes about --seconds. The clock starts with the first batch: to start workers takes as long for a
-thousand images as for ten million.
+Images are CIFAR-10's, resized to the case's side; a short set is gone through again until a run takes about
+--seconds. The clock starts with the first batch, so that the start of workers does not count.
 Every repeat times all in turn; ratios are taken within a repeat: median (least … greatest).
 """
 
@@ -202,8 +201,7 @@ class Clock:
 
 
 def ours(found: Case, images: int) -> float:
-    out = found.work / "labels"
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out := found.work / "labels", ignore_errors=True)
     hashes, clock = found.images.content_hash, Clock()
     label_images(
         found.prepared,

@@ -96,7 +96,7 @@ def begin(
         hard_pool=setting.hard_pool,
         pool_temperature=setting.temperature,
     )
-    return state, Executor(step, state, setting.progress), noise
+    return state, Executor(step, state, setting.progress, STEPS), noise
 
 
 def in_thread(call: Any, arguments: Iterator[Any], workers: int, *, receive: Any = None) -> Iterator[Any]:

@@ -73,11 +73,8 @@ def require_same(gpu_batches: list[Batch], cpu_batches: list[Batch]) -> None:
             assert torch.equal(getattr(moved, name).cpu(), getattr(batch, name)), name
 
 
-UNPINNED = pytest.mark.xfail(strict=False, reason="fault (f): targets are copied from unpinned memory")
-
-
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
-@pytest.mark.parametrize("classes", [3, pytest.param(1000, marks=UNPINNED)])
+@pytest.mark.parametrize("classes", [3, 1000])
 @pytest.mark.parametrize(("plane", "boxes"), [("resident", None), ("streamed", None), ("streamed", quarter)])
 def test_batches_come_without_waiting(
     opened: Opened,

@@ -19,22 +19,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "on the fly": {"student.pseudo_label.on_the_fly": True, "student.augment.crop": "inception"},
     "fine-tuned": {"student.finetune.steps": 6, "student.finetune.frozen_blocks": 1},
     "attacked": {"evaluate.tests": ["c", "fgsm", "pgd"], "evaluate.sample": 3, "evaluate.severities": [1]},
+    "streamed": {"data.plane": "streamed", "data.workers": 1},
+    "second GPU": {"device": "cuda:1"},
     "bfloat16": {"teacher.train.precision": "auto", "student.train.precision": "bf16"},
 }
-FAULTS = {
-    "streamed": ({"data.plane": "streamed", "data.workers": 1}, "(a): a pinning thread breaks the capture"),
-    "second GPU": ({"device": "cuda:1"}, "(b): streams and events are of the current device"),
-}
-CASES = [
-    *(pytest.param(changes, id=name) for name, changes in RUNS.items()),
-    *(
-        pytest.param(changes, id=name, marks=pytest.mark.xfail(strict=False, reason=f"fault {reason}"))
-        for name, (changes, reason) in FAULTS.items()
-    ),
-]
 
 
-@pytest.mark.parametrize("changes", CASES)
+@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
 def test_a_run_on_a_gpu(
     gpu: Gpu, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
@@ -42,5 +33,6 @@ def test_a_run_on_a_gpu(
     given = tiny.config(images, *({"device": "cuda"} | FP32 | changes).items())
     lines = tiny.run(given, tmp_path / "run")
     assert sum("Execution of steps: captured" in line for line in lines) >= 3, lines
-    assert not any("fails on this machine" in line for line in lines), lines
+    # Triton needs a real GPU; PyTorch computes the noise.
+    assert not any("fails on this machine" in line for line in lines if "noise" not in line.lower()), lines
     assert len(CUDAGraph.made) >= 3 and all(graph.replays for graph in CUDAGraph.made)

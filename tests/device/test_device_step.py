@@ -61,9 +61,6 @@ def test_compiled_steps_are_two_graphs_with_the_numbers_of_eager_ones(
     assert len(graphs) == 2  # of noise and forward pass; a number that changes would give one in each step
 
 
-@pytest.mark.xfail(
-    strict=False, reason="fault (d): the stream of the capture stays current, and hides the cause"
-)
 def test_a_failed_capture_names_its_cause_and_leaves_no_stream(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +80,6 @@ def test_a_failed_capture_names_its_cause_and_leaves_no_stream(
     assert torch.cuda.current_stream() is stream
 
 
-@pytest.mark.xfail(strict=False, reason="fault (b): side stream and capture are of the current device")
 def test_the_second_gpu_gives_the_numbers_of_the_first(gpu: Gpu) -> None:
     first = trained(gpu, Setting(), 6)
     for form in ("eager", "captured"):
