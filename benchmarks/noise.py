@@ -5,13 +5,13 @@
     python benchmarks/noise.py --cases cifar10-cpu --num-ops 1
 
 All noise here is a random crop of the reflected image, a flip and RandAugment with M = 9 and N = 2, or as
-given, on uint8. ours: two plans drawn (for labelled and for pool rows) and applied; on a CPU to as many batches at once as in
-training; on a GPU to one, by Triton's kernels, captured, beside which the host draws the next plans; torch:
-by PyTorch's, compiled, the fallback.
+given, on uint8.
+ours: two plans drawn (labelled and pool rows) and applied; on a CPU to as many batches at once as in training,
+on a GPU to one, by Triton's kernels, captured, while the host draws the next. torch: by PyTorch, compiled.
 ceiling: forward, backward and optimiser of the case's network on one fixed batch, on a GPU compiled and
 captured as well; the share is ours / ceiling.
-timm: Pillow RandAugment in a DataLoader, a worker for each core. torchvision: transforms.v2, image by image in
-one process. kornia: on batches; it draws operations once a batch. A missing peer is left out.
+timm: Pillow RandAugment in a DataLoader, a worker for each core. torchvision: transforms.v2, one image after
+the other. kornia: on batches; it draws operations once a batch. A missing peer is left out.
 Each repeat times all in turn; ratios are within a repeat: medians and ranges.
 """
 

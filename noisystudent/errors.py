@@ -45,6 +45,13 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """The error that came first: torch raises another one when a compilation or a capture fails."""
+    context = None if error.__suppress_context__ else error.__context__
+    inner = getattr(error, "inner_exception", None) or error.__cause__ or context
+    return error if inner is None else root_cause(inner)
+
+
 def first_line(error: BaseException) -> str:
     """First line of the message of another library's error, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noisystudent.console import Progress
-from noisystudent.errors import first_line
+from noisystudent.errors import first_line, root_cause
 from noisystudent.records import Predict
 
 WORTH_COMPILING = 500_000
@@ -57,15 +57,10 @@ class Forward:
             except RuntimeError as error:
                 del self._forms[0]
                 self._progress.say(
-                    f"The model cannot be {name} here ({first_line(_origin(error))});"
+                    f"The model cannot be {name} here ({first_line(root_cause(error))});"
                     f" it runs {self._forms[0][0]}."
                 )
         return self._forms[-1][1](images)
-
-
-def _origin(error: BaseException) -> BaseException:
-    """The first of a chain of errors: when a capture fails, its end fails too and hides the reason."""
-    return error if error.__context__ is None else _origin(error.__context__)
 
 
 class Captured:

@@ -168,7 +168,9 @@ class Predictor:
         """
         size, seconds, on_gpu = self._size, None, self.device.type == "cuda"
         few = on_gpu and images < forms.MEASURED_BATCHES * size
-        if self.eager or few or not isinstance(self.model, nn.Module):
+        # What was measured may differ at the next call, and results with it.
+        fixed = self.eager or (on_gpu and torch.are_deterministic_algorithms_enabled())
+        if fixed or few or not isinstance(self.model, nn.Module):
             return replace(self, batch_size=size), size
         if on_gpu:
             side = self.side or self.resolution

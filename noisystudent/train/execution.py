@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from noisystudent.console import Progress
-from noisystudent.errors import RunError, first_line
+from noisystudent.errors import RunError, first_line, root_cause
 from noisystudent.records import Batch
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.step import TrainStep
@@ -95,7 +95,7 @@ class Executor:
         try:
             self._advance(self._state, batch)
         except RuntimeError as error:
-            cause = _root_cause(error)
+            cause = root_cause(error)
             if isinstance(cause, torch.OutOfMemoryError):  # another form does not help
                 raise cause from None
             if form == "eager":  # an error of the step itself
@@ -108,7 +108,7 @@ class Executor:
 
     def _next_form(self, error: RuntimeError) -> None:
         """Switch to the next form. Compilation or capture failed, so the state has not changed."""
-        reason = first_line(_root_cause(error))
+        reason = first_line(root_cause(error))
         failed, *self._forms = self._forms
         if not self._forms:
             raise RunError(
@@ -130,13 +130,6 @@ class Executor:
             step = step.compiled(self._on_gpu)
         captured = form in ("captured", "captured-eager")
         return _Captured(step.advance, self._state.window.device) if captured else step.advance
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The error that came first: torch raises another one when a compilation or a capture fails."""
-    context = None if error.__suppress_context__ else error.__context__
-    inner = getattr(error, "inner_exception", None) or error.__cause__ or context
-    return error if inner is None else _root_cause(inner)
 
 
 class _Captured:
