@@ -6,7 +6,7 @@
 
 All noise here is a random crop of the reflected image, a flip and RandAugment with M = 9 and N = 2, or as
 given, on uint8.
-ours: two plans drawn (labelled and pool rows) and applied; on a CPU to as many batches at once as in training,
+ours: two plans drawn (for labelled and pool rows) and applied; on a CPU to several batches at once,
 on a GPU to one, by Triton's kernels, captured, while the host draws the next. torch: by PyTorch, compiled.
 ceiling: forward, backward and optimiser of the case's network on one fixed batch, on a GPU compiled and
 captured as well; the share is ours / ceiling.
