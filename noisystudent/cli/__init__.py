@@ -159,6 +159,8 @@ def _unexpected(error: Exception) -> str:
         return "there is not enough memory; free some, or give fewer data.workers or smaller batches"
     if isinstance(error, ImportError):  # also where memory is too short to load a library
         return f"a library cannot be loaded: {error}; free memory, or install it again"
+    if isinstance(error, OSError) and error.errno is not None:  # of a path, or of standard output
+        return f"{error.filename or 'a file, or standard output,'} cannot be used: {error.strerror}"
     return f"{type(error).__name__}: {error} (--debug shows where)"  # a bug
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -214,7 +215,7 @@ def export(
     from noisystudent.inference.load import find_model
 
     ending = ".onnx" if format == "onnx" else ".safetensors"
-    path = run.resolve()  # Path(".") has an empty name
+    path = Path(os.path.realpath(run))  # Path(".") has an empty name
     screen.line(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
     screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
 

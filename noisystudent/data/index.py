@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from noisystudent.errors import RunError, first_line
+
 HASH_BYTES = 16
 BATCH_ROWS = 16_384  # rows per record batch of a file, about
 
@@ -104,8 +106,11 @@ def writer(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
 
         def flush() -> None:
-            for batch in pa.Table.from_batches(pending, schema).combine_chunks().to_batches():
-                file.write_batch(batch)
+            try:
+                for batch in pa.Table.from_batches(pending, schema).combine_chunks().to_batches():
+                    file.write_batch(batch)
+            except OSError as error:  # it does not name the file
+                raise RunError(f"cannot write {path}: {first_line(error)}") from error
             pending.clear()
 
         def append(batch: Any) -> None:

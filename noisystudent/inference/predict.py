@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -173,7 +174,7 @@ def read_labels(path: Path) -> PseudoLabels:
         RunError: a part is missing or damaged.
     """
     # The number of classes is in the note of `label`, or in the description of the run's data.
-    dataset = RunDir(path.resolve().parent.parent).data.dataset
+    dataset = RunDir(Path(os.path.realpath(path)).parent.parent).data.dataset
     for file in (path / _CLAIM, dataset):
         if file.is_file():
             labels = PseudoLabels(path, len(read_json(file)["classes"]))

@@ -98,7 +98,7 @@ def write_index(index: PartIndex) -> None:
     Raises:
         RunError: the disk is full.
     """
-    write_json(index.folder.index, {"rows": index.rows, "files": index.files})
+    write_json(index.folder.index, {"rows": index.rows, "files": dict(sorted(index.files.items()))})
 
 
 def check_parts(labels: PseudoLabels) -> None:

@@ -18,7 +18,7 @@ _owned: set[Path] = set()  # folders this process has locked
 
 def owns(folder: Path) -> bool:
     """Return True if this process has locked `folder`."""
-    return folder.resolve() in _owned
+    return Path(os.path.realpath(folder)) in _owned
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def lock(folder: Path, kind: str = "run") -> Iterator[None]:
 
     # A forked worker inherits the lock. If it outlived a killed run, it would keep the folder locked.
     os.register_at_fork(after_in_child=release)
-    owner = folder.resolve()
+    owner = Path(os.path.realpath(folder))  # `resolve` fails in a loop of links
     try:
         _acquire(held[0], folder, kind)
         _owned.add(owner)

@@ -231,6 +231,7 @@ def _both(name: str, make: Callable[[Path], object], bad: str, refused: bool | N
 
 def _write(name: str | bytes, data: bytes, user: Path) -> None:
     path = os.path.join(os.fsencode(user / "pool"), name if isinstance(name, bytes) else os.fsencode(name))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as file:
         file.write(data)
 

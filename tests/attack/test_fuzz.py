@@ -228,7 +228,7 @@ def planned(data: bytes, folder: Path) -> None:
         for name in ("a/1.png", "b/2.png"):
             (photos / name).parent.mkdir(parents=True)
             (photos / name).write_bytes(b"x")
-    words = ["plan", "--out", str(folder / "run"), "--labeled", str(photos)]
+    words = ["plan", "--out", str(folder / "run"), "--labeled", str(photos), "--unlabeled", str(photos)]
     if data.startswith(b"flags\0"):
         words += data[6:].decode("utf-8", "surrogateescape").split("\0")
     else:

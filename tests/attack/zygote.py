@@ -220,7 +220,7 @@ def main() -> None:
         importlib.import_module(name)
     import torch
 
-    from noisystudent.cli import main as command_line
+    from noisystudent.__main__ import main as command_line
 
     torch.set_num_threads(1)
     Path("/proc/self/oom_score_adj").write_text(

@@ -198,6 +198,6 @@ def _class_names(schema: Any) -> list[str] | None:
     try:
         feature = json.loads(text)["info"]["features"]["label"]
         names = feature.get("names")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # other software wrote the metadata; labels stay numbers
     return [str(name) for name in names] if isinstance(names, list) else None
