@@ -9,6 +9,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,26 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)  # -1: never return the top of the heap
 
 
+COMPILATION_SECONDS = 60.0
+"""Assumed time that torch.compile takes for a network on a GPU; it was not measured."""
+
+
+@contextmanager
+def capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+    """Record the kernels of the block as a CUDA graph, without running them.
+
+    If the capture fails, the current stream is again the one from before; `torch.cuda.graph` would leave its
+    own. Other threads pin the memory of decoded batches meanwhile, which CUDA forbids in the mode `global`.
+
+    Args:
+        graph: an empty graph.
+        stream: stream of the recording, with which the block's kernels ran before.
+    """
+    recording = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    with torch.cuda.stream(stream), recording:
+        yield
+
+
 def release_memory() -> None:
     """Free the memory of objects that are not used any more, also on the GPUs.
 
@@ -233,5 +254,5 @@ def packed_views(memory: Tensor, tensors: Iterable[Tensor]) -> list[Tensor]:
         dense = torch.empty_like(tensor, device="meta")
         place = memory[start : start + tensor.nbytes].view(tensor.dtype)
         views.append(place.as_strided(dense.size(), dense.stride()))
-        start += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
+        start += packed_bytes([tensor])
     return views

@@ -11,13 +11,14 @@ from torch import Tensor
 from noisystudent.console import Progress
 from noisystudent.errors import first_line, root_cause
 from noisystudent.records import Predict
+from noisystudent.runtime import COMPILATION_SECONDS, capture
 
 WORTH_COMPILING = 500_000
 """Number of images from which a compilation saves more time than it takes, on a CPU."""
 
-# The same for a GPU, where the time of an image differs by a factor of a thousand between networks: a
-# compilation is assumed to take so many seconds, and to save this share of the eager time.
-_COMPILATION, _SAVED = 60.0, 0.2
+# On a GPU the time of an image differs by a factor of a thousand between networks. A compilation is assumed
+# to save this share of the eager time.
+_SAVED = 0.2
 
 MEASURED_BATCHES = 64
 """Number of batches from which a GPU measures batch sizes, which takes the time of up to eight of them."""
@@ -105,12 +106,11 @@ def record(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[
     """
     graph, side, main = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.current_stream(device)
     side.wait_stream(main)
-    with torch.cuda.stream(side):  # leaves the stream of a capture that failed, which `graph` does not
+    with torch.cuda.stream(side):
         for _ in range(_WARM_UPS):
             work()
-        # Other threads pin the memory of decoded batches, which CUDA forbids in the mode `global`.
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            output = work()
+    with capture(graph, side):
+        output = work()
     main.wait_stream(side)
     return graph.replay, output
 
@@ -122,7 +122,7 @@ def worth_compiling(images: int, seconds: float | None) -> bool:
         images: number of images.
         seconds: measured seconds of an image on a GPU. None: the device is a CPU.
     """
-    return images >= WORTH_COMPILING if seconds is None else images * seconds * _SAVED > _COMPILATION
+    return images >= WORTH_COMPILING if seconds is None else images * seconds * _SAVED > COMPILATION_SECONDS
 
 
 def most_images(images: int, side: int) -> int:

@@ -10,16 +10,17 @@ import torch
 from noisystudent.console import Progress
 from noisystudent.errors import RunError, first_line, root_cause
 from noisystudent.records import Batch
+from noisystudent.runtime import COMPILATION_SECONDS, capture
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.step import TrainStep
 
 Advance = Callable[[TrainState, Batch], None]
 
-# Compilation pays if the steps that are left save more time than it takes. Both numbers are assumptions for
-# networks such as Wide ResNet-28-2 and ResNet-50 on a large GPU; they were not measured.
-_COMPILATION_SECONDS = 60.0
-_SAVED_SECONDS = 0.006  # by a compiled step, compared with an eager one in a CUDA graph
-WORTH_COMPILING = round(_COMPILATION_SECONDS / _SAVED_SECONDS)  # number of steps
+# Compilation pays if the steps that are left save more time than it takes. A compiled step is assumed to
+# save this much, compared with an eager one in a CUDA graph, for networks such as Wide ResNet-28-2 and
+# ResNet-50 on a large GPU; it was not measured.
+_SAVED_SECONDS = 0.006
+WORTH_COMPILING = round(COMPILATION_SECONDS / _SAVED_SECONDS)  # number of steps
 
 # In the first steps libraries choose kernels and allocate buffers, which a CUDA graph cannot capture.
 _WARM_UPS = 3
@@ -153,7 +154,8 @@ class _Captured:
                 self._warm_up(state, batch)
                 return
             self._inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.pool_targets.clone())
-            self._capture(state, self._inputs)
+            with capture(self._graph, self._stream):
+                self._advance(state, self._inputs)
         # The graph reads each batch from here, so its shapes cannot change.
         for name in ("images", "labels", "pool_targets"):
             getattr(self._inputs, name).copy_(getattr(batch, name))
@@ -167,11 +169,3 @@ class _Captured:
             self._advance(state, batch)
         main.wait_stream(self._stream)
         self._warm_ups += 1
-
-    def _capture(self, state: TrainState, inputs: Batch) -> None:
-        """Record the step without running it."""
-        # Meanwhile other threads pin the memory of decoded batches, which the mode `global` forbids.
-        graph = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
-        # `graph` leaves its stream current if the capture fails; the outer block always restores.
-        with torch.cuda.stream(self._stream), graph:
-            self._advance(state, inputs)
