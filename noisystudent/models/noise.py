@@ -109,19 +109,13 @@ class ModelNoise:
         """
         split = len(active) if split is None else split
         key = (seed, split, len(active), active.device)
-        if (
-            self._is_on
-            and self._masks is not None
-            and self._masks.key == key
-            and self._masks.active is active
-        ):
-            return
         if self._masks is None or self._masks.key != key:
-            self._masks = _Masks(key, self._feature_rates, self._path_rates)
+            self._masks, self._is_on = _Masks(key, self._feature_rates, self._path_rates), False
         self._masks.active = active
-        for path, mask in zip(self._paths, self._masks.paths, strict=True):
-            path.mask = mask
-        self._is_on = True
+        if not self._is_on:
+            for path, mask in zip(self._paths, self._masks.paths, strict=True):
+                path.mask = mask
+            self._is_on = True
 
     def fill(self, step: Tensor) -> None:
         """Compute the masks of a step, given as a () int64 tensor on the device of the images.

@@ -129,11 +129,8 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (
-        IsADirectoryError,
-        ValueError,
-        RecursionError,
-    ) as error:  # not JSON, not UTF-8, or nested without end
+    # A folder; not JSON or not UTF-8; or nested without end.
+    except (IsADirectoryError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is not valid JSON ({first_line(error)}); delete it and run again") from error
 
 
