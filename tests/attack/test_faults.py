@@ -99,7 +99,7 @@ SURROUNDINGS = {
     "64 open files with workers": Fault(
         f"{TRAIN} --data.workers 2 --data.plane streamed", limits={"RLIMIT_NOFILE": 64}
     ),
-    "1,000 MB of memory": Fault(TRAIN, limits={"RLIMIT_DATA": 1000 << 20}),
+    "700 MB of memory": Fault(TRAIN, limits={"RLIMIT_DATA": 700 << 20}),
     "400 MB of memory": Fault(CHECK, limits={"RLIMIT_DATA": 400 << 20}),
     "offline": Fault(PRETRAINED, environment={"HF_HUB_OFFLINE": "1"}, refused=True),
     "hub refuses": Fault(
