@@ -18,7 +18,8 @@ import torch
 from noisystudent.ablation.runs import Library, Run, attempt
 from noisystudent.config import Config
 from noisystudent.console import Progress, stop_on_signal
-from noisystudent.data.workers import context, end_with_parent, worker_count
+from noisystudent.data.worker_process import end_with_parent
+from noisystudent.data.workers import context, worker_count
 from noisystudent.errors import Stopped
 from noisystudent.run.rundir import RunDir
 

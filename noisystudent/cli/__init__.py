@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
@@ -16,7 +17,7 @@ from cyclopts import App, CycloptsError
 from noisystudent.cli import loop, parts
 from noisystudent.cli.ablate import ablate
 from noisystudent.cli.fields import take_fields
-from noisystudent.errors import InputError, NoisyStudentError, RunError, brief, is_utf8, printable
+from noisystudent.errors import InputError, NoisyStudentError, RunError, brief, first_line, is_utf8, printable
 
 __all__ = ["main"]
 
@@ -35,6 +36,16 @@ COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMM
 for place, command in enumerate(COMMANDS):  # the help lists the commands in this order, not by name
     app.command(command, sort_key=place)
 _NARROWEST = 20  # columns of a terminal
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "out of memory",  # torch on a GPU
+    "Unable to instantiate PyTypeObject",  # torch: a type of the autograd graph
+    "without setting an exception",  # Python: a library has lost its MemoryError
+    "without exception set",
+    "could not create a primitive",  # oneDNN
+    "can't start new thread",  # Python: there is no memory for the stack
+    "Failed to launch worker thread",  # Arrow
+)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -155,13 +166,20 @@ def _fail_broken_pipe(debug: bool) -> NoReturn:
 
 def _unexpected(error: Exception) -> str:
     """Line for an error that no code has foreseen."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory; free some, or give fewer data.workers or smaller batches"
+    if _is_out_of_memory(error):
+        reason = "" if isinstance(error, MemoryError) else f" ({first_line(error)})"
+        return f"there is not enough memory{reason}; free some, or give fewer data.workers or smaller batches"
     if isinstance(error, ImportError):  # also where memory is too short to load a library
         return f"a library cannot be loaded: {error}; free memory, or install it again"
     if isinstance(error, OSError) and error.errno is not None:  # of a path, or of standard output
         return f"{error.filename or 'a file, or standard output,'} cannot be used: {error.strerror}"
     return f"{type(error).__name__}: {error} (--debug shows where)"  # a bug
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return True if memory was too short: libraries have many errors for it."""
+    known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return known or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

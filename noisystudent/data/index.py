@@ -101,25 +101,42 @@ def writer(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
     """Yield a function that appends record batches to a new Arrow file.
 
     Small batches are merged up to `BATCH_ROWS` rows: an index keeps an object for each batch of its file.
+
+    Raises:
+        RunError: the file cannot be written.
     """
     pending: list[Any] = []
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+    with _named(path):
+        sink = pa.OSFile(str(path), "wb")
+        file = pa.ipc.new_file(sink, schema)
 
-        def flush() -> None:
-            try:
-                for batch in pa.Table.from_batches(pending, schema).combine_chunks().to_batches():
-                    file.write_batch(batch)
-            except OSError as error:  # it does not name the file
-                raise RunError(f"cannot write {path}: {first_line(error)}") from error
-            pending.clear()
+    def flush() -> None:
+        with _named(path):
+            for batch in pa.Table.from_batches(pending, schema).combine_chunks().to_batches():
+                file.write_batch(batch)
+        pending.clear()
 
-        def append(batch: Any) -> None:
-            pending.append(batch)
-            if sum(part.num_rows for part in pending) >= BATCH_ROWS:
-                flush()
+    def append(batch: Any) -> None:
+        pending.append(batch)
+        if sum(part.num_rows for part in pending) >= BATCH_ROWS:
+            flush()
 
+    try:
         yield append
         flush()
+    finally:
+        with _named(path):
+            file.close()  # writes the places of all batches
+            sink.close()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in the errors of Arrow within the block, which do not name it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def record_batch(columns: dict[str, Any]) -> Any:

@@ -10,7 +10,6 @@ import queue
 import signal
 import tempfile
 import threading
-import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -20,10 +19,9 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-import torch
-
-from noisystudent.console import STOP_SIGNALS, active
-from noisystudent.errors import NoisyStudentError, RunError, first_line
+from noisystudent.console import active
+from noisystudent.data.worker_process import serve
+from noisystudent.errors import RunError, first_line
 
 SILENT_SECONDS = 60.0
 """After this time without a result of any worker, a line is printed."""
@@ -110,33 +108,6 @@ def _require_short_temporary_folder() -> None:
             f"the temporary folder {folder} has a path of more than {_LONGEST_FOLDER} bytes, and sockets of"
             " worker processes are made in it; set TMPDIR to a shorter one, or data.workers to 0"
         )
-
-
-def quiet_worker() -> None:
-    """Set up a worker: one torch thread, stop signals are ignored, and the worker ends when its parent ends.
-
-    A Ctrl-C reaches all processes of a terminal, and a scheduler may signal all processes of a job. Only the
-    parent handles it, and then ends its workers.
-    """
-    torch.set_num_threads(1)  # the workers fill the cores already
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Start a thread that ends this process when its parent process has ended.
-
-    Needed when the parent is killed: the fork server does not notice that, and its processes would stay.
-    """
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)  # sys.exit would only end this thread
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Team:
@@ -241,7 +212,7 @@ class _Worker:
         try:
             here, there = multiprocessing.Pipe()
             start: Any = context()  # typeshed's BaseContext has no Process
-            process = start.Process(target=_serve, args=(there, self._call), daemon=True)
+            process = start.Process(target=serve, args=(there, self._call), daemon=True)
             process.start()
             self._process = process
             there.close()  # else the pipe would not end with the worker
@@ -278,23 +249,3 @@ class _Worker:
             if self._receive is not None and not isinstance(result, Exception):
                 result = self._receive(result)
             self._results.put((sent.popleft(), result))
-
-
-def _serve(pipe: Connection, call: Callable[[Any], Any]) -> None:
-    """Answer requests until the parent closes the pipe. This is the main function of a worker."""
-    quiet_worker()
-    while True:
-        try:
-            argument = pipe.recv()
-        except EOFError:
-            return
-        try:
-            result = call(argument)
-        except Exception as error:
-            if not isinstance(error, NoisyStudentError):  # a bug: the parent does not know its place
-                error.add_note(traceback.format_exc())
-            result = error
-        try:
-            pipe.send(result)
-        except OSError:  # the parent has ended
-            return

@@ -43,8 +43,8 @@ def read_record(path: Path) -> Facts | None:
     # They become names of folders, which must not lead out of the run.
     if any("/" in record[key] or "\0" in record[key] for key in ("name", "fingerprint")):
         raise RunError(f"{path} is not the record of a stage")
-    # Records of older versions have no checksum.
-    if "checksum" in record and record.pop("checksum") != fingerprint(record):
+    # Records of older versions have neither. Both are looked for, because one of the keys may be damaged.
+    if record.keys() & {"checksum", "files"} and record.pop("checksum", None) != fingerprint(record):
         raise RunError(f"{path} is damaged")
     return record
 

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import tiny
 from tiny import move, refused
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
+        RuntimeError("Unable to instantiate PyTypeObject"),
+        SystemError("error return without exception set"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_of_too_little_memory_is_the_same_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(_tokens: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("noisystudent.cli._run", fail)
+    reason = f" ({error})" if str(error) else ""
+    assert refused(capsys, 1, "recipes") == (
+        f"noisystudent: there is not enough memory{reason}; free some, or give fewer data.workers or smaller"
+        " batches"
+    )
+
 
 # --- values and names that are not quite right ---
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import encoded, random_images
-from shard_files import add
+from shard_files import add, parquet
 
 from noisystudent.data.sources import ArraySource, open_source
 from noisystudent.data.sources.base import LARGEST_IMAGE
@@ -55,6 +55,14 @@ def test_labels_that_are_neither_text_nor_whole_numbers_are_refused(kind: str, t
     named = pq.read_table(tmp_path / "a.parquet").replace_schema_metadata({"huggingface": names})
     pq.write_table(named, tmp_path / "named.parquet")
     assert "whole number" in refusal(tmp_path / "named.parquet")
+
+
+def test_two_classes_of_one_name_in_the_metadata_are_refused(tmp_path: Path) -> None:
+    names = ["cat", "dog", "cat", "cat"]
+    path = parquet(tmp_path / "a.parquet", IMAGES, [0, 1, 0, 1], struct=True, names=names)
+    expected = f"{path}: its metadata names 3 classes 'cat'; give each its own name"
+    assert refusal(path) == expected
+    assert refusal(path, labeled=False) == expected
 
 
 def test_text_and_whole_numbers_are_labels() -> None:

@@ -8,14 +8,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 from tiny import Remembered
-from worker_calls import die, double, refuse_three, stop_at_two
+from worker_calls import die, double, large_pixels, refuse_three, stop_at_two
 
 from noisystudent.console import stop_on_signal
-from noisystudent.data import workers
+from noisystudent.data import worker_process, workers
 from noisystudent.data.workers import in_workers
 from noisystudent.errors import RunError, Stopped
 
@@ -52,6 +53,37 @@ def test_an_error_is_raised_where_its_result_would_have_been() -> None:
 def test_a_worker_that_dies_is_one_line() -> None:
     with pytest.raises(RunError, match=r"^a worker died while images were decoded \(killed by SIGKILL\); "):
         list(in_workers(die, iter([1]), 1))
+
+
+def test_a_worker_that_cannot_pass_on_its_images_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunError, match=r"^a worker cannot pass on its images \(.*File too large.*; allow "):
+        list(in_workers(large_pixels, iter([1]), 1))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_that_cannot_be_set_up_sends_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(worker_process, "quiet_worker", no_thread)
+    here, there = multiprocessing.Pipe()
+    worker_process.serve(there, double)
+    assert str(here.recv()) == "can't start new thread"
+
+
+def test_a_worker_ends_quietly_when_its_parent_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe is reset instead of ended if the parent has left a result unread."""
+
+    def reset_pipe() -> Connection:
+        here, there = multiprocessing.Pipe()
+        there.send("unread")
+        here.close()
+        return there
+
+    with pytest.raises(ConnectionResetError):
+        reset_pipe().recv()
+    monkeypatch.setattr(worker_process, "quiet_worker", lambda: None)
+    worker_process.serve(reset_pipe(), double)
 
 
 def test_a_stopped_worker_is_named_after_a_while_and_ended_after_a_limit(

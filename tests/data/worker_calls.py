@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+
+import torch
 
 from noisystudent.errors import RunError
 
@@ -16,6 +19,12 @@ def refuse_three(number: int) -> int:
     if number == 3:
         raise RunError("three is missing")
     return number
+
+
+def large_pixels(_number: int) -> torch.Tensor:
+    """More bytes than a file of this process may have: the shared memory of a tensor is a file too."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    return torch.zeros(2000, dtype=torch.uint8)
 
 
 def die(_number: int) -> int:

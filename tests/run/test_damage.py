@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from small_stages import content, forbidden, make
 from tiny import Remembered
 
 from noisystudent.console import Progress
-from noisystudent.run.lock import lock
+from noisystudent.errors import RunError
+from noisystudent.run.record import read_record
 from noisystudent.run.stages import State, Status, run_stage, state
 
 
@@ -80,22 +78,22 @@ def test_files_that_came_later_belong_to_others(run: Path) -> None:
     run_stage(stage, forbidden, Progress())
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6))
-def test_no_flipped_bit_of_a_record_is_silent(number: int) -> None:
-    with TemporaryDirectory() as folder, lock(Path(folder) / "run"):
-        stage, work = make(Path(folder) / "run", "file", "one")
-        run_stage(stage, work, Progress())
-        text = bytearray(stage.record.read_bytes())
-        bit = number % (8 * len(text))
-        text[bit // 8] ^= 1 << bit % 8
-        stage.record.write_bytes(text)
-        progress = Remembered()
-        result = run_stage(stage, work, progress)
-        # A changed space or a changed case outside of strings is the same JSON.
-        assert result == {"version": "one"} and content(stage) == {"one"}
-        if progress.lines != ["file: done before, skipped"]:
-            assert "chosen.stage.json is damaged" in progress.lines[0]
+def test_no_flipped_bit_of_a_record_is_silent(run: Path) -> None:
+    stage, work = make(run, "file", "one")
+    run_stage(stage, work, Progress())
+    data, record = stage.record.read_bytes(), read_record(stage.record)
+    named = 0
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        stage.record.write_bytes(flipped)
+        try:
+            # The last digit of a duration may be another one of the same number.
+            assert read_record(stage.record) == record
+        except RunError as error:
+            assert str(stage.record) in str(error)
+            named += 1
+    assert named > 0.99 * 8 * len(data)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -124,7 +125,7 @@ class _Shard:
             raise InputError(f"{path}: damaged; it cannot have {sum(rows):,} images in {size:,} bytes")
         self.largest_group = max(rows, default=0)
         self._column = _image_column(schema, path)
-        self._names = _class_names(schema)
+        self._names = _class_names(schema, path)
         self._has_labels = "label" in schema.names
 
     def images(self, group: int) -> Any:
@@ -190,8 +191,12 @@ def _bytes_field(column: Any) -> str | None:
     return name if kind in (pa.binary(), pa.large_binary(), pa.binary_view()) else None
 
 
-def _class_names(schema: Any) -> list[str] | None:
-    """Class names of a ClassLabel feature in Hugging Face's metadata, None if there are none."""
+def _class_names(schema: Any, path: Path) -> list[str] | None:
+    """Class names of a ClassLabel feature in Hugging Face's metadata, None if there are none.
+
+    Raises:
+        InputError: two classes have the same name.
+    """
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None
@@ -200,4 +205,10 @@ def _class_names(schema: Any) -> list[str] | None:
         names = feature.get("names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # other software wrote the metadata; labels stay numbers
-    return [str(name) for name in names] if isinstance(names, list) else None
+    if not isinstance(names, list):
+        return None
+    names = [str(name) for name in names]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{path}: its metadata names {count} classes {name!r}; give each its own name")
+    return names
