@@ -188,7 +188,7 @@ def test_the_later_of_two_durations_is_used() -> None:
     config = recipes.resolve(RAW, [("student.train.steps", 7)])
     assert (config.teacher.train.epochs, config.students[0].train.steps) == (30, 7)
     assert config.students[0].train.epochs is None
-    with pytest.raises(InputError, match="give one of the two"):
+    with pytest.raises(InputError, match="give only one of them"):
         recipes.resolve({"teacher": {"train": {"epochs": 1, "steps": 2}}})
 
 
