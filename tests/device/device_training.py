@@ -120,13 +120,15 @@ def in_thread(call: Any, arguments: Iterator[Any], workers: int, *, receive: Any
 
 
 def watch_steps(gpu: Gpu, patch: pytest.MonkeyPatch) -> None:
-    """From now on each `TrainStep.advance` is compared with those before it, after the third."""
-    advance, done = TrainStep.advance, []  # type: ignore[var-annotated]
+    """From now on each `TrainStep.advance` is compared with those of its kind, after the third of them."""
+    advance = TrainStep.advance
+    all_done: dict[object, list[Recording]] = {}
 
     def watched(step: TrainStep, state: TrainState, batch: Batch) -> None:
         if CUDAGraph.recording is not None:
             advance(step, state, batch)
             return
+        done = all_done.setdefault(step.kind(state.step, batch), [])
         first = done[2] if len(done) > 2 else None
         gpu.recording = Recording((batch.images, batch.labels, batch.pool_targets), first)
         try:
