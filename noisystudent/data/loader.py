@@ -89,8 +89,7 @@ def joint_batches(
         labeled_batch, pool_batch: labelled and pool images per step.
         resolution: side in pixels.
         seed: seed of the order of both streams.
-        start: first step.
-        stop: one past the last step.
+        start, stop: first step, and one past the last.
         device: device that the batches are moved to.
         workers: decoding processes; 0: this process decodes. Batches do not depend on it.
         boxes: draws the crop boxes of a stream. None: clean views.
@@ -100,7 +99,7 @@ def joint_batches(
         RunError: an image is missing or has changed since the scan, or a worker died.
     """
     sizes = (labeled_batch, pool_batch)
-    joint = _Joint(labeled, pool if pool_batch else None, selected, sizes, seed, offsets)
+    joint = _Joint(labeled, pool if pool_batch else None, selected, sizes, seed=seed, offsets=offsets)
     # Positions of the batches that are requested but not delivered: workers fetch several batches ahead.
     waiting: deque[list[Rows]] = deque()
 
@@ -110,9 +109,8 @@ def joint_batches(
             yield joint.parts(step, waiting[-1], boxes)
 
     joint.start_teacher(range(start, stop), workers, device)
-    cropped = boxes is not None
     for images in _batches(
-        joint.sets, requests(), resolution, workers=workers, device=device, cropped=cropped
+        joint.sets, requests(), resolution, workers=workers, device=device, cropped=boxes is not None
     ):
         labels, targets = upload(joint.labels(waiting.popleft()), device)
         yield Batch(images=images, labels=labels, pool_targets=targets)
@@ -130,6 +128,7 @@ class _Joint:
         pool: ImageSet | None,
         selected: SelectedPool | None,
         sizes: tuple[int, int],
+        *,
         seed: int,
         offsets: tuple[int, int],
     ) -> None:

@@ -123,10 +123,8 @@ def label_images(
     for name in _FOR_STUDENTS:
         given, default = (str(getattr(of, name)).lower() for of in (config, PseudoLabelConfig()))
         if given != default:
-            raise InputError(
-                f"pseudo_label.{name} is {given}; it applies only to `run`, so it must be {default} for"
-                " `label`"
-            )
+            why = f"it applies only to `run`, so it must be {default} for `label`"
+            raise InputError(f"pseudo_label.{name} is {given}; {why}")
     source = open_images(images, labeled=False)
     with lock(out, "labelling"):
         _claim(out, predictor, config)

@@ -146,37 +146,21 @@ def train(
         RunError: the training diverged, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    learner, classes = training.learner, training.dataset.classes
     model = _first_model(training, progress)
     ema = training.ema if pool is not None else None
     noise = TrainingNoise(
         model,
-        learner,
+        training.learner,
         training.policy,
         training.seed,
         training.resolution,
         views_from=None if ema is None else ema.first_step,
         progress=progress,
     )
-    schedule = partial(
-        lr_at,
-        config=learner.train,
-        steps_per_epoch=training.steps_per_epoch,
-        total_steps=training.total_steps,
-    )
     averaged = fit(
         model,
         lambda start, stop: noise.batches(_batches(training, pool, start, stop), start),
-        TrainStep(
-            noise=noise,
-            lr=training.lr or schedule,
-            config=learner.train,
-            num_classes=len(classes),
-            dtype=training.dtype,
-            hard_pool=training.hard,
-            pool_temperature=training.temperature,
-            teacher=ema,
-        ),
+        _train_step(training, noise, ema),
         total_steps=training.total_steps,
         steps_per_epoch=training.steps_per_epoch,
         folder=training.folder,
@@ -187,7 +171,26 @@ def train(
         on_log=on_log,
     )
     assert isinstance(averaged, Classifier)
-    save_weights(averaged, training.folder.weights, classes)
+    save_weights(averaged, training.folder.weights, training.dataset.classes)
+
+
+def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None) -> TrainStep:
+    schedule = partial(
+        lr_at,
+        config=training.learner.train,
+        steps_per_epoch=training.steps_per_epoch,
+        total_steps=training.total_steps,
+    )
+    return TrainStep(
+        noise=noise,
+        lr=training.lr or schedule,
+        config=training.learner.train,
+        num_classes=len(training.dataset.classes),
+        dtype=training.dtype,
+        hard_pool=training.hard,
+        pool_temperature=training.temperature,
+        teacher=ema,
+    )
 
 
 def predictor(training: Training, model: Classifier | None = None) -> Predictor:
