@@ -55,7 +55,7 @@ class TrainConfig:
     """Number of passes over the labelled images, as the paper counts. Give epochs, steps or pool_epochs."""
     steps: int | None = number(None, least=1)
     """Number of optimiser steps. Give epochs, steps or pool_epochs."""
-    pool_epochs: float | None = number(None, above=0)
+    pool_epochs: float | None = number(None, above=0, most=1e9)
     """Number of passes of a student over the selected pool images. Give epochs, steps or pool_epochs."""
     label_tail: float = number(0.0, least=0, below=1)
     """Last share of a student's steps that is on labelled images alone. Their number then is that of all

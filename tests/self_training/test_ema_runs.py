@@ -21,6 +21,7 @@ from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.training import Training
 from noisystudent.train import step as step_module
 from noisystudent.train.checkpoint import TrainState
+from noisystudent.train.ema import decay_at
 from noisystudent.train.step import TrainStep
 
 EMA = {"student.pseudo_label.teacher": "ema", "student.init": "teacher", "control": False}
@@ -38,7 +39,7 @@ def test_an_average_that_never_moves_gives_the_training_of_the_stored_labels(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard: bool
 ) -> None:
     """Of the same views: without crop and flip, the weak view is the clean one that the teacher labelled."""
-    decay_at, fixed = step_module.decay_at, 0.123
+    fixed = 0.123
     monkeypatch.setattr(
         step_module, "decay_at", lambda step, decay: 1.0 if decay == fixed else decay_at(step, decay)
     )

@@ -135,7 +135,7 @@ def test_growing_batches_draw_the_images_of_constant_ones(plain: Training) -> No
         np.concatenate([batch.pool_targets[:, 0].numpy() for batch in drawn(given, with_targets(given))])
         for given in (growing, constant)
     ]
-    assert np.array_equal(*orders)
+    assert np.array_equal(orders[0], orders[1])
 
 
 # --- whole runs ---
