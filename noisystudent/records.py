@@ -23,11 +23,14 @@ class Batch:
         images: (B, 3, S, S) uint8.
         labels: (L,) int64, the given labels of rows 0 … L-1.
         pool_targets: (B-L, K) float32, the pseudo-labels of the other rows. Each row sums to 1.
+        pool_views: (B-L, 3, S, S) uint8, weakly augmented views of the other rows. None: nothing labels them
+            in the step, or the step makes them itself, as on a GPU.
     """
 
     images: Tensor
     labels: Tensor
     pool_targets: Tensor
+    pool_views: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

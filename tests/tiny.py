@@ -225,5 +225,5 @@ def training(asked: Config, dataset: Dataset, folder: Path, **augment: Any) -> T
         device=torch.device("cpu"),
         workers=0,
         read_pool=lambda: pool,
-        ratio=student.unlabeled_ratio,
+        ratios=student.unlabeled_ratio,
     )

@@ -33,6 +33,12 @@ def oracle(config: Config, folders: tuple[str, ...]) -> Config:
         raise InputError(
             "--all-labels needs --test; val is split off the labels, so it would not be the same set"
         )
+    student = config.students[-1]
+    if student.train.pool_epochs is not None or len(student.unlabeled_ratio) > 1:
+        raise InputError(
+            "--all-labels needs a base with train.epochs or train.steps and one unlabeled_ratio; the oracle"
+            " has no pool, from which the length and the growing batches of its control could be known"
+        )
     data = dataclasses.replace(config.data, labeled=folders, unlabeled=())
     try:
         counts = _labels(config.data), _labels(data)
@@ -44,7 +50,7 @@ def oracle(config: Config, folders: tuple[str, ...]) -> Config:
         device=config.device,
         control=False,
         data=data,
-        teacher=_teacher(config.students[-1], *counts),
+        teacher=_teacher(student, *counts),
         evaluate=config.evaluate,
     )
 
@@ -63,7 +69,8 @@ def _teacher(student: StudentConfig, few: int, many: int) -> TeacherConfig:
     `batch_size`, so epochs and learning rate are converted.
     """
     train = student.train
-    rows = train.batch_size * (1 + student.unlabeled_ratio)
+    per_label = 1 + student.unlabeled_ratio[-1]  # images of a batch for each of `batch_size`
+    rows = train.batch_size * per_label
     # Epochs of the oracle in as many steps as one epoch of the control takes.
     longer = (few / train.batch_size) / (many / rows)
     steps = train.steps or max(1, round((train.epochs or 0) * few / train.batch_size))
@@ -80,7 +87,7 @@ def _teacher(student: StudentConfig, few: int, many: int) -> TeacherConfig:
         size = finetune.batch_size or train.batch_size
         tail = finetune.steps or max(1, round((finetune.epochs or 0) * few / size))
         if finetune.lr is None:  # the learning rate then continues the training's, which is for more rows
-            size *= 1 + student.unlabeled_ratio
+            size *= per_label
         finetune = dataclasses.replace(finetune, steps=tail, epochs=None, batch_size=size)
     train = dataclasses.replace(train, **changed)
     return TeacherConfig(model=student.model, augment=student.augment, train=train, finetune=finetune)

@@ -15,6 +15,9 @@ zeros is one line, and does not fill the memory."""
 MOST_IMAGES = 1_000_000
 """Largest batch size."""
 
+LENGTHS = ("epochs", "steps", "pool_epochs")
+"""Fields that give the length of a training; one of them is set."""
+
 # Keys in the metadata of a dataclass field.
 _RANGE, _NEUTRAL, _OF_STUDENT = "range", "neutral", "of_student"
 
@@ -64,6 +67,7 @@ def number(
     most: float | None = None,
     below: float | None = None,
     neutral: bool = False,
+    of_student: bool = False,
 ) -> Any:
     """Declare a field with a range: of its value, or of every item if it is a tuple. None is always allowed.
 
@@ -71,8 +75,9 @@ def number(
         default: default value of the field.
         least, above, most, below: bounds, see `Range`.
         neutral: True: the results do not depend on the field, see the function `neutral`.
+        of_student: True: see the function `of_student`.
     """
-    metadata = {_RANGE: Range(least, above, most, below), _NEUTRAL: neutral}
+    metadata = {_RANGE: Range(least, above, most, below), _NEUTRAL: neutral, _OF_STUDENT: of_student}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -23,6 +23,20 @@ class PseudoLabelConfig:
     on_the_fly: bool = of_student(False)
     """Label the pool images of each batch during the student's training. The selection still uses the stored
     labels. Together with selection.mode 'all' this is the published script."""
+    teacher: Literal["stored", "ema"] = of_student("stored")
+    """Who labels the pool images of a batch. stored: the teacher of the iteration, once. ema: in each step,
+    the student's own moving average, without noise, from a weakly augmented view (crop and flip alone)."""
+    ema_start: float = number(0.0, least=0, below=1, of_student=True)
+    """Share of the student's steps with stored labels before the moving average labels. With init 'teacher',
+    the moving average starts as the teacher, so 0 is right. From scratch it knows nothing at the start."""
+    ema_threshold: float = number(0.95, least=0, below=1, of_student=True)
+    """Smallest confidence of the moving average, at temperature 1. An image below it adds no loss in this
+    step (FixMatch, arXiv 2001.07685)."""
+    ema_adaptive: bool = of_student(False)
+    """Replace ema_threshold by a threshold for each class, from moving averages of the confidence and of the
+    predicted classes: FreeMatch (arXiv 2205.07246). They decay as the weights do (train.ema_decay)."""
+    ema_fairness: float = number(0.0, least=0, most=1e6, of_student=True)
+    """Weight of FreeMatch's fairness term, which needs ema_adaptive. 0: without it."""
     flip: bool = False
     """Average the probabilities over each image and its mirror image: data distillation."""
     scales: tuple[float, ...] = number((1.0,), least=0.25, most=4)
@@ -43,6 +57,14 @@ class PseudoLabelConfig:
         require(
             not (self.match_temperature and self.hard),
             "pseudo_label.match_temperature is true, but hard labels have no temperature; set one to false",
+        )
+        require(
+            not (self.teacher == "ema" and self.on_the_fly),
+            "pseudo_label.teacher is ema and on_the_fly is true; only one teacher can label in the step",
+        )
+        require(
+            not self.ema_fairness or self.ema_adaptive,
+            f"pseudo_label.ema_fairness is {self.ema_fairness}, but ema_adaptive is false; set it to true",
         )
         require(
             not (self.noise and self.on_the_fly),

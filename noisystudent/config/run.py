@@ -65,8 +65,9 @@ class TeacherConfig(LearnerConfig):
 class StudentConfig(TeacherConfig):
     """A student, its pseudo-labels, and how it is trained on them. It is the next teacher."""
 
-    unlabeled_ratio: int = number(1, least=1, most=1_000)
-    """Pool images for each labelled image of a batch."""
+    unlabeled_ratio: tuple[int, ...] = number((1,), least=1, most=1_000)
+    """Pool images for each labelled image of a batch. Two numbers, e.g. [1, 7]: the first and the last; it
+    grows linearly over the training, in whole numbers (Fast FixMatch, arXiv 2309.03469)."""
     joint: bool = True
     """Train on labelled and pool images in the same batch. False: on pool images alone, then in
     `finetune` on labelled images, which the paper found to be worse (Finding 6)."""
@@ -77,6 +78,14 @@ class StudentConfig(TeacherConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self, "student.")
+        growing = len(self.unlabeled_ratio) in (1, 2) and list(self.unlabeled_ratio) == sorted(
+            self.unlabeled_ratio
+        )
+        require(
+            growing,
+            f"student.unlabeled_ratio is {list(self.unlabeled_ratio)}; give one number, or the first and a"
+            " larger last one",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

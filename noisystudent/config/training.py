@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from noisystudent.config.fields import MOST_IMAGES, MOST_PIXELS, check_ranges, is_plain, neutral, number
+from noisystudent.config.fields import (
+    LENGTHS,
+    MOST_IMAGES,
+    MOST_PIXELS,
+    check_ranges,
+    is_plain,
+    neutral,
+    number,
+)
 from noisystudent.errors import require
 
 
@@ -44,9 +52,14 @@ class TrainConfig:
     """Training of a network."""
 
     epochs: float | None = number(None, above=0)
-    """Number of passes over the labelled images, as the paper counts. Give epochs or steps."""
+    """Number of passes over the labelled images, as the paper counts. Give epochs, steps or pool_epochs."""
     steps: int | None = number(None, least=1)
-    """Number of optimiser steps. Give epochs or steps."""
+    """Number of optimiser steps. Give epochs, steps or pool_epochs."""
+    pool_epochs: float | None = number(None, above=0, most=1e9)
+    """Number of passes of a student over the selected pool images. Give epochs, steps or pool_epochs."""
+    label_tail: float = number(0.0, least=0, below=1)
+    """Last share of a student's steps that is on labelled images alone. Their number then is that of all
+    images in a batch, as in the training of the control."""
     batch_size: int = number(128, least=1, most=MOST_IMAGES)
     """Labelled images per step."""
     optimizer: Literal["rmsprop_tf", "sgd", "adamw"] = "sgd"
@@ -90,10 +103,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")
-        require(
-            self.epochs is None or self.steps is None,
-            f"train.epochs is {self.epochs} and train.steps is {self.steps}; give one of the two",
-        )
+        lengths = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
+        given = " and ".join(f"train.{name} is {value}" for name, value in lengths.items())
+        require(len(lengths) <= 1, f"{given}; give only one of them")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -78,6 +78,7 @@ def joint_batches(
     device: torch.device,
     workers: int,
     boxes: Boxes | None = None,
+    offsets: tuple[int, int] = (0, 0),
 ) -> Iterator[Batch]:
     """Joint batches of the steps start … stop-1: first the labelled images, then the pool images.
 
@@ -88,16 +89,17 @@ def joint_batches(
         labeled_batch, pool_batch: labelled and pool images per step.
         resolution: side in pixels.
         seed: seed of the order of both streams.
-        start: first step.
-        stop: one past the last step.
+        start, stop: first step, and one past the last.
         device: device that the batches are moved to.
         workers: decoding processes; 0: this process decodes. Batches do not depend on it.
         boxes: draws the crop boxes of a stream. None: clean views.
+        offsets: `Sampler.offset` of labelled and pool images.
 
     Raises:
         RunError: an image is missing or has changed since the scan, or a worker died.
     """
-    joint = _Joint(labeled, pool if pool_batch else None, selected, (labeled_batch, pool_batch), seed)
+    sizes = (labeled_batch, pool_batch)
+    joint = _Joint(labeled, pool if pool_batch else None, selected, sizes, seed=seed, offsets=offsets)
     # Positions of the batches that are requested but not delivered: workers fetch several batches ahead.
     waiting: deque[list[Rows]] = deque()
 
@@ -107,9 +109,8 @@ def joint_batches(
             yield joint.parts(step, waiting[-1], boxes)
 
     joint.start_teacher(range(start, stop), workers, device)
-    cropped = boxes is not None
     for images in _batches(
-        joint.sets, requests(), resolution, workers=workers, device=device, cropped=cropped
+        joint.sets, requests(), resolution, workers=workers, device=device, cropped=boxes is not None
     ):
         labels, targets = upload(joint.labels(waiting.popleft()), device)
         yield Batch(images=images, labels=labels, pool_targets=targets)
@@ -127,10 +128,12 @@ class _Joint:
         pool: ImageSet | None,
         selected: SelectedPool | None,
         sizes: tuple[int, int],
+        *,
         seed: int,
+        offsets: tuple[int, int],
     ) -> None:
         self.sets: tuple[ImageSet, ...] = (labeled,)
-        self._samplers = [Sampler(len(labeled), sizes[0], seed, "labeled")]
+        self._samplers = [Sampler(len(labeled), sizes[0], seed, "labeled", offsets[0])]
         self._selected = selected if pool is not None else None
         self._online: Iterator[Tensor] | None = None
         self._no_targets = np.empty((0, len(labeled.classes)), np.float32)
@@ -138,7 +141,7 @@ class _Joint:
             self.sets += (pool,)
             # one place for each occurrence in an epoch: its position in `selected.rows`
             self._expanded = Repeated(selected.repeats)
-            self._samplers.append(Sampler(len(self._expanded), sizes[1], seed, "pool"))
+            self._samplers.append(Sampler(len(self._expanded), sizes[1], seed, "pool", offsets[1]))
 
     def draw(self, step: int) -> list[Rows]:
         """Rows (L,) of the labelled set and, if there is a pool, positions (B-L,) in the selected rows."""

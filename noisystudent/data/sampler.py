@@ -56,18 +56,21 @@ class Sampler:
     """An endless sequence of positions, in which epoch e is a random permutation of 0 … n-1.
 
     The sequence does not depend on `batch`. A batch larger than n spans several epochs. The permutation of
-    the current epoch is kept in memory.
+    the current epoch is kept in memory. `offset` is the place in the sequence where the batch of step 0
+    begins; it is not 0 if the batches of earlier steps had another size.
     """
 
-    def __init__(self, n: int, batch: int, seed: int, name: str) -> None:
+    def __init__(self, n: int, batch: int, seed: int, name: str, offset: int = 0) -> None:
         if n < 1:
             raise RunError(f"the {name} set has no image to draw from; give it images or train without it")
         self._n, self._batch, self._seed, self._name = n, batch, seed, name
+        self._offset = offset
         self._epoch, self._order = -1, np.empty(0, np.int32)
 
     def at(self, step: int) -> NDArray[np.int64]:
-        """(batch,) positions step·batch … (step+1)·batch - 1 of the sequence."""
-        first, last = step * self._batch, (step + 1) * self._batch
+        """(batch,) positions offset + step·batch … offset + (step+1)·batch - 1 of the sequence."""
+        first = self._offset + step * self._batch
+        last = first + self._batch
         pieces = [np.empty(0, np.int32)]
         for epoch in range(first // self._n, -(-last // self._n)):  # all epochs that the batch overlaps
             start = epoch * self._n

@@ -35,7 +35,7 @@ from noisystudent.run.rundir import RunDir
 
 _CLAIM = "labels.json"  # note in the output folder of `label_images`, which identifies the model
 # Options of PseudoLabelConfig that have a meaning only while a student is trained.
-_FOR_STUDENTS = ("noise", "hard", "on_the_fly", "match_temperature")
+_FOR_STUDENTS = ("noise", "hard", "on_the_fly", "match_temperature", "teacher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,10 @@ def label_images(
     """
     config, progress = config or PseudoLabelConfig(), progress or Progress()
     for name in _FOR_STUDENTS:
-        if getattr(config, name):
-            raise InputError(
-                f"pseudo_label.{name} is true; it applies only to `run`, so it must be false for `label`"
-            )
+        given, default = (str(getattr(of, name)).lower() for of in (config, PseudoLabelConfig()))
+        if given != default:
+            why = f"it applies only to `run`, so it must be {default} for `label`"
+            raise InputError(f"pseudo_label.{name} is {given}; {why}")
     source = open_images(images, labeled=False)
     with lock(out, "labelling"):
         _claim(out, predictor, config)

@@ -6,13 +6,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from noisystudent.config.fields import LENGTHS
 from noisystudent.errors import InputError
 
 Raw = dict[str, Any]
 """Content of a recipe, not checked."""
 
-# Two fields for the length of a training. An override with one of them removes the other.
-_DURATIONS = frozenset({"epochs", "steps"})
+# An override with one of the fields for the length of a training removes the others.
+_DURATIONS = frozenset(LENGTHS)
 
 _MOST_STUDENTS = 100
 
@@ -84,7 +85,7 @@ def _applied(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Ra
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
     """Return a deep copy of `base`, in which the values of `over` take precedence.
 
-    If `over` has one of `epochs` and `steps`, the other one is removed from the result.
+    If `over` has one of `epochs`, `steps` and `pool_epochs`, the others are removed from the result.
     """
     for section in (base, over):
         if not isinstance(section, Mapping):

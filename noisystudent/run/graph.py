@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
-from noisystudent.config.fields import is_neutral, is_of_student
+from noisystudent.config.fields import LENGTHS, is_neutral, is_of_student
 from noisystudent.errors import require
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import ModelDir, RunDir
@@ -113,7 +113,7 @@ def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
         run: run directory of the stages.
 
     Raises:
-        InputError: a training has neither epochs nor steps.
+        InputError: a training has no length.
     """
     require_lengths(config)
     data = _stage("data", run.data.path, config=_inputs(config.data), listing=listing, seed=config.seed)
@@ -128,14 +128,16 @@ def learners(config: Config) -> dict[str, LearnerConfig]:
 
 
 def require_lengths(config: Config) -> None:
-    """Check that every training has a number of epochs or steps.
+    """Check that every training has a length; only students may have one in passes over the pool.
 
     Raises:
-        InputError: names the training that has neither.
+        InputError: names the training.
     """
     for name, learner in learners(config).items():
-        known = learner.train.epochs is not None or learner.train.steps is not None
-        require(known, f"{name}.train has neither epochs nor steps; give one of the two")
+        lengths = [length for length in LENGTHS if getattr(learner.train, length) is not None]
+        require(bool(lengths), f"{name}.train has neither epochs nor steps; give one of the two")
+        pool = isinstance(learner, StudentConfig) or lengths != ["pool_epochs"]
+        require(pool, f"{name}.train has pool_epochs, but only students have a pool; give epochs or steps")
 
 
 def require_pool(config: Config, pool: bool) -> None:
@@ -238,14 +240,11 @@ class _Builder:
             "ratio": config.unlabeled_ratio,
             "initial": first if config.init == "teacher" else None,
             "iteration": index,
+            "length": selection.fingerprint if config.train.pool_epochs else None,  # passes over the pool
         }
         # These do not change the control, so it does not train again when one of them is edited.
         own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
-        own |= {
-            field.name: getattr(config.pseudo_label, field.name)
-            for field in dataclasses.fields(config.pseudo_label)
-            if is_of_student(field)
-        }
+        own |= _inputs(config.pseudo_label, of_student=True)
         student = self._model(index, "student", folder.model("student"), config, shared | own)
         # Only the last student is compared with a control, so only that one is trained.
         control = None
@@ -294,7 +293,8 @@ def _stage(name: str, path: Path, **inputs: object) -> Stage:
     return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
 
 
-def _inputs(section: Any) -> Mapping[str, object]:
-    """Return the fields of a section of the configuration that the output of a stage depends on."""
-    others = {f.name for f in dataclasses.fields(section) if is_neutral(f) or is_of_student(f)}
-    return {key: value for key, value in dataclasses.asdict(section).items() if key not in others}
+def _inputs(section: Any, of_student: bool = False) -> Mapping[str, object]:
+    """Return the fields of a section that the output of a stage, or only of a student, depends on."""
+    fields = [f for f in dataclasses.fields(section) if not is_neutral(f)]
+    names = {f.name for f in fields if is_of_student(f) == of_student}
+    return {key: value for key, value in dataclasses.asdict(section).items() if key in names}

@@ -17,7 +17,8 @@ from noisystudent.errors import InputError
 from noisystudent.run.graph import Graph, Model
 from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.runtime import torch_seed
-from noisystudent.self_training.training import Training, finetuning
+from noisystudent.self_training.finetune import finetuning
+from noisystudent.self_training.training import Training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,7 @@ class Context:
             device=self.device,
             workers=worker_count(self.config.data.workers),
             # A control has the ratio too: its batches are as large as those of its student.
-            ratio=learner.unlabeled_ratio if isinstance(learner, StudentConfig) else 0,
+            ratios=_ratios(learner),
             evaluation=self.config.evaluate,
         )
 
@@ -97,3 +98,10 @@ class Context:
         """Return the fine-tuning of a model if it has one, otherwise `first`."""
         config = first.learner.finetune if isinstance(first.learner, TeacherConfig) else None
         return first if model.finetuning is None or config is None else finetuning(first, config)
+
+
+def _ratios(learner: LearnerConfig) -> tuple[int, ...]:
+    """Pool images per labelled image in each phase: all whole numbers from the first to the last."""
+    if not isinstance(learner, StudentConfig):
+        return (0,)
+    return tuple(range(learner.unlabeled_ratio[0], learner.unlabeled_ratio[-1] + 1))

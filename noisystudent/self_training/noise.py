@@ -35,6 +35,8 @@ class TrainingNoise:
         policy: distribution of the input noise.
         seed: seed of the training.
         resolution: side of the images in pixels.
+        views_from: first step with weakly augmented views of the pool images, for an `EmaTeacher`. None: no
+            step has them.
         progress: prints why Triton's kernels are not used, if they fail on this machine.
     """
 
@@ -46,14 +48,20 @@ class TrainingNoise:
         seed: int,
         resolution: int,
         *,
+        views_from: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._model, self._learner, self._policy = model, learner, policy
         self._seed, self._side, self._progress = seed, resolution, progress or Progress()
+        # Crop 'inception' is done when images are decoded, so both views of an image have the same crop.
+        self._weak = replace(policy, randaugment=None, cutout=0)
+        self._views_from = views_from
         # Made by the first `draw`. They keep their memory, because a CUDA graph reads them.
+        self._rows = (0, 0)  # labelled and pool images of a batch
         self._step: Tensor | None = None  # () int64, the step
         self._active: Tensor | None = None  # (B,) bool, rows that get model noise
         self._plans: Program | None = None  # GPU only: plans of PLANS steps, one after the other
+        self._weak_plans: Program | None = None  # GPU only: of the views, too
         self._block = -1  # step // PLANS of these plans
         self._run: Callable[[Tensor, Program], Tensor] = ops.run
 
@@ -72,15 +80,38 @@ class TrainingNoise:
             drawn = plan.join([self._draw_plan(start + n, batch) for n, batch in enumerate(group)])
             noised = ops.apply(torch.cat([batch.images for batch in group]), drawn)
             parts = noised.split([len(batch.images) for batch in group])
-            yield from (replace(batch, images=images) for batch, images in zip(group, parts, strict=True))
+            views = self._views(group, start)
+            yield from (
+                replace(batch, images=images, pool_views=view)
+                for batch, images, view in zip(group, parts, views, strict=True)
+            )
             start += len(group)
+
+    def _views(self, group: list[Batch], start: int) -> list[Tensor | None]:
+        """Weakly augmented views of the pool images of batches on a CPU; None for steps without them."""
+        steps = range(start, start + len(group))
+        views: list[Tensor | None] = [None] * len(group)
+        with_views = [
+            number
+            for number, step in enumerate(steps)
+            if self._views_from is not None and step >= self._views_from and len(group[number].pool_targets)
+        ]
+        if with_views:
+            images = [group[number].images[len(group[number].labels) :] for number in with_views]
+            drawn = [self._draw_weak(steps[number], group[number]) for number in with_views]
+            moved = ops.apply(torch.cat(images), plan.join(drawn)).split([len(part) for part in images])
+            for number, part in zip(with_views, moved, strict=True):
+                views[number] = part
+        return views
 
     def draw(self, batch: Batch, step: int) -> None:
         """Set the step, and on a GPU upload the plans of a block; see `train.step.Noise`."""
         labeled = len(batch.labels)
-        if self._step is None or self._active is None:
+        rows = (labeled, len(batch.pool_targets))
+        if self._step is None or self._active is None or rows != self._rows:
+            self._rows, self._plans, self._weak_plans, self._block = rows, None, None, -1
             self._step = torch.empty((), dtype=torch.int64, device=batch.images.device)
-            # All batches of a training have the same shape, and labelled rows come first (`joint_batches`).
+            # All batches of a phase have the same shape, and labelled rows come first (`joint_batches`).
             self._active = torch.empty(len(batch.images), dtype=torch.bool, device=batch.images.device)
             self._active[:labeled] = self._learner.model.noise_labeled
             self._active[labeled:] = self._learner.model.noise_pool
@@ -98,16 +129,30 @@ class TrainingNoise:
             return images
         return self._run(images, self._plans.part(self._step % PLANS, len(images)))
 
+    def views(self, batch: Batch) -> Tensor:
+        """Weakly augmented views of the pool images; see `train.step.Noise`."""
+        if batch.pool_views is not None:  # on a CPU, `batches` has made them
+            return batch.pool_views
+        assert self._step is not None and self._weak_plans is not None, "call `draw` first"
+        images = batch.images[len(batch.labels) :]
+        return ops.run(images, self._weak_plans.part(self._step % PLANS, len(images)))
+
     def _upload(self, batch: Batch) -> None:
         """Draw the plans of the block and copy them to the GPU at once."""
         steps = range(PLANS * self._block, PLANS * (self._block + 1))
         drawn = plan.join([self._draw_plan(step, batch) for step in steps])
         plans = compile_plan(drawn, batch.images.device, grouped=False)
+        weak = None
+        if self._views_from is not None and len(batch.pool_targets):
+            joined = plan.join([self._draw_weak(step, batch) for step in steps])
+            weak = compile_plan(joined, batch.images.device, grouped=False)
         if self._plans is None:
-            self._plans = plans
+            self._plans, self._weak_plans = plans, weak
             self._choose_kernels(batch.images)
-        else:
-            self._plans.load(plans)
+            return
+        self._plans.load(plans)
+        if self._weak_plans is not None and weak is not None:
+            self._weak_plans.load(weak)
 
     def _choose_kernels(self, images: Tensor) -> None:
         """Use Triton's kernels for RandAugment if they work on this machine; the pixels are the same."""
@@ -139,3 +184,7 @@ class TrainingNoise:
                 for stream, noised, rows in parts
             ]
         )
+
+    def _draw_weak(self, step: int, batch: Batch) -> plan.Plan:
+        rows = len(batch.pool_targets)
+        return plan.draw(self._weak, self._seed, "pool/weak", step, rows, resolution=self._side)

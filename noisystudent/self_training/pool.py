@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from noisystudent.self_training import gallery
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.predict import averaged_predictor, noised_views
 from noisystudent.self_training.training import Training
+from noisystudent.train.ema_teacher import EmaTeacher
 
 
 def label(context: Context, stage: Stage, teachers: Sequence[Training], config: PseudoLabelConfig) -> None:
@@ -91,6 +93,17 @@ def select_images(context: Context, iteration: Iteration, before: Iteration | No
 def student(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> Training:
     """Return the student's training on the labelled images and the selected pool images."""
     training = _student_or_control(context, iteration, teachers[0], ModelDir(iteration.student.training.path))
+    config = iteration.config.pseudo_label
+    if config.teacher == "ema":
+        first = round(config.ema_start * training.total_steps)
+        ema = EmaTeacher(
+            temperature=config.temperature,
+            threshold=config.ema_threshold,
+            adaptive=config.ema_adaptive,
+            fairness=config.ema_fairness,
+            first_step=first,
+        )
+        training = replace(training, ema=ema)
     return replace(training, read_pool=_pool_reader(context, iteration, teachers, training))
 
 
@@ -128,14 +141,24 @@ def _student_or_control(
     context: Context, iteration: Iteration, teacher: Training, folder: ModelDir
 ) -> Training:
     """Return the training that a student and its control have in common, without pool images."""
-    config = iteration.config.pseudo_label
+    config, student = iteration.config.pseudo_label, iteration.config
+    pool_images = 0
+    if student.train.pool_epochs is not None:
+        _, repeats = selected_rows(_selection(context, iteration))
+        pool_images = int(repeats.sum(dtype=np.int64))
+        if pool_images == 0:
+            raise RunError(
+                f"selection-{iteration.index} keeps no pool image, so train.pool_epochs gives no step;"
+                " decrease selection.threshold, or give train.steps"
+            )
     return replace(
-        context.training(iteration.config, folder, f"iteration-{iteration.index}"),
-        joint=iteration.config.joint,
+        context.training(student, folder, f"iteration-{iteration.index}"),
+        pool_images=pool_images,
+        joint=student.joint,
         hard=config.hard,
         # Without `match_temperature` only the teacher's softmax has a temperature, as in the published code.
         temperature=config.temperature if config.match_temperature else 1.0,
-        initial=teacher.folder if iteration.config.init == "teacher" else None,
+        initial=teacher.folder if student.init == "teacher" else None,
     )
 
 
@@ -153,7 +176,7 @@ def _pool_reader(
         rows, repeats = selected_rows(_selection(context, iteration))
         if len(rows) == 0:
             return None
-        repeats = shown(repeats, training.total_steps * sum(training.rows(None)))
+        repeats = shown(repeats, sum(training.phases(None)[-1].end))
         if config.on_the_fly:
             return SelectedPool(rows, repeats, _online_teacher(teachers, config))
         labels = _labels(context, iteration.labels.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 
 from noisystudent.augment import plan
 from noisystudent.augment.policies import Policy, build_policy
-from noisystudent.config import AugmentConfig, EvaluateConfig, FinetuneConfig, LearnerConfig
+from noisystudent.config import EvaluateConfig, LearnerConfig
 from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
@@ -25,12 +25,11 @@ from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
 from noisystudent.runtime import resolve_dtype
 from noisystudent.self_training.noise import TrainingNoise
+from noisystudent.self_training.phases import Phase, Rows, divide, steps_for_pool
+from noisystudent.train.ema_teacher import EmaTeacher
 from noisystudent.train.loop import fit
 from noisystudent.train.optim import lr_at
 from noisystudent.train.step import TrainStep
-
-# No input noise: centre views.
-_CLEAN = AugmentConfig(crop="none", flip=False, randaugment=None, labeled=False, pool=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +42,13 @@ class Training:
         resolution: input side in pixels.
         workers: number of decoding processes; 0: the main process decodes.
         read_pool: called when the training starts, returns the selected pool images. None: no pool.
-        ratio: pool images per labelled image of a batch. A control gets labelled images in their place.
+        ratios: pool images per labelled image of a batch, in each phase of the training. A control gets
+            labelled images in their place.
+        pool_images: images in an epoch of the pool; it is read if `train.pool_epochs` gives the length.
         joint: True: a batch has labelled and pool images. False: pool images alone.
         hard: True: pseudo-labels are one-hot, and smoothed like given labels.
         temperature: temperature of the student's softmax on pool images, see `joint_loss`.
+        ema: how the moving average labels the pool images. None: the labels of `read_pool` are used.
         initial: folder of the weights to start from. None: from scratch, or from published weights.
         new_head: True: the model in `initial` has other classes, so its classifier is not loaded.
         frozen_blocks: see `Classifier.freeze`. None: all blocks are trained.
@@ -62,10 +64,12 @@ class Training:
     device: torch.device
     workers: int
     read_pool: Callable[[], SelectedPool | None] | None = None
-    ratio: int = 0
+    ratios: tuple[int, ...] = (0,)
+    pool_images: int = 0
     joint: bool = True
     hard: bool = False
     temperature: float = 1.0
+    ema: EmaTeacher | None = None
     initial: ModelDir | None = None
     new_head: bool = False
     frozen_blocks: int | None = None
@@ -82,6 +86,12 @@ class Training:
     def total_steps(self) -> int:
         """Optimiser steps of the whole training."""
         train = self.learner.train
+        if train.pool_epochs is not None:
+            batch = train.batch_size
+            drawn = train.pool_epochs * self.pool_images
+            if not self.joint:  # a batch is of pool images alone
+                return steps_for_pool(drawn, batch, [1 + ratio for ratio in self.ratios], train.label_tail)
+            return steps_for_pool(drawn, batch, self.ratios, train.label_tail)
         return train.steps or max(1, round((train.epochs or 0) * self.steps_per_epoch))
 
     @property
@@ -94,22 +104,30 @@ class Training:
         """Data type of the forward pass: float32 or bfloat16."""
         return resolve_dtype(self.learner.train.precision, self.device)
 
-    def rows(self, pool: SelectedPool | None) -> tuple[int, int]:
-        """Return (labelled images, pool images) per batch. Their sum does not depend on `pool`."""
-        batch = self.learner.train.batch_size
-        if pool is None:
-            return batch * (1 + self.ratio), 0
-        return (batch, batch * self.ratio) if self.joint else (0, batch * (1 + self.ratio))
+    def phases(self, pool: SelectedPool | None) -> list[Phase]:
+        """Return the phases. The sum of the rows of a batch does not depend on `pool`."""
+        train = self.learner.train
+
+        def rows(ratio: int, tail: bool) -> Rows:
+            every = train.batch_size * (1 + ratio)
+            if pool is None or tail:
+                return every, 0
+            return (train.batch_size, train.batch_size * ratio) if self.joint else (0, every)
+
+        return divide(self.total_steps, self.ratios, train.label_tail, rows)
 
     def describe(self, pool: SelectedPool | None) -> str:
         """Return one line of text with the network, steps, batch and resolution."""
-        labeled, unlabeled = self.rows(pool)
+        phases = self.phases(pool)
+        first, last = phases[0], phases[-1]
         # On a GPU bf16 is the default; see `resolve_dtype`.
         fallback = self.device.type == "cuda" and self.dtype == torch.float32
         fallback = fallback and self.learner.train.precision != "fp32"
         return (
-            f"{self.learner.model.name}, {self.total_steps:,} steps of {labeled:,} labelled"
-            f" and {unlabeled:,} pool images, {self.resolution} pixels"
+            f"{self.learner.model.name}, {self.total_steps:,} steps of {first.rows[0]:,} labelled"
+            f" and {first.rows[1]:,} pool images"
+            f"{f', at the end of {last.rows[0]:,} and {last.rows[1]:,},' if last is not first else ','}"
+            f" {self.resolution} pixels"
             f"{', in fp32 because this GPU has no bf16' if fallback else ''}"
         )
 
@@ -128,74 +146,51 @@ def train(
         RunError: the training diverged, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    learner, classes = training.learner, training.dataset.classes
     model = _first_model(training, progress)
+    ema = training.ema if pool is not None else None
     noise = TrainingNoise(
-        model, learner, training.policy, training.seed, training.resolution, progress=progress
-    )
-    schedule = partial(
-        lr_at,
-        config=learner.train,
-        steps_per_epoch=training.steps_per_epoch,
-        total_steps=training.total_steps,
+        model,
+        training.learner,
+        training.policy,
+        training.seed,
+        training.resolution,
+        views_from=None if ema is None else ema.first_step,
+        progress=progress,
     )
     averaged = fit(
         model,
         lambda start, stop: noise.batches(_batches(training, pool, start, stop), start),
-        TrainStep(
-            noise=noise,
-            lr=training.lr or schedule,
-            config=learner.train,
-            num_classes=len(classes),
-            dtype=training.dtype,
-            hard_pool=training.hard,
-            pool_temperature=training.temperature,
-        ),
+        _train_step(training, noise, ema),
         total_steps=training.total_steps,
         steps_per_epoch=training.steps_per_epoch,
         folder=training.folder,
         progress=progress,
+        # Stored labels and those of the moving average are two kinds of steps in one phase.
+        kinds=len(training.phases(pool)) + (ema is not None and ema.first_step > 0),
         evaluate=partial(_evaluate_val, training) if training.curve else None,
         on_log=on_log,
     )
     assert isinstance(averaged, Classifier)
-    save_weights(averaged, training.folder.weights, classes)
+    save_weights(averaged, training.folder.weights, training.dataset.classes)
 
 
-def finetuning(training: Training, config: FinetuneConfig) -> Training:
-    """Return the fine-tuning after `training`: labelled images alone, by default without input noise (§3.1).
-
-    The learning rate is that of the last steps of the first training, as in the published code (main.py:582).
-    With `config.lr` it is a cosine from this peak.
-    """
-    first = training.learner.train
-    batch_size = config.batch_size or first.batch_size
-    train = replace(first, batch_size=batch_size, steps=config.steps, epochs=config.epochs)
-    if config.lr is not None:
-        train = replace(train, lr=config.lr, schedule="cosine", warmup_epochs=0.0)
-    augment = training.learner.augment if config.augment else _CLEAN
-    second = replace(
-        training,
-        learner=replace(training.learner, train=train, augment=augment),
-        folder=training.folder.finetune,
-        resolution=config.resolution or training.resolution,
-        read_pool=None,
-        ratio=0,
-        initial=training.folder,
-        new_head=False,
-        frozen_blocks=config.frozen_blocks,
+def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None) -> TrainStep:
+    schedule = partial(
+        lr_at,
+        config=training.learner.train,
+        steps_per_epoch=training.steps_per_epoch,
+        total_steps=training.total_steps,
     )
-    if config.lr is not None:
-        return second
-    skipped = max(0, training.total_steps - second.total_steps)
-    scaled = replace(first, batch_size=batch_size)  # the rate is proportional to the batch size
-
-    def tail(step: int) -> float:
-        # A fine-tuning that is longer than the first training keeps the last rate.
-        at = min(skipped + step, training.total_steps - 1)
-        return lr_at(at, scaled, training.steps_per_epoch, training.total_steps)
-
-    return replace(second, lr=tail)
+    return TrainStep(
+        noise=noise,
+        lr=training.lr or schedule,
+        config=training.learner.train,
+        num_classes=len(training.dataset.classes),
+        dtype=training.dtype,
+        hard_pool=training.hard,
+        pool_temperature=training.temperature,
+        teacher=ema,
+    )
 
 
 def predictor(training: Training, model: Classifier | None = None) -> Predictor:
@@ -249,21 +244,24 @@ def _batches(training: Training, pool: SelectedPool | None, start: int, stop: in
     def boxes(stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
         return plan.crop_boxes(policy, training.seed, stream, step, sizes) if noised[stream] else None
 
-    labeled_rows, pool_rows = training.rows(pool)
-    return joint_batches(
-        training.dataset.labeled,
-        training.dataset.pool,
-        pool,
-        labeled_batch=labeled_rows,
-        pool_batch=pool_rows,
-        resolution=training.resolution,
-        seed=training.seed,
-        start=start,
-        stop=stop,
-        device=training.device,
-        workers=training.workers,
-        boxes=boxes if policy.crop == "inception" else None,
-    )
+    for phase in training.phases(pool):
+        if max(start, phase.start) >= min(stop, phase.stop):
+            continue
+        yield from joint_batches(
+            training.dataset.labeled,
+            training.dataset.pool,
+            pool,
+            labeled_batch=phase.rows[0],
+            pool_batch=phase.rows[1],
+            resolution=training.resolution,
+            seed=training.seed,
+            start=max(start, phase.start),
+            stop=min(stop, phase.stop),
+            device=training.device,
+            workers=training.workers,
+            boxes=boxes if policy.crop == "inception" else None,
+            offsets=phase.offsets,
+        )
 
 
 def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:

@@ -31,6 +31,7 @@ from noisystudent.run import files
 from noisystudent.run.checksums import broken, seal
 from noisystudent.run.stages import put_aside
 from noisystudent.train.ema import Ema
+from noisystudent.train.ema_teacher import Averages
 
 _SNAPSHOT = re.compile(r"step-\d{8,}")
 _UNFINISHED = re.compile(r"\.step-\d{8,}\.partial")  # name that `files.atomic` uses; a killed run leaves it
@@ -47,6 +48,7 @@ class TrainState:
         window: (2,) float32 on the device, sums of loss and top-1 over the steps since the last log line.
         decay: () float32 on the device, decay of the moving average in the current step. It is not part of a
             snapshot.
+        averages: what the thresholds of an adaptive `EmaTeacher` depend on. None: there is no such teacher.
         step: number of finished steps.
         logged: step of the last log line.
     """
@@ -56,6 +58,7 @@ class TrainState:
     optimizer: Optimizer
     window: Tensor
     decay: Tensor
+    averages: Averages | None = None
     step: int = 0
     logged: int = 0
 
@@ -174,6 +177,8 @@ def _named(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tens
     # as_tensor, because some optimisers keep numbers such as their step count as Python numbers.
     for name, entry in optimizer_state["state"].items():
         tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    if state.averages is not None:
+        tensors |= {f"averages.{name}": tensor for name, tensor in state.averages.named().items()}
     counts = {"step": torch.tensor(state.step), "logged": torch.tensor(state.logged)}
     return tensors | {"window": state.window} | counts
 

@@ -54,7 +54,8 @@ class Executor:
         step: definition of a step.
         state: state that the steps change.
         progress: prints the form and why, the seconds of compilation, and the reason if a form fails.
-        steps: number of steps that are left; with `execution: auto` they decide about compilation.
+        steps: number of steps that are left, or of those of one kind (`TrainStep.kind`) if there are several;
+            with `execution: auto` they decide about compilation.
 
     Raises:
         RunError: the form in `train.execution` does not work on this machine.
@@ -71,9 +72,17 @@ class Executor:
             )
         self._advance = self._build(self._forms[0])
         self._steps_done = 0  # in the current form
+        self._kind: tuple[int, int, bool] | None = None
 
     def __call__(self, batch: Batch) -> None:
-        """Run step `state.step` without host synchronisation; all batches must have the same shapes."""
+        """Run step `state.step` without host synchronisation.
+
+        Steps of another kind are compiled or captured again. So a training has few kinds, each of many steps.
+        """
+        kind = self._step.kind(self._state.step, batch)
+        if self._kind not in (None, kind):
+            self._advance, self._steps_done = self._build(self._forms[0]), 0
+        self._kind = kind
         self._step.prepare(self._state, batch)
         if self._steps_done > _WARM_UPS:  # the step after the warm-ups captures, so it can fail too
             self._advance(self._state, batch)

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from noisystudent.config import TrainConfig
 from noisystudent.console import Progress
 from noisystudent.errors import RunError, Stopped
 from noisystudent.records import Batch
@@ -19,6 +18,7 @@ from noisystudent.run.rundir import ModelDir
 from noisystudent.train import checkpoint
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema
+from noisystudent.train.ema_teacher import Averages
 from noisystudent.train.execution import Executor
 from noisystudent.train.journal import Journal
 from noisystudent.train.optim import build_optimizer
@@ -32,6 +32,7 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 OnLog = Callable[[dict[str, float]], None]
 """Called with each line of metrics.jsonl."""
 
+_NORMS = ("weights", "moving average of the weights", "moving averages of the confidences")
 _EVALUATIONS = 10  # number of evaluations on val in a training if `eval_steps` is not set
 
 
@@ -44,6 +45,7 @@ def fit(
     steps_per_epoch: float,
     folder: ModelDir,
     progress: Progress,
+    kinds: int = 1,
     evaluate: Evaluate | None = None,
     on_log: OnLog | None = None,
 ) -> nn.Module:
@@ -61,6 +63,7 @@ def fit(
         steps_per_epoch: labelled images / labelled images per step.
         folder: folder for snapshots and metrics.jsonl.
         progress: prints how steps are executed; a signal stops the training between two steps.
+        kinds: number of kinds of steps, see `TrainStep.kind`.
         evaluate: called with the averaged model every `eval_steps` steps and at the end; its result is
             logged. None: no evaluation.
         on_log: called with each line of metrics.jsonl.
@@ -74,7 +77,7 @@ def fit(
         Stopped: a signal came; a snapshot of the last step is on disk.
     """
     config = step.config
-    state, earlier = _start(model, config, folder, progress)
+    state, earlier = _start(model, step, folder, progress)
     if state.step > total_steps:
         raise RunError(
             f"the checkpoint in {folder.path} is at step {state.step} of {total_steps}; delete it to"
@@ -83,7 +86,7 @@ def fit(
     log = _Log(Journal(folder.metrics, earlier), step.lr, steps_per_epoch, on_log)
     # With deterministic kernels a resumed training must also take the form of an uninterrupted one.
     steps = total_steps - (0 if torch.are_deterministic_algorithms_enabled() else state.step)
-    execute = Executor(step, state, progress, steps)
+    execute = Executor(step, state, progress, steps // kinds)
     eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
     with Snapshots(state, folder, config.checkpoint_steps, progress) as snapshots:
         for batch in _until_signal(batches(state.step, total_steps), progress):
@@ -108,20 +111,22 @@ def fit(
 
 
 def _start(
-    model: nn.Module, config: TrainConfig, folder: ModelDir, progress: Progress
+    model: nn.Module, step: TrainStep, folder: ModelDir, progress: Progress
 ) -> tuple[TrainState, Path | None]:
     """State and path of the measurements of the newest intact snapshot; step 0 and None if there is none."""
     model.train()
-    if config.channels_last:  # before `Ema` copies the model, so that both have the same memory format
+    if step.config.channels_last:  # before `Ema` copies the model, so that both have the same memory format
         model.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
     state = TrainState(
         model,
         Ema(model),
-        build_optimizer(model, config),
+        build_optimizer(model, step.config),
         window=torch.zeros(2, device=device),
         decay=torch.zeros((), device=device),
     )
+    if step.teacher is not None and step.teacher.adaptive:
+        state.averages = Averages.start(step.num_classes, device)
     snapshot = checkpoint.newest(folder.checkpoints, progress)
     if snapshot is None:
         return state, None
@@ -218,9 +223,13 @@ class _Log:
 
         This is the only host synchronisation of the loop.
         """
-        loss, top1, weights, average = torch.cat([state.window, state.ema.norms()]).tolist()
-        names = ("loss", "norm of the weights", "norm of the moving average of the weights")
-        for name, value in zip(names, (loss, weights, average), strict=True):
+        values = [state.window, state.ema.norms()]
+        if state.averages is not None:
+            values.append(state.averages.norm().view(1))
+        loss, top1, *norms = torch.cat(values).tolist()
+        # Without `averages` there are only the first two norms.
+        names = ("loss", *(f"norm of the {name}" for name in _NORMS[: len(norms)]))
+        for name, value in zip(names, (loss, *norms), strict=True):
             if not math.isfinite(value):
                 raise RunError(
                     f"the {name} became {value} in steps {state.logged + 1} to {state.step}, at a learning"

@@ -40,7 +40,9 @@ def joint_loss(
     Args:
         logits: (B, K) of any floating-point type; the loss is computed in float32.
         labels: (L,) int64, 0 ≤ L ≤ B; always smoothed.
-        pool_targets: (B-L, K) probabilities of the rows after the labelled ones; never smoothed when soft.
+        pool_targets: (B-L, K) probabilities of the rows after the labelled ones; never smoothed when soft. A
+            row of zeros adds no loss, and the means are still over all rows, as in FixMatch (arXiv
+            2001.07685, eq. 4).
         smoothing: label smoothing in [0, 1), spread evenly over all classes.
         hard_pool: True: the target of each pool row is its most likely class, smoothed. False: the target is
             its probabilities.
@@ -54,7 +56,9 @@ def joint_loss(
     """
     num_labeled, num_classes = len(labels), logits.shape[1]
     if hard_pool:
-        pool_targets = _one_hot(pool_targets.argmax(dim=1), num_classes, smoothing)
+        # argmax of a row of zeros is a class, too
+        kept = pool_targets.any(dim=1, keepdim=True)
+        pool_targets = _one_hot(pool_targets.argmax(dim=1), num_classes, smoothing) * kept
     targets = torch.cat([_one_hot(labels, num_classes, smoothing), pool_targets.float()])
     losses = soft_cross_entropy(logits, targets)  # (B,)
     # Temperature applies to pool rows only: given labels are not probabilities of a teacher.
@@ -66,3 +70,28 @@ def joint_loss(
     if normalization == "equal":
         return losses[:num_labeled].mean() + losses[num_labeled:].mean()
     return losses.sum() / num_labeled  # a longer pool part gives a larger loss
+
+
+def fairness_loss(logits: Tensor, targets: Tensor, expected: Tensor) -> Tensor:
+    """Compute FreeMatch's fairness term Σ_k e_k log q_k (arXiv 2205.07246, eq. 11 and 12).
+
+    q is the mean prediction over the rows that have a target, divided by the share of these rows that are
+    predicted as each class, and normalised. Without such rows the term is 0.
+
+    Args:
+        logits: (N, K) of the student, on the strongly augmented pool images.
+        targets: (N, K) labels of these images; rows of zeros have no label.
+        expected: (K,) e, normalised ratio of the mean prediction and the share of each class over earlier
+            steps.
+
+    Returns:
+        () float32.
+    """
+    kept = targets.any(dim=1).float()  # (N,)
+    probs, count = logits.float().softmax(dim=1), kept.sum().clamp(min=1)
+    mean = kept @ probs / count  # (K,)
+    share = kept @ F.one_hot(logits.argmax(dim=1), logits.shape[1]).float() / count  # (K,)
+    # As in the published code: the ratio of a class without predictions is 0, and 1e-12 is added to q.
+    ratio = torch.where(share > 0, mean / torch.where(share > 0, share, 1.0), 0.0)
+    ratio = ratio / ratio.sum().clamp(min=1e-12)
+    return (expected * (ratio + 1e-12).log()).sum() * kept.any()

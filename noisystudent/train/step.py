@@ -15,10 +15,13 @@ from noisystudent.errors import InputError
 from noisystudent.records import Batch
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import decay_at
-from noisystudent.train.losses import joint_loss
+from noisystudent.train.ema_teacher import Averages, EmaTeacher
+from noisystudent.train.losses import fairness_loss, joint_loss
 
-Forward = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(model, images, labels, pool_targets) -> (loss, top-1); see `TrainStep.forward`."""
+Forward = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(model, images, labels, pool_targets, expected) -> (loss, top-1); see `TrainStep.forward`."""
+Label = Callable[[nn.Module, Tensor, Averages | None, Tensor], Tensor]
+"""(moving average, views, averages, decay) -> targets; see `TrainStep.label`."""
 
 
 class Noise(Protocol):
@@ -37,6 +40,12 @@ class Noise(Protocol):
         On a GPU this must only launch kernels, so that a CUDA graph can capture it.
         """
 
+    def views(self, batch: Batch) -> Tensor:
+        """Return weakly augmented views of the pool images, (B-L, 3, S, S) uint8, for an `EmaTeacher`.
+
+        As for `apply`, `draw` comes first, and on a GPU this must only launch kernels.
+        """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
@@ -53,6 +62,7 @@ class TrainStep:
         num_classes: K.
         dtype: data type of the forward pass; float32 switches autocast off.
         hard_pool, pool_temperature: see `joint_loss`.
+        teacher: how the moving average labels the pool images. None: their stored labels are used.
     """
 
     noise: Noise
@@ -62,8 +72,10 @@ class TrainStep:
     dtype: torch.dtype
     hard_pool: bool = False
     pool_temperature: float = 1.0
+    teacher: EmaTeacher | None = None
     _apply: Callable[[Tensor], Tensor] | None = None
     _forward: Forward | None = None
+    _label: Label | None = None
 
     def compiled(self, on_gpu: bool) -> TrainStep:
         """Return the same step with compiled input noise and forward pass."""
@@ -71,7 +83,18 @@ class TrainStep:
         forward = torch.compile(self.forward, dynamic=False)
         # On a CPU the images of a batch have their noise already, and compiling the masks saves nothing.
         apply = torch.compile(self.noise.apply, dynamic=False) if on_gpu else None
-        return replace(self, _apply=apply, _forward=forward)
+        label = torch.compile(self.label, dynamic=False)
+        return replace(self, _apply=apply, _forward=forward, _label=label)
+
+    def kind(self, step: int, batch: Batch) -> tuple[int, int, bool]:
+        """Everything that differs between steps which need a compilation or a CUDA graph of their own.
+
+        Returns:
+            Labelled rows, pool rows, and True if the moving average labels the pool rows in this step.
+        """
+        rows = len(batch.pool_targets)
+        labels = self.teacher is not None and rows > 0 and step >= self.teacher.first_step
+        return len(batch.labels), rows, labels
 
     def prepare(self, state: TrainState, batch: Batch) -> None:
         """Set the learning rate, the decay of the moving average and the noise of step `state.step`."""
@@ -84,11 +107,15 @@ class TrainStep:
 
     def advance(self, state: TrainState, batch: Batch) -> None:
         """Run the prepared step, and add its loss and top-1 to `state.window`."""
-        images = (self._apply or self.noise.apply)(batch.images)
-        if self.config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._in_layout((self._apply or self.noise.apply)(batch.images))
+        targets, expected = batch.pool_targets, None
+        if self.teacher is not None and self.kind(state.step, batch)[-1]:
+            views = self._in_layout(self.noise.views(batch))
+            targets = (self._label or self.label)(state.ema.module, views, state.averages, state.decay)
+            if state.averages is not None and self.teacher.fairness:
+                expected = state.averages.expected()
         forward = self._forward or self.forward
-        loss, top1 = forward(state.model, images, batch.labels, batch.pool_targets)
+        loss, top1 = forward(state.model, images, batch.labels, targets, expected)
         loss.backward()
         if self.config.clip_norm is not None:
             clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
@@ -99,8 +126,27 @@ class TrainStep:
         # Summed on the device: reading the loss in every step would make the host wait.
         state.window.add_(torch.stack([loss.detach(), top1]))
 
+    def _in_layout(self, images: Tensor) -> Tensor:
+        """The images in the memory format of the model."""
+        if not self.config.channels_last:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def label(self, average: nn.Module, views: Tensor, averages: Averages | None, decay: Tensor) -> Tensor:
+        """Label weakly augmented views (N, 3, S, S) uint8 by the moving average: targets (N, K) float32."""
+        assert self.teacher is not None
+        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = average(views)
+        return self.teacher.targets(logits, averages, decay)
+
     def forward(
-        self, model: nn.Module, images: Tensor, labels: Tensor, pool_targets: Tensor
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        pool_targets: Tensor,
+        expected: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and top-1 before the update, () float32 each.
 
@@ -111,7 +157,8 @@ class TrainStep:
             model: images -> logits (B, K).
             images: (B, 3, S, S) uint8 with their noise, labelled rows first.
             labels: (L,) int64.
-            pool_targets: (B-L, K) probabilities.
+            pool_targets: (B-L, K) probabilities; rows of zeros have no label.
+            expected: (K,) for `fairness_loss`. None: without it.
 
         Raises:
             InputError: the model does not have K outputs.
@@ -133,7 +180,12 @@ class TrainStep:
             normalization=self.config.normalization,
             pool_temperature=self.pool_temperature,
         )
-        # Labelled rows come first in a batch.
-        targets = labels if len(labels) else pool_targets.argmax(dim=1)
+        if expected is not None and self.teacher is not None:
+            fairness = fairness_loss(logits[len(labels) :], pool_targets, expected)
+            loss = loss + self.teacher.fairness * fairness
+        # Labelled rows come first in a batch. No class is right where there is no label.
+        targets = labels
+        if not len(labels):
+            targets = torch.where(pool_targets.any(dim=1), pool_targets.argmax(dim=1), -1)
         correct = logits[: len(targets)].detach().argmax(dim=1) == targets
         return loss, correct.float().mean()

@@ -68,7 +68,7 @@ def test_the_order_is_recipe_common_cell_command_line(save: Any) -> None:
     matrix = read(save(cells, common=common), overrides)
     plain, own = (config(matrix, name) for name in cells)
     assert [student.selection.threshold for student in plain.students + own.students] == [0.4] * 2 + [0.5] * 2
-    assert {student.unlabeled_ratio for student in plain.students + own.students} == {7}
+    assert {student.unlabeled_ratio for student in plain.students + own.students} == {(7,)}
     assert {student.init for student in own.students} == {"teacher"}
     assert plain.data.test == ("flag",) and own.data.test == ("cell",), (
         "a cell's own images win over those of the flags"

@@ -88,7 +88,7 @@ def test_a_wrong_value_on_the_command_line(
         ("teacher: {train: {stepps: 3}}", "unknown key 'teacher.train.stepps'; did you mean 'steps'?"),
         ("techer: {}", "unknown key 'techer'; did you mean 'teacher'?"),
         ("teacher: 3", "3 is given where a mapping of fields is needed"),
-        ("teacher: {train: {steps: 3, epochs: 2}}", "give one of the two"),
+        ("teacher: {train: {steps: 3, epochs: 2}}", "give only one of them"),
         ("data: [", "is not valid YAML"),
         ("- a\n- b", "is a list; it must be a mapping of fields"),
         ("students: [{init: techer}]", "one of scratch, teacher; did you mean 'teacher'?"),

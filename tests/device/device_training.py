@@ -24,6 +24,7 @@ from noisystudent.records import Batch
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema
+from noisystudent.train.ema_teacher import Averages, EmaTeacher
 from noisystudent.train.execution import Executor
 from noisystudent.train.optim import build_optimizer
 from noisystudent.train.step import TrainStep
@@ -49,6 +50,13 @@ class Setting:
     frozen: int | None = None
     progress: Remembered = field(default_factory=Remembered)
     train: dict[str, Any] = field(default_factory=dict)
+    teacher: EmaTeacher | None = None
+
+    @property
+    def captures(self) -> tuple[int, ...]:
+        """The steps that are captured: after the warm-ups of each kind of steps."""
+        first = 0 if self.teacher is None else self.teacher.first_step
+        return (CAPTURE, first + CAPTURE)
 
 
 def batch_of(setting: Setting, step: int) -> Batch:
@@ -85,8 +93,11 @@ def begin(
         window=torch.zeros(2, device=setting.device),
         decay=torch.zeros((), device=setting.device),
     )
+    if setting.teacher is not None and setting.teacher.adaptive:
+        state.averages = Averages.start(CLASSES, torch.device(setting.device))
     policy = policies.build_policy(learner.augment, SIDE)
-    noise = wrap(TrainingNoise(model, learner, policy, 0, SIDE))
+    views_from = None if setting.teacher is None else setting.teacher.first_step
+    noise = wrap(TrainingNoise(model, learner, policy, 0, SIDE, views_from=views_from))
     step = TrainStep(
         noise=noise,
         lr=lambda number: 0.01 * (number + 1),
@@ -95,6 +106,7 @@ def begin(
         dtype=setting.dtype,
         hard_pool=setting.hard_pool,
         pool_temperature=setting.temperature,
+        teacher=setting.teacher,
     )
     return state, Executor(step, state, setting.progress, STEPS), noise
 
@@ -108,13 +120,15 @@ def in_thread(call: Any, arguments: Iterator[Any], workers: int, *, receive: Any
 
 
 def watch_steps(gpu: Gpu, patch: pytest.MonkeyPatch) -> None:
-    """From now on each `TrainStep.advance` is compared with those before it, after the third."""
-    advance, done = TrainStep.advance, []  # type: ignore[var-annotated]
+    """From now on each `TrainStep.advance` is compared with those of its kind, after the third of them."""
+    advance = TrainStep.advance
+    all_done: dict[object, list[Recording]] = {}
 
     def watched(step: TrainStep, state: TrainState, batch: Batch) -> None:
         if CUDAGraph.recording is not None:
             advance(step, state, batch)
             return
+        done = all_done.setdefault(step.kind(state.step, batch), [])
         first = done[2] if len(done) > 2 else None
         gpu.recording = Recording((batch.images, batch.labels, batch.pool_targets), first)
         try:
@@ -139,7 +153,7 @@ def trained(
             # The first step makes what later ones use again, and one captures, for which PyTorch waits.
             with (
                 gpu.silent()
-                if number > 0 and (setting.form != "captured" or number != CAPTURE)
+                if number > 0 and (setting.form != "captured" or number not in setting.captures)
                 else nullcontext()
             ):
                 execute(batch)
@@ -148,6 +162,8 @@ def trained(
     found = {f"loss of step {number}": loss for number, loss in enumerate(losses)}
     found |= {f"weights {name}": value for name, value in state.model.state_dict().items()}
     found |= {f"average {name}": value for name, value in state.ema.module.state_dict().items()}
+    if state.averages is not None:
+        found |= state.averages.named()
     return {name: value.cpu() for name, value in found.items()}
 
 

@@ -17,6 +17,12 @@ FP32 = {"teacher.train.precision": "fp32", "student.train.precision": "fp32"}
 RUNS: dict[str, dict[str, Any]] = {
     "resident": {},
     "on the fly": {"student.pseudo_label.on_the_fly": True, "student.augment.crop": "inception"},
+    "moving average as teacher, growing": {
+        "student.pseudo_label.teacher": "ema",
+        "student.pseudo_label.ema_adaptive": True,
+        "student.train.steps": 16,
+        "student.unlabeled_ratio": [1, 2],
+    },
     "fine-tuned": {"student.finetune.steps": 6, "student.finetune.frozen_blocks": 1},
     "attacked": {"evaluate.tests": ["c", "fgsm", "pgd"], "evaluate.sample": 3, "evaluate.severities": [1]},
     "streamed": {"data.plane": "streamed", "data.workers": 1},

@@ -16,6 +16,7 @@ from torch import Tensor
 from noisystudent.errors import RunError
 from noisystudent.train import losses
 from noisystudent.train import step as step_module
+from noisystudent.train.ema_teacher import EmaTeacher
 
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd"},
@@ -43,6 +44,11 @@ CASES = {
     "not channels last": Setting(train={"channels_last": False}),
     "frozen blocks": Setting(frozen=1),
     "weight standardisation": Setting(model="test_efficientnet"),
+    "labels of the average": Setting(teacher=EmaTeacher(threshold=0.4)),
+    "hard labels of the average, adaptive": Setting(
+        teacher=EmaTeacher(adaptive=True, fairness=0.1), hard_pool=True, rows=(0, 12)
+    ),
+    "labels of the average, bfloat16": Setting(teacher=EmaTeacher(adaptive=True), dtype=torch.bfloat16),
 }
 
 
@@ -59,6 +65,24 @@ def test_compiled_steps_are_two_graphs_with_the_numbers_of_eager_ones(
     eager, graphs = trained(gpu, Setting(), 6), tracing(monkeypatch)
     require_equal(eager, trained(gpu, Setting(form=form), 6))
     assert len(graphs) == 2  # of noise and forward pass; a number that changes would give one in each step
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("form", ["compiled", "captured"])
+def test_compiled_labels_of_the_average_have_the_numbers_of_eager_ones(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    setting = Setting(teacher=EmaTeacher(adaptive=True, fairness=0.1))
+    eager, graphs = trained(gpu, setting, 6), tracing(monkeypatch)
+    require_equal(eager, trained(gpu, replace(setting, form=form), 6))
+    assert len(graphs) == 3  # of noise, labels and forward pass
+
+
+def test_steps_of_another_kind_are_captured_again(gpu: Gpu) -> None:
+    """Stored labels for four steps, then those of the average."""
+    setting = Setting(teacher=EmaTeacher(threshold=0.4, first_step=4))
+    require_equal(trained(gpu, setting, 12), trained(gpu, replace(setting, form="captured"), 12))
+    assert len([graph for graph in CUDAGraph.made if graph.replays]) == 2
 
 
 def test_a_failed_capture_names_its_cause_and_leaves_no_stream(

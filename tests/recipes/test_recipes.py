@@ -57,7 +57,7 @@ def test_imagenet_l2_is_the_papers_run() -> None:
     teacher, students = config.teacher, config.students
     assert (teacher.model.name, teacher.model.resolution) == ("tf_efficientnet_b7", 600)
     assert [student.model.name for student in students] == ["tf_efficientnet_l2"] * 3
-    assert [student.unlabeled_ratio for student in students] == [14, 14, 28]
+    assert [student.unlabeled_ratio for student in students] == [(14,), (14,), (28,)]
     assert [student.selection.reassign for student in students] == [False, True, True]
     for student in students:
         assert student.init == "scratch" and student.model.resolution == 475
@@ -86,7 +86,7 @@ def test_svhn_is_the_authors_published_run() -> None:
     config = recipes.load("svhn")
     assert config.data.resolution == 32 and len(config.students) == 1
     student = config.students[0]
-    assert student.unlabeled_ratio * student.train.batch_size == 640
+    assert student.unlabeled_ratio[0] * student.train.batch_size == 640
     assert (student.selection.mode, student.pseudo_label.temperature) == ("all", 1.0)
     for learner in (config.teacher, student):
         train, augment, model = learner.train, learner.augment, learner.model
@@ -176,7 +176,7 @@ def test_the_command_line_takes_precedence() -> None:
 
 def test_a_number_of_students_replaces_the_list() -> None:
     config = recipes.resolve(RAW, [("students", 3), ("students.2.unlabeled_ratio", 5)])
-    assert [student.unlabeled_ratio for student in config.students] == [1, 1, 5]
+    assert [student.unlabeled_ratio for student in config.students] == [(1,), (1,), (5,)]
     assert {student.model.name for student in config.students} == {"wrn28_2"}
     assert recipes.resolve(RAW, [("students", 0)]).students == ()
 
@@ -188,7 +188,7 @@ def test_the_later_of_two_durations_is_used() -> None:
     config = recipes.resolve(RAW, [("student.train.steps", 7)])
     assert (config.teacher.train.epochs, config.students[0].train.steps) == (30, 7)
     assert config.students[0].train.epochs is None
-    with pytest.raises(InputError, match="give one of the two"):
+    with pytest.raises(InputError, match="give only one of them"):
         recipes.resolve({"teacher": {"train": {"epochs": 1, "steps": 2}}})
 
 

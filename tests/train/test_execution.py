@@ -48,6 +48,9 @@ class FlipAndNoise:
     def apply(self, images: Tensor) -> Tensor:
         return torch.where(self._mirrored, images.flip(3), images)
 
+    def views(self, batch: Batch) -> Tensor:
+        return batch.images[len(batch.labels) :].flip(3)
+
 
 def start(form: str, device: torch.device, dtype: torch.dtype) -> tuple[TrainState, Executor]:
     """Network of the demo with all its noise, at step 0."""

@@ -80,6 +80,9 @@ class TinyNoise:
         batch, step = self.drawn
         return self.augment(replace(batch, images=images), step)
 
+    def views(self, batch: Batch) -> Tensor:
+        return batch.images[len(batch.labels) :]  # clean
+
 
 @dataclass
 class Training:
@@ -123,4 +126,5 @@ class Training:
             num_classes=changes.pop("num_classes", CLASSES),
             dtype=changes.pop("dtype", torch.float32),
             hard_pool=changes.pop("hard_pool", False),
+            teacher=changes.pop("teacher", None),
         )

@@ -1,0 +1,95 @@
+"""The moving average as a teacher that labels the pool images of each step (FixMatch, FreeMatch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+
+@dataclass(frozen=True, slots=True)
+class Averages:
+    """Moving averages of what the teacher predicted for the pool images (arXiv 2205.07246, §3.1 and §3.2).
+
+    They keep their memory and change in place, because a captured CUDA graph reads them.
+
+    Attributes:
+        confidence: () float32, mean confidence.
+        probs: (K,) float32, mean prediction.
+        shares: (K,) float32, share of the images that were predicted as each class.
+    """
+
+    confidence: Tensor
+    probs: Tensor
+    shares: Tensor
+
+    @classmethod
+    def start(cls, num_classes: int, device: torch.device) -> Averages:
+        """Averages of step 0: 1 / K everywhere."""
+        uniform = torch.full((num_classes,), 1 / num_classes, device=device)
+        return cls(uniform[0].clone(), uniform.clone(), uniform.clone())
+
+    def named(self) -> dict[str, Tensor]:
+        """The three tensors by name."""
+        return {"confidence": self.confidence, "probs": self.probs, "shares": self.shares}
+
+    def update(self, probs: Tensor, decay: Tensor) -> None:
+        """Add the predictions (N, K) of a step; `decay` is () float32."""
+        confidence, labels = probs.max(dim=1)
+        shares = F.one_hot(labels, probs.shape[1]).float().mean(dim=0)
+        new = (confidence.mean(), probs.mean(dim=0), shares)
+        for average, value in zip(self.named().values(), new, strict=True):
+            average.copy_(value + decay * (average - value))
+
+    def thresholds(self) -> Tensor:
+        """(K,) threshold of each class: the mean confidence, lower for classes that are predicted less."""
+        return self.confidence * self.probs / self.probs.max()
+
+    def expected(self) -> Tensor:
+        """(K,) normalised ratio of `probs` and `shares`, for `losses.fairness_loss`."""
+        ratio = torch.where(self.shares > 0, self.probs / self.shares, 0.0)
+        return ratio / ratio.sum()
+
+    def norm(self) -> Tensor:
+        """() float32, finite only if every average is."""
+        return get_total_norm(list(self.named().values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmaTeacher:
+    """How the moving average labels pool images.
+
+    Attributes:
+        temperature: of the softmax of the labels. The confidence is that of temperature 1, so that sharper
+            labels do not move the threshold.
+        threshold: smallest confidence of a label.
+        adaptive: True: thresholds of FreeMatch, from `Averages`, instead of `threshold`.
+        fairness: weight of FreeMatch's fairness term in the loss.
+        first_step: step from which the moving average labels; stored labels are used before it.
+    """
+
+    temperature: float = 1.0
+    threshold: float = 0.95
+    adaptive: bool = False
+    fairness: float = 0.0
+    first_step: int = 0
+
+    def targets(self, logits: Tensor, averages: Averages | None, decay: Tensor) -> Tensor:
+        """Return targets (N, K) float32; rows of images below their threshold are 0.
+
+        Args:
+            logits: (N, K) of the moving average.
+            averages: updated first, if thresholds are adaptive.
+            decay: () float32, of `averages`.
+        """
+        probs = logits.float().softmax(dim=1)
+        confidence, labels = probs.max(dim=1)
+        threshold: Tensor | float = self.threshold
+        if averages is not None:
+            averages.update(probs, decay)
+            threshold = averages.thresholds()[labels]
+        targets = (logits.float() / self.temperature).softmax(dim=1)
+        return torch.where((confidence >= threshold)[:, None], targets, 0.0)
