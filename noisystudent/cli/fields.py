@@ -25,6 +25,10 @@ Fields = Annotated[list[Field], Parameter(parse=False)]
 Folders = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=False)]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace an existing file.")]
 Device = Annotated[str, Parameter(help="auto, or a torch device such as cpu or cuda.")]
+Flip = Annotated[
+    bool,
+    Parameter(negative=(), help="Average the probabilities over each image and its mirror image."),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     Parameter(

@@ -156,7 +156,7 @@ def judge(
     hits = {name: classification.correct(probs, labels) for name, probs in models.items()}
     _check_columns(list(models.values()), facts)
     rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
-    improved = None if control is None else all(_above(rival, config.level) for rival in rivals.values())
+    improved = None if control is None else all(above(rival, config.level) for rival in rivals.values())
     top1 = {name: float(hit.mean()) for name, hit in hits.items()}
     return {
         "set": facts.test,
@@ -172,13 +172,13 @@ def judge(
     }
 
 
-def _above(comparison: Comparison, level: float) -> bool:
-    """True if the student is significantly better than the other model."""
+def above(comparison: Comparison, level: float) -> bool:
+    """True if the first model is significantly better than the other."""
     return comparison["low"] > 0 and comparison["p_value"] < 1 - level
 
 
-def _below(comparison: Comparison, level: float) -> bool:
-    """True if the student is significantly worse than the other model."""
+def below(comparison: Comparison, level: float) -> bool:
+    """True if the first model is significantly worse than the other."""
     return comparison["high"] < 0 and comparison["p_value"] < 1 - level
 
 
@@ -186,8 +186,8 @@ def _sentence(
     improved: bool | None, top1: float, rivals: dict[str, Comparison], test: str, level: float
 ) -> str:
     """The main sentence of the verdict, with the differences in percentage points."""
-    worse = [_RIVALS[name] for name, rival in rivals.items() if _below(rival, level)]
-    not_better = [_RIVALS[name] for name, rival in rivals.items() if not _above(rival, level)]
+    worse = [_RIVALS[name] for name, rival in rivals.items() if below(rival, level)]
+    not_better = [_RIVALS[name] for name, rival in rivals.items() if not above(rival, level)]
     if improved is None:
         opening = "No gain is claimed, because there is no control to compare with"
     elif improved:

@@ -18,8 +18,8 @@ from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
-from noisystudent.metrics import scores
-from noisystudent.models.classifier import Classifier, load_trunk, load_weights, save_weights
+from noisystudent.metrics import scores, temperature
+from noisystudent.models.classifier import TEMPERATURE, Classifier, load_trunk, load_weights, save_weights
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
@@ -122,7 +122,8 @@ def train(
 ) -> None:
     """Train a model, and write the weights of its moving average to `training.folder.weights`.
 
-    An interrupted training continues from its last snapshot. `on_log` receives each line of metrics.jsonl.
+    The metadata of the file holds the temperature that was fitted on val. An interrupted training continues
+    from its last snapshot. `on_log` receives each line of metrics.jsonl.
 
     Raises:
         RunError: the training diverged, or the disk is full.
@@ -159,7 +160,12 @@ def train(
         on_log=on_log,
     )
     assert isinstance(averaged, Classifier)
-    save_weights(averaged, training.folder.weights, classes)
+    fitted = (
+        temperature.fit(_val_probs(training, averaged), training.dataset.val.labels)
+        if training.curve
+        else 1.0
+    )
+    save_weights(averaged, training.folder.weights, classes, {TEMPERATURE: str(fitted)})
 
 
 def finetuning(training: Training, config: FinetuneConfig) -> Training:
@@ -268,8 +274,11 @@ def _batches(training: Training, pool: SelectedPool | None, start: int, stop: in
 
 def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:
     """Return the scores of the moving average on val: one point of the learning curve."""
-    assert isinstance(averaged, Classifier)
-    val = training.dataset.val
-    probs = predictor(training, averaged).probs(val)
-    measured = scores.score(probs, val.labels, training.evaluation.ece_bins)
+    probs, labels = _val_probs(training, averaged), training.dataset.val.labels
+    measured = scores.score(probs, labels, training.evaluation.ece_bins)
     return {f"val_{name}": value for name, value in measured.items()}
+
+
+def _val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:
+    assert isinstance(averaged, Classifier)
+    return predictor(training, averaged).probs(training.dataset.val)
