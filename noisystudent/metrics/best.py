@@ -43,5 +43,8 @@ def best(
     equal = [name for name, rival in rivals.items() if not verdict.below(rival, config.level)]
     if equal:
         count = len(hits[default])
-        return default, f"val, {count:,} images, cannot tell it from {listed(equal)}: the last student is used"
+        return (
+            default,
+            f"val, {count:,} images, cannot tell it from {listed(equal)}: the last student is used",
+        )
     return default, f"on val it is the best of {len(hits)} models" if rivals else ""

@@ -14,7 +14,7 @@ from noisystudent.metrics.best import best
 from noisystudent.metrics.reasons import RunFacts
 from noisystudent.metrics.scores import Predictions
 from noisystudent.run.files import json_lines, read_json, write_json, write_text
-from noisystudent.run.rundir import model_name
+from noisystudent.run.rundir import CONTROLS, model_name
 from noisystudent.run.stages import run_stage
 from noisystudent.self_training import pool, robustness
 from noisystudent.self_training.context import Context
@@ -112,12 +112,17 @@ def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any
         sentence = f"No student was trained: the supervised model is right on {top1:.2%} of {test}."
         return {"set": test, "improved": None, "sentence": sentence, "reasons": [], "comparisons": {}}
     student, teacher = all_predictions[last, "student", test], all_predictions[0, "teacher", test]
-    control = all_predictions.get((last, "control", test))
+    controls = {
+        role: all_predictions[last, role, test].probs
+        for role in CONTROLS.values()
+        if (last, role, test) in all_predictions
+    }
     return verdict.judge(
         student.probs,
         teacher.probs,
-        control.probs if control is not None else None,
+        controls.get(CONTROLS["same_steps"]),
         student.labels,
+        same_compute=controls.get(CONTROLS["same_compute"]),
         facts=_facts(context, last),
         config=config.evaluate,
         seed=config.seed,

@@ -20,13 +20,14 @@ from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.files import atomic
-from noisystudent.run.graph import Iteration
-from noisystudent.run.rundir import ModelDir
+from noisystudent.run.graph import Iteration, Model
+from noisystudent.run.rundir import CONTROLS, ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory
 from noisystudent.selection import lost_classes, reassign, select, selected_rows
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery
+from noisystudent.self_training.compute import lengthened
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.predict import averaged_predictor, noised_views
 from noisystudent.self_training.training import Training
@@ -94,13 +95,14 @@ def student(context: Context, iteration: Iteration, teachers: Sequence[Training]
     return replace(training, read_pool=_pool_reader(context, iteration, teachers, training))
 
 
-def control(context: Context, iteration: Iteration, teacher: Training) -> Training:
-    """Return the training of the control: as the student's, but on labelled images alone.
+def control(context: Context, iteration: Iteration, model: Model, teacher: Training) -> Training:
+    """Return the training of a control: as the student's, but on labelled images alone.
 
-    Network, number of steps, noise and images per step are the same, so the two differ only in the pool.
+    Network, noise and images per step are the same. The control of the same steps differs from the student
+    only in the pool. That of the same compute has as many image passes as the whole run.
     """
-    assert iteration.control is not None
-    return _student_or_control(context, iteration, teacher, ModelDir(iteration.control.training.path))
+    training = _student_or_control(context, iteration, teacher, ModelDir(model.training.path))
+    return lengthened(context, training) if model.role == CONTROLS["same_compute"] else training
 
 
 def summary(context: Context, iteration: Iteration) -> dict[str, object]:

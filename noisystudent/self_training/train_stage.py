@@ -98,7 +98,7 @@ def _check_model(context: Context, stage: Stage, training: Training) -> None:
         line += f"; at temperature {fitted} its ECE is {after:.3f}, not {before:.3f}"
     context.progress.say(line)
     if stage.name.startswith("control-"):
-        return  # no model is trained on the predictions of the control
+        return  # no model is trained on the predictions of a control
     iterations = context.graph.iterations
     last = iterations[-1].student if iterations else None  # the only model that is not a teacher
     is_teacher = last is not None and stage not in (last.training, last.finetuning)
