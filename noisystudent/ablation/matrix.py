@@ -219,10 +219,8 @@ def _ordered(overrides: Mapping[Any, Any], origin: str) -> list[Field]:
 def _model(of: Any, config: Config, origin: str) -> Model:
     """The model named by `of` of a cell. None: the last student, or the teacher if there are no students."""
     last = len(config.students)
-    known: dict[str, Model] = {TEACHER: (0, TEACHER)}
-    known |= {f"student-{index}": (index, "student") for index in range(1, last + 1)}
-    if last:
-        known["student"] = known[f"student-{last}"]
+    known: dict[str, Model] = {f"student-{index}": (index, "student") for index in range(1, last + 1)}
+    known |= {TEACHER: (0, TEACHER)} | ({"student": (last, "student")} if last else {})
     known |= {role: (index, role) for index, role in _controls(config)}
     chosen = ("student" if last else TEACHER) if of is None else of
     if chosen not in known:
@@ -287,9 +285,8 @@ def _controls(config: Config) -> list[Model]:
 def _oracles(base: Cell, folders: tuple[str, ...]) -> list[Cell]:
     if not folders:
         return []
-    cell = _references(base)[0]  # of the teacher
-    own = {"name": ALL_LABELS, "kind": "oracle", "folder": _slug(ALL_LABELS)}
-    return [dataclasses.replace(cell, config=oracle(base.config, folders), **own)]
+    cell = dataclasses.replace(_references(base)[0], kind="oracle", folder=_slug(ALL_LABELS))
+    return [dataclasses.replace(cell, name=ALL_LABELS, config=oracle(base.config, folders))]
 
 
 def _chosen(only: Sequence[str], cells: list[Cell]) -> tuple[Cell, ...]:
