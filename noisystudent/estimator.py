@@ -29,8 +29,9 @@ from noisystudent.run.rundir import ModelDir, RunDir
 class NoisyStudent:
     """Self-training for image classification.
 
-    A fitted estimator holds the weights of its last model. So it can be pickled and used in another process,
-    on another machine too, and without its run directory.
+    A fitted estimator holds the weights of one model: of the last student, unless val shows that another
+    model of the run is better. Its probabilities have the temperature that was fitted on val. The estimator can be
+    pickled and used in another process, on another machine too, and without its run directory.
 
     Args:
         recipe: name of a recipe, a YAML file, or a `Config`.
@@ -140,7 +141,7 @@ class NoisyStudent:
         return model
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
-        """Class probabilities (N, K) of the last student.
+        """Class probabilities (N, K) of the model.
 
         Raises:
             InputError: `fit` was not called, or an image cannot be read.
@@ -154,7 +155,7 @@ class NoisyStudent:
         return predictions.probs
 
     def predict(self, images: Images) -> NDArray[np.str_]:
-        """Predicted class names (N,) of the last student.
+        """Predicted class names (N,) of the model.
 
         Raises:
             InputError: see `predict_proba`.
@@ -183,7 +184,7 @@ class NoisyStudent:
         return recipes.load(self.recipe, overrides)
 
     def _predictor(self) -> Predictor:
-        """The last model, from the weights that this object holds."""
+        """The model, from the weights that this object holds."""
         if not hasattr(self, "verdict_"):
             raise InputError("this NoisyStudent is not fitted yet; call fit(labeled, unlabeled) first")
         with tempfile.TemporaryDirectory(prefix="noisystudent-") as folder:

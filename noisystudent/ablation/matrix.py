@@ -14,6 +14,7 @@ from noisystudent import recipes
 from noisystudent.ablation.oracle import oracle
 from noisystudent.config import Config
 from noisystudent.errors import InputError, did_you_mean
+from noisystudent.run.rundir import CONTROLS
 
 Field = tuple[str, Any]
 """(dotted name, value)."""
@@ -21,7 +22,7 @@ Field = tuple[str, Any]
 Model = tuple[int, str]
 """(iteration, role) of a model of a run."""
 
-TEACHER, CONTROL, ALL_LABELS = "teacher", "control", "all labels"
+TEACHER, ALL_LABELS = "teacher", "all labels"
 _KEYS = ("recipe", "base", "common", "cells")
 
 
@@ -30,8 +31,7 @@ class Cell:
     """A row of the table: one model of one configuration.
 
     Attributes:
-        kind: cell, reference or oracle. cell: written in the matrix. reference: teacher or control of the
-            base. oracle: the control of the base, trained on all labels.
+        kind: cell: written in the matrix. reference: of the base. oracle: its control, on all labels.
         of: the model whose scores are in the row.
         overrides: differences to the recipe, as written in the matrix.
         folder: folder of its runs in the output folder. Cells with equal configurations share one.
@@ -90,8 +90,8 @@ class Matrix:
 
     @property
     def supervised(self) -> Cell | None:
-        """The control of the base, which is trained on the labels alone. None if the base has none."""
-        return next((c for c in self.cells if c.kind == "reference" and c.of[1] == CONTROL), None)
+        """The control of the base: that of the same steps if it has both. None if it has none."""
+        return next((c for c in self.cells if c.kind == "reference" and c.of[1] != TEACHER), None)
 
     @property
     def oracle(self) -> Cell | None:
@@ -171,7 +171,7 @@ def _cell(
         raise InputError(f"{matrix}: cell {key!r} is not text in YAML; put the name in quotes")
     name = str(key)
     origin = f"{matrix}: cell {name!r}"
-    if name in (TEACHER, CONTROL):
+    if name in (TEACHER, *CONTROLS.values()):
         raise InputError(f"{origin}: this is the name of the row of the base's {name}; choose another name")
     overrides = dict(_mapping(written, origin))
     of = overrides.pop("of", None)
@@ -219,12 +219,9 @@ def _ordered(overrides: Mapping[Any, Any], origin: str) -> list[Field]:
 def _model(of: Any, config: Config, origin: str) -> Model:
     """The model named by `of` of a cell. None: the last student, or the teacher if there are no students."""
     last = len(config.students)
-    known: dict[str, Model] = {TEACHER: (0, TEACHER)}
-    known |= {f"student-{index}": (index, "student") for index in range(1, last + 1)}
-    if last:
-        known["student"] = known[f"student-{last}"]
-    if last and config.control:
-        known[CONTROL] = (last, CONTROL)
+    known: dict[str, Model] = {f"student-{index}": (index, "student") for index in range(1, last + 1)}
+    known |= {TEACHER: (0, TEACHER)} | ({"student": (last, "student")} if last else {})
+    known |= {role: (index, role) for index, role in _controls(config)}
     chosen = ("student" if last else TEACHER) if of is None else of
     if chosen not in known:
         raise InputError(f"{origin}: of is {chosen!r}; choose one of {', '.join(sorted(known))}")
@@ -274,19 +271,22 @@ def _base(matrix: str, name: Any, cells: list[Cell]) -> Cell:
 
 
 def _references(base: Cell) -> list[Cell]:
-    """Rows that every table has: the teacher of the base, and its control if it has one."""
-    last = len(base.config.students)
-    models: list[Model] = [(0, TEACHER)] + ([(last, CONTROL)] if last and base.config.control else [])
-    return [
-        dataclasses.replace(base, name=model[1], kind="reference", of=model, overrides={}) for model in models
-    ]
+    """Rows that every table has: the teacher of the base, and its controls if it has any."""
+    models: list[Model] = [(0, TEACHER), *_controls(base.config)]
+    return [dataclasses.replace(base, name=of[1], kind="reference", of=of, overrides={}) for of in models]
+
+
+def _controls(config: Config) -> list[Model]:
+    """The controls of a configuration, that of the same steps first."""
+    last = len(config.students)
+    return [(last, role) for kind, role in CONTROLS.items() if last and kind in config.control]
 
 
 def _oracles(base: Cell, folders: tuple[str, ...]) -> list[Cell]:
     if not folders:
         return []
-    cell = dataclasses.replace(base, name=ALL_LABELS, kind="oracle", of=(0, TEACHER), overrides={})
-    return [dataclasses.replace(cell, folder=_slug(ALL_LABELS), config=oracle(base.config, folders))]
+    cell = dataclasses.replace(_references(base)[0], kind="oracle", folder=_slug(ALL_LABELS))
+    return [dataclasses.replace(cell, name=ALL_LABELS, config=oracle(base.config, folders))]
 
 
 def _chosen(only: Sequence[str], cells: list[Cell]) -> tuple[Cell, ...]:

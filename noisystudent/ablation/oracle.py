@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from noisystudent.config import Config, DataConfig, StudentConfig, TeacherConfig
+from noisystudent.config.run import NO_CONTROL
 from noisystudent.data.sources import open_source
 from noisystudent.errors import InputError
 
@@ -25,7 +26,7 @@ def oracle(config: Config, folders: tuple[str, ...]) -> Config:
     Raises:
         InputError: the base has no control, there are no test images to compare on, or no labelled images.
     """
-    if not config.students or not config.control:
+    if not config.students or config.control == NO_CONTROL:
         raise InputError(
             "--all-labels needs a base with a student and a control, from which the gap is measured"
         )
@@ -48,7 +49,7 @@ def oracle(config: Config, folders: tuple[str, ...]) -> Config:
         name=config.name,
         seed=config.seed,
         device=config.device,
-        control=False,
+        control=NO_CONTROL,
         data=data,
         teacher=_teacher(student, *counts),
         evaluate=config.evaluate,

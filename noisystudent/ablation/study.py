@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def study(
 
     Args:
         matrix: cells and seeds.
-        out: output folder for `<cell>/seed-<n>/`, ablation.json, ablation.csv and ablation.html.
+        out: output folder for `<cell>/seed-<n>/`, ablation.json, ablation.csv and ablation.html. The runs on
+            all labels are in the folder `ceilings` beside it, where other ablations find them.
         processes: number of runs at a time.
         command: command line of this call, for the page.
         progress: receives the lines and bars of all runs.
@@ -38,14 +40,20 @@ def study(
         Content of ablation.json. `failed` of a cell names the seeds that failed, and why.
 
     Raises:
-        InputError: images do not exist, or `out` is in use or holds other files.
+        InputError: images do not exist, or `out` or `ceilings` is in use or holds other files.
         Stopped: a signal came. Finished stages stay on disk.
     """
     with lock(out, "study"):
         progress = Logged(progress or Progress(), out / LOG)
         progress.say(f"ablation: {out}")
+        if matrix.oracle is not None:
+            with lock(_ceilings(out), "ceilings"):  # refuses a folder of the user
+                pass
         runs = plan(matrix, out)
         progress.say(_announcement(matrix, runs))
+        for run in runs:
+            if run.folder.path.parent == _ceilings(out):
+                progress.say(f"{run.name}: in {run.folder.path}{', done before' if run.done else ''}")
         failed: dict[str, str] = {}
 
         # Also called for each run of another process, so the table is always up to date.
@@ -67,6 +75,9 @@ def study(
 def plan(matrix: Matrix, out: Path) -> list[Run]:
     """Every run of the matrix with its stages, in the order in which the runs should start.
 
+    A run on all labels has the fingerprint of its training as the name of its folder: the same recipe, images
+    and seed have the same ceiling, which is trained once on a machine.
+
     Raises:
         InputError: images do not exist. The message names the run.
     """
@@ -80,6 +91,9 @@ def plan(matrix: Matrix, out: Path) -> list[Run]:
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
         graph = build_graph(config, listings[config.data], run)
+        if matrix.oracle is not None and folder == matrix.oracle.folder:
+            run = RunDir(_ceilings(out) / graph.teacher.last.fingerprint[:16])
+            graph = build_graph(config, listings[config.data], run)
         runs.append(Run(name=name, config=config, folder=run, graph=graph))
     return runs
 
@@ -105,6 +119,11 @@ def run_all(runs: list[Run], out: Path, on_end: OnEnd, *, processes: int, progre
         from noisystudent.ablation.processes import side_by_side
 
         side_by_side(left, Library(out), on_end, processes=processes, progress=progress)
+
+
+def _ceilings(out: Path) -> Path:
+    """Folder of the runs on all labels, which the ablations beside each other share."""
+    return Path(os.path.abspath(out)).parent / "ceilings"
 
 
 def _announcement(matrix: Matrix, runs: list[Run]) -> str:

@@ -25,6 +25,10 @@ Fields = Annotated[list[Field], Parameter(parse=False)]
 Folders = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=False)]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace an existing file.")]
 Device = Annotated[str, Parameter(help="auto, or a torch device such as cpu or cuda.")]
+Flip = Annotated[
+    bool,
+    Parameter(negative=(), help="Average the probabilities over each image and its mirror image."),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     Parameter(
@@ -32,6 +36,12 @@ Precision = Annotated[
         " and uses fp32. No effect on an ONNX file."
     ),
 ]
+
+
+def _names(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Split values at commas; this is a converter of cyclopts."""
+    parts = (part.strip() for token in tokens for part in token.value.split(","))
+    return tuple(part for part in parts if part)
 
 
 @Parameter(name="*")
@@ -66,8 +76,16 @@ class Loop(Settings):
         int | None, Parameter(help="Number of first teachers, whose probabilities are averaged.")
     ] = None
     control: Annotated[
-        bool | None, Parameter(help="Also train the last student on the labels alone, to compare with.")
-    ] = None
+        tuple[str, ...],
+        Parameter(
+            help="Also train the last student on the labels alone, to compare with: same_steps, same_compute,"
+            " both with a comma between, or none.",
+            converter=_names,
+            n_tokens=1,
+            negative=(),
+            show_default=False,
+        ),
+    ] = ()
 
 
 @Parameter(name="*")
@@ -96,12 +114,6 @@ class Images(Labels):
         Folders,
         Parameter(help="Unlabelled images (the pool): any folders, tar shards, Parquet or .npz files."),
     ] = ()
-
-
-def _names(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Split values at commas; this is a converter of cyclopts."""
-    parts = (part.strip() for token in tokens for part in token.value.split(","))
-    return tuple(part for part in parts if part)
 
 
 # cyclopts resolves the type hints of `Options` with the names of this module, so it needs `Path` here.
@@ -183,7 +195,7 @@ def configure(
     if settings.cache is not None:
         named["data.plane"] = "resident" if settings.cache else "streamed"
     # A flag that is not given is None or empty and must not override the recipe.
-    flags = [(name, value) for name, value in named.items() if value is not None and value != []]
+    flags = [(name, value) for name, value in named.items() if value not in (None, [], ())]
     before = recorded(settings) if recipe is None else None
     try:
         config = recipes.load(recipe or str(before or default), flags + given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from noisystudent.cli.fields import (
     NO_TESTS,
     Device,
     Fields,
+    Flip,
     Folders,
     Overwrite,
     Precision,
@@ -103,6 +105,7 @@ def evaluate(
     eval_size: int | None = None,
     out: Path | None = None,
     overwrite: Overwrite = False,
+    flip: Flip = False,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -134,6 +137,7 @@ def evaluate(
         predictor = load_predictor(
             model, device, checkpoint=checkpoint, size=eval_size, precision=precision, progress=progress
         )
+        predictor = replace(predictor, flip=flip)
         screen.print_rows(measure(predictor, data, tests, progress=progress), out)
     screen.print_origin(predictor.path)
 
@@ -146,12 +150,15 @@ def predict(
     out: Path | None = None,
     overwrite: Overwrite = False,
     format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
+    flip: Flip = False,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Predict the class of each image, and write classes and probabilities as CSV, JSON or Parquet.
 
-    Standard error has the name of the model, and the images that cannot be read, which have no row.
+    Of a run, the last student predicts, unless val shows that another model is better. The probabilities have
+    the temperature that was fitted on val. Standard error has the name of the model, and the images that
+    cannot be read, which have no row.
 
     Parameters
     ----------
@@ -173,6 +180,7 @@ def predict(
         check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
     with screen.progress(stderr=True) as progress:  # standard output may be the result
         predictor = load_predictor(model, device, precision=precision, progress=progress)
+        predictor = replace(predictor, flip=flip)
         predictions = predict_images(predictor, images, progress=progress)
     write_predictions(predictions, predictor.names, out, format)
     screen.print_origin(predictor.path)
@@ -200,7 +208,7 @@ def export(
     overwrite: Overwrite = False,
     format: Literal["safetensors", "timm", "onnx"] = "safetensors",  # noqa: A002
 ) -> None:
-    """Export the last student to a safetensors or ONNX file, check it, and print the code that loads it.
+    """Export the model that `predict` uses as safetensors or ONNX, check it, and print code that loads it.
 
     Parameters
     ----------
@@ -209,7 +217,8 @@ def export(
     out
         File to write; its ending .safetensors or .onnx sets the format. Default: RUN with that ending.
     format
-        Format if --out is not given. safetensors or timm: a file for timm. onnx: uint8 images in, logits out.
+        Format if --out is not given. safetensors or timm: a file for timm. onnx: uint8 images in, logits and
+        probabilities out.
     """
     from noisystudent.inference.export import export as write_model
     from noisystudent.inference.load import find_model

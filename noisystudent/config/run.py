@@ -11,6 +11,9 @@ from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
 from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
 from noisystudent.errors import require
 
+Control = Literal["none", "same_steps", "same_compute"]
+NO_CONTROL: tuple[Control, ...] = ("none",)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
@@ -101,8 +104,10 @@ class Config:
     deterministic: bool = False
     """On a GPU, use only kernels that give the same bits each time, so that a resumed run ends with the same
     weights as an uninterrupted one. They are slower. A CPU is always deterministic."""
-    control: bool = True
-    """Also train the last student on labelled images alone. The verdict 'improved' needs this control."""
+    control: tuple[Control, ...] = ("same_steps",)
+    """Also train the last student on labelled images alone. The verdict 'improved' needs such a control.
+    same_steps: with the student's steps. same_compute: with as many image passes as the whole run, labelling
+    at a third of a pass. A list of both trains both."""
     data: DataConfig = field(default_factory=DataConfig)
     pretrain: LearnerConfig | None = None
     """Train a model on the folder names of the pool (data.pool_tags), and start the teacher from its weights:
@@ -117,7 +122,20 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
+        different = len(set(self.control)) == len(self.control) > 0
+        require(
+            different and ("none" not in self.control or self.control == NO_CONTROL),
+            f"control is {list(self.control)}; it must be none, same_steps or same_compute, or a list of the"
+            " last two",
+        )
         require(
             self.pretrain is None or self.data.pool_tags,
             "pretrain is given, but data.pool_tags is false; set it to true to train on the folder names",
         )
+
+
+def learners(config: Config) -> dict[str, LearnerConfig]:
+    """Return every network that the run trains: name of its section of the configuration -> the section."""
+    named = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
+    named |= {f"students.{number}": student for number, student in enumerate(config.students)}
+    return {name: learner for name, learner in named.items() if learner is not None}

@@ -19,7 +19,8 @@ from noisystudent.evaluation.test_images import OpenedImages, open_test_images
 from noisystudent.inference.images import Labeled, check, watched
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predictor import Predictor, predict_probs
-from noisystudent.metrics import classification, scores
+from noisystudent.metrics import classification, scores, temperature
+from noisystudent.metrics.classification import Floats
 from noisystudent.robustness import measures, summary
 from noisystudent.robustness.corruptions import SIDES
 from noisystudent.robustness.imagenet import imagenet_classes
@@ -35,7 +36,9 @@ def measure(
 ) -> Iterator[Row]:
     """Yield the results of a model after each test, so that an error in a later test does not lose them.
 
-    If a test fails, the results of its finished parts are yielded before the error is raised.
+    If a test fails, the results of its finished parts are yielded before the error is raised. All results are
+    at temperature 1, as published ones are. If the model has another temperature, `clean` and `calibration`
+    also have rows at it, with 'calibrated' in the name of the measure.
 
     Args:
         predictor: the model.
@@ -50,6 +53,7 @@ def measure(
             gradients.
         Stopped: a signal was received.
     """
+    fitted, predictor = predictor.temperature, replace(predictor, temperature=1.0)
     distances = _check(predictor, options)
     progress = progress or Progress()
     for model, tests, note in _models(predictor, options):
@@ -57,7 +61,11 @@ def measure(
             model, _ = model.prepared(opened.count, 1, progress=progress)  # for the batches that were opened
             results: Results = {}
             if accuracy := [test for test in tests if test in _ACCURACY]:
-                yield from _accuracy(accuracy, model, opened, results, note=note, progress=progress)
+                probs, truth = _predictions(accuracy[0], model, opened, progress)
+                results["clean"] = classification.correct(probs, truth)
+                for test in accuracy:
+                    yield from _accuracy(test, model, probs, truth, note=opened.notes[test] + note)
+                    yield from _calibrated(test, temperature.scaled(probs, fitted), truth, fitted)
             for test in (test for test in tests if test not in _ACCURACY):
                 protocol = _protocol(opened, test, model, options)
                 origin = opened.notes[test] + note
@@ -105,7 +113,7 @@ def _models(predictor: Predictor, options: Options) -> Iterator[tuple[Predictor,
         yield predictor, final, ""
     if predictor.before is not None and earlier:
         first = load_predictor(predictor.before, str(predictor.device))
-        first = replace(first, dtype=predictor.dtype)
+        first = replace(first, dtype=predictor.dtype, flip=predictor.flip, temperature=1.0)
         yield first, earlier, f", the model before its fine-tuning, of {first.resolution} pixels"
 
 
@@ -124,37 +132,44 @@ def _protocol(opened: OpenedImages, test: str, predictor: Predictor, options: Op
     return f"released-{published.side(test)}"
 
 
-def _accuracy(
-    tests: list[str],
-    predictor: Predictor,
-    opened: OpenedImages,
-    results: Results,
-    *,
-    note: str,
-    progress: Progress,
-) -> Iterator[Row]:
-    """Clean accuracy and calibration, from one pass over the images."""
+def _predictions(
+    task: str, predictor: Predictor, opened: OpenedImages, progress: Progress
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Probabilities (N, K) and labels (N,) of the clean images, in one pass for all tests that need them."""
     parts: list[NDArray[np.int64]] = []
 
     def images() -> Iterator[Tensor]:
-        for batch, batch_labels in watched(opened.images.clean(), tests[0], opened.count, progress):
+        for batch, batch_labels in watched(opened.images.clean(), task, opened.count, progress):
             parts.append(batch_labels)
             yield batch
 
     probs = predict_probs(predictor, images())
-    truth = np.concatenate(parts)
-    results["clean"] = classification.correct(probs, truth)
-    for test in tests:
-        if test == "calibration":
-            values = scores.calibration(probs, truth, _ECE_BINS)
-            yield from (Row(test, name, value) for name, value in values.items())
-            continue
-        top1 = summary.mean(results["clean"])
-        for name, value in scores.score(probs, truth, _ECE_BINS).items():
-            origin = opened.notes[test] + note
-            yield mean_row(test, name, top1, origin) if name == "top1" else Row(test, name, value)
-        if predictor.classes == imagenet_classes():
-            yield from published_rows(test, "center-crop", len(truth))
+    return probs, np.concatenate(parts)
+
+
+def _accuracy(
+    test: str, predictor: Predictor, probs: NDArray[np.float32], truth: NDArray[np.int64], *, note: str
+) -> Iterator[Row]:
+    """Clean accuracy or calibration."""
+    if test == "calibration":
+        values = scores.calibration(probs, truth, _ECE_BINS)
+        yield from (Row(test, name, value) for name, value in values.items())
+        return
+    top1 = summary.mean(classification.correct(probs, truth))
+    for name, value in scores.score(probs, truth, _ECE_BINS).items():
+        yield mean_row(test, name, top1, note) if name == "top1" else Row(test, name, value)
+    if predictor.classes == imagenet_classes():
+        yield from published_rows(test, "center-crop", len(truth))
+
+
+def _calibrated(test: str, probs: Floats, truth: NDArray[np.int64], fitted: float) -> Iterator[Row]:
+    """Rows of what the temperature `fitted` changes, at which `probs` are; none if it is 1."""
+    if fitted == 1:
+        return
+    measured = scores.calibration if test == "calibration" else scores.score
+    for name, value in measured(probs, truth, _ECE_BINS).items():
+        if name not in ("top1", "top5"):
+            yield Row(test, f"{name} calibrated", value, note=f"temperature {fitted}, fitted on val")
 
 
 def _test(

@@ -12,13 +12,13 @@ from typing import Any
 import timm
 import torch
 from timm.models import filter_pretrained_cfg
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisystudent.data.decode import clean_share
 from noisystudent.errors import InputError, RunError
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predictor import Predictor
-from noisystudent.models.classifier import Classifier, save_weights
+from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
 from noisystudent.run.files import atomic, check_out
 
 _Writer = Callable[[Predictor, Classifier, Path], str]
@@ -29,14 +29,15 @@ _TOLERANCE = 1e-3  # share of the largest logit; ONNX Runtime computes sums in a
 
 
 def export(run: Path, out: Path, *, overwrite: bool = False) -> str:
-    """Write the last model of `run` to `out`, then load the file and compare its logits on random images.
+    """Write a model to `out`, then load the file and compare its logits on random images.
 
     Args:
         run: a run directory, a model folder or a .safetensors file.
         out: the file to write. A .safetensors file has timm's parameter names, and timm's `pretrained_cfg` in
             its metadata: how images are prepared, and the names of the classes. An .onnx file takes `images`
-            (B, 3, S, S) uint8 for any B, returns `logits` (B, K) float32, and has the class names in its
-            metadata.
+            (B, 3, S, S) uint8 for any B, returns `logits` and `probs` (B, K) float32, and has the class names
+            in its metadata. `probs` is softmax(logits / T) with the temperature T that was fitted on val.
+            timm knows no temperature: it is in the metadata, and in the returned line if it is not 1.
         overwrite: replaces an existing file.
 
     Returns:
@@ -59,7 +60,9 @@ def export(run: Path, out: Path, *, overwrite: bool = False) -> str:
 def _safetensors(predictor: Predictor, model: Classifier, out: Path) -> str:
     """Write a .safetensors file, check it through timm, and return a line of Python that loads it."""
     cfg = _timm_config(predictor, model)
-    save_weights(model, out, predictor.classes, {"pretrained_cfg": json.dumps(cfg)})
+    temperature = predictor.temperature
+    more = {"pretrained_cfg": json.dumps(cfg), TEMPERATURE: str(temperature)}
+    save_weights(model, out, predictor.classes, more)
     arguments, images = _arguments(model), _probes(model)
     net = timm.create_model(model.name, pretrained_cfg=cfg, checkpoint_path=str(out), **arguments)
     with torch.inference_mode():
@@ -77,6 +80,7 @@ def _safetensors(predictor: Predictor, model: Classifier, out: Path) -> str:
         " cfg = json.loads(safetensors.safe_open(file, 'pt').metadata()['pretrained_cfg']);"
         f" model = timm.create_model({', '.join(written)}).eval();"
         " transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+        + ("" if temperature == 1 else f"; temperature = {temperature}  # softmax(logits / temperature)")
     )
 
 
@@ -115,6 +119,18 @@ def _probes(model: Classifier) -> Tensor:
     return torch.randint(0, 256, (_PROBES, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
+class _WithProbs(nn.Module):
+    """Images (B, 3, S, S) uint8 -> logits (B, K), and softmax(logits / temperature) (B, K)."""
+
+    def __init__(self, model: Classifier, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(images)
+        return logits, torch.softmax(logits / self.temperature, dim=1)
+
+
 def _onnx(predictor: Predictor, model: Classifier, out: Path) -> str:
     """Write an .onnx file, check it with ONNX Runtime, and return a line of Python that runs it."""
     try:
@@ -122,18 +138,18 @@ def _onnx(predictor: Predictor, model: Classifier, out: Path) -> str:
         import onnxscript  # noqa: F401  (torch.onnx.export needs it)
     except ModuleNotFoundError as error:
         raise InputError(f"--out {out} needs {error.name}; pip install 'noisystudent[export]'") from error
-    images = _probes(model)
+    images, whole = _probes(model), _WithProbs(model, predictor.temperature).eval()
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # warnings of the exporter about its own code; the file is checked below
         program = torch.onnx.export(
-            model,
+            whole,
             (images,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=["logits", "probs"],
             verbose=False,
         )
     assert program is not None  # it is None only without dynamo
@@ -141,13 +157,15 @@ def _onnx(predictor: Predictor, model: Classifier, out: Path) -> str:
         architecture=model.name,
         resolution=str(model.resolution),
         classes=json.dumps(predictor.classes),
+        temperature=str(predictor.temperature),
     )
     with atomic(out) as partial:
         program.save(str(partial))
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     with torch.inference_mode():
-        expected = model(images)
-    logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-    if not torch.allclose(logits, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
-        raise RunError(f"{out} does not give the same logits as the model of the run; delete this file")
-    return f"onnxruntime.InferenceSession({str(out)!r}).run(['logits'], {{'images': images}})"
+        expected = whole(images)
+    found = session.run(["logits", "probs"], {"images": images.numpy()})
+    for ours, theirs in zip(expected, map(torch.from_numpy, found), strict=True):
+        if not torch.allclose(theirs, ours, rtol=0, atol=_TOLERANCE * float(ours.abs().max())):
+            raise RunError(f"{out} does not give the same logits as the model of the run; delete this file")
+    return f"onnxruntime.InferenceSession({str(out)!r}).run(['probs'], {{'images': images}})"

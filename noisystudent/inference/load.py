@@ -18,13 +18,14 @@ from torch import Tensor
 from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean, first_line, require
+from noisystudent.inference.choice import chosen, is_done
 from noisystudent.inference.predictor import Predictor
-from noisystudent.models.classifier import Classifier, class_names, load_weights
+from noisystudent.models.classifier import Classifier, class_names, load_weights, temperature_in
 from noisystudent.models.onnx import OnnxModel
 from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
 from noisystudent.robustness.imagenet import imagenet_classes
-from noisystudent.run.record import read_record, require_intact
+from noisystudent.run.record import require_intact
 from noisystudent.run.rundir import ModelDir, RunDir, run_and_name
 from noisystudent.runtime import resolve_device, resolve_dtype
 
@@ -35,7 +36,8 @@ _METADATA = {"architecture", "num_classes", "resolution", "classes", "options"}
 def find_model(path: Path) -> Path:
     """The weights file for a path: the file itself, the weights in a model folder, or those of a run.
 
-    Of a run it is the last finished student, fine-tuned if it was; the teacher if no student is finished.
+    Of a run it is the last finished student, fine-tuned if it was, or the teacher if no student is finished;
+    unless val shows that another model of the run is better, see `choice.chosen`.
 
     Raises:
         InputError: there is none.
@@ -44,12 +46,9 @@ def find_model(path: Path) -> Path:
         return path
     if ModelDir(path).weights.is_file():
         return ModelDir(path).weights
-    run = RunDir(path)
-    students = [run.iteration(index).model("student") for index in range(run.student_count() or 0, 0, -1)]
-    for trained in (*students, run.iteration(0).model("teacher")):
-        for model in (trained.finetune, trained):
-            if _is_done(model):
-                return model.weights
+    found = chosen(RunDir(path))
+    if found is not None:
+        return found[0].weights
     hint = "" if path.exists() else did_you_mean(path.name, timm.list_models())
     raise InputError(
         f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file,"
@@ -58,7 +57,7 @@ def find_model(path: Path) -> Path:
 
 
 def origin(weights: Path) -> str:
-    """Return which model a weights file is, and what its run lacks, for example
+    """Return which model a weights file is, why the run uses it, and what the run lacks, for example
 
     'student-1 (photos/iteration-1/student/model.safetensors); the run is not finished: no student-2'.
     """
@@ -67,10 +66,14 @@ def origin(weights: Path) -> str:
         return str(weights)
     run, name = place
     numbers = range(1, 1 + (run.student_count() or 0))
-    missing = [f"student-{index}" for index in numbers if not _is_done(run.iteration(index).model("student"))]
-    if not missing and run.verdict.is_file():
-        return f"{name} ({weights})"
-    return f"{name} ({weights}); the run is not finished: no {', '.join(missing) or 'verdict'} yet"
+    missing = [f"student-{index}" for index in numbers if not is_done(run.iteration(index).model("student"))]
+    model, reason = chosen(run) or (None, "")
+    parts = [f"{name} ({weights})"]
+    if reason and model is not None and model.path.absolute() == weights.absolute().parent:
+        parts.append(reason)
+    if missing or not run.verdict.is_file():
+        parts.append(f"the run is not finished: no {', '.join(missing) or 'verdict'} yet")
+    return "; ".join(parts)
 
 
 def load_predictor(
@@ -83,6 +86,8 @@ def load_predictor(
     progress: Progress | None = None,
 ) -> Predictor:
     """Load a trained model. No pickled code is read.
+
+    Its probabilities have the temperature that was fitted on val and is stored with the weights.
 
     Args:
         model: a run directory, a model folder, a .safetensors or .onnx file, or the name of a timm model.
@@ -122,6 +127,18 @@ def _trained_here(path: Path, device: torch.device, size: int | None) -> Predict
     return replace(predictor, before=folder.weights if higher else None)
 
 
+def stored_temperature(weights: Path) -> float:
+    """Temperature that was fitted for the weights in a .safetensors file; 1 if none was.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return temperature_in(_metadata(weights))
+    except ValueError as error:
+        raise InputError(f"{weights}: its temperature is damaged; start its run again") from error
+
+
 def _metadata(weights: Path) -> dict[str, str]:
     """Metadata of a .safetensors file."""
     try:
@@ -141,7 +158,7 @@ def _from_metadata(weights: Path, device: torch.device, size: int | None) -> Pre
     try:
         config = _described(metadata)
         count, side = int(metadata["num_classes"]), int(metadata["resolution"])
-        classes = class_names(metadata["classes"], count)
+        classes, temperature = class_names(metadata["classes"], count), temperature_in(metadata)
         require(0 < 4 * count < weights.stat().st_size, f"it names {count:,} classes")
     except (ValueError, InputError) as error:
         raise InputError(
@@ -149,7 +166,13 @@ def _from_metadata(weights: Path, device: torch.device, size: int | None) -> Pre
         ) from error
     model = build_model(config, count, size or side)
     load_weights(model, weights)
-    return Predictor(models=(_ready(model, device),), classes=classes, device=device, path=weights)
+    return Predictor(
+        models=(_ready(model, device),),
+        classes=classes,
+        device=device,
+        temperature=temperature,
+        path=weights,
+    )
 
 
 def _described(metadata: dict[str, str]) -> ModelConfig:
@@ -208,10 +231,10 @@ def _exported(path: Path, size: int | None) -> Predictor:
         raise InputError(
             f"--eval-size is {size}; {path} was exported for {model.resolution} pixels, its only size"
         )
-    return Predictor(models=(model,), classes=model.classes, device=resolve_device("cpu"), path=path)
-
-
-def _is_done(model: ModelDir) -> bool:
-    """True if the training of the model is finished: a stopped one may have left weights."""
-    record = read_record(model.record)
-    return record is not None and record["status"] == "done"
+    return Predictor(
+        models=(model,),
+        classes=model.classes,
+        device=resolve_device("cpu"),
+        temperature=model.temperature,
+        path=path,
+    )

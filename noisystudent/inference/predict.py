@@ -75,7 +75,7 @@ def predict(predictor: Predictor, images: Images, *, progress: Progress | None =
 def score(
     predictor: Predictor, labeled: Labeled, *, progress: Progress | None = None
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """Score a model on labelled images.
+    """Score a model on labelled images, at the temperature of `predictor`.
 
     Returns:
         {top1, top5, nll, ece, brier}, and (name, reason) of every image that could not be read. Such images
@@ -129,7 +129,9 @@ def label_images(
     with lock(out, "labelling"):
         _claim(out, predictor, config)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
+            # Pseudo-labels have a temperature of their own, `config.temperature`.
             teacher = replace(predictor, batch_size=config.batch_size, flip=config.flip, scales=config.scales)
+            teacher = replace(teacher, temperature=1.0)
             labels = write_labels(
                 partial(teacher.prepared, progress=progress),
                 partial(predictor.requested_views, pool),

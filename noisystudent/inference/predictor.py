@@ -43,6 +43,7 @@ class Predictor:
         dtype: type of the forward pass; float32 switches autocast off. An ONNX file has a fixed type.
         flip: averages also over the mirror image of each image.
         scales: averages over the image at these multiples of the resolution.
+        temperature: the logits are divided by it, after averaging, so that it changes no class.
         batch_size: images in one forward pass; None: a number that suits the resolution.
         workers: number of decoding processes; None: one for each core.
         view: transform with which the model was published; None: this package's clean view.
@@ -58,6 +59,7 @@ class Predictor:
     dtype: torch.dtype = torch.float32
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
+    temperature: float = 1.0
     batch_size: int | None = None
     workers: int | None = None
     view: View | None = None
@@ -92,7 +94,8 @@ class Predictor:
     def differentiable(self) -> nn.Module | None:
         """The model, if gradients with respect to its images can be computed; otherwise None.
 
-        They cannot for an ONNX file, and an average over several models or transforms is not a single model.
+        Its logits are those at temperature 1. Gradients cannot be computed for an ONNX file, and an average
+        over several models or transforms is not a single model.
         """
         single = len(self.models) == 1 and not self.flip and self.scales == (1.0,)
         return self.model if single and isinstance(self.model, nn.Module) else None
@@ -108,6 +111,10 @@ class Predictor:
         return self._eager(images) if self._forward is None else self._forward(images)
 
     def _eager(self, images: Tensor) -> Tensor:
+        logits = self._averaged(images)
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def _averaged(self, images: Tensor) -> Tensor:
         if len(self.models) == 1 and not self.flip and self.scales == (1.0,):
             return self._logits(self.models[0], images)
         views = [_resized(images, scale) for scale in self.scales]

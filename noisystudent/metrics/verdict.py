@@ -15,13 +15,19 @@ from noisystudent.errors import InputError
 from noisystudent.metrics import classification, reasons
 from noisystudent.metrics.classification import Floats, Ints
 from noisystudent.metrics.reasons import RunFacts
+from noisystudent.run.rundir import CONTROLS
 from noisystudent.runtime import generator
 
 # A set of images is too small if it detects a gain of one percentage point with less than this power.
 GAIN_WORTH_FINDING = 0.01
 POWER = 0.8
 
-_RIVALS = {"teacher": "the first teacher", "control": "the control trained only on labels"}
+_COMPUTE = CONTROLS["same_compute"]
+_RIVALS = {
+    "teacher": "the first teacher",
+    CONTROLS["same_steps"]: "the control trained only on labels",
+    _COMPUTE: "the control of the same compute",
+}
 
 # A limit of the intervals, written into every verdict.json.
 SCOPE = (
@@ -126,20 +132,25 @@ def judge(
     control: Floats | None,
     labels: Ints,
     *,
+    same_compute: Floats | None = None,
     facts: RunFacts,
     config: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """The content of verdict.json: the last student compared with the first teacher and with its control.
+    """The content of verdict.json: the last student compared with the first teacher and with its controls.
 
     `improved` is True only if both intervals are above 0 and both McNemar p-values below 1 - level: the
     bootstrap interval is too narrow if models disagree on only a few images. Both comparisons must hold, so
-    two tests need no correction. Without a control `improved` is None, and no gain is claimed.
+    two tests need no correction. Without a control `improved` is None, and no gain is claimed. The control of
+    the same steps shows what the pool adds, so it decides. That of the same compute shows whether the labels
+    alone would have given as much for the same work; it decides only if it is the only control, and otherwise
+    the sentence says where it disagrees.
 
     Args:
         student: (N, K) probabilities of the last student.
         teacher: (N, K) probabilities of the first teacher.
         control: (N, K) probabilities of the same student trained only on labels; None if there is none.
+        same_compute: (N, K) probabilities of the control of the same compute; None if there is none.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
         config: interval level, resamples and ECE bins.
@@ -147,16 +158,18 @@ def judge(
 
     Returns:
         A dict for JSON: set, n, level, top1 of each model, comparisons (`Comparison` of the student with
-        `teacher` and, if there is one, `control`), improved, sentence, reasons and scope.
+        `teacher` and the controls that there are), improved, sentence, reasons and scope.
 
     Raises:
         InputError: arrays or names that do not match, or settings out of range.
     """
-    models = {"student": student, "teacher": teacher} | ({} if control is None else {"control": control})
+    given = {"student": student, "teacher": teacher, "control": control, _COMPUTE: same_compute}
+    models = {name: probs for name, probs in given.items() if probs is not None}
     hits = {name: classification.correct(probs, labels) for name, probs in models.items()}
     _check_columns(list(models.values()), facts)
     rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
-    improved = None if control is None else all(_above(rival, config.level) for rival in rivals.values())
+    deciding = [rival for name, rival in rivals.items() if name != _COMPUTE or control is None]
+    improved = None if len(deciding) < 2 else all(above(rival, config.level) for rival in deciding)
     top1 = {name: float(hit.mean()) for name, hit in hits.items()}
     return {
         "set": facts.test,
@@ -167,18 +180,24 @@ def judge(
         "improved": improved,
         "sentence": _sentence(improved, top1["student"], rivals, facts.test, config.level),
         "reasons": reasons.find(student, teacher, labels, facts, config.ece_bins)
-        + [text for name, rival in rivals.items() for text in _power(name, rival, config.level)],
+        + [
+            text
+            for name, rival in rivals.items()
+            for text in _power(
+                _RIVALS[name].removeprefix("the ") if name == _COMPUTE else name, rival, config.level
+            )
+        ],
         "scope": SCOPE,
     }
 
 
-def _above(comparison: Comparison, level: float) -> bool:
-    """True if the student is significantly better than the other model."""
+def above(comparison: Comparison, level: float) -> bool:
+    """True if the first model is significantly better than the other."""
     return comparison["low"] > 0 and comparison["p_value"] < 1 - level
 
 
-def _below(comparison: Comparison, level: float) -> bool:
-    """True if the student is significantly worse than the other model."""
+def below(comparison: Comparison, level: float) -> bool:
+    """True if the first model is significantly worse than the other."""
     return comparison["high"] < 0 and comparison["p_value"] < 1 - level
 
 
@@ -186,10 +205,14 @@ def _sentence(
     improved: bool | None, top1: float, rivals: dict[str, Comparison], test: str, level: float
 ) -> str:
     """The main sentence of the verdict, with the differences in percentage points."""
-    worse = [_RIVALS[name] for name, rival in rivals.items() if _below(rival, level)]
-    not_better = [_RIVALS[name] for name, rival in rivals.items() if not _above(rival, level)]
+    worse = [_RIVALS[name] for name, rival in rivals.items() if below(rival, level)]
+    not_better = [_RIVALS[name] for name, rival in rivals.items() if not above(rival, level)]
     if improved is None:
         opening = "No gain is claimed, because there is no control to compare with"
+    elif improved and _RIVALS[_COMPUTE] in not_better:
+        # The same steps decide, but with the same work on the labels the user may be as well off.
+        verb = "is worse than" if _RIVALS[_COMPUTE] in worse else "is not shown to be better than"
+        opening = f"The student improved, but {verb} {_RIVALS[_COMPUTE]}"
     elif improved:
         opening = "The student improved"
     elif worse:

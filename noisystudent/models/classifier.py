@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError, first_line, require
 from noisystudent.models.noise import ModelNoise
 from noisystudent.run.files import atomic
+
+TEMPERATURE = "temperature"
+"""Key in the metadata of a weights file: number by which logits are divided before a softmax."""
 
 
 class Classifier(nn.Module):
@@ -157,6 +161,18 @@ def class_names(names: str, count: int) -> tuple[str, ...]:
     different = len(set(classes))
     require(different in (0, count), f"{different} different class names for {count} outputs")
     return tuple(classes)
+
+
+def temperature_in(metadata: Mapping[str, str]) -> float:
+    """Temperature in the metadata of a model file; 1 if the file has none.
+
+    Raises:
+        ValueError: not a number.
+        InputError: not finite, or not above 0.
+    """
+    temperature = float(metadata.get(TEMPERATURE, "1"))
+    require(math.isfinite(temperature) and temperature > 0, f"its temperature is {temperature}")
+    return temperature
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

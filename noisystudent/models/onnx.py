@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from noisystudent.errors import InputError, first_line
-from noisystudent.models.classifier import class_names
+from noisystudent.models.classifier import class_names, temperature_in
 
 
 class OnnxModel:
@@ -22,6 +22,7 @@ class OnnxModel:
         classes: class names in the order of the logits.
         num_classes: K.
         resolution: side of the images in pixels.
+        temperature: the logits are divided by it in the graph's second output, the probabilities.
 
     Raises:
         InputError: the extra `export` is not installed, or the command `export` did not write the file.
@@ -38,6 +39,7 @@ class OnnxModel:
             raise InputError(
                 f"{path} is not a readable ONNX file ({first_line(error)}); export the model again"
             ) from error
+        # Files of older versions have no second output.
         (images, *_), (logits, *_) = self._session.get_inputs(), self._session.get_outputs()
         self._names = images.name, logits.name
         metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -50,6 +52,7 @@ class OnnxModel:
             self.name, self.resolution = path.name, int(metadata["resolution"])
             self.num_classes = int(logits.shape[-1])
             self.classes = class_names(metadata["classes"], self.num_classes)
+            self.temperature = temperature_in(metadata)
         except (ValueError, TypeError, InputError) as error:
             raise InputError(
                 f"{path}: its metadata is damaged ({first_line(error)}); export the model again"

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from noisystudent.metrics.classification import Reliability
 from noisystudent.report.read import Curve, Model, Record
+from noisystudent.run.rundir import CONTROLS
 
 Figure = dict[str, Any]
 
-COLORS = {"teacher": "--teacher", "student": "--student", "control": "--control"}
+COLORS = {"teacher": "--teacher", "student": "--student"} | dict.fromkeys(CONTROLS.values(), "--control")
 NAMED_CLASSES = 50  # with more classes, single names do not fit into a figure
 CROWD = 20  # from this many classes on, bars and cells become narrower, and axes lose their names
 CURVE_POINTS = 800  # points drawn for a curve; more would only make the file larger
@@ -45,8 +46,8 @@ def accuracy(models: Sequence[Model], sets: Sequence[str]) -> Figure:
     traces: list[Figure] = []
     for name in sets:
         solid = name == sets[-1]
-        chain = [m for m in models if m.role != "control" and _top1(m, name) is not None]
-        controls = [m for m in models if m.role == "control" and _top1(m, name) is not None]
+        chain = [m for m in models if not m.is_control and _top1(m, name) is not None]
+        controls = [m for m in models if m.is_control and _top1(m, name) is not None]
         line = {"color": "--student", "width": 2, "dash": "solid" if solid else "dot"}
         marker = {"size": 9, "color": "--student"}
         traces.append({**_points(chain, name), "mode": "lines+markers", "line": line, "marker": marker})
@@ -83,7 +84,7 @@ def learning_curves(models: Sequence[Model]) -> Figure:
         # The verdict is about the last student, so earlier students are drawn fainter.
         earlier = model.role == "student" and model.iteration != last
         opacity = 0.3 + 0.4 * model.iteration / last if earlier else 1.0
-        dash = "dash" if model.role == "control" else "solid"
+        dash = "dash" if model.is_control else "solid"
         shared = {
             "type": "scatter",
             "name": model.name,

@@ -43,7 +43,11 @@ TITLES = {
     "config": "Configuration",
 }
 BADGES = {True: ("Improved", "good"), False: ("No significant gain", "bad"), None: ("Not judged", "open")}
-RIVALS = {"teacher": "against the teacher", "control": "against the control"}
+RIVALS = {
+    "teacher": "against the teacher",
+    "control": "against the control",
+    "control-compute": "against the control of the same compute",
+}
 GALLERY_CLASSES = 100  # the thumbnails are in the page, so more classes would make it too large
 WORST_PAIRS = 8
 NO_NUMBER = "–"
@@ -152,6 +156,7 @@ def _verdict(run: Run) -> Section:
         "level": verdict.get("level"),
         "reasons": verdict.get("reasons") or [],
         "scope": verdict.get("scope"),
+        "best": verdict.get("best"),
         "comparisons": [
             (RIVALS.get(rival, f"against {rival}"), rival, row) for rival, row in comparisons.items()
         ],
@@ -173,8 +178,8 @@ def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Sect
     if len(scored) > 1:
         plots["accuracy"] = figures.accuracy(scored, sets)
         best = {(name, m[0]): _best(scored, name, m[0], m[2]) for name in sets for m in columns[name]}
-    control = any(model.role == "control" for model in models)
-    return {"models": scored, "columns": columns, "best": best, "control": control}
+    controls = {model.role for model in models if model.is_control}
+    return {"models": scored, "columns": columns, "best": best, "controls": controls}
 
 
 def _best(models: Iterable[Model], name: str, metric: str, more: bool) -> float | None:
@@ -243,7 +248,11 @@ def _predictions(
             sections["confusion"] = {"set": name, "model": model, "pairs": pairs, "drawn": drawn}
     if curves:
         plots["reliability"] = figures.reliability_diagram(curves)
-        sections["reliability"] = {"set": name, "curves": curves}
+        sections["reliability"] = {
+            "set": name,
+            "curves": curves,
+            "calibrated": any(model.calibrated.get(name) for model, _ in curves),
+        }
     return sections
 
 

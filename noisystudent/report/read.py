@@ -6,20 +6,19 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError, RunError
 from noisystudent.run.files import read_json
-from noisystudent.run.rundir import IterationDir, RunDir
+from noisystudent.run.rundir import CONTROLS, ROLES, IterationDir, RunDir
 
 Record = Mapping[str, Any]
 Curve = list[tuple[int, float]]
 
 SETS = ("val", "test")
-ROLES = ("teacher", "student", "control")
 LISTED_ROWS = 200  # a pool of millions can have a ledger of many thousands
 
 
@@ -45,13 +44,14 @@ class Model:
     """One trained network: the teacher of iteration 0, a student, or the control of a student.
 
     Attributes:
-        role: teacher, student or control.
+        role: one of `ROLES`.
         iteration: 0 for the teacher.
         loss: (step, training loss) pairs.
         val_top1: (step, top-1 on val in [0, 1]) pairs.
         scores: set -> metrics. Empty before evaluation.
         predictions: set -> .npz file with the predictions on it.
         robustness: results on corrupted, perturbed and attacked images. Empty if there are no such tests.
+        calibrated: temperature fitted on val, and set -> nll, ece and brier at it. Empty in older runs.
     """
 
     role: str
@@ -61,11 +61,17 @@ class Model:
     scores: Mapping[str, Record]
     predictions: Mapping[str, Path]
     robustness: Record
+    calibrated: Record = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Name of the model in the report: teacher, student 1, control 3."""
         return self.role if self.iteration == 0 else f"{self.role} {self.iteration}"
+
+    @property
+    def is_control(self) -> bool:
+        """True for a student that was trained on the labels alone."""
+        return self.role in CONTROLS.values()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +148,12 @@ def _iteration(folder: IterationDir) -> Iteration:
     evaluation = _record(folder.evaluation) or {}
     scores = evaluation.get("models") or {}
     robustness = evaluation.get("robustness") or {}
+    calibrated = evaluation.get("calibrated") or {}
     gallery = _record(folder.gallery) or {}
     # From iteration 1 on, the teacher is the student of the iteration before, which is in the report already.
     roles = ROLES if folder.index == 0 else ROLES[1:]
-    models = (_model(role, folder, scores.get(role) or {}, robustness.get(role) or {}) for role in roles)
+    results = (scores, robustness, calibrated)
+    models = (_model(role, folder, *(result.get(role) or {} for result in results)) for role in roles)
     return Iteration(
         index=folder.index,
         models=tuple(model for model in models if model is not None),
@@ -155,7 +163,9 @@ def _iteration(folder: IterationDir) -> Iteration:
     )
 
 
-def _model(role: str, folder: IterationDir, scores: Mapping[str, Record], robustness: Record) -> Model | None:
+def _model(
+    role: str, folder: IterationDir, scores: Mapping[str, Record], robustness: Record, calibrated: Record
+) -> Model | None:
     first = folder.model(role)
     if not (scores or robustness or first.path.is_dir()):
         return None
@@ -171,6 +181,7 @@ def _model(role: str, folder: IterationDir, scores: Mapping[str, Record], robust
         scores={name: scores[name] for name in SETS if scores.get(name)},
         predictions={name: file for name, file in files.items() if file.is_file()},
         robustness=robustness,
+        calibrated=calibrated,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from noisystudent.report.figures import COLORS, Figure, finite, label
 from noisystudent.report.read import Model, Run
+from noisystudent.run.rundir import CONTROLS
 
 Section = dict[str, Any]
 Table = Mapping[str, Mapping[str, float | None]]
@@ -65,9 +66,9 @@ ALL_SEVERITIES = 5  # of ImageNet-C
 
 def robustness(run: Run, plots: dict[str, Figure]) -> Section | None:
     """Return the content of the section and add its figures to `plots`; None if nothing was measured."""
-    controls = [model for model in run.models if model.role == "control" and model.robustness]
-    # Only the last control: it is the one that the last student is compared with.
-    models = [m for m in run.models if m.robustness and m.role != "control"] + controls[-1:]
+    # Only the last control of each kind: it is the one that the last student is compared with.
+    controls = {model.role: model for model in run.models if model.is_control and model.robustness}
+    models = [m for m in run.models if m.robustness and not m.is_control] + list(controls.values())
     tests = {test for model in models for test in model.robustness}
     table = _table(models)
     if not table["groups"]:
@@ -125,10 +126,10 @@ def _best(models: Sequence[Model], column: Column) -> float | None:
 
 
 def _differences(student: Model | None) -> list[tuple[str, list[Section]]]:
-    """Differences of the last student to the control and to the teacher, for each test in `DIFFERENCES`."""
+    """Differences of the last student to controls and teacher, for each test in `DIFFERENCES`."""
     rivals = (student.robustness.get("minus") or {}) if student else {}
     differences = []
-    for rival in ("control", "teacher"):
+    for rival in (*CONTROLS.values(), "teacher"):
         rows = rivals.get(rival) or {}
         parts = [
             {"name": name, **{key: _at(rows[test], (key,)) for key in ("value", "low", "high")}}
@@ -227,7 +228,7 @@ def dumbbells(
         }
     ]
     for (model, _), own in zip(series, values, strict=True):
-        symbol = "diamond" if model.role == "control" else "circle"
+        symbol = "diamond" if model.is_control else "circle"
         traces.append(
             {
                 "type": "scatter",
@@ -252,10 +253,10 @@ def dumbbells(
 def _pair(models: Iterable[Model], test: str) -> list[Model]:
     """The last student and its rival, among the models that have results of the test.
 
-    The rival is the last control if there is one, otherwise the teacher.
+    The rival is the last control, that of the same steps if there are two, or the teacher without one.
     """
     ready = {model.role: model for model in models if model.robustness.get(test)}
-    return [ready[role] for role in ("student", "control", "teacher") if role in ready][:2]
+    return [ready[role] for role in ("student", *CONTROLS.values(), "teacher") if role in ready][:2]
 
 
 def _last_student(models: Iterable[Model]) -> Model | None:

@@ -207,7 +207,9 @@ def _attacked(
     for key, model in models.items():
         logits = model.differentiable
         if logits is None:
-            raise InputError(f"{key} has no gradients (an ONNX file never has); leave out fgsm and pgd")
+            raise InputError(
+                f"{key} has no gradients (an ONNX file never has); leave out fgsm and pgd, or --flip"
+            )
         hits = [_Hits() for _ in names]
         first = 0
         for batch, labels in attack_batches(images.clean()):

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
-from noisystudent.config.fields import LENGTHS, is_neutral, is_of_student
+from noisystudent.config.fields import LENGTHS
+from noisystudent.config.run import learners
 from noisystudent.errors import require
 from noisystudent.run.fingerprint import fingerprint
-from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.inputs import compute_of, inputs_of
+from noisystudent.run.rundir import CONTROLS, ModelDir, RunDir
 from noisystudent.run.stages import Stage
 
 # Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
@@ -26,7 +27,7 @@ class Model:
 
     Attributes:
         iteration: number of the iteration; 0 for the teacher.
-        role: "teacher", "student" or "control".
+        role: one of `ROLES`.
         training: stage of the training.
         finetuning: stage of the fine-tuning after it; None if the configuration has none.
     """
@@ -52,7 +53,7 @@ class Iteration:
         labels: stage in which the teacher labels the pool.
         selection: stage that selects pool images.
         student: the student.
-        control: the model trained on labelled images alone, in the last iteration; otherwise None.
+        controls: models trained on labelled images alone, in the last iteration; otherwise none.
     """
 
     index: int
@@ -60,7 +61,12 @@ class Iteration:
     labels: Stage
     selection: Stage
     student: Model
-    control: Model | None
+    controls: tuple[Model, ...]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models that are trained, the student first."""
+        return (self.student, *self.controls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +100,13 @@ class Graph:
             stages += [model.training, model.finetuning]
         for iteration in self.iterations:
             stages += [iteration.labels, iteration.selection]
-            for model in filter(None, (iteration.student, iteration.control)):
+            for model in iteration.models:
                 stages += [model.training, model.finetuning]
         return [stage for stage in (*stages, self.judgement) if stage is not None]
 
     def models(self) -> list[Model]:
         """Return every model that is evaluated, in the order of training."""
-        trained = [model for iteration in self.iterations for model in (iteration.student, iteration.control)]
-        return [self.teacher, *(model for model in trained if model is not None)]
+        return [self.teacher, *(model for iteration in self.iterations for model in iteration.models)]
 
 
 def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
@@ -116,15 +121,8 @@ def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
         InputError: a training has no length.
     """
     require_lengths(config)
-    data = _stage("data", run.data.path, config=_inputs(config.data), listing=listing, seed=config.seed)
+    data = _stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
     return _Builder(config, run, data).graph()
-
-
-def learners(config: Config) -> dict[str, LearnerConfig]:
-    """Return every network that the run trains: name of its section of the configuration -> the section."""
-    named = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
-    named |= {f"students.{number}": student for number, student in enumerate(config.students)}
-    return {name: learner for name, learner in named.items() if learner is not None}
 
 
 def require_lengths(config: Config) -> None:
@@ -177,7 +175,6 @@ class _Builder:
             # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
             teachers = [before.student] if before else [teacher, *companions]
             iterations.append(self._iteration(index, teachers, filter_labels, before))
-        trained = [model for iteration in iterations for model in (iteration.student, iteration.control)]
         return Graph(
             data=self.data,
             pretraining=pretraining,
@@ -186,7 +183,7 @@ class _Builder:
             filter=filter_model,
             filter_labels=filter_labels,
             iterations=tuple(iterations),
-            judgement=self._judgement([teacher, *filter(None, trained)]),
+            judgement=self._judgement([teacher, *(m for iteration in iterations for m in iteration.models)]),
         )
 
     def _teachers(self, pretraining: Stage | None) -> Iterator[tuple[str, dict[str, object]]]:
@@ -207,7 +204,7 @@ class _Builder:
         labels = _stage(
             "filter-labels",
             self.run.iteration(1).filter_labels,
-            config=_inputs(config.students[0].pseudo_label),
+            config=inputs_of(config.students[0].pseudo_label),
             model=training.fingerprint,
         )
         return training, labels
@@ -220,13 +217,13 @@ class _Builder:
         labels = _stage(
             f"labels-{index}",
             folder.labels,
-            config=_inputs(config.pseudo_label),
+            config=inputs_of(config.pseudo_label),
             model=[first, *others] if others else first,
         )
         selection = _stage(
             f"selection-{index}",
             folder.selection,
-            config=_inputs(config.selection),
+            config=inputs_of(config.selection),
             labels=labels.fingerprint,
             filter=filter_labels.fingerprint if filter_labels else None,
             # Only `reassign` keeps the images of the iteration before.
@@ -235,7 +232,7 @@ class _Builder:
         )
         if filter_labels:
             selection = dataclasses.replace(selection, also=(folder.filter_selection,))
-        # A student and its control share these inputs, so that they differ only in the pool.
+        # A student and its controls share these inputs, so that they differ only in the pool and the steps.
         shared: dict[str, object] = {
             "ratio": config.unlabeled_ratio,
             "initial": first if config.init == "teacher" else None,
@@ -244,20 +241,26 @@ class _Builder:
         }
         # These do not change the control, so it does not train again when one of them is edited.
         own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
-        own |= _inputs(config.pseudo_label, of_student=True)
+        own |= inputs_of(config.pseudo_label, of_student=True)
         student = self._model(index, "student", folder.model("student"), config, shared | own)
-        # Only the last student is compared with a control, so only that one is trained.
-        control = None
-        if self.config.control and index == len(self.config.students):
-            control = self._model(index, "control", folder.model("control"), config, shared)
-        return Iteration(index, config, labels, selection, student, control)
+        # Only the last student is compared with controls, so only its own are trained.
+        compute = shared | {"initial": None, "compute": compute_of(self.config)}
+        if any(student.train.pool_epochs for student in self.config.students):
+            compute["length"] = selection.fingerprint  # it depends on the selections before it
+        inputs = {"same_steps": shared, "same_compute": compute} if index == len(self.config.students) else {}
+        controls = tuple(
+            self._model(index, CONTROLS[kind], folder.model(CONTROLS[kind]), config, inputs[kind])
+            for kind in inputs
+            if kind in self.config.control
+        )
+        return Iteration(index, config, labels, selection, student, controls)
 
     def _judgement(self, models: list[Model]) -> Stage:
         stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
         judgement = _stage(
             "judgement",
             self.run.verdict,
-            config=_inputs(self.config.evaluate),
+            config=inputs_of(self.config.evaluate),
             truth=self.config.data.pool_truth,
             **{stage.name: stage.fingerprint for stage in stages},
         )
@@ -276,13 +279,13 @@ class _Builder:
             finetuning = _stage(
                 f"{name}-finetune",
                 folder.finetune.path,
-                config=_inputs(config.finetune),
+                config=inputs_of(config.finetune),
                 model=training.fingerprint,
             )
         return Model(index, role, training, finetuning)
 
     def _training(self, name: str, folder: ModelDir, config: LearnerConfig, **inputs: object) -> Stage:
-        parts = {part: _inputs(getattr(config, part)) for part in ("model", "augment", "train")}
+        parts = {part: inputs_of(getattr(config, part)) for part in ("model", "augment", "train")}
         data, seed = self.data.fingerprint, self.config.seed
         return _stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
 
@@ -291,10 +294,3 @@ def _stage(name: str, path: Path, **inputs: object) -> Stage:
     # A digest of each input, so that `state` can name those that have changed.
     digests = {key: fingerprint(value) for key, value in inputs.items()}
     return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
-
-
-def _inputs(section: Any, of_student: bool = False) -> Mapping[str, object]:
-    """Return the fields of a section that the output of a stage, or only of a student, depends on."""
-    fields = [f for f in dataclasses.fields(section) if not is_neutral(f)]
-    names = {f.name for f in fields if is_of_student(f) == of_student}
-    return {key: value for key, value in dataclasses.asdict(section).items() if key in names}

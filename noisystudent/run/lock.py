@@ -30,7 +30,8 @@ def lock(folder: Path, kind: str = "run") -> Iterator[None]:
 
     Args:
         folder: made if it does not exist.
-        kind: kind of the folder: "run", "check", "study" or "labelling". It is written into the marker file.
+        kind: kind of the folder: "run", "check", "study", "ceilings" or "labelling". It is written into the
+            marker file.
 
     Raises:
         InputError: the folder holds other files, has another kind, is locked by another process, or cannot be

@@ -16,6 +16,12 @@ RECORD = "stage.json"
 CHECKSUMS = "checksums.json"
 """Name of the file with the checksums of the other files of a folder."""
 
+CONTROLS = {"same_steps": "control", "same_compute": "control-compute"}
+"""Value of the field `control` -> role of the model, which is also the name of its folder."""
+
+ROLES = ("teacher", "student", *CONTROLS.values())
+"""Roles of the models that are evaluated: the teacher of iteration 0, and those of the other iterations."""
+
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
 
@@ -73,7 +79,7 @@ class LabelsDir:
 
 @dataclass(frozen=True, slots=True)
 class IterationDir:
-    """The folder of one iteration: labels, selection, student and control; in iteration 0 the teachers."""
+    """The folder of one iteration: labels, selection, student and controls; in iteration 0 the teachers."""
 
     path: Path
     index: int
@@ -86,7 +92,7 @@ class IterationDir:
     gallery = _Child("gallery.json")  # thumbnails of the pool
 
     def model(self, role: str) -> ModelDir:
-        """Folder of the model `role`: teacher, student, control, filter or pretraining."""
+        """Folder of the model `role`: one of `ROLES`, filter or pretraining."""
         return ModelDir(self.path / role)
 
     def records(self) -> list[Path]:
@@ -94,7 +100,7 @@ class IterationDir:
         teachers = [ModelDir(folder) for folder in sorted(self.path.glob("teacher*"))]
         first = [self.model("filter"), self.model("pretraining"), *teachers]
         pool = [self.filter_labels / RECORD, self.labels / RECORD, self.selection.with_suffix(f".{RECORD}")]
-        last = [self.model("student"), self.model("control")]
+        last = [self.model(role) for role in ROLES[1:]]
         models = [record for model in (*first, *last) for record in (model.record, model.finetune.record)]
         split = 2 * len(first)  # each model has two records: training and fine-tuning
         return [path for path in (*models[:split], *pool, *models[split:]) if path.is_file()]
@@ -186,6 +192,11 @@ class RunDir:
         return content if isinstance(content, dict) else {}
 
 
+def model_name(iteration: int, role: str) -> str:
+    """Name of a model in a run, for example teacher or student-2."""
+    return role if iteration == 0 else f"{role}-{iteration}"
+
+
 def run_and_name(weights: Path) -> tuple[RunDir, str] | None:
     """Return the run that has this weights file and the name of the model, for example student-2.
 
@@ -198,4 +209,4 @@ def run_and_name(weights: Path) -> tuple[RunDir, str] | None:
     run = RunDir(iteration.parent)
     if not number.isdecimal() or run.iteration(int(number)).path != iteration or not run.config.is_file():
         return None
-    return run, model.path.name if int(number) == 0 else f"{model.path.name}-{number}"
+    return run, model_name(int(number), model.path.name)

@@ -17,7 +17,7 @@ from noisystudent.run.files import remove
 from noisystudent.run.graph import Graph, Iteration, build_graph
 from noisystudent.run.lock import lock
 from noisystudent.run.record import valid_record
-from noisystudent.run.rundir import DataDir, ModelDir, RunDir
+from noisystudent.run.rundir import CONTROLS, DataDir, ModelDir, RunDir
 from noisystudent.run.stages import Stage, run_stage, supersede
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training import environment, pool
@@ -74,10 +74,10 @@ def self_train(
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
             # Not in the paper: the same training on the labelled images alone shows what the pool adds.
-            if iteration.control is not None:
-                control = pool.control(context, iteration, teachers[0])
-                train_model(context, iteration.control.training, control)
-                finetune_model(context, iteration.control, control)
+            for model in iteration.controls:
+                control = pool.control(context, iteration, model, teachers[0])
+                train_model(context, model.training, control)
+                finetune_model(context, model, control)
             teachers, before = [student], iteration
         judge(context)
 
@@ -158,7 +158,8 @@ def _supersede_removed(context: Context) -> None:
     configured = {stage.path for stage in context.graph.stages()}
     for iteration in context.run.iterations():
         finetunings = [ModelDir(folder).finetune.path for folder in sorted(iteration.path.glob("*"))]
-        for path in (*finetunings, iteration.model("control").path):
+        controls = [iteration.model(role).path for role in CONTROLS.values()]
+        for path in (*finetunings, *controls):
             if path not in configured and ModelDir(path).record.is_file():
                 # Its inputs are unknown here; to move a stage, its name and path are enough.
                 record = valid_record(ModelDir(path).record) or {"name": path.name}

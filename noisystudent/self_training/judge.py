@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from noisystudent.data.imageset import ImageSet
-from noisystudent.metrics import scores, verdict
+from noisystudent.inference.load import stored_temperature
+from noisystudent.metrics import classification, scores, temperature, verdict
+from noisystudent.metrics.best import best
 from noisystudent.metrics.reasons import RunFacts
 from noisystudent.metrics.scores import Predictions
 from noisystudent.run.files import json_lines, read_json, write_json, write_text
+from noisystudent.run.rundir import CONTROLS, model_name
 from noisystudent.run.stages import run_stage
 from noisystudent.self_training import pool, robustness
 from noisystudent.self_training.context import Context
@@ -22,7 +25,7 @@ BEFORE = " before finetuning"
 """Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
 
 AllPredictions = dict[tuple[int, str, str], Predictions]
-"""(iteration, role, name of the set) -> predictions."""
+"""(iteration, role, name of the set) -> predictions at temperature 1."""
 
 
 def judge(context: Context) -> None:
@@ -46,7 +49,7 @@ def judge(context: Context) -> None:
         }
         # Robustness is measured before fine-tuning, as in §3.3 (footnote 3): a higher resolution lowers it.
         _write_evaluations(context, all_predictions, robustness.measure(context, firsts))
-        write_json(context.run.verdict, _verdict(context, all_predictions))
+        write_json(context.run.verdict, _verdict(context, all_predictions) | _best(context, all_predictions))
 
     run_stage(context.graph.judgement, work, context.progress)
 
@@ -70,16 +73,25 @@ def _write_evaluations(
     context: Context, all_predictions: AllPredictions, robust: robustness.Summaries
 ) -> None:
     bins = context.config.evaluate.ece_bins
+    temperatures = {
+        key: stored_temperature(training.folder.weights) for key, training, *_ in _evaluated(context)
+    }
     lines: list[dict[str, Any]] = []
     for index in range(len(context.graph.iterations) + 1):
         folder = context.run.iteration(index)
         models: dict[str, dict[str, dict[str, float]]] = {}
+        calibrated: dict[str, dict[str, Any]] = {}
         for (number, role, name), (probs, labels) in all_predictions.items():
             if number == index:
                 values = scores.score(probs, labels, bins)
                 models.setdefault(role, {})[name] = values
+                fitted = temperatures[number, role]
+                scaled = scores.score(temperature.scaled(probs, fitted), labels, bins)
+                calibrated.setdefault(role, {"temperature": fitted})[name] = {
+                    measure: scaled[measure] for measure in ("nll", "ece", "brier")
+                }
                 lines.append({"iteration": index, "model": role, "set": name, **values})
-        content: dict[str, Any] = {"models": models}
+        content: dict[str, Any] = {"models": models, "calibrated": calibrated}
         own = {role: summary for (number, role), summary in robust.items() if number == index}
         if own:
             content["robustness"] = own
@@ -100,16 +112,38 @@ def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any
         sentence = f"No student was trained: the supervised model is right on {top1:.2%} of {test}."
         return {"set": test, "improved": None, "sentence": sentence, "reasons": [], "comparisons": {}}
     student, teacher = all_predictions[last, "student", test], all_predictions[0, "teacher", test]
-    control = all_predictions.get((last, "control", test))
+    controls = {
+        role: all_predictions[last, role, test].probs
+        for role in CONTROLS.values()
+        if (last, role, test) in all_predictions
+    }
     return verdict.judge(
         student.probs,
         teacher.probs,
-        control.probs if control is not None else None,
+        controls.get(CONTROLS["same_steps"]),
         student.labels,
+        same_compute=controls.get(CONTROLS["same_compute"]),
         facts=_facts(context, last),
         config=config.evaluate,
         seed=config.seed,
     )
+
+
+def _best(context: Context, all_predictions: AllPredictions) -> dict[str, Any]:
+    """Return {"best": the model that `predict` and `export` use, and why}, for verdict.json.
+
+    Those commands choose it themselves, so that they can also use an unfinished run.
+    """
+    hits = {
+        model_name(model.iteration, model.role): classification.correct(
+            *all_predictions[model.iteration, model.role, "val"]
+        )
+        for model in context.graph.models()
+    }
+    last = len(context.graph.iterations)
+    default = model_name(last, "student" if last else "teacher")
+    name, reason = best(hits, default, context.config.evaluate, context.config.seed)
+    return {"best": {"model": name, "reason": reason}}
 
 
 def _facts(context: Context, last: int) -> RunFacts:

@@ -21,13 +21,14 @@ from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.files import atomic
-from noisystudent.run.graph import Iteration
-from noisystudent.run.rundir import ModelDir
+from noisystudent.run.graph import Iteration, Model
+from noisystudent.run.rundir import CONTROLS, ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory
 from noisystudent.selection import lost_classes, reassign, select, selected_rows
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import gallery
+from noisystudent.self_training.compute import lengthened
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.predict import averaged_predictor, noised_views
 from noisystudent.self_training.training import Training
@@ -92,28 +93,22 @@ def select_images(context: Context, iteration: Iteration, before: Iteration | No
 
 def student(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> Training:
     """Return the student's training on the labelled images and the selected pool images."""
-    training = _student_or_control(context, iteration, teachers[0], ModelDir(iteration.student.training.path))
-    config = iteration.config.pseudo_label
-    if config.teacher == "ema":
-        first = round(config.ema_start * training.total_steps)
-        ema = EmaTeacher(
-            temperature=config.temperature,
-            threshold=config.ema_threshold,
-            adaptive=config.ema_adaptive,
-            fairness=config.ema_fairness,
-            first_step=first,
-        )
-        training = replace(training, ema=ema)
+    training = _student(context, iteration, teachers[0])
     return replace(training, read_pool=_pool_reader(context, iteration, teachers, training))
 
 
-def control(context: Context, iteration: Iteration, teacher: Training) -> Training:
-    """Return the training of the control: as the student's, but on labelled images alone.
+def control(context: Context, iteration: Iteration, model: Model, teacher: Training) -> Training:
+    """Return the training of a control: as the student's, but on labelled images alone.
 
-    Network, number of steps, noise and images per step are the same, so the two differ only in the pool.
+    Network, noise and images per step are the same. The control of the same steps differs from the student
+    only in the pool. That of the same compute has as many image passes as the whole run.
     """
-    assert iteration.control is not None
-    return _student_or_control(context, iteration, teacher, ModelDir(iteration.control.training.path))
+    training = _student_or_control(context, iteration, teacher, ModelDir(model.training.path))
+    if model.role != CONTROLS["same_compute"]:
+        return training
+    return lengthened(
+        context, training, [_student(context, other, teacher) for other in context.graph.iterations]
+    )
 
 
 def summary(context: Context, iteration: Iteration) -> dict[str, object]:
@@ -135,6 +130,22 @@ def thumbnails(context: Context, iteration: Iteration) -> dict[str, object]:
         context.dataset, _selection(context, iteration), context.config.data.pool_truth
     )
     return {"classes": classes}
+
+
+def _student(context: Context, iteration: Iteration, teacher: Training) -> Training:
+    """Return the student's training, without pool images."""
+    training = _student_or_control(context, iteration, teacher, ModelDir(iteration.student.training.path))
+    config = iteration.config.pseudo_label
+    if config.teacher != "ema":
+        return training
+    ema = EmaTeacher(
+        temperature=config.temperature,
+        threshold=config.ema_threshold,
+        adaptive=config.ema_adaptive,
+        fairness=config.ema_fairness,
+        first_step=round(config.ema_start * training.total_steps),
+    )
+    return replace(training, ema=ema)
 
 
 def _student_or_control(
@@ -176,7 +187,7 @@ def _pool_reader(
         rows, repeats = selected_rows(_selection(context, iteration))
         if len(rows) == 0:
             return None
-        repeats = shown(repeats, sum(training.phases(None)[-1].end))
+        repeats = shown(repeats, sum(training.phases(pool=False)[-1].end))
         if config.on_the_fly:
             return SelectedPool(rows, repeats, _online_teacher(teachers, config))
         labels = _labels(context, iteration.labels.path)

@@ -19,6 +19,7 @@ from noisystudent.robustness.results import Results, load_results, save_results,
 from noisystudent.robustness.suite import Plan, run_tests
 from noisystudent.robustness.summary import Summary, differences, ratios, summarize
 from noisystudent.run.fingerprint import fingerprint
+from noisystudent.run.rundir import CONTROLS
 from noisystudent.run.stages import put_aside
 from noisystudent.runtime import batch_size_for
 from noisystudent.self_training.context import Context
@@ -50,7 +51,7 @@ def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
         For each model, the result of `summarize` and these keys. "images": number of images. "constants": the
             side in pixels that the constants of the corruptions were published for. "frost": True if the
             corruption frost was measured. "to_teacher": `ratios` to the first teacher. "minus": {name: {test:
-            `difference`}} to "control" and "teacher". Empty if no test is configured.
+            `difference`}} to each control and to "teacher". Empty if no test is configured.
 
     Raises:
         Stopped: a signal was received. Another call resumes.
@@ -78,7 +79,7 @@ def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
         results |= own
         summaries |= {key: summarize(one, config.level) | about for key, one in own.items()}
     for key, own_summary in summaries.items():
-        rivals = {"control": (key[0], "control"), "teacher": (0, "teacher")}
+        rivals = {role: (key[0], role) for role in CONTROLS.values()} | {"teacher": (0, "teacher")}
         own_summary["to_teacher"] = ratios(own_summary, summaries[rivals["teacher"]])
         own_summary["minus"] = {
             name: differences(results[key], results[rival], config.level)

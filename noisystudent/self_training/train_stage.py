@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from noisystudent.errors import RunError
-from noisystudent.metrics import guards, scores
+from noisystudent.inference.load import stored_temperature
+from noisystudent.metrics import classification, guards, temperature
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Model
 from noisystudent.run.stages import Stage, run_stage
@@ -88,10 +89,16 @@ def _train(context: Context, stage: Stage, training: Training) -> None:
 def _check_model(context: Context, stage: Stage, training: Training) -> None:
     """Raise RunError if a teacher or student has collapsed or is at chance level, see `guards.fault`."""
     probs, labels = predictions(training, "val", training.dataset.val, context.progress)
-    top1 = scores.score(probs, labels, context.config.evaluate.ece_bins)["top1"]
-    context.progress.say(f"{stage.name}: val top-1 {top1:.1%} of {len(labels):,} images")
+    bins, fitted = context.config.evaluate.ece_bins, stored_temperature(training.folder.weights)
+    line = f"{stage.name}: val top-1 {classification.top_k(probs, labels, 1):.1%} of {len(labels):,} images"
+    if fitted != 1:
+        before, after = (
+            classification.ece(p, labels, bins) for p in (probs, temperature.scaled(probs, fitted))
+        )
+        line += f"; at temperature {fitted} its ECE is {after:.3f}, not {before:.3f}"
+    context.progress.say(line)
     if stage.name.startswith("control-"):
-        return  # no model is trained on the predictions of the control
+        return  # no model is trained on the predictions of a control
     iterations = context.graph.iterations
     last = iterations[-1].student if iterations else None  # the only model that is not a teacher
     is_teacher = last is not None and stage not in (last.training, last.finetuning)

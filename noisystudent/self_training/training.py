@@ -18,8 +18,8 @@ from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
-from noisystudent.metrics import scores
-from noisystudent.models.classifier import Classifier, load_trunk, load_weights, save_weights
+from noisystudent.metrics import scores, temperature
+from noisystudent.models.classifier import TEMPERATURE, Classifier, load_trunk, load_weights, save_weights
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
@@ -104,13 +104,13 @@ class Training:
         """Data type of the forward pass: float32 or bfloat16."""
         return resolve_dtype(self.learner.train.precision, self.device)
 
-    def phases(self, pool: SelectedPool | None) -> list[Phase]:
-        """Return the phases. The sum of the rows of a batch does not depend on `pool`."""
+    def phases(self, pool: bool) -> list[Phase]:
+        """Return the phases, with or without a pool. The sum of the rows of a batch does not depend on it."""
         train = self.learner.train
 
         def rows(ratio: int, tail: bool) -> Rows:
             every = train.batch_size * (1 + ratio)
-            if pool is None or tail:
+            if not pool or tail:
                 return every, 0
             return (train.batch_size, train.batch_size * ratio) if self.joint else (0, every)
 
@@ -118,7 +118,7 @@ class Training:
 
     def describe(self, pool: SelectedPool | None) -> str:
         """Return one line of text with the network, steps, batch and resolution."""
-        phases = self.phases(pool)
+        phases = self.phases(pool=pool is not None)
         first, last = phases[0], phases[-1]
         # On a GPU bf16 is the default; see `resolve_dtype`.
         fallback = self.device.type == "cuda" and self.dtype == torch.float32
@@ -140,7 +140,8 @@ def train(
 ) -> None:
     """Train a model, and write the weights of its moving average to `training.folder.weights`.
 
-    An interrupted training continues from its last snapshot. `on_log` receives each line of metrics.jsonl.
+    The metadata of the file holds the temperature that was fitted on val. An interrupted training continues
+    from its last snapshot. `on_log` receives each line of metrics.jsonl.
 
     Raises:
         RunError: the training diverged, or the disk is full.
@@ -166,12 +167,17 @@ def train(
         folder=training.folder,
         progress=progress,
         # Stored labels and those of the moving average are two kinds of steps in one phase.
-        kinds=len(training.phases(pool)) + (ema is not None and ema.first_step > 0),
+        kinds=len(training.phases(pool=pool is not None)) + (ema is not None and ema.first_step > 0),
         evaluate=partial(_evaluate_val, training) if training.curve else None,
         on_log=on_log,
     )
     assert isinstance(averaged, Classifier)
-    save_weights(averaged, training.folder.weights, training.dataset.classes)
+    fitted = (
+        temperature.fit(_val_probs(training, averaged), training.dataset.val.labels)
+        if training.curve
+        else 1.0
+    )
+    save_weights(averaged, training.folder.weights, training.dataset.classes, {TEMPERATURE: str(fitted)})
 
 
 def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None) -> TrainStep:
@@ -244,7 +250,7 @@ def _batches(training: Training, pool: SelectedPool | None, start: int, stop: in
     def boxes(stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
         return plan.crop_boxes(policy, training.seed, stream, step, sizes) if noised[stream] else None
 
-    for phase in training.phases(pool):
+    for phase in training.phases(pool=pool is not None):
         if max(start, phase.start) >= min(stop, phase.stop):
             continue
         yield from joint_batches(
@@ -266,8 +272,11 @@ def _batches(training: Training, pool: SelectedPool | None, start: int, stop: in
 
 def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:
     """Return the scores of the moving average on val: one point of the learning curve."""
-    assert isinstance(averaged, Classifier)
-    val = training.dataset.val
-    probs = predictor(training, averaged).probs(val)
-    measured = scores.score(probs, val.labels, training.evaluation.ece_bins)
+    probs, labels = _val_probs(training, averaged), training.dataset.val.labels
+    measured = scores.score(probs, labels, training.evaluation.ece_bins)
     return {f"val_{name}": value for name, value in measured.items()}
+
+
+def _val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:
+    assert isinstance(averaged, Classifier)
+    return predictor(training, averaged).probs(training.dataset.val)

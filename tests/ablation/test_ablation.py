@@ -179,7 +179,8 @@ def test_the_page_is_one_file_and_escapes_names(ablated: Path) -> None:
 
 
 def test_all_labels_is_the_control_on_more_labels(ablated: Path) -> None:
-    oracle, control = ablated / "all-labels" / "seed-0", ablated / "full" / "seed-0"
+    (oracle,) = (path for path in (ablated.parent / "ceilings").iterdir() if path.is_dir())
+    control = ablated / "full" / "seed-0"
     logged = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (oracle / "iteration-0" / "teacher", control / "iteration-1" / "control")

@@ -123,7 +123,7 @@ def test_each_configuration_and_seed_has_one_run_and_the_base_is_first(save: Any
             {"a": {"of": "student-2"}}, {},
             "of is 'student-2'; choose one of control, student, student-1, teacher",
         ),
-        ({"a": {"control": False, "of": "control"}}, {}, "of is 'control'; choose one of student, student-1"),
+        ({"a": {"control": "none", "of": "control"}}, {}, "of is 'control'; choose one of student"),
         ({"a": {}}, {"base": "b"}, "base is 'b', which is not a cell; choose one of a"),
         ({"full": {}}, {"base": "ful"}, "base is 'ful', which is not a cell; did you mean 'full'?"),
         (
@@ -160,7 +160,7 @@ def test_a_bad_call_is_one_line(save: Any, images: Path, tmp_path: Path, capsys:
     assert "data.labeled is empty" in message(matrix, "--out", tmp_path / "out")
     assert "--all-labels needs --test" in message(matrix, "--all-labels", images / "pool")
     assert "--all-labels: " in message(matrix, *where, "--all-labels", tmp_path / "nothing")
-    no_control = save({"full": {"control": False}})
+    no_control = save({"full": {"control": "none"}})
     assert "--all-labels needs a base" in message(no_control, *where, "--all-labels", images / "pool")
     assert "cell 'All labels' would have the same folder" in message(
         save({"full": {}, "All labels": {}}), *where, "--all-labels", images / "pool"
@@ -187,7 +187,7 @@ def test_the_oracle_has_the_learning_rate_of_the_control_at_every_step(
     assert teacher.steps == total and teacher.epochs is None
     for step in range(total):
         assert lr_at(step, teacher, many, total) == pytest.approx(lr_at(step, student, few, total)), step
-    assert teacher.batch_size == 18 and all_labels.students == () and not all_labels.control
+    assert teacher.batch_size == 18 and all_labels.students == () and all_labels.control == ("none",)
     assert all_labels.data == dataclasses.replace(
         given.data, labeled=(str(images / "labeled"), str(images / "pool")), unlabeled=()
     )

@@ -88,7 +88,7 @@ FIELDS = {
     "seed": ["-1", "1.5", "1e3", "nan", "x", "9" * 30, "null", "true", "[1]", "0x10", " 1", "１"],
     "name": ["..", "/", "a/b", "\x1b[31m", "x" * 300, "null", "{}", "é"],
     "device": ["gpu", "cuda:99", "cpu:7", "meta", "mps", "null", "\x1b[1m", "cuda:-1", "xpu"],
-    "control": ["2", "maybe", "null", "[]"],
+    "control": ["true", "[none, same_steps]", "2", "maybe", "null", "[]"],
     "data.resolution": ["0", "-8", "7", "1e9", "99999999999", "8.5", "nan", "224px"],
     "data.val_fraction": ["0", "1", "-0.1", "nan", "inf", "1e-320", "0,1", "half"],
     "data.workers": ["-1", "1.5", "none", "x"],

@@ -95,7 +95,7 @@ def test_a_wrong_value_on_the_command_line(
         ("students: 1.5", "students is 1.5; it must be a whole number, or a list of mappings"),
         ("students: -1", "students is -1; it must be a whole number, or a list of mappings"),
         ("students: [3]", "3 is given where a mapping of fields is needed"),
-        ("control: perhaps", "control is 'perhaps'; it must be true or false"),
+        ("control: perhaps", "control.0 is 'perhaps'; it must be one of none, same_steps, same_compute"),
     ],
 )
 def test_a_wrong_value_in_a_file(

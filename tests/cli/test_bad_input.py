@@ -20,7 +20,7 @@ from tiny import refused
 
 from noisystudent.run.lock import lock
 
-QUICK = ("--teacher.train.steps", "3", "--student.train.steps", "3", "--no-control")
+QUICK = ("--teacher.train.steps", "3", "--student.train.steps", "3", "--control", "none")
 
 
 # --- odd and broken images are used or listed in the ledger, and the run is finished ---

@@ -228,7 +228,7 @@ def test_plan_lists_what_is_to_do_and_why(
     assert all(strict[name].startswith("done") for name in ("data", "teacher", "labels-1", "control-1"))
     longer = table(output(capsys, *words, "--out", finished, "--teacher.train.steps", "9"))
     assert longer["teacher"].startswith("to redo: train changed") and longer["data"].startswith("done")
-    assert len(table(output(capsys, *words, "--students", "3", "--no-control"))) == 12
+    assert len(table(output(capsys, *words, "--students", "3", "--control", "none"))) == 12
 
 
 def test_check_audits_and_trains_nothing(images: Path, tmp_path: Path, capsys: Capture) -> None:

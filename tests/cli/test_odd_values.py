@@ -54,7 +54,14 @@ def test_counts_have_bounds(flag: str, images: Path, recipe: Path, capsys: Captu
 def test_a_huge_balanced_pool_is_selected_and_trained_on(
     mode: str, images: Path, recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    words = ("--student.selection.per_class", "1000000000", "--student.selection.mode", mode, "--no-control")
+    words = (
+        "--student.selection.per_class",
+        "1000000000",
+        "--student.selection.mode",
+        mode,
+        "--control",
+        "none",
+    )
     assert tiny.call("run", recipe, *tiny.flags(images), "--out", tmp_path / "run", *words) == 0
 
 

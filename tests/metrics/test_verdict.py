@@ -45,11 +45,15 @@ GOOD, FAIR, POOR = model(slice(0, 200)), model(slice(100, 500)), model(slice(100
 
 
 def judge(
-    student: Probs, teacher: Probs, control: Probs | None, facts: RunFacts = FACTS, **settings: Any
+    student: Probs,
+    teacher: Probs,
+    control: Probs | None,
+    facts: RunFacts = FACTS,
+    same_compute: Probs | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    return verdict.judge(
-        student, teacher, control, LABELS, facts=facts, config=EvaluateConfig(**settings), seed=0
-    )
+    config, more = EvaluateConfig(**settings), {"same_compute": same_compute}
+    return verdict.judge(student, teacher, control, LABELS, facts=facts, config=config, seed=0, **more)
 
 
 def texts(found: dict[str, Any]) -> str:
@@ -258,3 +262,22 @@ def test_columns_that_do_not_match_are_refused() -> None:
         judge(GOOD, FAIR, None, dataclasses.replace(FACTS, classes=("a", "b", "c", "d")))
     with pytest.raises(InputError, match=r"number of classes: \[5, 6\]"):
         judge(GOOD, np.pad(FAIR, ((0, 0), (0, 1))), None)
+
+
+# --- the control of the same compute ---
+
+
+def test_the_same_steps_decide_and_the_same_compute_disagrees_in_words() -> None:
+    for compute, words in (
+        (GOOD, "The student improved, but is not shown to be better than the control of the same compute:"),
+        (POOR, "The student improved:"),
+    ):
+        found = judge(GOOD, POOR, POOR, same_compute=compute)
+        assert found["improved"] is True and found["sentence"].startswith(words)
+        assert list(found["comparisons"]) == ["teacher", "control", "control-compute"]
+        assert "compared with the control of the same compute (95% interval" in found["sentence"]
+    found = judge(POOR, POOR, POOR, same_compute=GOOD)
+    assert found["improved"] is False and "worse than the control of the same compute" in found["sentence"]
+    alone = judge(GOOD, POOR, None, same_compute=GOOD)
+    assert alone["improved"] is False, "the only control decides"
+    assert judge(GOOD, POOR, None, same_compute=POOR)["improved"] is True

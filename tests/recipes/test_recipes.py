@@ -53,7 +53,7 @@ def test_defaults_dump_and_load() -> None:
 def test_imagenet_l2_is_the_papers_run() -> None:
     """Xie et al., CVPR 2020, §3.1; learning rate and smoothing as in the published code."""
     config = recipes.load("imagenet-l2")
-    assert config.data.resolution == 475 and config.control is False
+    assert config.data.resolution == 475 and config.control == ("none",)
     teacher, students = config.teacher, config.students
     assert (teacher.model.name, teacher.model.resolution) == ("tf_efficientnet_b7", 600)
     assert [student.model.name for student in students] == ["tf_efficientnet_l2"] * 3
@@ -216,7 +216,8 @@ def test_yaml_numbers_and_null() -> None:
         ("student.finetune", {"steps": 0}, "finetune.steps is 0; it must be at least 1"),
         ("student.finetune", {"epochs": 0}, "finetune.epochs is 0.0; it must be above 0"),
         ("student.train.batch_size", 1.5, "is 1.5; it must be a whole number"),
-        ("control", 1, "control is 1; it must be true or false"),
+        ("control", 1, "control.0 is 1; it must be one of none, same_steps, same_compute"),
+        ("control", ["none", "same_steps"], "it must be none, same_steps or same_compute, or a list of"),
         ("teacher", 3, "3 is given where a mapping of fields is needed"),
     ],
 )

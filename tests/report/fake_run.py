@@ -21,7 +21,7 @@ SKILL = {"teacher": (0.62,), "student": (0.0, 0.80, 0.88, 0.915), "control": (0.
 CONFIG = """\
 name: cifar10-4k
 seed: 0
-control: true
+control: same_steps
 teacher:
   model: {name: wrn28_2, dropout: 0.2}
   augment: {policy: randaugment, magnitude: 15}

@@ -56,7 +56,7 @@ def trainings(images: Path, out: Path, *fields: tuple[str, Any]) -> tuple[Traini
 
 def test_weights_that_are_replaced_are_not_downloaded(images: Path, tmp_path: Path) -> None:
     """No weights were published for this network, so a search for them would be an error."""
-    fields = [("student.init", "teacher"), ("control", False)]
+    fields = [("student.init", "teacher"), ("control", "none")]
     for name, more in (("plain", []), ("pretrained", [("student.model.pretrained", True)])):
         tiny.run(tiny.config(images, *fields, *more), tmp_path / name)
     model = "iteration-1/student"
@@ -121,7 +121,7 @@ def test_a_second_training_that_is_not_configured_any_more_is_not_used(
     out = tmp_path / "run"
     shutil.copytree(longer, out)
     student = out / "iteration-1" / "student"
-    lines = tiny.run(tiny.config(images, ("control", False)), out)
+    lines = tiny.run(tiny.config(images, ("control", "none")), out)
     assert find_model(out) == student / "model.safetensors"
     assert {model.role for model in read_run(RunDir(out)).models if model.iteration == 1} == {"student"}
     assert sum("not in the configuration any more; kept in" in line for line in lines) == 3

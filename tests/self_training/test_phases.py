@@ -114,7 +114,7 @@ def test_the_tail_is_on_labelled_images_alone(plain: Training) -> None:
         "resnet8_16, 20 steps of 6 labelled and 12 pool images, at the end of 18 and 0, 16 pixels"
     )
     # A control is on labelled images alone from the start.
-    assert given.phases(None) == changed(plain, steps=20).phases(None)
+    assert given.phases(pool=False) == changed(plain, steps=20).phases(pool=False)
 
 
 @pytest.mark.parametrize("cut", [1, 6, 7, 13, 18])

@@ -1,0 +1,41 @@
+"""What the output of a stage depends on in the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from noisystudent.config import Config, StudentConfig, TeacherConfig
+from noisystudent.config.fields import is_neutral, is_of_student
+from noisystudent.config.run import learners
+
+
+def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]:
+    """Return the fields of a section of the configuration that the output of a stage depends on.
+
+    Args:
+        section: instance of a configuration dataclass.
+        of_student: True: only the fields that change the student's training alone; False: only the others.
+    """
+    names = {
+        field.name
+        for field in dataclasses.fields(section)
+        if not is_neutral(field) and is_of_student(field) == of_student
+    }
+    return {key: value for key, value in dataclasses.asdict(section).items() if key in names}
+
+
+def compute_of(config: Config) -> Mapping[str, object]:
+    """Return what the image passes of a whole run depend on, besides the images."""
+    trainings: dict[str, object] = {}
+    for name, learner in learners(config).items():
+        parts: dict[str, object] = {"train": inputs_of(learner.train)}
+        if isinstance(learner, TeacherConfig) and learner.finetune is not None:
+            parts["finetune"] = inputs_of(learner.finetune)
+        if isinstance(learner, StudentConfig):
+            parts |= {"ratio": learner.unlabeled_ratio, "joint": learner.joint}
+            labels = learner.pseudo_label
+            parts["labels"] = [inputs_of(labels), inputs_of(labels, of_student=True)]
+        trainings[name] = parts
+    return {"ensemble": config.ensemble, "trainings": trainings}
