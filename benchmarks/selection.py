@@ -74,6 +74,8 @@ def parts(work: Path, rows: int) -> list[Path]:
 
 
 def _write_part(path: Path) -> None:
+    from noisystudent.run.rundir import LABELS_FORMAT
+
     number = int(path.stem.removeprefix("part-"))
     rng = np.random.Generator(np.random.Philox(key=number))
     share = np.arange(1, _CLASSES + 1) ** -0.7
@@ -87,7 +89,7 @@ def _write_part(path: Path) -> None:
         "label": pa.array(label.astype(np.int32)),
         "confidence": pa.array(confidence.astype(np.float32)),
     }
-    about = {"format": "noisystudent.pseudo_labels/1", "first_row": str(first), "rows": str(_PART)}
+    about = {"format": LABELS_FORMAT, "first_row": str(first), "rows": str(_PART)}
     table = pa.table(columns).replace_schema_metadata(about | {"num_classes": str(_CLASSES)})
     partial = path.with_suffix(".partial")
     pq.write_table(table, partial, compression="zstd", use_dictionary=["label"])

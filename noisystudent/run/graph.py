@@ -12,7 +12,7 @@ from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherCon
 from noisystudent.config.fields import is_neutral, is_of_student
 from noisystudent.errors import require
 from noisystudent.run.fingerprint import fingerprint
-from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.rundir import LABELS_FORMAT, ModelDir, RunDir
 from noisystudent.run.stages import Stage
 
 # Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
@@ -207,6 +207,7 @@ class _Builder:
             self.run.iteration(1).filter_labels,
             config=_inputs(config.students[0].pseudo_label),
             model=training.fingerprint,
+            format=LABELS_FORMAT,
         )
         return training, labels
 
@@ -220,6 +221,7 @@ class _Builder:
             folder.labels,
             config=_inputs(config.pseudo_label),
             model=[first, *others] if others else first,
+            format=LABELS_FORMAT,
         )
         selection = _stage(
             f"selection-{index}",
