@@ -77,7 +77,7 @@ def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) 
 def _is_of_another_version(path: Path) -> bool:
     """True if the file is a part of pseudo-labels in another format."""
     try:
-        written = (pq.read_metadata(path).metadata or {}).get(b"format", b"").decode()
+        written: str = (pq.read_metadata(path).metadata or {}).get(b"format", b"").decode()
     except (OSError, pa.ArrowException, UnicodeDecodeError):
         return False  # a damaged file, which is named by its checksum
     return written != LABELS_FORMAT and written.partition("/")[0] == LABELS_FORMAT.partition("/")[0]

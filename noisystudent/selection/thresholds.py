@@ -1,4 +1,4 @@
-"""Thresholds of the confidence: one for all classes, or one for each class from the teacher's own confidences.
+"""Thresholds of the confidence: one for all classes, or one for each class from the teacher's confidences.
 
 They are computed as exact fractions, and rounded so that comparing a float32 with them in float64 is exact.
 """

@@ -47,8 +47,8 @@ def precision(context: Context, iteration: Iteration) -> Precision | None:
     content = _read(iteration)
     if content is None:
         return None
-    counts = (content[name] for name in ("images", "kept", "right"))
-    return Precision(*counts, level=context.config.evaluate.level)
+    level = context.config.evaluate.level
+    return Precision(content["images"], content["kept"], content["right"], level)
 
 
 def summary(context: Context, iteration: Iteration) -> dict[str, object]:

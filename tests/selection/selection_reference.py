@@ -90,7 +90,8 @@ def adaptive(rows: Sequence[Row], config: SelectionConfig, num_classes: int = 4)
     """The same with the thresholds of FreeMatch, on confidences from 0 (chance) to 1, and class means."""
 
     def mean(some: Sequence[Row]) -> Fraction:
-        above = sum(Fraction(r.confidence) for r in some) / len(some) - Fraction(1, num_classes)
+        total = sum((Fraction(r.confidence) for r in some), Fraction(0))
+        above = total / len(some) - Fraction(1, num_classes)
         return max(above / Fraction(num_classes - 1, num_classes), Fraction(0))
 
     means = {c: mean([r for r in rows if r.label == c]) for c in {row.label for row in rows}}

@@ -20,8 +20,7 @@ from noisystudent.errors import InputError
 from noisystudent.selection import select, summary, without_effect
 from noisystudent.selection.thresholds import fixed
 
-# Confidences of a teacher of 4 classes: a coarse grid, on which means and thresholds are reached exactly, and a
-# fine one.
+# Confidences for 4 classes: on a coarse grid, where thresholds are reached exactly, and on a fine one.
 plausible = st.one_of(
     st.integers(0, 4).map(lambda k: 0.25 + k * 3 / 16),
     st.integers(0, 3 << 18).map(lambda k: 0.25 + k / (1 << 20)),
@@ -127,5 +126,5 @@ def test_a_threshold_that_no_confidence_is_below_is_named() -> None:
     ):
         assert without_effect(config, 3) is None
     assert without_effect(SelectionConfig(), 4) is None
-    with pytest.raises(InputError, match="selection.relative is true, but the threshold of mode official"):
+    with pytest.raises(InputError, match=r"selection\.relative is true, but the threshold of mode official"):
         SelectionConfig(mode="official", relative=True)
