@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.config import Config, LearnerConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
 from noisystudent.config.fields import is_neutral, is_of_student
 from noisystudent.errors import require
 from noisystudent.run.fingerprint import fingerprint
@@ -202,13 +202,8 @@ class _Builder:
             return None, None
         training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
         # The filter labels the pool only once, before the first student (§3.1).
-        labels = _stage(
-            "filter-labels",
-            self.run.iteration(1).filter_labels,
-            config=_inputs(config.students[0].pseudo_label),
-            model=training.fingerprint,
-            format=LABELS_FORMAT,
-        )
+        path, options = self.run.iteration(1).filter_labels, config.students[0].pseudo_label
+        labels = _labels("filter-labels", path, options, training.fingerprint)
         return training, labels
 
     def _iteration(
@@ -216,13 +211,8 @@ class _Builder:
     ) -> Iteration:
         config, folder = self.config.students[index - 1], self.run.iteration(index)
         first, *others = [teacher.last.fingerprint for teacher in teachers]
-        labels = _stage(
-            f"labels-{index}",
-            folder.labels,
-            config=_inputs(config.pseudo_label),
-            model=[first, *others] if others else first,
-            format=LABELS_FORMAT,
-        )
+        model = [first, *others] if others else first
+        labels = _labels(f"labels-{index}", folder.labels, config.pseudo_label, model)
         selection = _stage(
             f"selection-{index}",
             folder.selection,
@@ -294,6 +284,10 @@ def _stage(name: str, path: Path, **inputs: object) -> Stage:
     # A digest of each input, so that `state` can name those that have changed.
     digests = {key: fingerprint(value) for key, value in inputs.items()}
     return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
+
+
+def _labels(name: str, path: Path, config: PseudoLabelConfig, model: object) -> Stage:
+    return _stage(name, path, config=_inputs(config), model=model, format=LABELS_FORMAT)
 
 
 def _inputs(section: Any) -> Mapping[str, object]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from noisystudent.inference.load import load_predictor
+from noisystudent.inference.predict import predict
 from noisystudent.metrics import scores
 from noisystudent.report import build
 
@@ -54,6 +58,12 @@ def test_the_estimate_is_of_the_val_images_that_the_selection_would_keep(
 
 def test_transforms_of_the_labelling_are_those_of_the_estimate(images: Path, tmp_path: Path) -> None:
     """With the mirror image, val is predicted with it too: its confidences are not those that were saved."""
-    tiny.run(tiny.config(images, ("student.pseudo_label.flip", True), ("student.train.steps", 4)), tmp_path)
+    fields = [("student.pseudo_label.flip", True), ("student.selection.mode", "all")]
+    tiny.run(tiny.config(images, *fields, ("student.train.steps", 4)), tmp_path)
     record = json.loads((tmp_path / "iteration-1" / "selection.stage.json").read_text())
-    assert record["result"]["val_precision"]["images"] == 12
+    rows = record["result"]["val_precision"]["curve"]
+    teacher = load_predictor(tmp_path / "iteration-0" / "teacher", "cpu")
+    found = predict(replace(teacher, flip=True), images / "val").probs.max(axis=1)
+    plain = predict(teacher, images / "val").probs.max(axis=1)
+    assert not np.allclose(found, plain, atol=1e-4)
+    assert [row["kept"] for row in rows] == [(found >= row["threshold"]).sum() for row in rows]
