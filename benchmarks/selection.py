@@ -7,9 +7,9 @@ The rows are generated once under --work (2.1 GB for 100 million): parts of 62,5
 writes them, without names and probabilities; class sizes fall as rank^-0.7, confidences are the square roots
 of uniform numbers. K is 130,000 of every 100 million rows, the threshold 0.3. ours: `select` in mode paper,
 official and adaptive, with a reason for every row. ceiling: DuckDB copies the same four columns from those
-files to one, and decides nothing. peers: the paper's rule in polars and in pandas, in memory, up to 10 million
-rows; they must keep just what we keep. Every run is a process of its own, with --threads threads; every repeat
-runs all in turn. Peak memory is VmHWM; `before` is VmHWM after the imports, which are not timed either.
+files to one, and decides nothing. peers: the paper's rule in polars and in pandas, in memory, up to 10
+million rows; they must keep what we keep. Every run is a process of its own, with --threads threads; every
+repeat runs all in turn. Peak memory is VmHWM; `before` is VmHWM after the imports, which are not timed.
 """
 
 from __future__ import annotations

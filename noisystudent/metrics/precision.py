@@ -103,5 +103,5 @@ def curve(
     confidence: Floats, right: NDArray[np.bool_], thresholds: Sequence[float] = CURVE
 ) -> list[dict[str, float]]:
     """For each threshold {threshold, kept, right}: numbers of images as in `precision_above`."""
-    found = [(threshold, precision_above(confidence, right, threshold)) for threshold in thresholds]
-    return [{"threshold": threshold, "kept": each.kept, "right": each.right} for threshold, each in found]
+    measured = [(threshold, precision_above(confidence, right, threshold)) for threshold in thresholds]
+    return [{"threshold": threshold, "kept": each.kept, "right": each.right} for threshold, each in measured]

@@ -51,9 +51,7 @@ def label_images(
     task: str,
     progress: Progress,
 ) -> PseudoLabels:
-    """Store softmax(logits / temperature) of every pool image, and its confidence at temperature 1.
-
-    A second call after a stop continues.
+    """Store softmax(logits / temperature) of every pool image. A second call after a stop continues.
 
     Each part has `part_size` pool rows, rounded up to whole batches. Complete parts of the same images and
     settings are kept, all others are made again or removed. `config.hard` has no effect; see `read_targets`.

@@ -54,18 +54,15 @@ def select(
     - official (the published filter_unlabel.py): each class has its own threshold, a multiple of 0.01, with n
       images at or above it. Each of these has K / n copies, rounded at random. Here the random number is a
       pure function of (seed, content hash).
-    - adaptive (SST, arXiv 2506.00467; FreeMatch, arXiv 2205.07246): as paper, with a threshold for each
-      class, see `thresholds.adaptive`. With a large `per_class` and without `duplicate`, every image that
-      reaches the threshold of its class is kept once.
+    - adaptive: as paper, with a threshold for each class, see `thresholds.adaptive`.
     - threshold: every image above the threshold, once.
     - all: every image, once.
 
-    Images above max_confidence or outside pool_fraction are removed before that. It is not an error if no
-    image is kept.
+    Images above max_confidence or outside pool_fraction are removed first. No image at all may be kept.
 
     Args:
         labels: pseudo-labels of the teacher.
-        config: the fields of `selection`. top_fraction is for the modes paper and adaptive only.
+        config: fields of `selection`. top_fraction is for the modes paper and adaptive only.
         seed: seed of the random rounding in mode official.
         out: Parquet file to write.
         memory_limit: of DuckDB, which writes larger data to a folder beside `out`.

@@ -38,6 +38,9 @@ def adaptive(connection: duckdb.DuckDBPyConnection, strength: float, num_classes
     for each teacher, with the class means of SST (arXiv 2506.00467). All confidences, and the strength, are
     counted from chance, 1 / K, so that the rule is the same for 2 classes and for 1,000.
 
+    The images are then balanced as in mode paper. With a large `per_class` and without `duplicate`, every
+    image that reaches the threshold of its class is kept once, as in both papers.
+
     Args:
         connection: connection from `database`, with the view `candidates`.
         strength: factor of the thresholds. Up to 1 no threshold is above the mean of its class.

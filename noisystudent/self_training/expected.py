@@ -37,8 +37,8 @@ def estimate(context: Context, iteration: Iteration, teachers: Sequence[Training
     least = [np.inf if row["kept"] == 0 else row["min_confidence"] for row in kept["classes"]]
     threshold = np.array(least)[probs.argmax(axis=1)]
     threshold[confidence > iteration.config.selection.max_confidence] = np.inf
-    found = precision_above(confidence, right, threshold)
-    counts = {"images": found.images, "kept": found.kept, "right": found.right}
+    estimated = precision_above(confidence, right, threshold)
+    counts = {"images": estimated.images, "kept": estimated.kept, "right": estimated.right}
     return {_RESULT: {**counts, "curve": curve(confidence, right)}}
 
 
@@ -53,11 +53,11 @@ def precision(context: Context, iteration: Iteration) -> Precision | None:
 
 def summary(context: Context, iteration: Iteration) -> dict[str, object]:
     """Return the estimate for evaluation.json: that of the record, with share, low, high and sentence."""
-    content, found = _read(iteration), precision(context, iteration)
-    if content is None or found is None:
+    content, estimated = _read(iteration), precision(context, iteration)
+    if content is None or estimated is None:
         return {}
-    low, high = found.interval
-    shown = {"share": found.share, "low": low, "high": high, "sentence": found.sentence()}
+    low, high = estimated.interval
+    shown = {"share": estimated.share, "low": low, "high": high, "sentence": estimated.sentence()}
     return {_RESULT: {**content, **shown}}
 
 
