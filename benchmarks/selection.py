@@ -5,11 +5,11 @@
 
 The rows are generated once under --work (2.1 GB for 100 million): parts of 62,500 rows as `label_images`
 writes them, without names and probabilities; class sizes fall as rank^-0.7, confidences are the square roots
-of uniform numbers. K is 130,000 of every 100 million rows, the threshold 0.3. ours: `select` in mode paper
-and official, with a reason for every row. ceiling: DuckDB copies the same four columns from those files to
-one, and decides nothing. peers: the paper's rule in polars and in pandas, in memory, up to 10 million rows;
-they must keep just what we keep. Every run is a process of its own, with --threads threads; every repeat
-runs all in turn. Peak memory is VmHWM; `before` is VmHWM after the imports, which are not timed either.
+of uniform numbers. K is 130,000 of every 100 million rows, the threshold 0.3. ours: `select` in mode paper,
+official and adaptive, with a reason for every row. ceiling: DuckDB copies the same four columns from those
+files to one, and decides nothing. peers: the paper's rule in polars and in pandas, in memory, up to 10
+million rows; they must keep what we keep. Every run is a process of its own, with --threads threads; every
+repeat runs all in turn. Peak memory is VmHWM; `before` is VmHWM after the imports, which are not timed.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def parts(work: Path, rows: int) -> list[Path]:
 
 
 def _write_part(path: Path) -> None:
+    from noisystudent.run.rundir import LABELS_FORMAT
+
     number = int(path.stem.removeprefix("part-"))
     rng = np.random.Generator(np.random.Philox(key=number))
     share = np.arange(1, _CLASSES + 1) ** -0.7
@@ -87,7 +89,7 @@ def _write_part(path: Path) -> None:
         "label": pa.array(label.astype(np.int32)),
         "confidence": pa.array(confidence.astype(np.float32)),
     }
-    about = {"format": "noisystudent.pseudo_labels/1", "first_row": str(first), "rows": str(_PART)}
+    about = {"format": LABELS_FORMAT, "first_row": str(first), "rows": str(_PART)}
     table = pa.table(columns).replace_schema_metadata(about | {"num_classes": str(_CLASSES)})
     partial = path.with_suffix(".partial")
     pq.write_table(table, partial, compression="zstd", use_dictionary=["label"])
@@ -191,6 +193,7 @@ _IMPORTS = {"ceiling": ("duckdb",), "polars": ("polars",), "pandas": ("pandas",)
 RUNS: dict[str, Callable[[Path, int, int, Path], None]] = {
     "paper": _ours("paper"),
     "official": _ours("official"),
+    "adaptive": _ours("adaptive"),
     "ceiling": _ceiling,
     "polars": _polars,
     "pandas": _pandas,
@@ -228,7 +231,7 @@ def _peak() -> float:
 
 
 def compare(work: Path, rows: int, repeats: int, threads: int) -> None:
-    names = ["paper", "official", "ceiling"]
+    names = ["paper", "official", "adaptive", "ceiling"]
     for peer in ("polars", "pandas"):
         if importlib.util.find_spec(peer) is None:
             print(f"{peer} is not installed and left out")
@@ -238,7 +241,7 @@ def compare(work: Path, rows: int, repeats: int, threads: int) -> None:
     for _ in range(repeats):
         for name in names:
             runs[name].append(_in_process(name, work, rows, threads))
-    for peer in names[3:]:
+    for peer in names[4:]:
         if [run["check"] for run in runs[peer]] != [run["check"] for run in runs["paper"]]:
             raise SystemExit(f"{peer} keeps other images than `select` does")
     show(rows, runs)
@@ -269,7 +272,7 @@ def show(rows: int, runs: dict[str, list[Run]]) -> None:
         peak, before = (max(run[key] for run in found) for key in ("peak", "before"))
         memory = f"{peak:10,.0f}{before:8,.0f}"
         print(f"{name:10}{spread(seconds):>22}{processor:13.1f}{memory}{spread(ratios):>24}")
-    for mode in ("paper", "official"):
+    for mode in ("paper", "official", "adaptive"):
         worst = max(run["seconds"] for run in runs[mode]), max(run["peak"] for run in runs[mode])
         per = statistics.median(run["seconds"] for run in runs[mode]) / rows * 1e6
         verdict = "within" if worst[0] <= _LIMIT_SECONDS and worst[1] <= _LIMIT_MIB else "NOT within"

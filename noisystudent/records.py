@@ -44,8 +44,9 @@ class PseudoLabels:
         id: string.
         content_hash: binary(16).
         label: int32, the most likely class.
-        confidence: float32, the probability of that class.
-        probs: fixed-size list of `num_classes` float16, the probabilities; only up to 256 classes.
+        confidence: float32, the probability of that class, at temperature 1.
+        probs: fixed-size list of `num_classes` float16, the probabilities at the temperature of
+            `pseudo_label`; only up to 256 classes.
         top_classes, top_probs: fixed-size lists of k int32 and k float16, the most likely classes in
             descending order of probability; only above 256 classes.
         tail: float32, total probability of all other classes; only above 256 classes.

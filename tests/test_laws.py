@@ -47,7 +47,7 @@ def test_no_students_is_supervised_training(images: Path, finished: Path, tmp_pa
 
 
 def test_a_pool_that_is_not_trusted_is_supervised_training(images: Path, tmp_path: Path) -> None:
-    doubtful = [("student.selection.threshold", 0.99), ("student.pseudo_label.temperature", 10)]
+    doubtful = [("student.selection.threshold", 0.999999), ("student.selection.max_confidence", 0.9)]
     lines = tiny.run(tiny.config(images, *doubtful), tmp_path)
     why = "no pool image is above the threshold"
     assert f"warning: {why}; student 1 learns from the given labels alone" in lines

@@ -76,7 +76,7 @@ def select(
     """
     from noisystudent.inference.predict import read_labels
     from noisystudent.run.files import check_out
-    from noisystudent.selection import lost_classes, summary
+    from noisystudent.selection import lost_classes, summary, without_effect
     from noisystudent.selection import select as select_images
 
     config = student_section("selection", fields)
@@ -91,7 +91,9 @@ def select(
         f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}"
     )
     # The folder of labels has no class names.
-    for line in lost_classes(counts, [str(number) for number in range(selection.num_classes)]):
+    lines = lost_classes(counts, [str(number) for number in range(selection.num_classes)])
+    useless = without_effect(config, selection.num_classes)
+    for line in [*lines, *([useless] if useless else [])]:
         print(f"noisystudent: warning: {line}", file=sys.stderr)
 
 

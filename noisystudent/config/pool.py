@@ -14,7 +14,8 @@ class PseudoLabelConfig:
     """How the teacher labels the pool."""
 
     temperature: float = number(1.0, above=0)
-    """Temperature of the teacher's softmax (paper: 1)."""
+    """Temperature of the teacher's softmax for the targets (paper: 1). The selection reads the confidence at
+    temperature 1, so this field does not change which images are kept."""
     match_temperature: bool = of_student(False)
     """Divide the student's logits by the temperature too, and multiply that loss by its square: knowledge
     distillation (Hinton et al., 2015)."""
@@ -76,17 +77,25 @@ class PseudoLabelConfig:
 class SelectionConfig:
     """Selection of pool images by their pseudo-labels."""
 
-    mode: Literal["paper", "official", "threshold", "all"] = "paper"
+    mode: Literal["paper", "official", "adaptive", "threshold", "all"] = "paper"
     """paper: the most confident images of each class above the threshold (§3.1). official: a random sample of
-    them, as in the published code. threshold: all images above it, unbalanced. all: all images, once."""
+    them, as in the published code. adaptive: as paper, with a threshold for each class that follows the
+    teacher's mean confidence. threshold: all images above it, unbalanced. all: all images, once."""
     threshold: float = number(0.3, least=0, below=1)
-    """Smallest confidence that is kept (paper: above 0.3; official: 0.3 or above)."""
+    """Smallest confidence that is kept (paper: above 0.3; official: 0.3 or above). adaptive has its own."""
+    relative: bool = False
+    """Count the threshold from chance, the confidence 1/K of a teacher that knows nothing of K classes: 0 is
+    1/K, and 1 is 1. With 2 classes 0.3 is then 0.65; the largest of 2 probabilities is always above 0.3."""
+    strength: float = number(1.0, above=0, most=10)
+    """Factor of the thresholds of adaptive, counted from chance. 1: those of FreeMatch (arXiv 2205.07246). Up
+    to 1, no class that the teacher predicts loses all its images. Larger: fewer images are kept."""
     per_class: int | None = number(None, least=1, most=2**31 - 1)
     """Images per class after balancing (paper: 130,000). None: kept images / number of classes."""
     duplicate: bool = True
     """Repeat images of small classes until there are per_class (§3.1)."""
     top_fraction: float | None = number(None, above=0, most=1)
-    """Keep only this share of each class's images, the most confident ones. None: no limit."""
+    """Keep only this share of each class's images, the most confident ones. None: no limit. In a recipe, a
+    list has one value for each student, and the last one is for all later students: [0.3, 0.5, 1.0]."""
     max_confidence: float = number(1.0, above=0, most=1)
     """Largest confidence that is kept. With the threshold: a band, as in the paper's study of hard labels."""
     pool_fraction: float = number(1.0, above=0, most=1)
@@ -101,4 +110,8 @@ class SelectionConfig:
         require(
             self.mode != "official" or on_grid,
             f"selection.threshold is {self.threshold}; in official mode it must be a multiple of 0.01",
+        )
+        require(
+            not (self.relative and self.mode == "official"),
+            "selection.relative is true, but the threshold of mode official is absolute; set it to false",
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from noisystudent.metrics import classification
 from noisystudent.metrics.classification import Floats, Ints
+from noisystudent.metrics.precision import Precision
 
 # Share of the pool that is kept. If less is kept, the student is mostly trained on the labelled images again.
 LOW_COVERAGE = 0.1
@@ -51,6 +52,7 @@ class RunFacts:
         pool_size: number of unlabelled images that the teacher labelled.
         kept: number of distinct pool images kept for each class.
         pseudo_accuracy: share of the kept pseudo-labels that is right; None if the true labels are unknown.
+        expected: estimate of that share from val, used if the true labels are unknown; None if there is none.
     """
 
     test: Literal["test", "val"]
@@ -59,6 +61,30 @@ class RunFacts:
     pool_size: int
     kept: tuple[int, ...]
     pseudo_accuracy: float | None = None
+    expected: Precision | None = None
+
+
+def selection_warnings(kept: int, pool_size: int, expected: Precision | None) -> list[str]:
+    """Why a selection may not help a student, known before the student is trained.
+
+    Args:
+        kept: number of distinct pool images that were selected.
+        pool_size: number of pool images.
+        expected: the expected share of right labels; None if there is no estimate.
+    """
+    warnings = []
+    if kept < LOW_COVERAGE * pool_size:
+        warnings.append(
+            f"only {kept / pool_size:.1%} of the pool is kept, so the student is trained mostly on the given"
+            " labels again; decrease selection.threshold or strength, or take selection.mode adaptive"
+        )
+    if expected is not None and expected.interval[1] < LOW_PSEUDO_ACCURACY:
+        warnings.append(
+            f"fewer than {LOW_PSEUDO_ACCURACY:.0%} of the kept labels are expected to be right, and gains are"
+            " reported with fewer wrong labels; keep fewer images (increase selection.threshold or strength,"
+            " or decrease top_fraction), or give more labels"
+        )
+    return warnings
 
 
 def find(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts, bins: int) -> list[str]:
@@ -133,7 +159,9 @@ def _few_images(facts: RunFacts) -> str | None:
 
 
 def _pseudo_accuracy(facts: RunFacts) -> str | None:
-    accuracy = facts.pseudo_accuracy
+    accuracy, expected = facts.pseudo_accuracy, facts.expected
+    if accuracy is None and expected is not None and expected.interval[1] < LOW_PSEUDO_ACCURACY:
+        return f"many pseudo-labels are probably wrong: {expected.sentence()}"
     if accuracy is None or accuracy >= LOW_PSEUDO_ACCURACY:
         return None
     return f"many pseudo-labels are wrong: only {accuracy:.1%} of the kept pseudo-labels are right"

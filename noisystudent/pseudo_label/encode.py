@@ -27,7 +27,7 @@ class Encoder:
 
     Attributes:
         num_classes: number of classes, K.
-        temperature: temperature of the softmax.
+        temperature: temperature of the stored probabilities. Label and confidence have temperature 1.
         top: number of probabilities stored for each image if there are more than 256 classes.
     """
 
@@ -54,8 +54,9 @@ class Encoder:
             images: (b, 3, S, S) uint8.
 
         Returns:
-            (b, K) float32 probabilities if all are stored, otherwise (b, k) int64 keys as of `top_keys`. A
-            row with a logit that is not finite has the confidence NaN.
+            (b, K) float32 probabilities if all are stored, otherwise (b, k) int64 keys as of `top_keys`. At
+            another temperature than 1 there are columns before them: those of temperature 1, or its first
+            key. A row with a logit that is not finite has the confidence NaN.
 
         Raises:
             RunError: the logits do not have K classes.
@@ -69,22 +70,30 @@ class Encoder:
         # The sum of a row is finite only if all its logits are. Softmax would hide a logit of minus infinity.
         # A NaN in the result marks the row, so that no second array has to be copied to the host.
         diverged = ~torch.isfinite(logits.sum(dim=1))
-        probs = torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=1)
+        plain = torch.softmax(logits, dim=1)
+        if self.temperature == 1:
+            encoded = plain if self.dense else top_keys(plain, self.stored)
+        else:
+            targets = soft_targets(logits, self.temperature)
+            both = (plain, targets) if self.dense else (top_keys(plain, 1), top_keys(targets, self.stored))
+            encoded = torch.cat(both, dim=1)
         if self.dense:
-            probs[:, 0].masked_fill_(diverged, torch.nan)
-            return probs
-        return top_keys(probs, self.stored).masked_fill_(diverged[:, None], _NAN)
+            encoded[:, 0].masked_fill_(diverged, torch.nan)
+            return encoded
+        return encoded.masked_fill_(diverged[:, None], _NAN)
 
     def columns(self, encoded: NDArray[Any]) -> Columns:
         """Convert the result of `encode` to the columns of the part that depend on it, b rows each."""
+        targets = encoded[:, -self.stored :]  # at temperature 1 these are all columns
         if self.dense:
-            label = encoded.argmax(axis=1)  # the first class of those with equal probabilities
-            confidence = np.take_along_axis(encoded, label[:, None], axis=1)[:, 0]
-            return {"label": label, "confidence": confidence, "probs": _half(encoded)}
-        classes, top_probs = split_keys(encoded)
+            plain = encoded[:, : self.num_classes]
+            label = plain.argmax(axis=1)  # the first class of those with equal probabilities
+            confidence = np.take_along_axis(plain, label[:, None], axis=1)[:, 0]
+            return {"label": label, "confidence": confidence, "probs": _half(targets)}
+        (first_class, first_prob), (classes, top_probs) = split_keys(encoded[:, :1]), split_keys(targets)
         return {
-            "label": classes[:, 0],
-            "confidence": top_probs[:, 0],
+            "label": first_class[:, 0],
+            "confidence": first_prob[:, 0],
             "top_classes": classes,
             "top_probs": _half(top_probs),
             "tail": np.maximum(1 - top_probs.sum(axis=1, dtype=np.float64), 0),
@@ -98,6 +107,17 @@ class Encoder:
         classes, probs = (pa.list_(kind, self.stored) for kind in (pa.int32(), pa.float16()))
         top = [pa.field("top_classes", classes), pa.field("top_probs", probs)]
         return [*common, *top, pa.field("tail", pa.float32())]
+
+
+def soft_targets(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature), (b, K) float32.
+
+    At a very low temperature it is one-hot: the largest logit is subtracted first, so that no quotient is
+    plus infinity.
+    """
+    if temperature == 1:
+        return torch.softmax(logits, dim=1)
+    return torch.softmax((logits - logits.amax(dim=1, keepdim=True)) / temperature, dim=1)
 
 
 def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:

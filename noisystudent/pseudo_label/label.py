@@ -20,12 +20,12 @@ from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.encode import Encoder
-from noisystudent.pseudo_label.parts import FORMAT, PartIndex, hashes, lists, write_index
+from noisystudent.pseudo_label.parts import PartIndex, hashes, lists, write_index
 from noisystudent.pseudo_label.resume import Part, resume
 from noisystudent.records import Predict, PseudoLabels
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import atomic
-from noisystudent.run.rundir import LabelsDir
+from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
 from noisystudent.runtime import on_host
 
 # A dictionary saves space only for labels, which repeat. Statistics of lists of probabilities would be large.
@@ -218,7 +218,7 @@ def _write(
 def _footer(part: range, encoder: Encoder) -> dict[str, str]:
     """Content of the footer: the rows of the part, and the settings that its probabilities depend on."""
     return {
-        "format": FORMAT,
+        "format": LABELS_FORMAT,
         "first_row": str(part.start),
         "rows": str(len(part)),
         "num_classes": str(encoder.num_classes),

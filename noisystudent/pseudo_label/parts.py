@@ -16,9 +16,8 @@ from noisystudent.errors import RunError
 from noisystudent.records import PseudoLabels
 from noisystudent.run.checksums import Checksum, problems
 from noisystudent.run.files import read_json, write_json
-from noisystudent.run.rundir import LabelsDir
+from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
 
-FORMAT = "noisystudent.pseudo_labels/1"
 DENSE_CLASSES = 256
 """Up to this number of classes, all probabilities of an image are stored."""
 HISTOGRAM_BINS = 20
@@ -35,8 +34,8 @@ def footer(path: Path) -> dict[str, str]:
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{path} is not a readable Parquet file; label the pool again") from error
     content = {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
-    if content.get("format") != FORMAT:
-        raise RunError(f"{path} is not a part of pseudo-labels ({FORMAT}); label the pool again")
+    if content.get("format") != LABELS_FORMAT:
+        raise RunError(f"{path} is not a part of pseudo-labels ({LABELS_FORMAT}); label the pool again")
     return content
 
 

@@ -15,7 +15,7 @@ from noisystudent.errors import RunError
 from noisystudent.pseudo_label.parts import PartIndex, footer, hashes, read_index, write_index
 from noisystudent.run.checksums import Checksum, problems
 from noisystudent.run.files import remove
-from noisystudent.run.rundir import LabelsDir
+from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
 from noisystudent.run.stages import put_aside
 
 
@@ -53,6 +53,8 @@ def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) 
         Stopped: a signal came.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
+    if any(_is_of_another_version(path) for path in folder.parts()):
+        progress.say(f"{task}: parts of another version of this program are labelled again")
     for beyond in set(folder.parts()) - {part.path for part in parts}:
         remove(beyond)
     known, intact = read_index(folder).files, dict[str, Checksum]()
@@ -70,6 +72,15 @@ def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) 
     index = PartIndex(folder, sum(len(part.rows) for part in parts), intact)
     write_index(index)
     return index
+
+
+def _is_of_another_version(path: Path) -> bool:
+    """True if the file is a part of pseudo-labels in another format."""
+    try:
+        written: str = (pq.read_metadata(path).metadata or {}).get(b"format", b"").decode()
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
+        return False  # a damaged file, which is named by its checksum
+    return written != LABELS_FORMAT and written.partition("/")[0] == LABELS_FORMAT.partition("/")[0]
 
 
 def _is_complete(part: Part) -> bool:

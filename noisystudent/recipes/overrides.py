@@ -20,6 +20,9 @@ _MOST_STUDENTS = 100
 # Fields of a model that were chosen for its network. They are not kept for another one.
 _OF_NETWORK = frozenset({"resolution", "options"})
 
+# Section and field of a student that may be a list, with one value for each student.
+_BY_STUDENT = ("selection", "top_fraction")
+
 
 def override(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Raw:
     """Apply overrides to the content of a recipe, and expand its inheritance.
@@ -53,7 +56,17 @@ def _expanded(raw: Mapping[str, Any]) -> Raw:
     expanded = merge({}, raw)
     base = merge(expanded.get("teacher") or {}, expanded.pop("student", None) or {})
     differences = list_students(expanded.pop("students", None))
-    return expanded | {"students": [merge(base, difference) for difference in differences]}
+    students = [merge(base, difference) for difference in differences]
+    return expanded | {"students": [_own_value(student, index) for index, student in enumerate(students)]}
+
+
+def _own_value(student: Raw, index: int) -> Raw:
+    """The student with its own value of the list in _BY_STUDENT. The last value holds for later students."""
+    section, field = _BY_STUDENT
+    values = student[section].get(field) if isinstance(student.get(section), dict) else None
+    if not (isinstance(values, list) and values):
+        return student
+    return merge(student, _nested([section, field], values[min(index, len(values) - 1)]))
 
 
 def _models(expanded: Raw) -> list[Raw]:

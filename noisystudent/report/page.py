@@ -203,7 +203,9 @@ def _confidence(iterations: Iterable[Iteration], plots: dict[str, figures.Figure
         if labels.get("confidence_histogram"):
             name = f"confidence-{iteration.index}"
             plots[name] = figures.confidence_histogram(labels["confidence_histogram"])
-            panels.append({"plot": name, "iteration": iteration.index, "labels": labels})
+            estimate = (iteration.selection or {}).get("val_precision") or {}
+            panel = {"plot": name, "iteration": iteration.index, "labels": labels}
+            panels.append(panel | {"expected": estimate.get("sentence")})
     return panels
 
 

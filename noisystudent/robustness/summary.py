@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from noisystudent.errors import InputError
+from noisystudent.metrics.precision import wilson
 from noisystudent.robustness import measures
 from noisystudent.robustness.results import Results
 
@@ -179,10 +180,8 @@ def mean(values: NDArray[Any] | Sequence[float], level: float = 0.95) -> Summary
     average = float(numbers.mean())
     if np.asarray(values).dtype == np.bool_:
         # If all images are wrong (or all right), the normal interval has length 0, which is too certain.
-        hits = stats.binomtest(int(numbers.sum()), len(numbers))
-        low, high = map(float, hits.proportion_ci(level, method="wilson"))
-        # Rounding can put an end of Wilson's interval on the wrong side of a mean of 0 or 1.
-        return {"value": average, "low": min(low, average), "high": max(high, average)}
+        low, high = wilson(int(numbers.sum()), len(numbers), level)
+        return {"value": average, "low": low, "high": high}
     half = float(stats.norm.ppf(0.5 + level / 2) * numbers.std() / len(numbers) ** 0.5)
     return {"value": average, "low": average - half, "high": average + half}
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.config import Config, LearnerConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
 from noisystudent.config.fields import LENGTHS
 from noisystudent.config.run import learners
 from noisystudent.errors import require
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.inputs import compute_of, inputs_of
-from noisystudent.run.rundir import CONTROLS, ModelDir, RunDir
+from noisystudent.run.rundir import CONTROLS, LABELS_FORMAT, ModelDir, RunDir
 from noisystudent.run.stages import Stage
 
 # Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
@@ -201,12 +201,8 @@ class _Builder:
             return None, None
         training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
         # The filter labels the pool only once, before the first student (§3.1).
-        labels = _stage(
-            "filter-labels",
-            self.run.iteration(1).filter_labels,
-            config=inputs_of(config.students[0].pseudo_label),
-            model=training.fingerprint,
-        )
+        path, options = self.run.iteration(1).filter_labels, config.students[0].pseudo_label
+        labels = _labels("filter-labels", path, options, training.fingerprint)
         return training, labels
 
     def _iteration(
@@ -214,12 +210,8 @@ class _Builder:
     ) -> Iteration:
         config, folder = self.config.students[index - 1], self.run.iteration(index)
         first, *others = [teacher.last.fingerprint for teacher in teachers]
-        labels = _stage(
-            f"labels-{index}",
-            folder.labels,
-            config=inputs_of(config.pseudo_label),
-            model=[first, *others] if others else first,
-        )
+        model = [first, *others] if others else first
+        labels = _labels(f"labels-{index}", folder.labels, config.pseudo_label, model)
         selection = _stage(
             f"selection-{index}",
             folder.selection,
@@ -294,3 +286,7 @@ def _stage(name: str, path: Path, **inputs: object) -> Stage:
     # A digest of each input, so that `state` can name those that have changed.
     digests = {key: fingerprint(value) for key, value in inputs.items()}
     return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
+
+
+def _labels(name: str, path: Path, config: PseudoLabelConfig, model: object) -> Stage:
+    return _stage(name, path, config=inputs_of(config), model=model, format=LABELS_FORMAT)

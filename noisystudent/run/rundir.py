@@ -60,6 +60,11 @@ class ModelDir:
         return self.path / f"predictions-{images}.npz"
 
 
+LABELS_FORMAT = "noisystudent.pseudo_labels/2"
+"""Format of the parts in a folder of pseudo-labels. 2: the confidence has temperature 1. Increase it when the
+meaning of a column changes: pools are then labelled again."""
+
+
 @dataclass(frozen=True, slots=True)
 class LabelsDir:
     """A folder of pseudo-labels."""

@@ -2,5 +2,6 @@
 
 from noisystudent.selection.database import lost_classes, selected_rows, summary
 from noisystudent.selection.rules import reassign, select
+from noisystudent.selection.thresholds import without_effect
 
-__all__ = ["lost_classes", "reassign", "select", "selected_rows", "summary"]
+__all__ = ["lost_classes", "reassign", "select", "selected_rows", "summary", "without_effect"]

@@ -280,8 +280,8 @@ def lost_classes(counts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         "the teacher predicts none; give more labels of these classes, or pool images of them": [
             row for row in lost if row["predicted"] == 0
         ],
-        "no pseudo-label passes the selection; decrease selection.threshold (or increase max_confidence,"
-        " top_fraction or pool_fraction), or give more labels of these classes": [
+        "no pseudo-label passes the selection; decrease selection.threshold or strength (or increase"
+        " max_confidence, top_fraction or pool_fraction), or give more labels of these classes": [
             row for row in lost if row["predicted"] > 0
         ],
     }

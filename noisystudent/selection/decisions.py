@@ -94,20 +94,20 @@ class Paper:
     """The rule of the paper: exactly the K most confident images of each class.
 
     Attributes:
-        threshold: images must have a confidence above it.
+        thresholds: (num_classes,) float64, images of a class must have a confidence above it.
         base: (num_classes,) int32, repeats of an eligible image of each class.
         last: last eligible image of each class.
         more: last image of each class that has one repeat more.
     """
 
-    threshold: float
+    thresholds: NDArray[np.float64]
     base: NDArray[np.int32]
     last: Mark
     more: Mark
 
     def __call__(self, images: Images) -> Decision:
         """Decide for some images."""
-        above = images.confidence.astype(np.float64) > self.threshold
+        above = images.confidence.astype(np.float64) > self.thresholds[images.label]
         eligible = above & self.last.reached(images)
         repeats = np.where(eligible, self.base[images.label] + self.more.reached(images), np.int32(0))
         left_out = np.where(above, _BELOW_TOP_FRACTION, _BELOW_THRESHOLD)

@@ -9,7 +9,9 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 # SQL keys of growing precision, all in the order of a class: each bucket of a key lies within one bucket of
 # the key before. The last key adds the first byte of the hash; DuckDB's slices count from 1.
@@ -26,7 +28,8 @@ _COUNT = """
 CREATE OR REPLACE TEMP TABLE counted AS
 SELECT label, {within} AS within, {bucket} AS bucket, count(*) AS n
 """
-_COUNT_ALL = ", count(*) FILTER (confidence::DOUBLE > {threshold}) AS above FROM candidates GROUP BY ALL"
+_COUNT_ALL = """, count(*) FILTER (confidence::DOUBLE > threshold) AS above
+FROM candidates JOIN thresholds USING (label) GROUP BY ALL"""
 _COUNT_REQUESTED = (
     "FROM candidates WHERE (label, {within}) IN (SELECT (label, bucket) FROM requested) GROUP BY ALL"
 )
@@ -60,15 +63,21 @@ class Placed(NamedTuple):
     row: int
 
 
-def count_classes(connection: duckdb.DuckDBPyConnection, threshold: float) -> list[tuple[int, int, int]]:
+def count_classes(
+    connection: duckdb.DuckDBPyConnection, thresholds: NDArray[np.float64]
+) -> list[tuple[int, int, int]]:
     """Count the candidates of each class, and in coarse buckets of confidence, for `images_at`.
+
+    Args:
+        connection: connection from `database`.
+        thresholds: (K,) threshold of each class.
 
     Returns:
         (label, images, images with a confidence above the threshold) of each class with images, by label.
     """
-    exact = f"{threshold:.17e}"  # with an exponent DuckDB reads a double, not a decimal
-    query = _COUNT.format(within=0, bucket=_KEYS[0]) + _COUNT_ALL.format(threshold=exact)
-    connection.execute(query)
+    table = pa.table({"label": np.arange(len(thresholds), dtype=np.int32), "threshold": thresholds})
+    connection.register("thresholds", table)
+    connection.execute(_COUNT.format(within=0, bucket=_KEYS[0]) + _COUNT_ALL)
     counts: list[tuple[int, int, int]] = connection.execute(
         "SELECT label, sum(n)::BIGINT, sum(above)::BIGINT FROM counted GROUP BY label ORDER BY label"
     ).fetchall()

@@ -1,7 +1,8 @@
-"""The rules of selection: paper, official, threshold and all, and the reassignment of an earlier selection.
+"""The rules of selection, and the reassignment of an earlier selection.
 
-A confidence is the exact value of its float32. `paper` compares it with the float64 threshold. `official`
-compares it with k/100, exactly, because float32 x 100 has no rounding error in float64. Images of equal
+A confidence is the exact value of its float32. `paper` compares it with the float64 threshold, and `adaptive`
+with exact fractions (see `thresholds`). `official` compares it with k/100, exactly, because float32 x 100 has
+no rounding error in float64. Images of equal
 confidence are ranked by content hash. Images with the same hash are copies; the first row comes first.
 """
 
@@ -31,6 +32,7 @@ from noisystudent.selection.decisions import (
     first_outside,
 )
 from noisystudent.selection.ranking import count_classes, images_at
+from noisystudent.selection.thresholds import adaptive, fixed
 
 
 def select(
@@ -52,15 +54,15 @@ def select(
     - official (the published filter_unlabel.py): each class has its own threshold, a multiple of 0.01, with n
       images at or above it. Each of these has K / n copies, rounded at random. Here the random number is a
       pure function of (seed, content hash).
+    - adaptive: as paper, with a threshold for each class, see `thresholds.adaptive`.
     - threshold: every image above the threshold, once.
     - all: every image, once.
 
-    Images above max_confidence or outside pool_fraction are removed before that. It is not an error if no
-    image is kept.
+    Images above max_confidence or outside pool_fraction are removed first. No image at all may be kept.
 
     Args:
         labels: pseudo-labels of the teacher.
-        config: the fields of `selection`. top_fraction is for mode paper only.
+        config: fields of `selection`. top_fraction is for the modes paper and adaptive only.
         seed: seed of the random rounding in mode official.
         out: Parquet file to write.
         memory_limit: of DuckDB, which writes larger data to a folder beside `out`.
@@ -70,13 +72,13 @@ def select(
         The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction is given, but the mode is not paper.
+        InputError: top_fraction is given, but the mode is not paper or adaptive.
         RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
-    if config.top_fraction is not None and config.mode != "paper":
+    if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
         raise InputError(
             f"selection.top_fraction is {config.top_fraction}, but selection.mode is {config.mode};"
-            " it must be paper"
+            " it must be paper or adaptive"
         )
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
@@ -93,11 +95,14 @@ def _rule(
         restrict(connection, _condition(config))
     match config.mode:
         case "paper":
-            decide: Decide = _paper(connection, config, num_classes)
+            same = np.full(num_classes, fixed(config, num_classes))
+            decide: Decide = _paper(connection, config, same)
+        case "adaptive":
+            decide = _paper(connection, config, adaptive(connection, config.strength, num_classes))
         case "official":
             decide = _official(connection, config, num_classes, seed)
         case "threshold":
-            decide = Above(config.threshold)
+            decide = Above(fixed(config, num_classes))
         case "all":
             decide = everything
     return Among(decide, config.max_confidence, config.pool_fraction) if limited else decide
@@ -177,13 +182,15 @@ def _quota(config: SelectionConfig, candidates: list[int]) -> int:
     return (2 * sum(present) + len(present)) // (2 * len(present)) if present else 1
 
 
-def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int) -> Paper:
-    """Compute the marks of the rule `Paper`.
+def _paper(
+    connection: duckdb.DuckDBPyConnection, config: SelectionConfig, thresholds: NDArray[np.float64]
+) -> Paper:
+    """Compute the marks of the rule `Paper` with a threshold for each class.
 
     In the order of a class, the decision changes only after the last eligible image and after the last image
     with one repeat more. Only these images are looked up; all others are compared with them.
     """
-    counts = count_classes(connection, config.threshold)
+    counts, num_classes = count_classes(connection, thresholds), len(thresholds)
     # As a fraction, 0.07 of 100 images is exactly 7. In float64 it is 7.000000000000001, and ceil gives 8.
     share = Fraction(1 if config.top_fraction is None else str(config.top_fraction))
     # Eligible images of a class are above the threshold and within the top fraction.
@@ -198,7 +205,7 @@ def _paper(connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_c
         for mark, places in marks:
             if places.get(image.label) == image.place:
                 mark.put(image.label, image.confidence, image.content_hash, image.row)
-    return Paper(config.threshold, base, last, more)
+    return Paper(thresholds, base, last, more)
 
 
 def _copies(

@@ -69,7 +69,7 @@ def self_train(
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
         for iteration in graph.iterations:
             pool.label(context, iteration.labels, teachers, iteration.config.pseudo_label)
-            pool.select_images(context, iteration, before)
+            pool.select_images(context, iteration, before, teachers)
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)

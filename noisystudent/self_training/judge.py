@@ -16,7 +16,7 @@ from noisystudent.metrics.scores import Predictions
 from noisystudent.run.files import json_lines, read_json, write_json, write_text
 from noisystudent.run.rundir import CONTROLS, model_name
 from noisystudent.run.stages import run_stage
-from noisystudent.self_training import pool, robustness
+from noisystudent.self_training import expected, pool, robustness
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.predict import predictions
 from noisystudent.self_training.training import Training
@@ -158,4 +158,5 @@ def _facts(context: Context, last: int) -> RunFacts:
         pool_size=len(context.dataset.pool),
         kept=tuple(int(n) for n in kept),
         pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy"),
+        expected=expected.precision(context, context.graph.iterations[last - 1]),
     )

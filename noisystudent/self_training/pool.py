@@ -8,29 +8,29 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.data.loader import OnlineTeacher, SelectedPool
 from noisystudent.data.sampler import shown
 from noisystudent.errors import RunError
-from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import guards
+from noisystudent.metrics.reasons import selection_warnings
 from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.pseudo_label import summary as label_summary
+from noisystudent.pseudo_label.encode import soft_targets
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.files import atomic
 from noisystudent.run.graph import Iteration, Model
 from noisystudent.run.rundir import CONTROLS, ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory
-from noisystudent.selection import lost_classes, reassign, select, selected_rows
+from noisystudent.selection import lost_classes, reassign, select, selected_rows, without_effect
 from noisystudent.selection import summary as selection_summary
-from noisystudent.self_training import gallery
+from noisystudent.self_training import expected, gallery
 from noisystudent.self_training.compute import lengthened
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.predict import averaged_predictor, noised_views
+from noisystudent.self_training.predict import averaged_predictor, noised_views, with_transforms
 from noisystudent.self_training.training import Training
 from noisystudent.train.ema_teacher import EmaTeacher
 
@@ -51,7 +51,7 @@ def label(context: Context, stage: Stage, teachers: Sequence[Training], config: 
     pool = context.dataset.pool
 
     def work() -> None:
-        predictor = _with_transforms(averaged_predictor(teachers), config)
+        predictor = with_transforms(averaged_predictor(teachers), config)
         predictor = replace(predictor, batch_size=config.batch_size)
         views = partial(predictor.requested_views, pool)
         if config.noise:
@@ -74,19 +74,29 @@ def label(context: Context, stage: Stage, teachers: Sequence[Training], config: 
     release_memory()
 
 
-def select_images(context: Context, iteration: Iteration, before: Iteration | None) -> None:
+def select_images(
+    context: Context, iteration: Iteration, before: Iteration | None, teachers: Sequence[Training]
+) -> None:
     """Select pool images with confident pseudo-labels and balance the classes (§3.1), unless this was done.
+
+    The record of the stage has the precision of the teachers on val, see `expected.estimate`.
 
     Args:
         context: the run.
         iteration: its labels are read, and its selection is written.
         before: the iteration before, whose images are kept if `selection.reassign` is set; None if first.
+        teachers: finished trainings that labelled the pool.
 
     Raises:
         RunError: all confidences are equal, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
     """
 
-    run_stage(iteration.selection, lambda: _select(context, iteration, before), context.progress)
+    def work() -> dict[str, object]:
+        _select(context, iteration, before)
+        return expected.estimate(context, iteration, teachers)
+
+    run_stage(iteration.selection, work, context.progress)
     # Outside the stage: a run that is started again must print the warnings and stop, too.
     _check_selection(context, iteration)
 
@@ -120,7 +130,7 @@ def summary(context: Context, iteration: Iteration) -> dict[str, object]:
     named = [{"class": context.dataset.classes[row["label"]], **row} for row in kept["classes"]]
     return {
         "pseudo_labels": label_summary(_labels(context, iteration.labels.path), truth=truth, kept=rows),
-        "selection": {**kept, "classes": named},
+        "selection": {**kept, "classes": named, **expected.summary(context, iteration)},
     }
 
 
@@ -203,18 +213,13 @@ def _online_teacher(teachers: Sequence[Training], config: PseudoLabelConfig) -> 
 
     Probabilities are rounded to float16 and normalised again, as stored ones are, so both give equal labels.
     """
-    predictor = _with_transforms(averaged_predictor(teachers), config)
+    predictor = with_transforms(averaged_predictor(teachers), config)
 
     def probs(images: Tensor) -> Tensor:  # (B, 3, S, S) uint8 -> (B, K) float32
-        rounded = torch.softmax(predictor(images) / config.temperature, dim=1).half().float()
+        rounded = soft_targets(predictor(images), config.temperature).half().float()
         return rounded / rounded.sum(dim=1, keepdim=True)
 
     return OnlineTeacher(predictor.resolution, probs)
-
-
-def _with_transforms(predictor: Predictor, config: PseudoLabelConfig) -> Predictor:
-    """Average the probabilities over mirrored and scaled views (data distillation, arXiv 1712.04440)."""
-    return replace(predictor, flip=config.flip, scales=config.scales)
 
 
 def _select(context: Context, iteration: Iteration, before: Iteration | None) -> None:
@@ -243,15 +248,20 @@ def _check_selection(context: Context, iteration: Iteration) -> None:
     if images > 1 and confidences[1] < 1 and guards.equal_confidences(*confidences):
         raise RunError(
             f"{name}: all {images:,} pool images have the confidence {confidences[0]:.6f}, so none can be"
-            " preferred; decrease pseudo_label.temperature, or train the teacher with a lower train.lr"
+            " preferred; train the teacher with a lower train.lr"
         )
     if kept:
+        precision = expected.precision(context, iteration)
         lines = [f"{name}: {kept:,} of {images:,} pool images kept ({kept / images:.1%})"]
-        lost = lost_classes(counts, context.dataset.classes)
-        lines += [f"warning: {name}: {line}" for line in lost]
+        lines += [] if precision is None else [f"{name}: {precision.sentence()}"]
+        warnings = lost_classes(counts, context.dataset.classes)
+        warnings += selection_warnings(kept, images, precision)
+        lines += [f"warning: {name}: {line}" for line in warnings]
     else:
         why = "no pool image is above the threshold" if images else "the pool is empty"
         lines = [f"warning: {why}; student {iteration.index} learns from the given labels alone"]
+    useless = without_effect(iteration.config.selection, len(context.dataset.classes))
+    lines += [f"note: {name}: {useless}"] if useless else []
     for line in lines:
         context.progress.say(line)
 

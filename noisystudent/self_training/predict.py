@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.augment import ops, plan
+from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import RunError
@@ -54,6 +55,23 @@ def averaged_predictor(trainings: Sequence[Training]) -> Predictor:
     """Return a predictor that averages the probabilities of finished trainings, which differ only in seed."""
     first, *others = map(predictor, trainings)
     return replace(first, models=(first.model, *(other.model for other in others)))
+
+
+def with_transforms(teacher: Predictor, config: PseudoLabelConfig) -> Predictor:
+    """Average the probabilities over mirrored and scaled views (data distillation, arXiv 1712.04440)."""
+    return replace(teacher, flip=config.flip, scales=config.scales)
+
+
+def label_val(
+    teachers: Sequence[Training], config: PseudoLabelConfig, val: ImageSet, progress: Progress
+) -> Predictions:
+    """Return what the teachers predict for val in the way in which they label the pool, without noise."""
+    if config.flip or config.scales != (1.0,):
+        predictor = with_transforms(averaged_predictor(teachers), config)
+        prepared, _ = predictor.prepared(len(val), progress=progress)
+        return Predictions(prepared.probs(val), val.labels)
+    saved = [predictions(teacher, "val", val, progress).probs for teacher in teachers]
+    return Predictions(np.mean(saved, axis=0, dtype=np.float32), val.labels)
 
 
 def noised_views(

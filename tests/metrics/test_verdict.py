@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
 from noisystudent.metrics import verdict
-from noisystudent.metrics.reasons import RunFacts
+from noisystudent.metrics.precision import Precision
+from noisystudent.metrics.reasons import RunFacts, selection_warnings
 
 N, K = 2000, 5
 LABELS = np.arange(N) % K
@@ -162,6 +163,12 @@ REASONS: dict[str, tuple[Probs, Probs, dict[str, Any], str]] = {
         {"kept": (300, 9, 300, 300, 10)},
         "fewer than 10 distinct pool images of 1 of 5 classes: bee",
     ),
+    "expected": (
+        GOOD,
+        FAIR,
+        {"pseudo_accuracy": None, "expected": Precision(200, 100, 61)},
+        r"probably wrong: about 61\.0% of the kept labels are expected to be right",
+    ),
     "pseudo-labels": (GOOD, FAIR, {"pseudo_accuracy": 0.61}, r"61\.0% of the kept pseudo-labels are right"),
     "weak teacher": (
         GOOD,
@@ -281,3 +288,12 @@ def test_the_same_steps_decide_and_the_same_compute_disagrees_in_words() -> None
     alone = judge(GOOD, POOR, None, same_compute=GOOD)
     assert alone["improved"] is False, "the only control decides"
     assert judge(GOOD, POOR, None, same_compute=POOR)["improved"] is True
+
+
+def test_a_selection_that_is_small_or_wrong_is_warned_of() -> None:
+    assert selection_warnings(500, 1_000, Precision(200, 100, 90)) == []
+    assert selection_warnings(500, 1_000, None) == []
+    (small,) = selection_warnings(99, 1_000, Precision(200, 100, 75))  # 75 of 100 may be 80 %
+    assert "only 9.9% of the pool is kept" in small and "decrease selection.threshold" in small
+    (wrong,) = selection_warnings(500, 1_000, Precision(200, 100, 61))
+    assert "fewer than 80% of the kept labels" in wrong and "increase selection.threshold" in wrong

@@ -54,6 +54,22 @@ def test_rows_that_are_not_finite_are_marked_and_change_no_other(classes: int, b
         np.testing.assert_array_equal(np.delete(values, 4, 0), np.delete(good[name], 4, 0), err_msg=name)
 
 
+@pytest.mark.parametrize("classes", [6, 300])
+@pytest.mark.parametrize("temperature", [1e-30, 0.5, 4.0, 1e9])
+def test_the_temperature_changes_the_targets_alone(classes: int, temperature: float) -> None:
+    """Label and confidence have the bits of temperature 1, and the targets are finite at any temperature."""
+    logits = torch.from_numpy(np.random.default_rng(1).normal(size=(50, classes)).astype(np.float32) * 4)
+    encoders = [Encoder(classes, temperature=t, top=5) for t in (1.0, temperature)]
+    plain, other = (e.columns(e.encode(lambda _: logits, torch.empty(50, 0)).numpy()) for e in encoders)
+    for name in ("label", "confidence"):
+        np.testing.assert_array_equal(other[name], plain[name])
+    expected = torch.softmax(logits.double() / temperature, dim=1).numpy()
+    stored = other["probs"] if classes == 6 else other["top_probs"]
+    if classes == 300:
+        expected = -np.sort(-expected, axis=1)[:, :5]
+    np.testing.assert_allclose(stored.astype(np.float64), expected, rtol=2e-3, atol=1e-7)
+
+
 @pytest.mark.gpu
 @on_gpu
 @given(probabilities())

@@ -19,8 +19,9 @@ from torch import Tensor
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.pseudo_label import iterate, label_images, read_targets, summary
-from noisystudent.pseudo_label.parts import check_parts
+from noisystudent.pseudo_label.parts import PartIndex, check_parts, write_index
 from noisystudent.records import Predict, PseudoLabels
+from noisystudent.run.checksums import checksum
 from noisystudent.run.rundir import LabelsDir
 
 torch.set_num_threads(1)
@@ -150,6 +151,24 @@ def test_complete_parts_are_kept_and_changed_ones_are_made_again(tmp_path: Path)
     smaller = random_pool(n=8)
     assert list(contents(smaller.label(tmp_path))) == ["part-00000.parquet"]
     assert column(PseudoLabels(tmp_path, 6), "row") == list(range(8))
+
+
+def test_parts_of_an_older_version_are_labelled_again_with_one_line(tmp_path: Path) -> None:
+    """Their confidence may have the temperature of the targets."""
+    pool, config = random_pool(), replace(CONFIG, temperature=2.0)
+    before = contents(pool.label(tmp_path, config))
+    for path in LabelsDir(tmp_path).parts():
+        table = pq.read_table(path)
+        old = {**table.schema.metadata, b"format": b"noisystudent.pseudo_labels/1"}
+        pq.write_table(table.replace_schema_metadata(old), path)
+    rewritten = PartIndex(LabelsDir(tmp_path), 27, {p.name: checksum(p) for p in LabelsDir(tmp_path).parts()})
+    write_index(rewritten)
+    with pytest.raises(RunError, match="label the pool again"):
+        check_parts(PseudoLabels(tmp_path, 6))
+    pool.calls, progress = 0, Remembered()
+    assert contents(pool.label(tmp_path, config, progress)) == before
+    assert pool.calls == 7
+    assert progress.lines == ["labeling: parts of another version of this program are labelled again"]
 
 
 def test_non_finite_logits_name_the_image(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from noisystudent import recipes
 from noisystudent.config import Config
+from noisystudent.errors import InputError
 
 RAW: dict[str, Any] = {
     "data": {"resolution": 64},
@@ -91,3 +92,33 @@ def test_a_written_configuration_is_overridden_like_its_recipe() -> None:
     written = yaml.safe_load(recipes.dump(config))
     for again in (fields, fields[:1], fields[1:], []):
         assert recipes.resolve(written, again) == config
+
+
+@pytest.mark.parametrize(
+    "given, students, expected",
+    [
+        ([0.3, 0.5, 1.0], 2, [0.3, 0.5]),
+        ([0.3, 0.5, 1.0], 5, [0.3, 0.5, 1.0, 1.0, 1.0]),
+        ([0.3, None], 3, [0.3, None, None]),
+        (0.4, 2, [0.4, 0.4]),
+    ],
+)
+def test_a_list_has_one_top_fraction_for_each_student(
+    given: object, students: int, expected: list[float | None]
+) -> None:
+    raw = {**RAW, "students": students, "student": {"selection": {"top_fraction": given}}}
+    config = recipes.resolve(raw)
+    assert [student.selection.top_fraction for student in config.students] == expected
+    assert recipes.resolve(yaml.safe_load(recipes.dump(config))) == config
+    plain = {**raw, "student": {}}
+    assert recipes.resolve(plain, [("student.selection.top_fraction", given)]) == config
+    own = recipes.resolve(raw, [("students.1.selection.top_fraction", 0.9)])
+    assert [student.selection.top_fraction for student in own.students] == [expected[0], 0.9, *expected[2:]]
+
+
+@pytest.mark.parametrize(
+    "given, reason", [([], "must be a number"), ([0.3, 2], "at most 1"), (["a"], "must be")]
+)
+def test_a_wrong_list_of_top_fractions_is_one_line(given: object, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        recipes.resolve(RAW, [("student.selection.top_fraction", given)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -73,21 +73,55 @@ def mean_quota(config: SelectionConfig, candidates: Sequence[int]) -> int:
     return math.floor(Fraction(sum(present), len(present)) + Fraction(1, 2)) if present else 1
 
 
-def paper(rows: Sequence[Row], config: SelectionConfig) -> Counter[Decision]:
-    """The rule of Noisy Student §3.1, rank by rank."""
+def from_chance(config: SelectionConfig, num_classes: int) -> Fraction:
+    """The threshold of the mode `paper`, as a fraction."""
+    if not config.relative:
+        return Fraction(config.threshold)
+    return Fraction(1, num_classes) + Fraction(str(config.threshold)) * Fraction(num_classes - 1, num_classes)
+
+
+def paper(rows: Sequence[Row], config: SelectionConfig, num_classes: int = 4) -> Counter[Decision]:
+    """The rule of Noisy Student §3.1."""
+    threshold = from_chance(config, num_classes)
+    return ranked(rows, config, lambda row: Fraction(row.confidence) > threshold)
+
+
+def adaptive(rows: Sequence[Row], config: SelectionConfig, num_classes: int = 4) -> Counter[Decision]:
+    """The same with the thresholds of FreeMatch, on confidences from 0 (chance) to 1, and class means."""
+
+    def mean(some: Sequence[Row]) -> Fraction:
+        total = sum((Fraction(r.confidence) for r in some), Fraction(0))
+        above = total / len(some) - Fraction(1, num_classes)
+        return max(above / Fraction(num_classes - 1, num_classes), Fraction(0))
+
+    means = {c: mean([r for r in rows if r.label == c]) for c in {row.label for row in rows}}
+    top = max(means.values(), default=Fraction(0))
+
+    def reached(row: Row) -> bool:
+        relative = mean(rows) * means[row.label] / top if top else Fraction(0)
+        threshold = relative * Fraction(str(config.strength)) * Fraction(num_classes - 1, num_classes)
+        return Fraction(row.confidence) >= threshold + Fraction(1, num_classes)
+
+    return ranked(rows, config, reached)
+
+
+def ranked(
+    rows: Sequence[Row], config: SelectionConfig, is_above: Callable[[Row], bool]
+) -> Counter[Decision]:
+    """Balance the images above the threshold, rank by rank."""
     classes = {row.label for row in rows}
-    ranked = {
+    ranks = {
         c: sorted((r for r in rows if r.label == c), key=lambda r: (-r.confidence, r.content_hash, r.row))
         for c in classes
     }
-    above = {c: [r for r in ranked[c] if r.confidence > config.threshold] for c in classes}
+    above = {c: [r for r in ranks[c] if is_above(r)] for c in classes}
     share = Fraction(1) if config.top_fraction is None else Fraction(str(config.top_fraction))
-    eligible = {c: above[c][: math.ceil(share * len(ranked[c]))] for c in classes}
+    eligible = {c: above[c][: math.ceil(share * len(ranks[c]))] for c in classes}
     quota = mean_quota(config, [len(e) for e in eligible.values()])
     decided: Counter[Decision] = Counter()
     for c in classes:
         n = len(eligible[c])
-        for rank, r in enumerate(ranked[c]):
+        for rank, r in enumerate(ranks[c]):
             if rank >= len(above[c]):
                 repeats, reason = 0, "below_threshold"
             elif rank >= n:

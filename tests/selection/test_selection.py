@@ -32,8 +32,10 @@ configs = st.builds(
     per_class=st.one_of(st.none(), st.integers(1, 12)),
     duplicate=st.booleans(),
     top_fraction=st.one_of(st.none(), st.integers(1, 100).map(lambda k: k / 100)),
+    strength=st.sampled_from([0.25, 0.9, 1.0, 1.3]),
 )
 quick = settings(max_examples=40, deadline=None)
+MODES, BALANCED = ["paper", "official", "adaptive", "all"], ("paper", "adaptive")
 
 
 def run(
@@ -68,10 +70,10 @@ def test_official_equals_the_published_algorithm(
     config=configs,
     order=st.randoms(use_true_random=False),
     cut=st.integers(0, 40),
-    mode=st.sampled_from(["paper", "official", "all"]),
+    mode=st.sampled_from(MODES),
 )
 def test_order_and_names_of_files_change_nothing(pairs, config, order, cut, mode) -> None:  # type: ignore[no-untyped-def]
-    config = replace(config, mode=mode, top_fraction=config.top_fraction if mode == "paper" else None)
+    config = replace(config, mode=mode, top_fraction=config.top_fraction if mode in BALANCED else None)
     rows = reference.pool(pairs)
     moved = rows.copy()
     order.shuffle(moved)
@@ -96,7 +98,7 @@ def large_pool(n: int, classes: int = 4, seed: int = 0, grid: int | None = None)
     return reference.pool(list(zip(rng.integers(0, classes, n).tolist(), confidence.tolist(), strict=True)))
 
 
-@pytest.mark.parametrize("mode", ["paper", "official", "all"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_bytes_do_not_depend_on_threads_and_memory(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +118,7 @@ def test_the_bytes_do_not_depend_on_threads_and_memory(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.parquet", "4.parquet", "labels"]
 
 
-@pytest.mark.parametrize("mode", ["paper", "official", "all"])
+@pytest.mark.parametrize("mode", MODES)
 def test_labels_in_row_order_are_not_sorted_and_others_are(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,8 +147,7 @@ def test_labels_in_row_order_are_not_sorted_and_others_are(
 def test_paper_classes_have_exactly_k(tmp_path: Path) -> None:
     rows = [r for r in large_pool(2_000, seed=3) if r.label != 2 or r.row % 30 == 0]
     counts = summary(run(rows, SelectionConfig(per_class=300), tmp_path))
-    assert [c["total"] for c in counts["classes"]] == [300] * 4
-    assert counts["total"] == 1_200
+    assert [c["total"] for c in counts["classes"]] == [300] * 4 and counts["total"] == 1_200
     assert counts["classes"][2]["kept"] < 20 < counts["classes"][0]["kept"] == 300
 
 
@@ -174,7 +175,7 @@ def test_official_keeps_k_in_expectation_and_the_seed_matters(tmp_path: Path) ->
     assert reference.decisions(one) != reference.decisions(two)
 
 
-@pytest.mark.parametrize("mode", ["paper", "official", "all"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_image_has_one_row_in_the_order_of_rows(tmp_path: Path, mode: str) -> None:
     rows = large_pool(500, grid=20)
     selection = run(rows, SelectionConfig(mode=mode, per_class=60), tmp_path)  # type: ignore[arg-type]
@@ -252,7 +253,7 @@ def test_paths_are_taken_literally(tmp_path: Path, name: str) -> None:
     assert reference.decisions(again) == reference.decisions(selection)
 
 
-@pytest.mark.parametrize("mode", ["paper", "official", "all"])
+@pytest.mark.parametrize("mode", MODES)
 def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: str) -> None:
     config = SelectionConfig(mode=mode)  # type: ignore[arg-type]
     nothing = run([], config, tmp_path / "none")
@@ -290,7 +291,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no pseudo-labels"):
         select(PseudoLabels(tmp_path / "empty", 4), SelectionConfig(), seed=0, out=tmp_path / "s.parquet")
     with pytest.raises(
-        InputError, match=r"selection\.top_fraction is 0\.5, but selection\.mode is all; it must be paper"
+        InputError, match=r"top_fraction is 0\.5, but selection\.mode is all; it must be paper or adaptive"
     ):
         run(large_pool(3), SelectionConfig(mode="all", top_fraction=0.5), tmp_path)
     (tmp_path / "empty" / "part-00000.parquet").write_bytes(b"PAR1 half a file")

@@ -1,0 +1,107 @@
+"""Expected share of right pseudo-labels: how often confident predictions are right on images with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from noisystudent.errors import InputError
+from noisystudent.metrics.classification import Floats
+
+CURVE = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Confidences at which `curve` is computed."""
+
+WIDE = 0.2
+"""An interval of shares that is wider than this says little: about 60 images at a share of 0.8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How many labelled images have enough confidence, and how many of these are predicted correctly.
+
+    Attributes:
+        images: number of labelled images. The model must not have been trained on them.
+        kept: number of those with enough confidence.
+        right: number of the kept ones whose most likely class is the label.
+        level: confidence level of the interval.
+    """
+
+    images: int
+    kept: int
+    right: int
+    level: float = 0.95
+
+    @property
+    def share(self) -> float | None:
+        """right / kept; None if no image is kept."""
+        return self.right / self.kept if self.kept else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of the share; 0 to 1 if no image is kept."""
+        return wilson(self.right, self.kept, self.level) if self.kept else (0.0, 1.0)
+
+    @property
+    def too_few(self) -> bool:
+        """True if the interval is wider than `WIDE`."""
+        low, high = self.interval
+        return high - low > WIDE
+
+    def sentence(self) -> str:
+        """The share with its interval and the number of images behind it, in words."""
+        if self.share is None:
+            return (
+                f"none of the {self.images:,} val images has as much confidence as the kept images, so the"
+                " share of right labels is not known"
+            )
+        low, high = self.interval
+        small = "; val is too small to tell" if self.too_few else ""
+        return (
+            f"about {self.share:.1%} of the kept labels are expected to be right ({self.level:.0%} interval"
+            f" {low:.1%} to {high:.1%}, from {self.kept:,} of {self.images:,} val images with as much"
+            f" confidence){small}"
+        )
+
+
+def wilson(hits: int, images: int, level: float) -> tuple[float, float]:
+    """Wilson's interval of the share hits / images (Wilson 1927), which contains the share itself."""
+    interval = stats.binomtest(hits, images).proportion_ci(level, method="wilson")
+    # Rounding can put an end of the interval on the wrong side of a share of 0 or 1.
+    return min(float(interval.low), hits / images), max(float(interval.high), hits / images)
+
+
+def precision_above(
+    confidence: Floats, right: NDArray[np.bool_], threshold: Floats | float, level: float = 0.95
+) -> Precision:
+    """Precision of the images whose confidence is at least a threshold.
+
+    It is an estimate for other images with such confidences, if they are drawn as these are. Images of no
+    class, which a pool may have, are not among them and make the estimate too high.
+
+    Args:
+        confidence: (N,) probability of the most likely class.
+        right: (N,) True if that class is the label.
+        threshold: of all images, or (N,) of each. Infinity excludes an image.
+        level: confidence level of the interval.
+
+    Raises:
+        InputError: the arrays do not match.
+    """
+    if confidence.ndim != 1 or right.shape != confidence.shape:
+        raise InputError(
+            f"confidence has shape {confidence.shape} and right {right.shape}; both must be (N,)"
+        )
+    kept = confidence >= threshold
+    return Precision(len(confidence), int(kept.sum()), int((kept & right).sum()), level)
+
+
+def curve(
+    confidence: Floats, right: NDArray[np.bool_], thresholds: Sequence[float] = CURVE
+) -> list[dict[str, float]]:
+    """For each threshold {threshold, kept, right}: numbers of images as in `precision_above`."""
+    measured = [(threshold, precision_above(confidence, right, threshold)) for threshold in thresholds]
+    return [{"threshold": threshold, "kept": each.kept, "right": each.right} for threshold, each in measured]
