@@ -72,10 +72,12 @@ def drawn(kind: Kind, rng: np.random.Generator, reference: Reference) -> Strike:
     return Strike(number, size=int(np.exp(rng.uniform(np.log(100), np.log(2_000_000)))))
 
 
-def expected(kind: Kind, outcome: Outcome, box: Box) -> tuple[int, ...]:
+def expected(kind: Kind, configuration: str, outcome: Outcome, box: Box) -> tuple[int, ...]:
     """Exit codes that are right after a strike of this kind."""
     if outcome.strikes == 0:
-        return (0,)
+        # Python ignores SIGXFSZ in the processes that it starts. If one of them is the first to write beyond
+        # the size, for example shared memory, its write fails, and the run ends with one line.
+        return (0, 1) if kind.moment == "size" and configuration in WORKERS else (0,)
     if kind.target in HELPERS:
         return (0, 1)  # it goes on without the process, or it ends with one line
     if kind.number in (signal.SIGKILL, signal.SIGXFSZ):
@@ -108,7 +110,7 @@ def test_a_struck_run_ends_with_the_same_bits(
         strike = drawn(kind, rng, reference) if attempt < 3 else None
         with untouched(box) as changed:
             call, outcome = again(references.zygote, reference, box, strike)
-        codes = expected(kind, outcome, box)
+        codes = expected(kind, configuration, outcome, box)
         strikes += outcome.strikes > 0
         where = f"attempt {attempt + 1}, {strike}: "
         # A process that ends at once cannot empty its temporary folder.
