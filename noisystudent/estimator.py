@@ -29,9 +29,9 @@ from noisystudent.run.rundir import ModelDir, RunDir
 class NoisyStudent:
     """Self-training for image classification.
 
-    A fitted estimator holds the weights of one model: of the last student, unless val shows that another model
-    of the run is better. Its probabilities have the temperature that was fitted on val. The estimator can be
-    pickled and used in another process, on another machine too, and without its run directory.
+    A fitted estimator holds the weights of one model: of the last student, unless val shows that another
+    model of the run is better. Its probabilities have the temperature that was fitted on val. The estimator
+    can be pickled and used in another process, on another machine too, and without its run directory.
 
     Args:
         recipe: name of a recipe, a YAML file, or a `Config`.
