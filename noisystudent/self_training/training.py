@@ -160,12 +160,7 @@ def train(
         on_log=on_log,
     )
     assert isinstance(averaged, Classifier)
-    fitted = (
-        temperature.fit(_val_probs(training, averaged), training.dataset.val.labels)
-        if training.curve
-        else 1.0
-    )
-    save_weights(averaged, training.folder.weights, classes, {TEMPERATURE: str(fitted)})
+    save_weights(averaged, training.folder.weights, classes, {TEMPERATURE: str(_fitted(training, averaged))})
 
 
 def finetuning(training: Training, config: FinetuneConfig) -> Training:
@@ -277,6 +272,13 @@ def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:
     probs, labels = _val_probs(training, averaged), training.dataset.val.labels
     measured = scores.score(probs, labels, training.evaluation.ece_bins)
     return {f"val_{name}": value for name, value in measured.items()}
+
+
+def _fitted(training: Training, averaged: nn.Module) -> float:
+    """Return the temperature that is fitted on val; 1 for a model that has other classes than val."""
+    if not training.curve:
+        return 1.0
+    return temperature.fit(_val_probs(training, averaged), training.dataset.val.labels)
 
 
 def _val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:
