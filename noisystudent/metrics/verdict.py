@@ -141,18 +141,15 @@ def judge(
 
     `improved` is True only if both intervals are above 0 and both McNemar p-values below 1 - level: the
     bootstrap interval is too narrow if models disagree on only a few images. Both comparisons must hold, so
-    two tests need no correction. Without a control `improved` is None, and no gain is claimed. With two, that of
-    the same steps decides, see `_improved`.
+    two tests need no correction. Without a control it is None, and no gain is claimed; see `_improved`.
 
     Args:
-        student: (N, K) probabilities of the last student.
-        teacher: (N, K) probabilities of the first teacher.
+        student, teacher: (N, K) probabilities of the last student and of the first teacher.
         control: (N, K) probabilities of the same student trained only on labels; None if there is none.
         same_compute: (N, K) probabilities of the control of the same compute; None if there is none.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
-        config: interval level, resamples and ECE bins.
-        seed: seed of the bootstrap.
+        config, seed: interval level, resamples and ECE bins; seed of the bootstrap.
 
     Returns:
         A dict for JSON: set, n, level, top1 of each model, comparisons (`Comparison` of the student with
