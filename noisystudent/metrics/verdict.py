@@ -145,8 +145,7 @@ def judge(
 
     Args:
         student, teacher: (N, K) probabilities of the last student and of the first teacher.
-        control: (N, K) probabilities of the same student trained only on labels; None if there is none.
-        same_compute: (N, K) probabilities of the control of the same compute; None if there is none.
+        control, same_compute: (N, K) probabilities of the controls; None if there is no such control.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
         config, seed: interval level, resamples and ECE bins; seed of the bootstrap.
