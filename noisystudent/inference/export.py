@@ -164,8 +164,8 @@ def _onnx(predictor: Predictor, model: Classifier, out: Path) -> str:
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         expected = whole(images)
-    found = session.run(["logits", "probs"], {"images": images.numpy()})
-    for ours, theirs in zip(expected, map(torch.from_numpy, found), strict=True):
+    written = session.run(["logits", "probs"], {"images": images.numpy()})
+    for ours, theirs in zip(expected, map(torch.from_numpy, written), strict=True):
         if not torch.allclose(theirs, ours, rtol=0, atol=_TOLERANCE * float(ours.abs().max())):
             raise RunError(f"{out} does not give the same logits as the model of the run; delete this file")
     return f"onnxruntime.InferenceSession({str(out)!r}).run(['probs'], {{'images': images}})"

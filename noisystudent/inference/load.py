@@ -46,9 +46,9 @@ def find_model(path: Path) -> Path:
         return path
     if ModelDir(path).weights.is_file():
         return ModelDir(path).weights
-    found = chosen(RunDir(path))
-    if found is not None:
-        return found[0].weights
+    choice = chosen(RunDir(path))
+    if choice is not None:
+        return choice[0].weights
     hint = "" if path.exists() else did_you_mean(path.name, timm.list_models())
     raise InputError(
         f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file,"

@@ -129,9 +129,8 @@ def label_images(
     with lock(out, "labelling"):
         _claim(out, predictor, config)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
-            # Pseudo-labels have a temperature of their own, `config.temperature`.
-            teacher = replace(predictor, batch_size=config.batch_size, flip=config.flip, scales=config.scales)
-            teacher = replace(teacher, temperature=1.0)
+            plain = replace(predictor, temperature=1.0)  # pseudo-labels have one of their own
+            teacher = replace(plain, batch_size=config.batch_size, flip=config.flip, scales=config.scales)
             labels = write_labels(
                 partial(teacher.prepared, progress=progress),
                 partial(predictor.requested_views, pool),

@@ -69,8 +69,8 @@ def optimum(logits: Floats, labels: Ints) -> float | None:
         return float(value), np.array([inverse * (of_label - expected).mean()])
 
     options = {"ftol": 0.0, "gtol": 1e-10}  # the default tolerances leave four digits
-    found = optimize.minimize(mean_nll, np.zeros(1), jac=True, method="L-BFGS-B", options=options)
-    return float(np.exp(found.x[0]))
+    result = optimize.minimize(mean_nll, np.zeros(1), jac=True, method="L-BFGS-B", options=options)
+    return float(np.exp(result.x[0]))
 
 
 def scaled(probs: Floats, temperature: float) -> Floats:

@@ -141,20 +141,14 @@ def judge(
 
     `improved` is True only if both intervals are above 0 and both McNemar p-values below 1 - level: the
     bootstrap interval is too narrow if models disagree on only a few images. Both comparisons must hold, so
-    two tests need no correction. Without a control `improved` is None, and no gain is claimed. The control of
-    the same steps shows what the pool adds, so it decides. That of the same compute shows whether the labels
-    alone would have given as much for the same work; it decides only if it is the only control, and otherwise
-    the sentence says where it disagrees.
+    two tests need no correction. Without a control it is None, and no gain is claimed; see `_improved`.
 
     Args:
-        student: (N, K) probabilities of the last student.
-        teacher: (N, K) probabilities of the first teacher.
-        control: (N, K) probabilities of the same student trained only on labels; None if there is none.
-        same_compute: (N, K) probabilities of the control of the same compute; None if there is none.
+        student, teacher: (N, K) probabilities of the last student and of the first teacher.
+        control, same_compute: (N, K) probabilities of the controls; None if there is no such control.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
-        config: interval level, resamples and ECE bins.
-        seed: seed of the bootstrap.
+        config, seed: interval level, resamples and ECE bins; seed of the bootstrap.
 
     Returns:
         A dict for JSON: set, n, level, top1 of each model, comparisons (`Comparison` of the student with
@@ -168,8 +162,7 @@ def judge(
     hits = {name: classification.correct(probs, labels) for name, probs in models.items()}
     _check_columns(list(models.values()), facts)
     rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
-    deciding = [rival for name, rival in rivals.items() if name != _COMPUTE or control is None]
-    improved = None if len(deciding) < 2 else all(above(rival, config.level) for rival in deciding)
+    improved = _improved(rivals, config.level)
     top1 = {name: float(hit.mean()) for name, hit in hits.items()}
     return {
         "set": facts.test,
@@ -180,15 +173,21 @@ def judge(
         "improved": improved,
         "sentence": _sentence(improved, top1["student"], rivals, facts.test, config.level),
         "reasons": reasons.find(student, teacher, labels, facts, config.ece_bins)
-        + [
-            text
-            for name, rival in rivals.items()
-            for text in _power(
-                _RIVALS[name].removeprefix("the ") if name == _COMPUTE else name, rival, config.level
-            )
-        ],
+        + [text for name, rival in rivals.items() for text in _power(name, rival, config.level)],
         "scope": SCOPE,
     }
+
+
+def _improved(rivals: dict[str, Comparison], level: float) -> bool | None:
+    """True if the student is significantly better than the teacher and a control; None without a control.
+
+    The control of the same steps shows what the pool adds, so it decides. That of the same compute shows
+    whether the labels alone would have given as much for the same work. It decides only if it is the only
+    one; otherwise `_sentence` says where it disagrees.
+    """
+    if len(rivals) < 2:
+        return None
+    return all(above(rival, level) for name, rival in rivals.items() if name != _COMPUTE or len(rivals) == 2)
 
 
 def above(comparison: Comparison, level: float) -> bool:
@@ -235,6 +234,7 @@ def _power(name: str, rival: Comparison, level: float) -> list[str]:
     The smallest difference detected with 80 % power is (z_level + z_power) * sqrt(disagreeing share / n), the
     normal approximation of McNemar's test (Connor 1987).
     """
+    name = "control of the same compute" if name == _COMPUTE else name
     # At least 1: without any observed disagreement the true share of disagreements is still not 0.
     differ, n = max(rival["wins"] + rival["losses"], 1), rival["n"]
     z_sum = float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(POWER))

@@ -172,12 +172,8 @@ def train(
         on_log=on_log,
     )
     assert isinstance(averaged, Classifier)
-    fitted = (
-        temperature.fit(_val_probs(training, averaged), training.dataset.val.labels)
-        if training.curve
-        else 1.0
-    )
-    save_weights(averaged, training.folder.weights, training.dataset.classes, {TEMPERATURE: str(fitted)})
+    metadata = {TEMPERATURE: str(_fitted(training, averaged))}
+    save_weights(averaged, training.folder.weights, training.dataset.classes, metadata)
 
 
 def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None) -> TrainStep:
@@ -275,6 +271,13 @@ def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:
     probs, labels = _val_probs(training, averaged), training.dataset.val.labels
     measured = scores.score(probs, labels, training.evaluation.ece_bins)
     return {f"val_{name}": value for name, value in measured.items()}
+
+
+def _fitted(training: Training, averaged: nn.Module) -> float:
+    """Return the temperature that is fitted on val; 1 for a model that has other classes than val."""
+    if not training.curve:
+        return 1.0
+    return temperature.fit(_val_probs(training, averaged), training.dataset.val.labels)
 
 
 def _val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:
