@@ -100,9 +100,9 @@ class GpuDecoder:
     def __init__(self, device: torch.device) -> None:
         from nvidia import nvimgcodec as library  # here, because it belongs to an optional extra
 
-        # The library splits a batch between its backends, whose pixels may differ. With the one backend of
-        # the CUDA cores they do not depend on the batch. The hardware engine also writes before the work in
-        # its stream has ended (github.com/meta-pytorch/torchcodec/pull/1634).
+        # The library splits a batch between its backends, whose pixels may differ. These two leave out its
+        # CPU decoder and the hardware engine, so pixels do not depend on the batch. The engine also writes
+        # before earlier work of its stream has ended (github.com/meta-pytorch/torchcodec/pull/1634).
         kinds = (library.BackendKind.GPU_ONLY, library.BackendKind.HYBRID_CPU_GPU)
         backends = [library.Backend(kind) for kind in kinds]
         self._stream = torch.cuda.Stream(device)
