@@ -9,7 +9,8 @@ SEED   ?= 0
 COUNT  ?= 400
 
 # Of `make gpu-pack`.
-PACK           := cyclopts docstring-parser docutils duckdb plotly rich-rst simplejpeg
+PACK           := cyclopts docstring-parser docutils duckdb nvidia-nvimgcodec-cu12 nvidia-nvjpeg-cu12 plotly rich-rst \
+                  simplejpeg
 PACK_PYTHON    ?= 3.12
 PACK_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 DATA           ?= ../shared/data

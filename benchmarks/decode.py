@@ -9,6 +9,10 @@ pixels; `whole` is the same with every file decoded at its full size. The others
 no more: the best of them is the ceiling. Every repeat times all of them in turn, in seconds of the processor;
 ratios are taken within a repeat. A peer that is not installed is left out. torchvision's decoders are
 deprecated since 0.29, nvJPEG among them.
+
+With a GPU and nvImageCodec, `data.decoder: gpu` is timed too, by the clock, for a batch of files in YCbCr:
+`views` is what training does with a batch that workers have read. `any backend` decodes with all that
+nvImageCodec has, the hardware engine too, and does no more: it is the ceiling.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ import torch
 from PIL import Image
 
 from noisystudent.data.decode import decode, view
+from noisystudent.data.gpu_decode import Encoded, Windows, gpu_decoder, suits_gpu
+from noisystudent.errors import first_line
 
 PHOTOS = Path(__file__).parents[1] / ".." / "shared" / "data" / "imagenet-samples" / "photos.tar"
 _LIMIT = 100_000_000
@@ -86,6 +92,50 @@ def _cv2() -> Contender:
     return lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
+def gpu_contenders(files: list[bytes], side: int) -> dict[str, Callable[[], object]]:
+    """What decodes all these files on the GPU."""
+    from nvidia import nvimgcodec as library
+
+    sizes = np.array([decode(data, _LIMIT).size for data in files], np.int32)
+    encoded, windows = Encoded.of([*files], side), Windows(sizes, [None] * len(files), side)
+    decoder, whole = gpu_decoder(torch.device("cuda", 0)), library.Decoder()
+
+    def fails(at: int) -> torch.Tensor:
+        raise RuntimeError(f"nvImageCodec cannot decode photograph {at}")
+
+    return {
+        "views": lambda: decoder.views(encoded, windows, fails),
+        "any backend": lambda: whole.decode(files),
+    }
+
+
+def measure_gpu(files: list[bytes], side: int, batch: int, repeats: int) -> None:
+    """Print images a second by the clock of a batch on the GPU, or why there are none."""
+    suited = [data for data in files if suits_gpu(data, side, None)]
+    if not torch.cuda.is_available() or not suited:
+        print("\ndecoding on a GPU was not measured: there is no GPU, or no file that suits it")
+        return
+    files = (suited * (batch // len(suited) + 1))[:batch]
+    found: dict[str, list[float]] = {}
+    try:
+        names = gpu_contenders(files, side)
+        for repeat in range(repeats + 2):  # two to warm up
+            for name, contender in names.items():
+                torch.cuda.synchronize()
+                begun = time.perf_counter()
+                contender()
+                torch.cuda.synchronize()
+                if repeat >= 2:
+                    found.setdefault(name, []).append(batch / (time.perf_counter() - begun))
+    except ImportError as error:
+        print(f"\ndecoding on a GPU was not measured: {first_line(error)}")
+        return
+    print(f"\n{batch} photographs, {len(suited)} different ones, on the GPU, images/s by the clock")
+    for name, values in found.items():
+        print(f"  {name:12}{spread(values, '8.1f')}")
+    print(f"  views / any backend {ratio(found, 'views', 'any backend')}")
+
+
 def rates(files: list[bytes], names: dict[str, Contender], repeats: int) -> dict[str, list[float]]:
     """Images a second of each contender, a figure a repeat."""
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -112,6 +162,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="tar of photos/<class>/<image>")
+    parser.add_argument("--batch", type=int, default=256, help="images of a batch on the GPU")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -126,6 +177,7 @@ def main() -> None:
             print(f"  {name:12}{spread(found[name], '8.1f')}")
         for over, under in (("ours", "Pillow"), ("ours", "ceiling"), ("ours", "whole")):
             print(f"  {over} / {under:9}{ratio(found, over, under)}")
+    measure_gpu(files, arguments.side, arguments.batch, max(arguments.repeats, 3))
 
 
 if __name__ == "__main__":

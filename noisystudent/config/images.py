@@ -35,6 +35,9 @@ class DataConfig:
     """With `auto`, a set of at most this many GiB of decoded pixels is resident."""
     workers: int | None = number(None, least=0, most=1_000, neutral=True)
     """Number of decoding processes. None: one per core. 0: the main process decodes."""
+    decoder: Literal["cpu", "gpu"] = "cpu"
+    """gpu: the GPU decodes JPEGs that are not resident, with nvImageCodec. Pixels differ by rounding.
+    The scan and all other images use the CPU. Not measured on a GPU."""
     max_bad_fraction: float = number(0.01, least=0, most=1, neutral=True)
     """The run stops if a larger share of the images of a set cannot be read."""
     max_pixels: int = number(100_000_000, least=1, most=_PILLOW_PIXELS)

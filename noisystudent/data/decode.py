@@ -2,7 +2,7 @@
 
 Pillow reads the header of every file. The pixels of a JPEG come directly from libjpeg-turbo, which is faster,
 and which reports the damage that Pillow fills with grey. torchvision's decoders could do the same, but are
-deprecated since torchvision 0.29.
+deprecated since torchvision 0.29. `gpu_decode` is for JPEGs on a GPU.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def view(image: DecodedImage, resolution: int, box: Box | None = None) -> Tensor
     of R×R is returned unchanged. A box is rounded to whole pixels of the original image; its window has at
     least one pixel and lies inside the image.
     """
-    top, left, height, width = _window(image.size, resolution, box)
+    top, left, height, width = window(image.size, resolution, box)
     if image.factor == 1:
         pixels = image.pixels[top : top + height, left : left + width]
     else:
@@ -130,7 +130,7 @@ def view(image: DecodedImage, resolution: int, box: Box | None = None) -> Tensor
 
 def crop_resize(square: NDArray[np.uint8], resolution: int, box: Box) -> Tensor:
     """The window `box` of a stored square (3, S, S) uint8, resized to (3, R, R) uint8."""
-    top, left, height, width = _window((square.shape[1], square.shape[2]), resolution, box)
+    top, left, height, width = window((square.shape[1], square.shape[2]), resolution, box)
     pixels = square[:, top : top + height, left : left + width].copy()  # the result must own its memory
     return _resize(torch.from_numpy(pixels), resolution)
 
@@ -141,8 +141,8 @@ def clean_share(resolution: int) -> float:
     return resolution / (resolution + _MARGIN) if resolution >= _LARGE_VIEW else 1.0
 
 
-def _window(size: Size, resolution: int, box: Box | None) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a view in pixels of the original image."""
+def window(size: Size, resolution: int, box: Box | None) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a view in pixels of the original image, see `view`."""
     height, width = size
     if box is not None:
         top, left, tall, wide = (float(value) for value in box)
@@ -176,7 +176,7 @@ def _decoded(
     factor, pixels = 1, None
     if isinstance(image, JpegImageFile):
         _check_scans(image, data, max_pixels)
-        factor = 1 if resolution is None else _reduce(image, resolution, box)
+        factor = 1 if resolution is None else reduce_jpeg(image, resolution, box)
         pixels = _jpeg_pixels(image, data, factor)
     if pixels is None:
         pixels = np.asarray(_to_rgb(image))
@@ -236,14 +236,14 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return swapped[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
-def _reduce(image: JpegImageFile, resolution: int, box: Box | None) -> int:
+def reduce_jpeg(image: JpegImageFile, resolution: int, box: Box | None) -> int:
     """Set the JPEG decoder to the smallest size that is enough for the view; return the factor, 1 to 8."""
     width, height = image.size
     if min(width, height) < 2 * _GAP * resolution:  # most files: avoids parsing their EXIF data
         return 1
     swaps = image.getexif().get(ExifTags.Base.Orientation) in _SWAPS_SIDES
-    window = _window((width, height) if swaps else (height, width), resolution, box)
-    most = max(1, min(window[2:]) // (_GAP * resolution))
+    *_, tall, wide = window((width, height) if swaps else (height, width), resolution, box)
+    most = max(1, min(tall, wide) // (_GAP * resolution))
     reduced = image.draft(None, (width // most, height // most))
     return 1 if reduced is None else round(width / reduced[1][2])
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from noisystudent.data.decode import Box, DecodeError, crop_resize, decode
 from noisystudent.data.decode import view as crop_view
+from noisystudent.data.gpu_decode import suits_gpu
 from noisystudent.data.index import HASH_BYTES, Index
 from noisystudent.data.sources import Source
 from noisystudent.data.transfer import upload
@@ -46,6 +48,7 @@ class ImageSet:
         max_pixels: images with more pixels are refused.
         rows: rows of `index` that belong to the set. None: all rows.
         view: makes the clean views of a streamed set. None: `decode.view`.
+        decoder: where batches of a streamed set for a GPU are decoded, see `encoded`.
     """
 
     name: str
@@ -56,11 +59,12 @@ class ImageSet:
     max_pixels: int
     rows: NDArray[np.int64] | None = None
     view: View | None = None
+    decoder: Literal["cpu", "gpu"] = "cpu"
     _on_device: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """State without pixels, and without the source if the set is resident."""
-        names = ("name", "classes", "index", "storage", "max_pixels", "rows", "view")
+        names = ("name", "classes", "index", "storage", "max_pixels", "rows", "view", "decoder")
         state = {name: getattr(self, name) for name in names}
         # The source is left out because an array source would copy all its images to each worker.
         return state | {"_on_device": None, "source": None if self.resident else self.source}
@@ -135,18 +139,34 @@ class ImageSet:
         self, rows: NDArray[np.int64], resolution: int, boxes: NDArray[np.float32] | None = None
     ) -> Iterator[Tensor]:
         """The images of `fetch` one by one, each (3, R, R) uint8 on the CPU."""
-        at = self._index_rows(rows)
-        windows: list[Box | None] = [None] * len(at) if boxes is None else list(boxes)
         if self.resident:
             # The stored square is a clean view already, so no box means the whole square: cropping its
             # centre again would lose a border.
-            for row, box in zip(self.index.take("stored", at), windows, strict=True):
+            stored = self.index.take("stored", self._index_rows(rows))
+            for row, box in zip(stored, each_box(boxes, len(rows)), strict=True):
                 yield crop_resize(self._pixels[row], resolution, _WHOLE if box is None else box)
             return
-        columns = (self.index.take(name, at).tolist() for name in ("shard", "offset", "size"))
-        hashes = self.index.take("content_hash", at)
-        for *place, name, expected, box in zip(*columns, self.index.ids(at), hashes, windows, strict=True):
-            yield self._decoded((*place, name), expected.tobytes(), resolution, box)
+        for name, data, box in self._files(rows, boxes):
+            yield self._decoded(name, data, resolution, box)
+
+    def encoded(
+        self, rows: NDArray[np.int64], resolution: int, boxes: NDArray[np.float32] | None = None
+    ) -> Iterator[bytes | Tensor]:
+        """The images of `views`, but the bytes of those that `decoder` leaves to a GPU."""
+        if not self.on_gpu:
+            yield from self.views(rows, resolution, boxes)
+            return
+        for name, data, box in self._files(rows, boxes):
+            own = self.view is not None and box is None
+            if isinstance(data, bytes) and not own and suits_gpu(data, resolution, box):
+                yield data
+            else:
+                yield self._decoded(name, data, resolution, box)
+
+    @property
+    def on_gpu(self) -> bool:
+        """True if a GPU decodes images of this set."""
+        return self.decoder == "gpu" and not self.resident
 
     def direct(self, resolution: int, boxes: bool) -> bool:
         """True if `fetch` only copies stored pixels, without decoding or resizing (`boxes`: with boxes)."""
@@ -170,25 +190,47 @@ class ImageSet:
     def _column(self, name: str) -> NDArray[Any]:
         return self.index.full(name) if self.rows is None else self.index.take(name, self.rows)
 
-    def _decoded(
-        self, place: tuple[int, int, int, str], expected: bytes, resolution: int, box: Box | None
-    ) -> Tensor:
-        """View (3, R, R) uint8 of the image at `place` (shard, offset, size, id), read from its source."""
-        name = place[-1]
-        try:
-            data = self.source.read(*place)
+    def _files(
+        self, rows: NDArray[np.int64], boxes: NDArray[np.float32] | None
+    ) -> Iterator[tuple[str, bytes | NDArray[np.uint8], Box | None]]:
+        """Id, content and crop box of some rows, read from the source."""
+        at = self._index_rows(rows)
+        columns = (self.index.take(name, at).tolist() for name in ("shard", "offset", "size"))
+        hashes, windows = self.index.take("content_hash", at), each_box(boxes, len(rows))
+        places = zip(*columns, self.index.ids(at), strict=True)
+        for place, expected, box in zip(places, hashes, windows, strict=True):
+            name = place[-1]
+            with self._readable(name):
+                data = self.source.read(*place)
             # Labels, splits and pseudo-labels belong to the scanned content; other bytes would get them too.
-            if content_hash(data) != expected:
+            if content_hash(data) != expected.tobytes():
                 raise RunError(
                     f"{self.source.name}: {name} changed since it was scanned; run again to scan it again"
                 )
+            yield name, data, box
+
+    def _decoded(
+        self, name: str, data: bytes | NDArray[np.uint8], resolution: int, box: Box | None
+    ) -> Tensor:
+        """View (3, R, R) uint8 of an image."""
+        with self._readable(name):
             if self.view is not None and box is None:
                 return self.view(decode(data, self.max_pixels).image, resolution)
             return crop_view(decode(data, self.max_pixels, resolution, box), resolution, box)
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except (OSError, DecodeError, InputError) as error:
             raise RunError(
                 f"{self.source.name}: {name} cannot be read any more ({error}); restore it and run again"
             ) from error
+
+
+def each_box(boxes: NDArray[np.float32] | None, count: int) -> list[Box | None]:
+    """The crop box of each of `count` images."""
+    return [None] * count if boxes is None else list(boxes)
 
 
 def to_device(sets: Sequence[ImageSet], device: torch.device) -> list[ImageSet]:

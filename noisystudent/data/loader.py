@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import copy
 from dataclasses import dataclass
+from itertools import tee
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import shared_cache
 
-from noisystudent.data.imageset import ImageSet
+from noisystudent.data.gpu_decode import Encoded, Windows, gpu_decoder
+from noisystudent.data.imageset import ImageSet, each_box
 from noisystudent.data.sampler import Repeated, Sampler
 from noisystudent.data.transfer import send, upload
 from noisystudent.data.workers import in_workers
@@ -226,6 +228,28 @@ class _Fetcher:
             ]
         )
 
+    def encode(self, parts: tuple[Part, ...]) -> Encoded:
+        """All parts, with the bytes of the images that a GPU decodes; the function of a worker."""
+        images = [
+            image
+            for images, part in zip(self._sets, parts, strict=True)
+            for image in images.encoded(part.rows, self._resolution, part.boxes)
+        ]
+        return Encoded.of(images, self._resolution)
+
+    def decode_on_gpu(self, parts: tuple[Part, ...], encoded: Encoded, device: torch.device) -> Tensor:
+        """Pixels (B, 3, R, R) uint8 of all parts on a GPU, which decodes their files."""
+        pairs = list(zip(self._sets, parts, strict=True))
+        boxes = [box for part in parts for box in each_box(part.boxes, len(part.rows))]
+        places = [(images, row) for images, part in pairs for row in part.rows]
+
+        def on_cpu(at: int) -> Tensor:
+            (images, row), box = places[at], boxes[at]
+            return next(images.views(np.array([row]), self._resolution, None if box is None else box[None]))
+
+        sizes = np.concatenate([images.view_sizes(part.rows) for images, part in pairs])
+        return gpu_decoder(device).views(encoded, Windows(sizes, boxes, self._resolution), on_cpu)
+
     def fetch(self, parts: tuple[Part, ...]) -> Tensor:
         """Pixels (B, 3, R, R) uint8 of all parts, in the order of the sets, fetched in this process."""
         views = [
@@ -248,6 +272,9 @@ def _batches(
 ) -> Iterator[Tensor]:
     """Pixels (B, 3, R, R) uint8 of each request on `device`, from workers unless they are only copied."""
     fetcher = _Fetcher(sets, resolution)
+    if device.type == "cuda" and any(images.on_gpu for images in sets):
+        yield from _gpu_batches(fetcher, requests, workers, device)
+        return
     if workers == 0 or all(images.direct(resolution, cropped) for images in sets):
         for request in requests:
             yield from upload([fetcher.fetch(request)], device)
@@ -260,3 +287,15 @@ def _batches(
             # torch keeps a small object for each batch until it has 128 of them. They occupy places in memory
             # that large temporary tensors have left, and the process would grow by hundreds of megabytes.
             shared_cache.free_dead_references()
+
+
+def _gpu_batches(
+    fetcher: _Fetcher, requests: Iterator[tuple[Part, ...]], workers: int, device: torch.device
+) -> Iterator[Tensor]:
+    """The batches of `_batches`, whose files the workers only read."""
+    requests, delivered = tee(requests)
+    read = in_workers(fetcher.encode, requests, workers) if workers else (fetcher.encode(p) for p in requests)
+    with closing(read) as batches:
+        for encoded, parts in zip(batches, delivered, strict=True):
+            yield fetcher.decode_on_gpu(parts, encoded, device)
+            shared_cache.free_dead_references()  # as in `_batches`

@@ -7,6 +7,7 @@ import torch
 from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, ModelConfig, TeacherConfig
 from noisystudent.config.run import learners
+from noisystudent.data.gpu_decode import check_gpu_decoder
 from noisystudent.models.registry import build_model
 from noisystudent.run.graph import require_lengths, require_pool
 from noisystudent.runtime import resolve_device
@@ -15,7 +16,7 @@ _CLASSES = 2  # of the networks that are built here; the classes of the run are 
 
 
 def check_config(config: Config, *, pool: bool) -> None:
-    """Check the lengths, the pool, the device, and every network with its options and its noise.
+    """Check the lengths, the pool, the device, its decoder, and every network with its options and its noise.
 
     Each network is built once, without memory for its weights.
 
@@ -28,7 +29,9 @@ def check_config(config: Config, *, pool: bool) -> None:
     """
     require_lengths(config)
     require_pool(config, pool)
-    resolve_device(config.device, deterministic=config.deterministic)
+    device = resolve_device(config.device, deterministic=config.deterministic)
+    if config.data.decoder == "gpu":
+        check_gpu_decoder(device)
     built: list[tuple[ModelConfig, int, int | None]] = []
     for learner in learners(config).values():
         side = learner.model.resolution or config.data.resolution

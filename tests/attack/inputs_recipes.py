@@ -95,6 +95,7 @@ FIELDS = {
     "data.max_pixels": ["0", "-1", "1e30", "178956971", "nan"],
     "data.resident_gib": ["-1", "nan", "-inf", "x"],
     "data.plane": ["both", "", "RESIDENT", "0"],
+    "data.decoder": ["cuda", "", "GPU", "0"],
     "data.max_bad_fraction": ["-1", "1.1", "nan", "2%"],
     "teacher.train.lr": ["inf", "-inf", "nan", "-0.1", "1e400", "x", "1_000"],
     "teacher.train.steps": ["0", "-1", "1.5", "9" * 25, "nan"],

@@ -60,6 +60,11 @@ class Stream(Clock):
         super().__init__(f"a side stream of {self.device}")
         every.add(self)
 
+    @property
+    def cuda_stream(self) -> int:
+        """In place of the address that other libraries are given."""
+        return id(self)
+
     def wait_stream(self, other: Stream) -> None:
         self.learn(other.known)
 
