@@ -21,7 +21,7 @@ import numpy as np
 
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predict import score
-from noisystudent.metrics.verdict import paired_over_seeds
+from noisystudent.metrics.paired import paired_over_seeds
 
 _SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 _LOW, _HIGH = 48, 64

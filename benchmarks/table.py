@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from noisystudent.metrics.verdict import paired_over_seeds
+from noisystudent.metrics.paired import paired_over_seeds
 
 
 def show(rows: list[dict[str, Any]]) -> None:

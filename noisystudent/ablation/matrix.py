@@ -175,7 +175,8 @@ def _cell(
         raise InputError(f"{origin}: this is the name of the row of the base's {name}; choose another name")
     overrides = dict(_mapping(written, origin))
     of = overrides.pop("of", None)
-    fields = [*around[0], *_ordered(overrides, origin), *around[1]]
+    # A bad setting is measured to its end.
+    fields = [("keep_going", True), *around[0], *_ordered(overrides, origin), *around[1]]
     try:
         config = recipes.resolve(recipes.read(recipe), fields, origin)
     except InputError as error:  # some messages begin with the origin, others do not

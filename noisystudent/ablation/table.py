@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from noisystudent.ablation.matrix import Cell, Matrix, run_name
 from noisystudent.ablation.runs import Run
-from noisystudent.metrics import classification, scores, verdict
+from noisystudent.metrics import classification, paired, scores
 from noisystudent.run.files import read_json
 from noisystudent.run.rundir import ModelDir
 
@@ -146,7 +146,7 @@ def _yaml(overrides: Mapping[str, Any]) -> str:
 def _mean(values: Sequence[float], level: float) -> _Span:
     """Mean over seeds and its interval. A single seed has no interval."""
     if len(values) > 1:
-        return _Span(*verdict.paired_over_seeds(values, level))
+        return _Span(*paired.paired_over_seeds(values, level))
     return _Span(*values)
 
 
@@ -164,10 +164,10 @@ def _difference(matrix: Matrix, cell: Cell, scores: Scores) -> tuple[_Span, str 
     config = matrix.base.config.evaluate
     if len(seeds) > 1:
         differences = [own[seed].top1 - base[seed].top1 for seed in seeds]
-        return _Span(*verdict.paired_over_seeds(differences, config.level)), "seeds", None
+        return _Span(*paired.paired_over_seeds(differences, config.level)), "seeds", None
     # A single seed: the interval is the paired bootstrap over images, and the p-value is McNemar's.
     (seed,) = seeds
-    comparison = verdict.compare(own[seed].hits, base[seed].hits, config, seed)
+    comparison = paired.compare(own[seed].hits, base[seed].hits, config, seed)
     span = _Span(comparison["difference"], comparison["low"], comparison["high"])
     return span, "images", comparison["p_value"]
 

@@ -75,6 +75,13 @@ class Loop(Settings):
     ensemble: Annotated[
         int | None, Parameter(help="Number of first teachers, whose probabilities are averaged.")
     ] = None
+    keep_going: Annotated[
+        bool | None,
+        Parameter(
+            help="Go on with a student as the next teacher although it is worse on val than its teacher.",
+            negative=(),
+        ),
+    ] = None
     control: Annotated[
         tuple[str, ...],
         Parameter(

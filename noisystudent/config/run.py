@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from noisystudent.config.fields import MOST_IMAGES, check_ranges, number
+from noisystudent.config.fields import MOST_IMAGES, check_ranges, neutral, number
 from noisystudent.config.images import AugmentConfig, DataConfig
 from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
 from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
@@ -108,6 +108,9 @@ class Config:
     """Also train the last student on labelled images alone. The verdict 'improved' needs such a control.
     same_steps: with the student's steps. same_compute: with as many image passes as the whole run, labelling
     at a third of a pass. A list of both trains both."""
+    keep_going: bool = neutral(False)
+    """Take a student as the next teacher although it is significantly worse on val than its own teacher.
+    False: the run stops there."""
     data: DataConfig = field(default_factory=DataConfig)
     pretrain: LearnerConfig | None = None
     """Train a model on the folder names of the pool (data.pool_tags), and start the teacher from its weights:

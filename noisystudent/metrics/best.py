@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.config import EvaluateConfig
-from noisystudent.metrics import verdict
+from noisystudent.metrics import paired
 from noisystudent.metrics.reasons import listed
 
 
@@ -28,11 +28,11 @@ def best(
         seed: seed of the bootstrap.
     """
     rivals = {
-        name: verdict.compare(own, hits[default], config, seed)
+        name: paired.compare(own, hits[default], config, seed)
         for name, own in hits.items()
         if name != default
     }
-    better = [name for name, rival in rivals.items() if verdict.above(rival, config.level)]
+    better = [name for name, rival in rivals.items() if paired.above(rival, config.level)]
     if better:
         name = max(better, key=lambda name: rivals[name]["difference"])
         gain, low, high = (100 * rivals[name][key] for key in ("difference", "low", "high"))
@@ -40,7 +40,7 @@ def best(
             f"on val it is better than {default} by {gain:.2f} points ({config.level:.0%} interval"
             f" {low:+.2f} to {high:+.2f})"
         )
-    equal = [name for name, rival in rivals.items() if not verdict.below(rival, config.level)]
+    equal = [name for name, rival in rivals.items() if not paired.below(rival, config.level)]
     if equal:
         count = len(hits[default])
         return (

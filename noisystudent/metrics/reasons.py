@@ -40,6 +40,11 @@ LOW_PSEUDO_ACCURACY = 0.8
 # can be expected.
 SMALL_POOL = 3.0
 
+_FEWER_WRONG = (
+    "keep fewer images (increase selection.threshold or strength, or decrease top_fraction), or give more "
+    "labels"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
@@ -81,14 +86,16 @@ def selection_warnings(kept: int, pool_size: int, expected: Precision | None) ->
     if expected is not None and expected.interval[1] < LOW_PSEUDO_ACCURACY:
         warnings.append(
             f"fewer than {LOW_PSEUDO_ACCURACY:.0%} of the kept labels are expected to be right, and gains are"
-            " reported with fewer wrong labels; keep fewer images (increase selection.threshold or strength,"
-            " or decrease top_fraction), or give more labels"
+            f" reported with fewer wrong labels; {_FEWER_WRONG}"
         )
     return warnings
 
 
 def find(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts, bins: int) -> list[str]:
-    """All reasons that apply, in the order of the method: data, selection, teacher, student.
+    """All reasons that apply, each with what to change, the likeliest first.
+
+    Wrong pseudo-labels come first: a student learns them. Then what leaves the pool unused, and then what
+    limits any student.
 
     Args:
         student: (N, K) probabilities of the student.
@@ -98,16 +105,16 @@ def find(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts, bins: 
         bins: number of bins of the ECE.
     """
     candidates = [
-        _val_only(facts),
-        _small_pool(facts),
-        _coverage(facts),
+        _pseudo_accuracy(facts),
+        _calibration(teacher, labels, bins, facts),
         _no_images(facts),
         _few_images(facts),
-        _pseudo_accuracy(facts),
-        _weak_teacher(teacher, labels, facts),
-        _calibration(teacher, labels, bins, facts),
-        _copy(student, teacher, labels, facts),
         _lost(student, teacher, labels, facts),
+        _coverage(facts),
+        _copy(student, teacher, labels, facts),
+        _weak_teacher(teacher, labels, facts),
+        _small_pool(facts),
+        _val_only(facts),
     ]
     return [reason for reason in candidates if reason is not None]
 
@@ -117,7 +124,7 @@ def _val_only(facts: RunFacts) -> str | None:
         return None
     return (
         "there is no test set: the accuracies were measured on val, which was also used for decisions during "
-        "the run, so they may be too high"
+        "the run, so they may be too high; give a test set"
     )
 
 
@@ -127,7 +134,8 @@ def _small_pool(facts: RunFacts) -> str | None:
         return None
     return (
         f"the pool is small: {facts.pool_size:,} unlabelled images, {ratio:.1f} for each of the "
-        f"{facts.num_labeled:,} labelled images; with fewer than {SMALL_POOL:g} for each, expect little gain"
+        f"{facts.num_labeled:,} labelled images; with fewer than {SMALL_POOL:g} each, expect little gain; "
+        "give more unlabelled images"
     )
 
 
@@ -137,7 +145,10 @@ def _coverage(facts: RunFacts) -> str | None:
     if share >= LOW_COVERAGE:
         return None
     count = f"{kept:,} of {facts.pool_size:,} images ({share:.1%})"
-    return f"little of the pool was used: the selection kept {count}"
+    return (
+        f"little of the pool was used: the selection kept {count}; decrease selection.threshold, or take "
+        "selection.mode adaptive"
+    )
 
 
 def _no_images(facts: RunFacts) -> str | None:
@@ -145,7 +156,10 @@ def _no_images(facts: RunFacts) -> str | None:
     if not rows:
         return None
     count = f"{len(rows)} of {len(facts.kept)} classes"
-    return f"the selection kept no pool image of {count}: {_names(rows, facts)}"
+    return (
+        f"the selection kept no pool image of {count}: {_names(rows, facts)}; take selection.mode adaptive, "
+        "or give more labels of them"
+    )
 
 
 def _few_images(facts: RunFacts) -> str | None:
@@ -154,24 +168,28 @@ def _few_images(facts: RunFacts) -> str | None:
         return None
     return (
         f"the selection kept fewer than {FEW_KEPT} distinct pool images of {len(rows)} of {len(facts.kept)} "
-        f"classes: {_names(rows, facts)}"
+        f"classes: {_names(rows, facts)}; take selection.mode adaptive, or give more labels of them"
     )
 
 
 def _pseudo_accuracy(facts: RunFacts) -> str | None:
     accuracy, expected = facts.pseudo_accuracy, facts.expected
     if accuracy is None and expected is not None and expected.interval[1] < LOW_PSEUDO_ACCURACY:
-        return f"many pseudo-labels are probably wrong: {expected.sentence()}"
+        return f"many pseudo-labels are probably wrong: {expected.sentence()}; {_FEWER_WRONG}"
     if accuracy is None or accuracy >= LOW_PSEUDO_ACCURACY:
         return None
-    return f"many pseudo-labels are wrong: only {accuracy:.1%} of the kept pseudo-labels are right"
+    share = f"only {accuracy:.1%} of the kept pseudo-labels are right"
+    return f"many pseudo-labels are wrong: {share}; {_FEWER_WRONG}"
 
 
 def _weak_teacher(teacher: Floats, labels: Ints, facts: RunFacts) -> str | None:
     top1 = classification.top_k(teacher, labels, 1)
     if top1 >= WEAK_TEACHER:
         return None
-    return f"the teacher is weak: it predicts only {top1:.1%} of the {facts.test} images correctly"
+    return (
+        f"the teacher is weak: it predicts only {top1:.1%} of the {facts.test} images correctly; train it "
+        "longer, start from published weights (model.pretrained), or give more labels"
+    )
 
 
 def _calibration(teacher: Floats, labels: Ints, bins: int, facts: RunFacts) -> str | None:
@@ -188,8 +206,14 @@ def _calibration(teacher: Floats, labels: Ints, bins: int, facts: RunFacts) -> s
         f"ECE {classification.ece(teacher, labels, bins):.3f} on {facts.test}"
     )
     if confidence > accuracy:
-        return f"the teacher is over-confident, so a threshold keeps too many wrong pseudo-labels: {numbers}"
-    return f"the teacher is under-confident, so a threshold rejects too many right pseudo-labels: {numbers}"
+        return (
+            f"the teacher is over-confident, so a threshold keeps too many wrong pseudo-labels: {numbers}; "
+            "increase selection.threshold, or train the teacher for fewer steps"
+        )
+    return (
+        f"the teacher is under-confident, so a threshold rejects too many right pseudo-labels: {numbers}; "
+        "decrease selection.threshold, or take selection.mode adaptive"
+    )
 
 
 def _copy(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts) -> str | None:
@@ -199,7 +223,8 @@ def _copy(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts) -> st
         return None
     return (
         f"the student predicts nearly the same as the teacher: they agree on {agreement:.1%} of the "
-        f"{facts.test} images, although the teacher is wrong on {errors:.1%}"
+        f"{facts.test} images, although the teacher is wrong on {errors:.1%}; train the student longer or "
+        "with more noise"
     )
 
 
@@ -213,7 +238,7 @@ def _lost(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts) -> st
     by_teacher = int((np.bincount(teacher.argmax(axis=1), minlength=classes)[rows] > 0).sum())
     return (
         f"the student never predicts {len(rows)} of {classes} classes; the teacher predicts {by_teacher} of "
-        f"them: {_names(rows, facts)}"
+        f"them: {_names(rows, facts)}; take selection.mode adaptive, or give more labels of them"
     )
 
 

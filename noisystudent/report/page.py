@@ -42,7 +42,12 @@ TITLES = {
     "environment": "Environment",
     "config": "Configuration",
 }
-BADGES = {True: ("Improved", "good"), False: ("No significant gain", "bad"), None: ("Not judged", "open")}
+BADGES = {
+    "improved": ("Improved", "good"),
+    "unproven": ("Not proven yet", "open"),
+    "not better": ("No significant gain", "bad"),
+    None: ("Not judged", "open"),
+}
 RIVALS = {
     "teacher": "against the teacher",
     "control": "against the control",
@@ -146,7 +151,7 @@ def _verdict(run: Run) -> Section:
     comparisons: Mapping[str, Any] = {
         rival: row for rival, row in (verdict.get("comparisons") or {}).items() if row
     }
-    badge, tone = BADGES[verdict.get("improved")]
+    badge, tone = BADGES[verdict.get("state")]
     return {
         "badge": badge,
         "tone": tone,

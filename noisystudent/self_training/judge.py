@@ -110,7 +110,14 @@ def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any
     if last == 0:
         top1 = scores.score(*all_predictions[0, "teacher", test], config.evaluate.ece_bins)["top1"]
         sentence = f"No student was trained: the supervised model is right on {top1:.2%} of {test}."
-        return {"set": test, "improved": None, "sentence": sentence, "reasons": [], "comparisons": {}}
+        return {
+            "set": test,
+            "improved": None,
+            "state": None,
+            "sentence": sentence,
+            "reasons": [],
+            "comparisons": {},
+        }
     student, teacher = all_predictions[last, "student", test], all_predictions[0, "teacher", test]
     controls = {
         role: all_predictions[last, role, test].probs

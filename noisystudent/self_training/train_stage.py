@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
 from noisystudent.errors import RunError
 from noisystudent.inference.load import stored_temperature
 from noisystudent.metrics import classification, guards, temperature
+from noisystudent.metrics.paired import below, compare
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Model
 from noisystudent.run.stages import Stage, run_stage
@@ -107,3 +113,26 @@ def _check_model(context: Context, stage: Stage, training: Training) -> None:
     fault = guards.fault(labels, probs, is_teacher=is_teacher)
     if fault is not None:
         raise RunError(f"{stage.name}: {fault}")
+    if is_teacher:
+        _compare_with_teacher(context, stage, classification.correct(probs, labels))
+
+
+def _compare_with_teacher(context: Context, stage: Stage, right: NDArray[np.bool_]) -> None:
+    """Raise RunError, or print a warning, if a student is significantly worse on val than its teacher."""
+    graph, config = context.graph, context.config
+    models = [graph.teacher, *(iteration.student for iteration in graph.iterations)]
+    for before, model in pairwise(models):
+        if stage is not model.last:
+            continue
+        teacher = predictions(context.trainings(before)[1], "val", context.dataset.val, context.progress)
+        found = compare(right, classification.correct(*teacher), config.evaluate, config.seed)
+        if not below(found, config.evaluate.level):
+            continue
+        line = (
+            f"{stage.name}: worse than its teacher by {-100 * found['difference']:.1f} points on "
+            f"{found['n']:,} val images (p = {found['p_value']:.2g}), so it should not label the pool; "
+            "change selection.threshold, or train it longer"
+        )
+        if not config.keep_going:
+            raise RunError(f"{line}; --keep-going takes it as the next teacher all the same")
+        context.progress.say(f"warning: {line}")

@@ -15,7 +15,7 @@ from tiny import Capture
 from noisystudent import NoisyStudent
 from noisystudent.config import EvaluateConfig
 from noisystudent.inference.load import find_model
-from noisystudent.metrics import verdict
+from noisystudent.metrics import paired
 from noisystudent.metrics.best import best
 from noisystudent.metrics.scores import save_predictions
 
@@ -30,7 +30,7 @@ def test_the_most_accurate_of_those_that_are_clearly_better() -> None:
     hits = {"teacher": right(330), "student-1": right(340), "student-2": right(300), "control-2": right(302)}
     name, reason = best(hits, "student-2", CONFIG, 0)
     assert name == "student-1"
-    span = verdict.compare(hits["student-1"], hits["student-2"], CONFIG, 0)
+    span = paired.compare(hits["student-1"], hits["student-2"], CONFIG, 0)
     assert reason == (
         "on val it is better than student-2 by 10.00 points (95% interval"
         f" {100 * span['low']:+.2f} to {100 * span['high']:+.2f})"

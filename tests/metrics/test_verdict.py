@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
-from noisystudent.metrics import verdict
+from noisystudent.metrics import paired, verdict
 from noisystudent.metrics.precision import Precision
 from noisystudent.metrics.reasons import RunFacts, selection_warnings
 
@@ -88,15 +88,45 @@ def test_without_a_control_the_word_never_appears() -> None:
 
 def test_a_gain_over_one_of_two_is_none() -> None:
     rivals = [
-        (POOR, GOOD, "the control trained only on labels:"),
+        (POOR, GOOD, "the control trained only on labels:"),  # equal to the control, so in no case "unproven"
         (GOOD, POOR, "the first teacher:"),
         (GOOD, GOOD, "the first teacher and the control trained only on labels:"),
     ]
     for teacher, control, unbeaten in rivals:
         found = judge(GOOD, teacher, control)
-        assert found["improved"] is False
+        assert found["improved"] is False and found["state"] == "not better"
         assert found["sentence"].startswith(f"No significant gain over {unbeaten}")
         assert "improve" not in texts(found)
+
+
+def test_a_gain_over_the_teacher_alone_is_not_proven_yet_and_says_how_many_images_decide() -> None:
+    student = model(slice(310, 700))  # 390 errors; the control has 400 others
+    found = judge(student, POOR, FAIR)
+    assert found["state"] == "unproven" and found["improved"] is False
+    opening = (
+        "Not proven yet. The student is better than the first teacher, but not significantly better than "
+    )
+    assert found["sentence"].startswith(f"{opening}the control trained only on labels:")
+    needed = int(re.findall(r"about ([\d,]+) test images", found["sentence"])[0].replace(",", ""))
+    row = found["comparisons"]["control"]
+    churn, gain = (row["wins"] + row["losses"]) / N, row["difference"]
+    rng, shown = np.random.default_rng(7), 0
+    for seed in range(200):
+        drawn = rng.choice([1, -1, 0], size=needed, p=[(churn + gain) / 2, (churn - gain) / 2, 1 - churn])
+        shown += paired.compare(drawn == 1, drawn == -1, EvaluateConfig(resamples=300), seed)["low"] > 0
+    assert 0.7 <= shown / 200 <= 0.9
+
+
+def test_a_student_below_its_control_in_the_mean_is_not_better() -> None:
+    found = judge(model(slice(100, 505)), model(slice(100, 900)), FAIR)
+    assert found["state"] == "not better"
+
+
+def test_the_likeliest_reason_comes_first() -> None:
+    facts = dataclasses.replace(FACTS, test="val", pool_size=250, kept=(50,) * K, pseudo_accuracy=0.5)
+    starts = [text.split(":")[0] for text in judge(GOOD, FAIR, GOOD, facts)["reasons"]]
+    assert starts[:2] == ["many pseudo-labels are wrong", "the pool is small"]
+    assert starts[2].startswith("there is no test set")
 
 
 def test_a_student_that_got_worse_is_called_so() -> None:
@@ -222,7 +252,7 @@ def test_the_images_it_names_are_enough() -> None:
     found_gain = 0
     for seed in range(200):
         drawn = rng.choice([1, -1, 0], size=needed, p=[(churn + 0.01) / 2, (churn - 0.01) / 2, 1 - churn])
-        found_gain += verdict.compare(drawn == 1, drawn == -1, EvaluateConfig(resamples=300), seed)["low"] > 0
+        found_gain += paired.compare(drawn == 1, drawn == -1, EvaluateConfig(resamples=300), seed)["low"] > 0
     assert 0.7 <= found_gain / 200 <= 0.9  # one point is found four times in five
 
 
@@ -254,7 +284,7 @@ def test_long_lists_of_classes_are_cut() -> None:
     config = EvaluateConfig()
     found = verdict.judge(probs, probs, None, labels, facts=facts, config=config, seed=0)
     assert any(
-        text.endswith("class-0, class-1, class-2, class-3, class-4 and 24 more") for text in found["reasons"]
+        ": class-0, class-1, class-2, class-3, class-4 and 24 more;" in text for text in found["reasons"]
     )
 
 

@@ -40,6 +40,7 @@ VERDICT: dict[str, Any] = {
     "the first teacher (95% interval +27.96 to +31.01, p = 3.1e-205) and +25.12 points against "
     "the control trained on labels alone (95% interval +23.64 to +26.65, p = 0.00042).",
     "improved": True,
+    "state": "improved",
     "comparisons": {
         "teacher": dict(
             difference=0.2947, low=0.2796, high=0.3101, p_value=3.1e-205, wins=1243, losses=64, n=4000

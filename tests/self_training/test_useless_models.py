@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from noisystudent.errors import RunError
+from noisystudent.metrics.scores import Predictions
 from noisystudent.pseudo_label.encode import Encoder
+from noisystudent.self_training import train_stage
+from noisystudent.self_training.training import Training
 
 Capture = pytest.CaptureFixture[str]
 
@@ -74,3 +78,24 @@ def test_the_command_select_names_lost_classes(images: Path, tmp_path: Path, cap
     assert tiny.call("select", labels, "--out", out, "--selection.threshold", 0.9) == 0
     line = tiny.one_line(capsys)
     assert re.search("warning: no pool image was selected of 1 of 3 classes: [012]; ", line)
+
+
+def worse_students(training: Training, *_: object) -> Predictions:
+    """On 400 val images the teacher is right everywhere, and each student on 60 in a hundred."""
+    labels = np.arange(400) % 3
+    wrong = np.arange(400) % 5 < (0 if training.folder.path.name == "teacher" else 2)
+    sure = np.linspace(0.5, 0.9, 400, dtype=np.float32)[:, None]
+    return Predictions(np.where(np.eye(3)[(labels + wrong) % 3] > 0, sure, (1 - sure) / 2), labels)
+
+
+def test_a_student_that_is_worse_than_its_teacher_labels_nothing_unless_told_to(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_stage, "predictions", worse_students)
+    line = stopped(images, tmp_path, ("students", 2))
+    assert line.startswith("student-1: worse than its teacher by 40.0 points on 400 val images (p = ")
+    assert line.endswith("--keep-going takes it as the next teacher all the same")
+    assert not (tmp_path / "iteration-2").exists()
+    lines = tiny.run(tiny.config(images, ("students", 2), ("keep_going", True)), tmp_path)
+    assert [text for text in lines if text.startswith("warning: student-1: worse than its teacher")]
+    assert (tmp_path / "verdict.json").exists(), "student-2 is as good as its teacher, and it labels nothing"
