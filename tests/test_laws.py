@@ -80,12 +80,12 @@ def test_given_labels_never_change(images: Path, finished: Path, tmp_path: Path)
     seen = 0
     training = tiny.training(config, dataset, tmp_path)
     assert training.read_pool is not None
-    for batch in _batches(training, training.read_pool(), 0, 20):
+    for batch in _batches(training, training.read_pool(), 0, training.total_steps):
         assert len(batch.labels) == 6 and len(batch.pool_targets) == 12
         for image, label in zip(batch.images, batch.labels.tolist(), strict=False):
             assert truth[image.numpy().tobytes()] == label
             seen += 1
-    assert seen == 120
+    assert seen == 6 * training.total_steps == 72
 
 
 def test_order_and_names_of_the_pool_do_not_count(images: Path, finished: Path, tmp_path: Path) -> None:
