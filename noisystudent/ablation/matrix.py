@@ -175,7 +175,6 @@ def _cell(
         raise InputError(f"{origin}: this is the name of the row of the base's {name}; choose another name")
     overrides = dict(_mapping(written, origin))
     of = overrides.pop("of", None)
-    # A bad setting is measured to its end.
     fields = [("keep_going", True), *around[0], *_ordered(overrides, origin), *around[1]]
     try:
         config = recipes.resolve(recipes.read(recipe), fields, origin)

@@ -1,4 +1,4 @@
-"""The verdict of a run: did the pool help?"""
+"""The verdict of a run: whether the pool helped."""
 
 from __future__ import annotations
 
@@ -49,13 +49,8 @@ def judge(
 ) -> dict[str, Any]:
     """The content of verdict.json: the last student compared with the first teacher and with its controls.
 
-    `improved` is True only if both intervals are above 0 and both McNemar p-values below 1 - level: the
-    bootstrap interval is too narrow if models disagree on only a few images. Both comparisons must hold, so
-    two tests need no correction. Without a control it is None, and no gain is claimed; see `_state`.
-
-    `state` has three values, or is None without a control. "improved". "unproven": the student is
-    significantly better than the teacher, and in the mean better than the control, but not significantly; the
-    sentence says how many images would show it. "not better": the reasons say why, the likeliest first.
+    Better means an interval above 0 and a McNemar p-value below 1 - level: the bootstrap interval is too
+    narrow if models disagree on only a few images. Both comparisons must hold, so neither needs a correction.
 
     Args:
         student, teacher: (N, K) probabilities of the last student and of the first teacher.
@@ -66,7 +61,7 @@ def judge(
 
     Returns:
         A dict for JSON: set, n, level, top1 of each model, comparisons (`Comparison` of the student with
-        `teacher` and the controls that there are), improved, state, sentence, reasons and scope.
+        `teacher` and the controls), improved, state (see `_state`), sentence, reasons and scope.
 
     Raises:
         InputError: arrays or names that do not match, or settings out of range.
@@ -99,6 +94,11 @@ def _state(rivals: dict[str, Comparison], level: float) -> State | None:
     The control of the same steps shows what the pool adds, so it decides. That of the same compute shows
     whether the labels alone would have given as much for the same work. It decides only if it is the only
     one; otherwise `_sentence` says where it disagrees.
+
+    Returns:
+        None: there is no control, so no gain is claimed. "improved": the student is better than both.
+        "unproven": it is better than the teacher, and better than the control in the mean alone; the sentence
+        says how many images would show it. "not better": the reasons say why, the likeliest first.
     """
     if len(rivals) < 2:
         return None

@@ -125,13 +125,13 @@ def _compare_with_teacher(context: Context, stage: Stage, right: NDArray[np.bool
         if stage is not model.last:
             continue
         teacher = predictions(context.trainings(before)[1], "val", context.dataset.val, context.progress)
-        found = compare(right, classification.correct(*teacher), config.evaluate, config.seed)
-        if not below(found, config.evaluate.level):
+        comparison = compare(right, classification.correct(*teacher), config.evaluate, config.seed)
+        if not below(comparison, config.evaluate.level):
             continue
         line = (
-            f"{stage.name}: worse than its teacher by {-100 * found['difference']:.1f} points on "
-            f"{found['n']:,} val images (p = {found['p_value']:.2g}), so it should not label the pool; "
-            "change selection.threshold, or train it longer"
+            f"{stage.name}: worse than its teacher by {-100 * comparison['difference']:.1f} points on "
+            f"{comparison['n']:,} val images (p = {comparison['p_value']:.2g}), so it should not label the "
+            "pool; change selection.threshold, or train it longer"
         )
         if not config.keep_going:
             raise RunError(f"{line}; --keep-going takes it as the next teacher all the same")

@@ -42,7 +42,7 @@ def test_every_top_level_field_is_a_flag_of_run(capsys: Capture) -> None:
     text = output(capsys, "run", "--help")
     for name, _, _ in field_help():
         if "." not in name:
-            assert f"--{name}" in text
+            assert f"--{name.replace('_', '-')}" in text
 
 
 def test_debug_shows_where(capsys: Capture) -> None:

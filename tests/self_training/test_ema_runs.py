@@ -24,7 +24,7 @@ from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import decay_at
 from noisystudent.train.step import TrainStep
 
-EMA = {"student.pseudo_label.teacher": "ema", "student.init": "teacher", "control": False}
+EMA = {"student.pseudo_label.teacher": "ema", "student.init": "teacher", "control": "none"}
 FREEMATCH = EMA | {"student.pseudo_label.ema_adaptive": True, "student.pseudo_label.ema_fairness": 0.05}
 PHASES = {"student.unlabeled_ratio": [1, 2], "student.train.label_tail": 0.2, "student.train.steps": 20}
 
@@ -132,7 +132,7 @@ def test_a_student_of_another_network_starts_with_stored_labels(images: Path, tm
 
 
 def test_the_teacher_in_the_step_repeats_no_labelling(images: Path, tmp_path: Path) -> None:
-    tiny.run(tiny.config(images, ("control", False)), tmp_path / "run")
+    tiny.run(tiny.config(images, ("control", "none")), tmp_path / "run")
     lines = tiny.run(tiny.config(images, *(EMA | {"student.init": "scratch"}).items()), tmp_path / "run")
     repeated = {line.split(":")[0] for line in lines if "again" in line or "superseded" in line}
     assert "student-1" in repeated and "labels-1" not in repeated and "selection-1" not in repeated
