@@ -72,6 +72,6 @@ def test_the_sentence_has_the_interval_and_says_when_val_is_too_small() -> None:
         "about 80.0% of the kept labels are expected to be right (95% interval 77.4% to 82.4%, from 1,000 of"
         " 2,000 val images with as much confidence)"
     )
-    assert Precision(40, 10, 8).sentence().endswith("with as much confidence); val is too small to tell")
+    assert Precision(40, 10, 8).sentence().endswith("with as much confidence); these are too few to tell")
     assert Precision(40, 0, 0).sentence().startswith("none of the 40 val images has as much confidence")
     assert "(80% interval" in Precision(90, 60, 50, level=0.8).sentence()
