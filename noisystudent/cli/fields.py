@@ -78,8 +78,8 @@ class Loop(Settings):
     folds: Annotated[
         int | None,
         Parameter(
-            help="Train as many first teachers without a part of the labels each; threshold and temperature are"
-            " chosen by what they predict for it."
+            help="Train as many first teachers without a part of the labels each. Threshold and temperature"
+            " are chosen by what they predict for it."
         ),
     ] = None
     choose: Annotated[

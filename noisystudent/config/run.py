@@ -119,9 +119,9 @@ class Config:
     ensemble: int = number(1, least=1, most=100)
     """Number of first teachers that differ only in their seed. Their probabilities are averaged."""
     folds: int | None = number(None, least=2, most=100)
-    """Train this many further first teachers, each without one part of the labelled images. Together they predict
-    every labelled image without having seen it ("out of fold"). These predictions say how many pseudo-labels
-    are right, in place of val. None: no folds."""
+    """Train this many further first teachers, each without one part of the labelled images. Together they
+    predict every labelled image without having seen it ("out of fold"). These predictions say how many
+    pseudo-labels are right, in place of val. None: no folds."""
     choose: bool = True
     """With folds: choose selection.threshold (in mode adaptive: strength) and pseudo_label.temperature out of
     fold, once for all students, in place of the given ones. False: keep the given ones."""

@@ -14,8 +14,8 @@ def divide(hashes: Hashes, labels: NDArray[np.int64], folds: int, seed: int) -> 
     """Put every image into one of the folds.
 
     Each class, and the whole set, is dealt out evenly: the numbers of contents of two folds differ by at most
-    one. Copies of an image are in the same fold, also those with another label, which count for the class with
-    the smaller number. The division depends on the contents only, not on file names or their order.
+    one. Copies of an image are in the same fold; if their labels differ, they count for the class with the
+    smaller number. The division depends on the contents only, not on file names or their order.
 
     Args:
         hashes: (N, 16) uint8 content hashes.

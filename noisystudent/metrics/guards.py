@@ -83,8 +83,8 @@ def worse_than_chance(probs: Floats, labels: Ints) -> str | None:
     if classification.correct(probs, labels).sum() >= np.bincount(labels).max():
         return None
     return (
-        f"{_numbers(probs, labels, 'val images')}; it is worse than chance, so its training went wrong: decrease train.lr,"
-        " or select other pseudo-labels"
+        f"{_numbers(probs, labels, 'val images')}; it is worse than chance, so its training went wrong:"
+        " decrease train.lr, or select other pseudo-labels"
     )
 
 

@@ -1,4 +1,4 @@
-"""How small a difference between two models a number of images can show, and how many are too few to choose."""
+"""How small a difference between two models a number of images can show, and how many are too few."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def detectable(differing: float, images: int, level: float) -> float:
 
 
 def images_needed(differing: float, difference: float, level: float) -> int:
-    """Images that show a difference with a probability of `POWER`; the arguments are those of `detectable`."""
+    """Images that show a difference with a probability of `POWER`; see `detectable` for the arguments."""
     return math.ceil(differing * (_z_sum(level) / difference) ** 2)
 
 
@@ -43,12 +43,12 @@ def too_small(images: int, level: float) -> str | None:
     if smallest <= _LARGE:
         return None
     nothing = (
-        f"; nothing is chosen on fewer than {LEAST_IMAGES} images: no temperature, no best model, and no student"
-        " is compared with its teacher; --folds 5 chooses on the other labels"
+        f"; on fewer than {LEAST_IMAGES} images nothing is chosen: no temperature and no best model, and no"
+        " student is compared with its teacher; --folds 5 chooses on the other labels"
     )
     return (
-        f"val has {images:,} images: two models that differ on one in {1 / _DIFFERING:.0f} of them are told apart"
-        f" only if their accuracies differ by {100 * smallest:.0f} points or more"
+        f"val has {images:,} images: two models that differ on one in {1 / _DIFFERING:.0f} of them are told"
+        f" apart only if their accuracies differ by {100 * smallest:.0f} points or more"
         f"{nothing if images < LEAST_IMAGES else ''}; give more val images"
     )
 

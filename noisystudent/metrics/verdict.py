@@ -162,7 +162,7 @@ def _differing(rival: Comparison) -> float:
 
 
 def _power(name: str, rival: Comparison, level: float) -> list[str]:
-    """Warnings that there are too few images, or too few disagreements, to compare the student with `name`."""
+    """Warnings of too few images, or too few disagreements, to compare the student with `name`."""
     name = "control of the same compute" if name == _COMPUTE else name
     differing, n = _differing(rival), rival["n"]
     smallest = detectable(differing, n, level)

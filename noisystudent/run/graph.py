@@ -145,8 +145,7 @@ class _Builder:
         pretraining = None
         if config.pretrain is not None:
             pretraining = self._training("pretraining", first.model("pretraining"), config.pretrain)
-        folds = self._folds(pretraining)
-        out_of_fold = self._out_of_fold(folds)
+        folds, out_of_fold = self._folds(pretraining)
         teacher, *companions = (
             self._model(0, "teacher", first.model(name), config.teacher, inputs)
             for name, inputs in self._teachers(pretraining)
@@ -157,8 +156,7 @@ class _Builder:
             before = iterations[-1] if iterations else None
             # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
             teachers = [before.student] if before else [teacher, *companions]
-            iteration = self._iteration(index, teachers, filter_labels, before, out_of_fold)
-            iterations.append(iteration)
+            iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
         return Graph(
             data=self.data,
             pretraining=pretraining,
@@ -180,26 +178,20 @@ class _Builder:
         for number in range(2, self.config.ensemble + 1):
             yield f"teacher-{number}", inputs | {"number": number}
 
-    def _folds(self, pretraining: Stage | None) -> tuple[Model, ...]:
+    def _folds(self, pretraining: Stage | None) -> tuple[tuple[Model, ...], Stage | None]:
+        """Return the teachers of the folds and the stage of their predictions; none without folds."""
         config, first = self.config, self.run.iteration(0)
-        number = config.folds if config.folds is not None and config.students else 0
+        if config.folds is None or not config.students:
+            return (), None
         inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
-        return tuple(
-            self._model(0, "fold", first.fold(fold), config.teacher, inputs | {"fold": [fold, number]})
-            for fold in range(1, number + 1)
+        folds = tuple(
+            self._model(0, "fold", first.fold(fold), config.teacher, inputs | {"fold": [fold, config.folds]})
+            for fold in range(1, config.folds + 1)
         )
-
-    def _out_of_fold(self, folds: tuple[Model, ...]) -> Stage | None:
-        if not folds:
-            return None
+        models, labels = [fold.last.fingerprint for fold in folds], config.students[0].pseudo_label
         # The images are predicted in the way in which the first teacher labels the pool.
-        labels = self.config.students[0].pseudo_label
-        return _stage(
-            "out-of-fold",
-            self.run.iteration(0).out_of_fold,
-            models=[fold.last.fingerprint for fold in folds],
-            views=[labels.flip, labels.scales],
-        )
+        views = [labels.flip, labels.scales]
+        return folds, _stage("out-of-fold", first.out_of_fold, models=models, views=views)
 
     def _filter(self) -> tuple[Stage | None, Stage | None]:
         """Return the stages of the training of the filter and of its labelling; None without a filter."""

@@ -37,27 +37,31 @@ def choose(
     """
     if config.mode == "all":
         return config, "selection.mode is all, so no threshold is chosen"
-    name, values = ("strength", STRENGTHS) if config.mode == "adaptive" else ("threshold", THRESHOLDS)
-    given = f"selection.{name} stays {getattr(config, name):g}"
+    adaptive = config.mode == "adaptive"
+    name = "strength" if adaptive else "threshold"
+    given = f"selection.{name} stays {config.strength if adaptive else config.threshold:g}"
     if len(labels) < LEAST_IMAGES:
         return config, f"{given}: {len(labels):,} labelled images are too few to choose on"
-    choices = {value: kept(replace(config, **{name: value}), probs, labels) for value in values}
+    settings = {
+        value: replace(config, strength=value) if adaptive else replace(config, threshold=value)
+        for value in (STRENGTHS if adaptive else THRESHOLDS)
+    }
+    choices = {value: kept(setting, probs, labels) for value, setting in settings.items()}
     chosen = widest(choices, LOW_PSEUDO_ACCURACY)
     if chosen is None:
         return config, f"{given}: no value keeps a tenth of the labelled images"
-    found = choices[chosen]
+    found, level = choices[chosen], f"{LOW_PSEUDO_ACCURACY:.0%}"
     low, high = found.interval
-    sure = (
-        "keeps the most images of the values that are"
-        if low >= LOW_PSEUDO_ACCURACY
-        else "is the best; no value is"
-    )
+    if low >= LOW_PSEUDO_ACCURACY:
+        why = f"of the values with a lower end of at least {level} it keeps the most"
+    else:
+        why = f"no value has a lower end of {level}, and this one has the largest share"
     sentence = (
-        f"selection.{name} is {chosen:g}, chosen out of fold: {found.right:,} of the {found.kept:,} labels that it"
-        f" keeps of {found.images:,} are right ({found.level:.0%} interval {low:.1%} to {high:.1%}); it {sure} at"
-        f" least {LOW_PSEUDO_ACCURACY:.0%} right with certainty"
+        f"selection.{name} is {chosen:g}, chosen out of fold: it keeps {found.kept:,} of {found.images:,}"
+        f" labelled images, and {found.right / found.kept:.1%} of them are predicted right ({found.level:.0%}"
+        f" interval {low:.1%} to {high:.1%}); {why}"
     )
-    return replace(config, **{name: chosen}), sentence
+    return settings[chosen], sentence
 
 
 def kept(config: SelectionConfig, probs: NDArray[np.float32], labels: NDArray[np.int64]) -> Precision:

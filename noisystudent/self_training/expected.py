@@ -24,8 +24,8 @@ _RESULT = "precision"  # key in the record of the selection, and in evaluation.j
 def estimate(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> dict[str, object]:
     """Compare the finished selection with labelled images, and return the content of its record.
 
-    They are those of val. For the first teacher of a run with folds they are those of all folds, predicted out
-    of fold: they are more, and one teacher is as good as another.
+    They are those of val. For the first teacher of a run with folds they are the given labels, predicted
+    out of fold: they are more.
 
     An image counts if it has at least the smallest confidence of the kept pool images of the class that is
     predicted for it, and at most `selection.max_confidence`. The labels of a filter, or of an earlier teacher
@@ -65,8 +65,8 @@ def precision(context: Context, iteration: Iteration) -> Precision | None:
     content = _read(iteration)
     if content is None:
         return None
-    level, counts = context.config.evaluate.level, (content[name] for name in ("images", "kept", "right"))
-    return Precision(*counts, level, content["source"])
+    images, kept, right = (content[name] for name in ("images", "kept", "right"))
+    return Precision(images, kept, right, context.config.evaluate.level, content["source"])
 
 
 def other_thresholds(iteration: Iteration) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisystudent.config import LearnerConfig, TeacherConfig
 from noisystudent.data.folds import divide
@@ -26,7 +27,7 @@ from noisystudent.self_training.training import Training
 
 
 def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
-    """Train the teachers of the folds, store what they predict, and choose the settings of the students by it.
+    """Train the teachers of the folds, store what they predict, and choose settings of the students by it.
 
     Without folds nothing is done. The images of val are in no fold: they stay unseen by every model.
 
@@ -66,8 +67,8 @@ def out_of_fold(context: Context) -> Predictions | None:
     return None if stage is None else scores.load_predictions(stage.path)
 
 
-def _trainings(context: Context, initial: ModelDir | None) -> Iterator[tuple[np.ndarray, Training]]:
-    """Train each fold's teacher unless this was done, and yield the rows that it has not seen, and its training.
+def _trainings(context: Context, initial: ModelDir | None) -> Iterator[tuple[NDArray[np.int64], Training]]:
+    """Train the teacher of each fold unless this was done; yield the rows it has not seen, and its training.
 
     In its training, these rows take the place of val.
     """

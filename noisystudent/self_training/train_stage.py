@@ -128,8 +128,8 @@ def _warn_of_chance(context: Context, stage: Stage, sentence: str | None) -> Non
     if sentence is None or (folds and stage.name.startswith("teacher")):
         return
     context.progress.say(
-        f"warning: {stage.name}: {sentence}; val has {len(context.dataset.val):,} images, too few to stop the run"
-        f" by it; give {'' if folds else '--folds 5 or '}more labels"
+        f"warning: {stage.name}: {sentence}; val has {len(context.dataset.val):,} images, too few to stop the"
+        f" run by it; give {'' if folds else '--folds 5 or '}more labels"
     )
 
 
