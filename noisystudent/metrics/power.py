@@ -37,14 +37,20 @@ def images_needed(differing: float, difference: float, level: float) -> int:
     return math.ceil(differing * (_z_sum(level) / difference) ** 2)
 
 
-def too_small(images: int, level: float) -> str | None:
-    """A sentence if val has too few images to tell two models apart, otherwise None."""
+def too_small(images: int, level: float, *, folds: bool) -> str | None:
+    """A sentence if val has too few images to tell two models apart, otherwise None.
+
+    Args:
+        images: number of val images.
+        level: confidence level of the test.
+        folds: True: the run has folds, so the sentence does not propose them.
+    """
     smallest = detectable(_DIFFERING, images, level)
     if smallest <= _LARGE:
         return None
     nothing = (
         f"; on fewer than {LEAST_IMAGES} images nothing is chosen: no temperature and no best model, and no"
-        " student is compared with its teacher; --folds 5 chooses on the other labels"
+        f" student is compared with its teacher{'' if folds else '; --folds 5 chooses on the other labels'}"
     )
     return (
         f"val has {images:,} images: two models that differ on one in {1 / _DIFFERING:.0f} of them are told"

@@ -127,7 +127,7 @@ def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) 
     dataset = open_dataset(run.data, config.data, sources)
     for note in dataset.notes:
         progress.say(f"note: {note}")
-    small = too_small(len(dataset.val), config.evaluate.level)
+    small = too_small(len(dataset.val), config.evaluate.level, folds=config.folds is not None)
     if small is not None:
         progress.say(f"warning: {small}")
     if len(dataset.labeled) == 0:

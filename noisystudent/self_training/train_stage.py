@@ -123,13 +123,14 @@ def _check_model(context: Context, stage: Stage, training: Training) -> None:
 
 def _warn_of_chance(context: Context, stage: Stage, sentence: str | None) -> None:
     """Print that a model looks like chance on a val set that is too small to stop the run by it."""
-    folds = context.graph.out_of_fold is not None and len(context.dataset.labeled) >= LEAST_IMAGES
+    enough = context.graph.out_of_fold is not None and len(context.dataset.labeled) >= LEAST_IMAGES
+    first = stage.name.startswith("teacher")
     # Out of fold, a first teacher was better than chance, on more images; see `folds`.
-    if sentence is None or (folds and stage.name.startswith("teacher")):
+    if sentence is None or (enough and first):
         return
     context.progress.say(
         f"warning: {stage.name}: {sentence}; val has {len(context.dataset.val):,} images, too few to stop the"
-        f" run by it; give {'' if folds else '--folds 5 or '}more labels"
+        f" run by it; give {'--folds 5 or more labels' if first else 'more val images'}"
     )
 
 

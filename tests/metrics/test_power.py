@@ -25,9 +25,11 @@ def test_the_needed_images_detect_the_difference_and_one_fewer_does_not(level: f
 
 
 def test_a_small_val_is_named_with_the_difference_that_it_can_show() -> None:
-    assert too_small(images_needed(0.2, 0.05, 0.95), 0.95) is None
-    line = too_small(100, 0.95)
+    assert too_small(images_needed(0.2, 0.05, 0.95), 0.95, folds=False) is None
+    line = too_small(100, 0.95, folds=False)
     assert line is not None and line.startswith("val has 100 images: ") and "13 points or more" in line
     assert "nothing is chosen" not in line
-    few = too_small(LEAST_IMAGES - 1, 0.95)
+    few = too_small(LEAST_IMAGES - 1, 0.95, folds=False)
     assert few is not None and "on fewer than 50 images nothing is chosen" in few and "--folds 5" in few
+    with_folds = too_small(LEAST_IMAGES - 1, 0.95, folds=True)
+    assert with_folds is not None and "nothing is chosen" in with_folds and "--folds" not in with_folds

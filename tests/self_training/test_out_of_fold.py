@@ -38,12 +38,13 @@ FOLD = [f"iteration-0/fold-{number}" for number in range(1, FOLDS + 1)]
 
 @pytest.fixture(scope="module")
 def many(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images of `tiny` with 20 labels a class, enough to choose on."""
+    """The images of `tiny` with 20 labels a class, enough to choose on; a fifth of them are wrong."""
     root = tmp_path_factory.mktemp("many") / "images"
     shutil.copytree(images, root)
     for kind, label in enumerate(tiny.CLASSES):
         for number, pixels in enumerate(tiny.pictures(kind, 14, 9)):
-            Image.fromarray(pixels).save(root / "labeled" / label / f"more-{number:02d}.png")
+            given = tiny.CLASSES[(kind + 1) % 3] if number < 4 else label
+            Image.fromarray(pixels).save(root / "labeled" / given / f"more-{label}-{number:02d}.png")
     return root
 
 
@@ -117,6 +118,7 @@ def test_threshold_and_temperature_are_chosen_said_and_recorded(
     record = json.loads((out / "iteration-1" / "selection.stage.json").read_text())["result"]
     assert record["chosen"]["threshold"] == selection.threshold
     assert record["chosen"]["temperature"] == fitted
+    assert selection.threshold > config(many).students[0].selection.threshold and fitted > 1
     assert record["precision"]["source"] == "out of fold" and record["precision"]["images"] == 60
     shown = json.loads((out / "iteration-1" / "evaluation.json").read_text())["selection"]
     assert shown["chosen"] == record["chosen"]
