@@ -62,14 +62,15 @@ def test_it_keeps_the_most_with_a_lower_end_of_80_percent(mode: Mode, seed: int,
     config = SelectionConfig(mode=mode)
     probs, labels = predicted(120, accuracy, seed)
     chosen, sentence = choose(config, probs, labels)
-    name = "strength" if mode == "adaptive" else "threshold"
+    name, values = ("strength", STRENGTHS) if mode == "adaptive" else ("threshold", THRESHOLDS)
     value = getattr(chosen, name)
-    assert replace(chosen, **{name: getattr(config, name)}) == config, "nothing else is changed"
+
+    def with_value(number: float) -> SelectionConfig:
+        return replace(config, strength=number) if mode == "adaptive" else replace(config, threshold=number)
+
+    assert chosen == with_value(value), "nothing else is changed"
     assert f"selection.{name} is {value:g}, chosen out of fold" in sentence
-    every = {
-        v: kept(replace(config, **{name: v}), probs, labels)
-        for v in (STRENGTHS if name == "strength" else THRESHOLDS)
-    }
+    every = {v: kept(with_value(v), probs, labels) for v in values}
     sure = {v: p.kept for v, p in every.items() if p.kept and wilson(p.right, p.kept, 0.95)[0] >= 0.8}
     if sure:
         assert sure[value] == max(sure.values()) and "it keeps the most" in sentence
