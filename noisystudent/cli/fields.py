@@ -75,6 +75,16 @@ class Loop(Settings):
     ensemble: Annotated[
         int | None, Parameter(help="Number of first teachers, whose probabilities are averaged.")
     ] = None
+    folds: Annotated[
+        int | None,
+        Parameter(
+            help="Train as many first teachers without a part of the labels each. Threshold and temperature"
+            " are chosen by what they predict for it."
+        ),
+    ] = None
+    choose: Annotated[
+        bool | None, Parameter(help="With --folds: choose threshold and temperature, or keep the given ones.")
+    ] = None
     keep_going: Annotated[
         bool | None,
         Parameter(

@@ -109,8 +109,9 @@ def plan(
     recipe
         Name of a recipe, or a YAML file. Default: that of the run in --out, and folder for a new run.
     """
+    from noisystudent.config.run import require_pool
     from noisystudent.data.sources import listing_fingerprint, open_sources
-    from noisystudent.run.graph import build_graph, require_pool
+    from noisystudent.run.graph import build_graph
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import states
 

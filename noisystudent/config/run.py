@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from noisystudent.config.fields import MOST_IMAGES, check_ranges, neutral, number
+from noisystudent.config.fields import LENGTHS, MOST_IMAGES, check_ranges, neutral, number
 from noisystudent.config.images import AugmentConfig, DataConfig
 from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
 from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
@@ -118,6 +118,13 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ensemble: int = number(1, least=1, most=100)
     """Number of first teachers that differ only in their seed. Their probabilities are averaged."""
+    folds: int | None = number(None, least=2, most=100)
+    """Train this many further first teachers, each without one part of the labelled images. Together they
+    predict every labelled image without having seen it ("out of fold"). These predictions say how many
+    pseudo-labels are right, in place of val. None: no folds."""
+    choose: bool = True
+    """With folds: choose selection.threshold (in mode adaptive: strength) and pseudo_label.temperature out of
+    fold, once for all students, in place of the given ones. False: keep the given ones."""
     filter: LearnerConfig | None = None
     """A smaller model that filters and balances the pool in place of the teacher (paper: EfficientNet-B0)."""
     students: tuple[StudentConfig, ...] = ()
@@ -142,3 +149,29 @@ def learners(config: Config) -> dict[str, LearnerConfig]:
     named = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
     named |= {f"students.{number}": student for number, student in enumerate(config.students)}
     return {name: learner for name, learner in named.items() if learner is not None}
+
+
+def require_lengths(config: Config) -> None:
+    """Check that every training has a length; only students may have one in passes over the pool.
+
+    Raises:
+        InputError: names the training.
+    """
+    for name, learner in learners(config).items():
+        lengths = [length for length in LENGTHS if getattr(learner.train, length) is not None]
+        require(bool(lengths), f"{name}.train has neither epochs nor steps; give one of the two")
+        pool = isinstance(learner, StudentConfig) or lengths != ["pool_epochs"]
+        require(pool, f"{name}.train has pool_epochs, but only students have a pool; give epochs or steps")
+
+
+def require_pool(config: Config, pool: bool) -> None:
+    """Check that there are unlabelled images if a student, or the pretraining, is trained on them.
+
+    Raises:
+        InputError: there are none.
+    """
+    require(
+        pool or not (config.students or config.pretrain),
+        "data.unlabeled is empty; give --unlabeled, the images on which students are trained, or train the"
+        " teacher alone with `noisystudent train` (in Python: students=0)",
+    )

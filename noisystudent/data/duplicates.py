@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,3 +87,15 @@ class Contents:
             same = (keys[1:] ^ keys[:-1]) <= self._row_bits  # XOR of equal prefixes is 0 in the upper bits
             slices.append((keys[1:][same] & self._row_bits).astype(np.int64))
         return slices
+
+
+def unique_contents(hashes: Hashes) -> tuple[Rows, Rows]:
+    """(M,) the first image with each content, sorted by content, and (N,) the content of each image."""
+    _, first, inverse = np.unique(keys_of(hashes), return_index=True, return_inverse=True)
+    return first, inverse
+
+
+def keys_of(hashes: Hashes) -> NDArray[Any]:
+    """(N,) each hash as one value, so that numpy can sort and compare whole hashes."""
+    # raw bytes ("V"): a string type ("S") would ignore zeros at the end
+    return np.ascontiguousarray(hashes).view(f"V{hashes.shape[1]}").ravel()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisystudent.data.duplicates import Contents, Hashes, Mask, Rows
+from noisystudent.data.duplicates import Contents, Hashes, Mask, Rows, keys_of, unique_contents
 from noisystudent.data.index import Index
 from noisystudent.data.scan import Scan
 from noisystudent.errors import InputError
@@ -237,7 +237,7 @@ def split_val(hashes: Hashes, labels: NDArray[np.int64], fraction: float, seed: 
     """
     free = ~conflicting(hashes, labels)
     # sorted by content, so that the order of the files has no effect
-    keys, first = np.unique(_keys(hashes)[free], return_index=True)
+    keys, first = np.unique(keys_of(hashes)[free], return_index=True)
     classes = labels[free][first]
     counts = np.bincount(classes, minlength=int(labels.max()) + 1)
     quota = _quotas(counts, fraction, generator(seed, "split"))
@@ -247,7 +247,7 @@ def split_val(hashes: Hashes, labels: NDArray[np.int64], fraction: float, seed: 
         keys[classes == number][generator(seed, "split", number).permutation(counts[number])[:share]]
         for number, share in enumerate(quota)
     ]
-    return free & np.asarray(np.isin(_keys(hashes), np.concatenate(chosen)), np.bool_)
+    return free & np.asarray(np.isin(keys_of(hashes), np.concatenate(chosen)), np.bool_)
 
 
 def _quotas(counts: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -278,7 +278,7 @@ def conflicting(hashes: Hashes, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def counterparts(hashes: Hashes, labels: NDArray[np.int64]) -> Rows:
     """(N,) for each image the first one with the same content and another label, -1 if there is none."""
-    _, first, inverse = np.unique(_keys(hashes), return_index=True, return_inverse=True)
+    first, inverse = unique_contents(hashes)
     differs = labels != labels[first][inverse]  # from the label of the first image with this content
     rival = np.full(len(first), -1, np.int64)  # of each content, the first image that differs
     late_to_early = np.flatnonzero(differs)[::-1]
@@ -291,9 +291,3 @@ def class_names(names: list[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
-
-
-def _keys(hashes: Hashes) -> NDArray[Any]:
-    """(N,) each hash as one value, so that numpy can sort and compare whole hashes."""
-    # raw bytes ("V"): a string type ("S") would ignore zeros at the end
-    return np.ascontiguousarray(hashes).view(f"V{hashes.shape[1]}").ravel()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from noisystudent.config import EvaluateConfig
 from noisystudent.metrics import paired
+from noisystudent.metrics.power import LEAST_IMAGES
 from noisystudent.metrics.reasons import listed
 
 
@@ -19,7 +20,7 @@ def best(
 
     It is `default` unless others are better on the same images, with an interval above 0 and a significant
     McNemar test, as in the verdict; then it is the most accurate of these. The largest of several noisy
-    accuracies alone would be chosen by luck.
+    accuracies alone would be chosen by luck. With fewer than `LEAST_IMAGES` images nothing is compared.
 
     Args:
         hits: name of a model -> (N,) bool, True where it is right, on the same images of val.
@@ -27,6 +28,9 @@ def best(
         config: level of the interval and number of resamples.
         seed: seed of the bootstrap.
     """
+    count = len(hits[default])
+    if len(hits) > 1 and count < LEAST_IMAGES:
+        return default, f"val, {count:,} images, is too small to choose on: the last student is used"
     rivals = {
         name: paired.compare(own, hits[default], config, seed)
         for name, own in hits.items()
@@ -42,7 +46,6 @@ def best(
         )
     equal = [name for name, rival in rivals.items() if not paired.below(rival, config.level)]
     if equal:
-        count = len(hits[default])
         return (
             default,
             f"val, {count:,} images, cannot tell it from {listed(equal)}: the last student is used",

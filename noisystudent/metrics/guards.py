@@ -29,14 +29,32 @@ def fault(labels: Ints, probs: Floats, *, is_teacher: bool) -> str | None:
             and its confidences must rank images. Any other model must not be worse than a constant guess.
     """
     if is_teacher:
-        passed, sentence = teacher_above_chance(labels, probs)
-        if not passed:
-            return f"{sentence}; the run stops before it labels anything with this model"
-        return collapsed(probs, labels) or same_confidence(probs, labels)
-    return collapsed(probs, labels) or worse_than_chance(probs, labels)
+        chance = at_chance(labels, probs, is_teacher=True)
+        if chance is not None:
+            return f"{chance}; the run stops before it labels anything with this model"
+        return broken(labels, probs, is_teacher=True)
+    return broken(labels, probs, is_teacher=False) or at_chance(labels, probs, is_teacher=False)
 
 
-def teacher_above_chance(labels: Ints, probs: Floats) -> tuple[bool, str]:
+def broken(labels: Ints, probs: Floats, *, is_teacher: bool) -> str | None:
+    """The part of `fault` that a few images show: a collapse, or the equal confidences of a teacher."""
+    return collapsed(probs, labels) or (same_confidence(probs, labels) if is_teacher else None)
+
+
+def at_chance(labels: Ints, probs: Floats, *, is_teacher: bool, images: str = "val images") -> str | None:
+    """The part of `fault` that a few images cannot show: the accuracy is that of a guess.
+
+    Args:
+        labels, probs, is_teacher: see `fault`; the labels may be of other images that the model has not seen.
+        images: name of these images in the message.
+    """
+    if not is_teacher:
+        return worse_than_chance(probs, labels)
+    passed, sentence = teacher_above_chance(labels, probs, images)
+    return None if passed else sentence
+
+
+def teacher_above_chance(labels: Ints, probs: Floats, images: str = "val images") -> tuple[bool, str]:
     """Test if the accuracy on val is above that of always predicting the most common class of val.
 
     It is a one-sided exact binomial test at 1 %. The accuracy to beat is the share of the most common class
@@ -50,7 +68,7 @@ def teacher_above_chance(labels: Ints, probs: Floats) -> tuple[bool, str]:
     chance = float(np.bincount(labels).max() / total)
     needed = int(stats.binom.isf(CHANCE_LEVEL, total, chance)) + 1
     passed = bool(stats.binomtest(right, total, chance, alternative="greater").pvalue <= CHANCE_LEVEL)
-    text = _numbers(probs, labels)
+    text = _numbers(probs, labels, images)
     if passed:
         return True, text
     if needed > total:
@@ -65,8 +83,8 @@ def worse_than_chance(probs: Floats, labels: Ints) -> str | None:
     if classification.correct(probs, labels).sum() >= np.bincount(labels).max():
         return None
     return (
-        f"{_numbers(probs, labels)}; it is worse than chance, so its training went wrong: decrease train.lr,"
-        " or select other pseudo-labels"
+        f"{_numbers(probs, labels, 'val images')}; it is worse than chance, so its training went wrong:"
+        " decrease train.lr, or select other pseudo-labels"
     )
 
 
@@ -115,10 +133,10 @@ def collapsed(probs: Floats, labels: Ints) -> str | None:
     )
 
 
-def _numbers(probs: Floats, labels: Ints) -> str:
-    """Accuracy on val, and that of the constant guess."""
+def _numbers(probs: Floats, labels: Ints, images: str) -> str:
+    """Accuracy on these images, and that of the constant guess."""
     right, total = int(classification.correct(probs, labels).sum()), len(labels)
     return (
-        f"the model predicts {right:,} of {total:,} val images correctly ({right / total:.1%}), "
+        f"the model predicts {right:,} of {total:,} {images} correctly ({right / total:.1%}), "
         f"a constant guess {np.bincount(labels).max() / total:.1%}"
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,12 @@ WIDE = 0.2
 """An interval of shares that is wider than this says little: about 60 images at a share of 0.8."""
 
 
+LEAST_SHARE = 0.1
+"""Share of the images that `widest` keeps at least where no choice is precise enough."""
+
+Source = Literal["val", "out of fold"]
+
+
 @dataclass(frozen=True, slots=True)
 class Precision:
     """How many labelled images have enough confidence, and how many of these are predicted correctly.
@@ -28,12 +35,14 @@ class Precision:
         kept: number of those with enough confidence.
         right: number of the kept ones whose most likely class is the label.
         level: confidence level of the interval.
+        source: val, or out of fold: the labelled images, each predicted by a model that has not seen it.
     """
 
     images: int
     kept: int
     right: int
     level: float = 0.95
+    source: Source = "val"
 
     @property
     def share(self) -> float | None:
@@ -55,16 +64,20 @@ class Precision:
         """The share with its interval and the number of images behind it, in words."""
         if self.share is None:
             return (
-                f"none of the {self.images:,} val images has as much confidence as the kept images, so the"
+                f"none of the {self.images:,} {self._named} has as much confidence as the kept images, so the"
                 " share of right labels is not known"
             )
         low, high = self.interval
-        small = "; val is too small to tell" if self.too_few else ""
+        small = "; these are too few to tell" if self.too_few else ""
         return (
             f"about {self.share:.1%} of the kept labels are expected to be right ({self.level:.0%} interval"
-            f" {low:.1%} to {high:.1%}, from {self.kept:,} of {self.images:,} val images with as much"
+            f" {low:.1%} to {high:.1%}, from {self.kept:,} of {self.images:,} {self._named} with as much"
             f" confidence){small}"
         )
+
+    @property
+    def _named(self) -> str:
+        return "val images" if self.source == "val" else "labelled images, out of fold,"
 
 
 def wilson(hits: int, images: int, level: float) -> tuple[float, float]:
@@ -75,7 +88,11 @@ def wilson(hits: int, images: int, level: float) -> tuple[float, float]:
 
 
 def precision_above(
-    confidence: Floats, right: NDArray[np.bool_], threshold: Floats | float, level: float = 0.95
+    confidence: Floats,
+    right: NDArray[np.bool_],
+    threshold: Floats | float,
+    level: float = 0.95,
+    source: Source = "val",
 ) -> Precision:
     """Precision of the images whose confidence is at least a threshold.
 
@@ -87,6 +104,7 @@ def precision_above(
         right: (N,) True if that class is the label.
         threshold: of all images, or (N,) of each. Infinity excludes an image.
         level: confidence level of the interval.
+        source: where the labelled images are from.
 
     Raises:
         InputError: the arrays do not match.
@@ -96,7 +114,7 @@ def precision_above(
             f"confidence has shape {confidence.shape} and right {right.shape}; both must be (N,)"
         )
     kept = confidence >= threshold
-    return Precision(len(confidence), int(kept.sum()), int((kept & right).sum()), level)
+    return Precision(len(confidence), int(kept.sum()), int((kept & right).sum()), level, source)
 
 
 def curve(
@@ -105,3 +123,30 @@ def curve(
     """For each threshold {threshold, kept, right}: numbers of images as in `precision_above`."""
     measured = [(threshold, precision_above(confidence, right, threshold)) for threshold in thresholds]
     return [{"threshold": threshold, "kept": each.kept, "right": each.right} for threshold, each in measured]
+
+
+def by_threshold(rows: Sequence[Mapping[str, float]]) -> str:
+    """The rows of `curve` in words; without those that keep the same images as the row before."""
+    changed = [row for at, row in enumerate(rows) if at == 0 or row["kept"] != rows[at - 1]["kept"]]
+    return ", ".join(
+        f"{row['right'] / row['kept']:.1%} of the {row['kept']:,} from {row['threshold']:g} on"
+        for row in changed
+        if row["kept"]
+    )
+
+
+def widest(choices: Mapping[float, Precision], least: float) -> float | None:
+    """The choice that keeps the most images with a precision of surely at least `least`.
+
+    That is a lower end of the interval of at least `least`. Where no choice has it: the most precise one that
+    keeps a tenth of the images. Of equal choices it is the first. None: no choice keeps a tenth.
+
+    Args:
+        choices: a threshold, or another number -> the precision that it gives.
+        least: smallest precision.
+    """
+    sure = [value for value, found in choices.items() if found.kept and found.interval[0] >= least]
+    if sure:
+        return max(sure, key=lambda value: choices[value].kept)
+    many = [value for value, found in choices.items() if found.kept >= LEAST_SHARE * found.images > 0]
+    return max(many, key=lambda value: choices[value].share or 0.0, default=None)

@@ -57,7 +57,9 @@ class RunFacts:
         pool_size: number of unlabelled images that the teacher labelled.
         kept: number of distinct pool images kept for each class.
         pseudo_accuracy: share of the kept pseudo-labels that is right; None if the true labels are unknown.
-        expected: estimate of that share from val, used if the true labels are unknown; None if there is none.
+        expected: estimate of that share from labelled images, used if the true labels are unknown; None if
+            there is none.
+        by_threshold: the same share for other thresholds, in words; "" if it is not known.
     """
 
     test: Literal["test", "val"]
@@ -67,6 +69,7 @@ class RunFacts:
     kept: tuple[int, ...]
     pseudo_accuracy: float | None = None
     expected: Precision | None = None
+    by_threshold: str = ""
 
 
 def selection_warnings(kept: int, pool_size: int, expected: Precision | None) -> list[str]:
@@ -175,7 +178,8 @@ def _few_images(facts: RunFacts) -> str | None:
 def _pseudo_accuracy(facts: RunFacts) -> str | None:
     accuracy, expected = facts.pseudo_accuracy, facts.expected
     if accuracy is None and expected is not None and expected.interval[1] < LOW_PSEUDO_ACCURACY:
-        return f"many pseudo-labels are probably wrong: {expected.sentence()}; {_FEWER_WRONG}"
+        others = f"; by confidence: {facts.by_threshold}" if facts.by_threshold else ""
+        return f"many pseudo-labels are probably wrong: {expected.sentence()}{others}; {_FEWER_WRONG}"
     if accuracy is None or accuracy >= LOW_PSEUDO_ACCURACY:
         return None
     share = f"only {accuracy:.1%} of the kept pseudo-labels are right"

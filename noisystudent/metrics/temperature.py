@@ -9,9 +9,7 @@ from scipy import optimize, special
 from noisystudent.errors import InputError
 from noisystudent.metrics import classification
 from noisystudent.metrics.classification import Floats, Ints
-
-LEAST_IMAGES = 50
-"""Number of val images below which no temperature is fitted: the fit would be to these images alone."""
+from noisystudent.metrics.power import LEAST_IMAGES
 
 _DIGITS = 4  # significant ones of a fitted temperature; more would depend on how a machine rounds
 
@@ -21,7 +19,7 @@ def fit(probs: Floats, labels: Ints) -> float:
 
     It is the optimum, if the mean NLL falls by more than the standard error of this fall: the standard
     deviation of the falls of the single images, divided by the root of their number. Where nothing is wrong,
-    a temperature would fit the choice of the images.
+    a temperature would fit the choice of the images. With fewer than `LEAST_IMAGES` it is 1, too.
 
     Args:
         probs: (N, K) probabilities at temperature 1.

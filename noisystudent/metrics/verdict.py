@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
-
-from scipy import stats
 
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
 from noisystudent.metrics import classification, reasons
 from noisystudent.metrics.classification import Floats, Ints
 from noisystudent.metrics.paired import Comparison, above, below, compare
+from noisystudent.metrics.power import POWER, detectable, images_needed
 from noisystudent.metrics.reasons import RunFacts
 from noisystudent.run.rundir import CONTROLS
 
-# A set of images is too small if it detects a gain of one percentage point with less than this power.
+# A set of images is too small if it does not detect a gain of one percentage point with `POWER`.
 GAIN_WORTH_FINDING = 0.01
-POWER = 0.8
 
 State = Literal["improved", "unproven", "not better"]
 
@@ -128,7 +125,7 @@ def _sentence(
     if state != "unproven":
         return text
     control = next(rival for name, rival in rivals.items() if name != "teacher")
-    needed = _images_needed(control, control["difference"], level)
+    needed = images_needed(_differing(control), control["difference"], level)
     return (
         f"{text} A difference of {100 * control['difference']:.2f} points from the control is shown by about "
         f"{needed:,} {test} images with a probability of {POWER:.0%}: give more {test} images."
@@ -156,43 +153,30 @@ def _opening(state: State | None, rivals: dict[str, Comparison], level: float) -
     return f"No significant gain over {' and '.join(not_better)}"
 
 
-def _images_needed(rival: Comparison, difference: float, level: float) -> int:
-    """Images that show the difference with a probability of `POWER`, if models disagree as often as here."""
-    return math.ceil(_differing(rival) / rival["n"] * (_z_sum(level) / difference) ** 2)
+def _differing(rival: Comparison) -> float:
+    """Share of the images on which only one of the two models is right.
 
-
-def _differing(rival: Comparison) -> int:
-    """Number of images on which only one of the two models is right.
-
-    At least 1: without any observed disagreement the true share of disagreements is still not 0.
+    At least one image: without any observed disagreement the true share of disagreements is still not 0.
     """
-    return max(rival["wins"] + rival["losses"], 1)
-
-
-def _z_sum(level: float) -> float:
-    return float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(POWER))
+    return max(rival["wins"] + rival["losses"], 1) / rival["n"]
 
 
 def _power(name: str, rival: Comparison, level: float) -> list[str]:
-    """Warnings that there are too few images, or too few disagreements, to compare the student with `name`.
-
-    The smallest difference detected with 80 % power is (z_level + z_power) * sqrt(disagreeing share / n), the
-    normal approximation of McNemar's test (Connor 1987).
-    """
+    """Warnings of too few images, or too few disagreements, to compare the student with `name`."""
     name = "control of the same compute" if name == _COMPUTE else name
-    differ, n = _differing(rival), rival["n"]
-    detectable = _z_sum(level) * math.sqrt(differ) / n
-    if rival["low"] <= 0 <= rival["high"] and detectable > GAIN_WORTH_FINDING:
-        needed = _images_needed(rival, GAIN_WORTH_FINDING, level)
+    differing, n = _differing(rival), rival["n"]
+    smallest = detectable(differing, n, level)
+    if rival["low"] <= 0 <= rival["high"] and smallest > GAIN_WORTH_FINDING:
+        needed = images_needed(differing, GAIN_WORTH_FINDING, level)
         return [
             f"there are too few images to compare student and {name}: {n:,} images detect a difference of "
-            f"{100 * detectable:.2f} points with a probability of {POWER:.0%}; the measured difference is "
+            f"{100 * smallest:.2f} points with a probability of {POWER:.0%}; the measured difference is "
             f"{100 * rival['difference']:+.2f} points; to detect {100 * GAIN_WORTH_FINDING:g} point, "
             f"about {needed:,} images are needed"
         ]
     if rival["low"] * rival["high"] > 0 and rival["p_value"] >= 1 - level:
         return [
-            f"student and {name} differ on only {differ} images (only the student is right on "
+            f"student and {name} differ on only {round(differing * n)} images (only the student is right on "
             f"{rival['wins']}, only the {name} on {rival['losses']}): the interval excludes 0, but the exact "
             f"test is not significant (p = {rival['p_value']:.2g})"
         ]

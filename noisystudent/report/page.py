@@ -208,10 +208,18 @@ def _confidence(iterations: Iterable[Iteration], plots: dict[str, figures.Figure
         if labels.get("confidence_histogram"):
             name = f"confidence-{iteration.index}"
             plots[name] = figures.confidence_histogram(labels["confidence_histogram"])
-            estimate = (iteration.selection or {}).get("val_precision") or {}
             panel = {"plot": name, "iteration": iteration.index, "labels": labels}
-            panels.append(panel | {"expected": estimate.get("sentence")})
+            panels.append(panel | {"expected": _expected(iteration.selection or {})})
     return panels
+
+
+def _expected(selection: Mapping[str, Any]) -> list[str]:
+    """Sentences about the labels that are expected to be right, and about what was chosen by them."""
+    estimate, chosen = selection.get("precision") or {}, selection.get("chosen") or {}
+    if not estimate:
+        return []
+    others = f"right labels by confidence, {estimate['source']}: {estimate['by_threshold']}"
+    return [estimate["sentence"], others, *filter(None, [chosen.get("sentence")])]
 
 
 def _balance(iterations: Iterable[Iteration], plots: dict[str, figures.Figure]) -> list[Section]:

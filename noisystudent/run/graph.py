@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noisystudent.config import Config, LearnerConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
-from noisystudent.config.fields import LENGTHS
-from noisystudent.config.run import learners
-from noisystudent.errors import require
+from noisystudent.config.run import require_lengths
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.inputs import compute_of, inputs_of
 from noisystudent.run.rundir import CONTROLS, LABELS_FORMAT, ModelDir, RunDir
@@ -23,11 +21,11 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the run that is evaluated.
+    """A model of the run, with its fine-tuning.
 
     Attributes:
         iteration: number of the iteration; 0 for the teacher.
-        role: one of `ROLES`.
+        role: one of `ROLES`, or fold.
         training: stage of the training.
         finetuning: stage of the fine-tuning after it; None if the configuration has none.
     """
@@ -54,6 +52,7 @@ class Iteration:
         selection: stage that selects pool images.
         student: the student.
         controls: models trained on labelled images alone, in the last iteration; otherwise none.
+        chosen: which settings in `config` were chosen out of fold, and why; "" if none were.
     """
 
     index: int
@@ -62,6 +61,7 @@ class Iteration:
     selection: Stage
     student: Model
     controls: tuple[Model, ...]
+    chosen: str = ""
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -76,6 +76,8 @@ class Graph:
     Attributes:
         data: scan of the images.
         pretraining: training on the folder names of the pool; None if it is not configured.
+        folds: teachers that are trained without a part of the labelled images each; none without students.
+        out_of_fold: their predictions, each on the images that it has not seen; None without folds.
         teacher: the first teacher.
         companions: further teachers of iteration 0, whose probabilities are averaged with the first's.
         filter: training of the model that filters the pool in place of the teacher; None if there is none.
@@ -86,6 +88,8 @@ class Graph:
 
     data: Stage
     pretraining: Stage | None
+    folds: tuple[Model, ...]
+    out_of_fold: Stage | None
     teacher: Model
     companions: tuple[Model, ...]
     filter: Stage | None
@@ -96,6 +100,9 @@ class Graph:
     def stages(self) -> list[Stage]:
         """Return all stages in the order in which they run."""
         stages = [self.data, self.filter, self.filter_labels, self.pretraining]
+        for model in self.folds:
+            stages += [model.training, model.finetuning]
+        stages.append(self.out_of_fold)
         for model in (self.teacher, *self.companions):
             stages += [model.training, model.finetuning]
         for iteration in self.iterations:
@@ -125,32 +132,6 @@ def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
     return _Builder(config, run, data).graph()
 
 
-def require_lengths(config: Config) -> None:
-    """Check that every training has a length; only students may have one in passes over the pool.
-
-    Raises:
-        InputError: names the training.
-    """
-    for name, learner in learners(config).items():
-        lengths = [length for length in LENGTHS if getattr(learner.train, length) is not None]
-        require(bool(lengths), f"{name}.train has neither epochs nor steps; give one of the two")
-        pool = isinstance(learner, StudentConfig) or lengths != ["pool_epochs"]
-        require(pool, f"{name}.train has pool_epochs, but only students have a pool; give epochs or steps")
-
-
-def require_pool(config: Config, pool: bool) -> None:
-    """Check that there are unlabelled images if a student, or the pretraining, is trained on them.
-
-    Raises:
-        InputError: there are none.
-    """
-    require(
-        pool or not (config.students or config.pretrain),
-        "data.unlabeled is empty; give --unlabeled, the images on which students are trained, or train the"
-        " teacher alone with `noisystudent train` (in Python: students=0)",
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Builder:
     """Builds the stages of a run from the configuration, the run directory and the scan of the images."""
@@ -164,6 +145,7 @@ class _Builder:
         pretraining = None
         if config.pretrain is not None:
             pretraining = self._training("pretraining", first.model("pretraining"), config.pretrain)
+        folds, out_of_fold = self._folds(pretraining)
         teacher, *companions = (
             self._model(0, "teacher", first.model(name), config.teacher, inputs)
             for name, inputs in self._teachers(pretraining)
@@ -174,10 +156,12 @@ class _Builder:
             before = iterations[-1] if iterations else None
             # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
             teachers = [before.student] if before else [teacher, *companions]
-            iterations.append(self._iteration(index, teachers, filter_labels, before))
+            iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
         return Graph(
             data=self.data,
             pretraining=pretraining,
+            folds=folds,
+            out_of_fold=out_of_fold,
             teacher=teacher,
             companions=tuple(companions),
             filter=filter_model,
@@ -194,6 +178,21 @@ class _Builder:
         for number in range(2, self.config.ensemble + 1):
             yield f"teacher-{number}", inputs | {"number": number}
 
+    def _folds(self, pretraining: Stage | None) -> tuple[tuple[Model, ...], Stage | None]:
+        """Return the teachers of the folds and the stage of their predictions; none without folds."""
+        config, first = self.config, self.run.iteration(0)
+        if config.folds is None or not config.students:
+            return (), None
+        inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
+        folds = tuple(
+            self._model(0, "fold", first.fold(fold), config.teacher, inputs | {"fold": [fold, config.folds]})
+            for fold in range(1, config.folds + 1)
+        )
+        models, labels = [fold.last.fingerprint for fold in folds], config.students[0].pseudo_label
+        # The images are predicted in the way in which the first teacher labels the pool.
+        views = [labels.flip, labels.scales]
+        return folds, _stage("out-of-fold", first.out_of_fold, models=models, views=views)
+
     def _filter(self) -> tuple[Stage | None, Stage | None]:
         """Return the stages of the training of the filter and of its labelling; None without a filter."""
         config = self.config
@@ -206,12 +205,20 @@ class _Builder:
         return training, labels
 
     def _iteration(
-        self, index: int, teachers: list[Model], filter_labels: Stage | None, before: Iteration | None
+        self,
+        index: int,
+        teachers: list[Model],
+        filter_labels: Stage | None,
+        before: Iteration | None,
+        out_of_fold: Stage | None,
     ) -> Iteration:
         config, folder = self.config.students[index - 1], self.run.iteration(index)
         first, *others = [teacher.last.fingerprint for teacher in teachers]
         model = [first, *others] if others else first
-        labels = _labels(f"labels-{index}", folder.labels, config.pseudo_label, model)
+        # Without folds there is no such input, so that the fingerprints are those of runs before folds.
+        expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
+        chosen = expected if self.config.choose else {}  # the temperature
+        labels = _labels(f"labels-{index}", folder.labels, config.pseudo_label, model, **chosen)
         selection = _stage(
             f"selection-{index}",
             folder.selection,
@@ -221,6 +228,7 @@ class _Builder:
             # Only `reassign` keeps the images of the iteration before.
             before=before.selection.fingerprint if before and config.selection.reassign else None,
             seed=self.config.seed,
+            **expected,
         )
         if filter_labels:
             selection = dataclasses.replace(selection, also=(folder.filter_selection,))
@@ -288,5 +296,5 @@ def _stage(name: str, path: Path, **inputs: object) -> Stage:
     return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
 
 
-def _labels(name: str, path: Path, config: PseudoLabelConfig, model: object) -> Stage:
-    return _stage(name, path, config=inputs_of(config), model=model, format=LABELS_FORMAT)
+def _labels(name: str, path: Path, config: PseudoLabelConfig, model: object, **inputs: object) -> Stage:
+    return _stage(name, path, config=inputs_of(config), model=model, format=LABELS_FORMAT, **inputs)

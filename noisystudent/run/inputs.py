@@ -38,4 +38,5 @@ def compute_of(config: Config) -> Mapping[str, object]:
             labels = learner.pseudo_label
             parts["labels"] = [inputs_of(labels), inputs_of(labels, of_student=True)]
         trainings[name] = parts
-    return {"ensemble": config.ensemble, "trainings": trainings}
+    folds = {} if config.folds is None else {"folds": config.folds}
+    return {"ensemble": config.ensemble, "trainings": trainings, **folds}

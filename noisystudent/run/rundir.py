@@ -93,6 +93,7 @@ class IterationDir:
     filter_labels = _Child("filter-labels")  # folder of the filter's pseudo-labels
     selection = _Child("selection.parquet")  # which pool images the student trains on, and how often
     filter_selection = _Child("filter-selection.parquet")  # the same images under the labels of the filter
+    out_of_fold = _Child("out-of-fold.npz")  # predictions for the labelled images, see `fold`
     evaluation = _Child("evaluation.json")  # scores of the models, and summaries of labels and selection
     gallery = _Child("gallery.json")  # thumbnails of the pool
 
@@ -100,15 +101,36 @@ class IterationDir:
         """Folder of the model `role`: one of `ROLES`, filter or pretraining."""
         return ModelDir(self.path / role)
 
+    def fold(self, number: int) -> ModelDir:
+        """Folder of the teacher, from 1 on, that is trained without one part of the labelled images."""
+        return self.model(f"fold-{number}")
+
     def records(self) -> list[Path]:
         """Return the existing stage records in the order in which the stages run."""
         teachers = [ModelDir(folder) for folder in sorted(self.path.glob("teacher*"))]
-        first = [self.model("filter"), self.model("pretraining"), *teachers]
-        pool = [self.filter_labels / RECORD, self.labels / RECORD, self.selection.with_suffix(f".{RECORD}")]
-        last = [self.model(role) for role in ROLES[1:]]
-        models = [record for model in (*first, *last) for record in (model.record, model.finetune.record)]
-        split = 2 * len(first)  # each model has two records: training and fine-tuning
-        return [path for path in (*models[:split], *pool, *models[split:]) if path.is_file()]
+        numbers = (folder.name.removeprefix("fold-") for folder in self.path.glob("fold-*"))
+        folds = [self.fold(number) for number in sorted(int(name) for name in numbers if name.isdecimal())]
+        before = [self.model("filter"), self.model("pretraining"), *folds]
+        after = [self.model(role) for role in ROLES[1:]]
+        pool = [self.filter_labels / RECORD, self.labels / RECORD, _record(self.selection)]
+        records = [
+            *_records(before),
+            _record(self.out_of_fold),
+            *_records(teachers),
+            *pool,
+            *_records(after),
+        ]
+        return [path for path in records if path.is_file()]
+
+
+def _record(file: Path) -> Path:
+    """Record of a stage whose output is a file."""
+    return file.with_suffix(f".{RECORD}")
+
+
+def _records(models: list[ModelDir]) -> list[Path]:
+    """Two records of each model: of the training and of the fine-tuning."""
+    return [record for model in models for record in (model.record, model.finetune.record)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ They are computed as exact fractions, and rounded so that comparing a float32 wi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import duckdb
@@ -53,6 +54,37 @@ def adaptive(connection: duckdb.DuckDBPyConnection, strength: float, num_classes
     sums = connection.execute(
         f"SELECT label, count(*), sum((confidence::DOUBLE * {_UNITS})::BIGINT) FROM candidates GROUP BY label"
     ).fetchall()
+    return _adaptive(sums, strength, num_classes)
+
+
+def of_images(
+    config: SelectionConfig, label: NDArray[np.int64], confidence: NDArray[np.float32], num_classes: int
+) -> NDArray[np.float64]:
+    """Threshold of each class if these images were the pool.
+
+    Args:
+        config: fields of `selection`; the mode is not all.
+        label: (n,) most likely class of each image.
+        confidence: (n,) its probability.
+        num_classes: number of classes, K.
+
+    Returns:
+        (K,) float64; a confidence is kept if it is above the result, in mode official also if it is equal.
+    """
+    if config.mode != "adaptive":
+        return np.full(num_classes, fixed(config, num_classes))
+    candidates = confidence <= config.max_confidence
+    units = (confidence.astype(np.float64) * _UNITS).astype(np.int64)
+    sums = [
+        (number, int(own.sum()), sum(units[own].tolist()))
+        for number in range(num_classes)
+        if (own := candidates & (label == number)).any()
+    ]
+    return _adaptive(sums, config.strength, num_classes)
+
+
+def _adaptive(sums: Sequence[Sequence[int]], strength: float, num_classes: int) -> NDArray[np.float64]:
+    """(K,) thresholds from (class, images, sum of their confidences in units) of each predicted class."""
     chance = Fraction(1, num_classes)
 
     def above_chance(images: int, units: int) -> Fraction:

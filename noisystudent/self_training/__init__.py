@@ -13,6 +13,7 @@ from noisystudent.data.listing import list_sets
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint, open_sources
 from noisystudent.errors import RunError
+from noisystudent.metrics.power import too_small
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Graph, Iteration, build_graph
 from noisystudent.run.lock import lock
@@ -23,8 +24,9 @@ from noisystudent.runtime import resolve_device
 from noisystudent.self_training import environment, pool
 from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.context import Context
+from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
-from noisystudent.self_training.train_stage import finetune_model, pretrain_model, train_model
+from noisystudent.self_training.train_stage import finetune_model, train_model, train_unchecked
 from noisystudent.self_training.training import Training
 
 __all__ = ["audit", "self_train"]
@@ -64,7 +66,10 @@ def self_train(
             filtering = context.training(config.filter, ModelDir(graph.filter.path), "filter")
             train_model(context, graph.filter, filtering)
             pool.label(context, graph.filter_labels, [filtering], config.students[0].pseudo_label)
-        teachers = _first_teachers(context)
+        initial = _pretrained(context)
+        context = predict_out_of_fold(context, initial)
+        graph = context.graph  # with the settings that were chosen out of fold
+        teachers = _first_teachers(context, initial)
         before: Iteration | None = None
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
         for iteration in graph.iterations:
@@ -122,6 +127,9 @@ def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) 
     dataset = open_dataset(run.data, config.data, sources)
     for note in dataset.notes:
         progress.say(f"note: {note}")
+    small = too_small(len(dataset.val), config.evaluate.level, folds=config.folds is not None)
+    if small is not None:
+        progress.say(f"warning: {small}")
     if len(dataset.labeled) == 0:
         raise RunError("no labelled image is left to train on; add images to data.labeled")
     device = resolve_device(config.device, deterministic=config.deterministic)
@@ -169,17 +177,22 @@ def _supersede_removed(context: Context) -> None:
                 )
 
 
-def _first_teachers(context: Context) -> list[Training]:
+def _pretrained(context: Context) -> ModelDir | None:
+    """Train a model on the folder names of the pool if this is configured, and return its folder."""
+    stage, config = context.graph.pretraining, context.config.pretrain
+    if stage is None or config is None:
+        return None
+    pretraining = context.on_pool_folders(config, ModelDir(stage.path))
+    train_unchecked(context, stage, pretraining)
+    return pretraining.folder
+
+
+def _first_teachers(context: Context, initial: ModelDir | None) -> list[Training]:
     """Train the first teacher, or several that differ only in their seed, and return their trainings.
 
-    They start from the weights of the pretraining if one is configured.
+    They start from the weights in the folder `initial`, if it is not None.
     """
     graph, config = context.graph, context.config
-    initial = None
-    if graph.pretraining is not None and config.pretrain is not None:
-        pretraining = context.on_pool_folders(config.pretrain, ModelDir(graph.pretraining.path))
-        pretrain_model(context, graph.pretraining, pretraining)
-        initial = pretraining.folder
     teachers = []
     for number, model in enumerate((graph.teacher, *graph.companions), start=1):
         # The first teacher has the same seed with and without an ensemble.

@@ -6,10 +6,9 @@ import torch
 
 from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, ModelConfig, TeacherConfig
-from noisystudent.config.run import learners
+from noisystudent.config.run import learners, require_lengths, require_pool
 from noisystudent.data.gpu_decode import check_gpu_decoder
 from noisystudent.models.registry import build_model
-from noisystudent.run.graph import require_lengths, require_pool
 from noisystudent.runtime import resolve_device
 
 _CLASSES = 2  # of the networks that are built here; the classes of the run are not known yet

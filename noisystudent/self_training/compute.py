@@ -27,6 +27,10 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
     if config.pretrain is not None:
         passes["pretraining"] = _trained(context.on_pool_folders(config.pretrain, folder))
     passes["teacher"] = config.ensemble * _trained(context.training(config.teacher, folder, "passes"))
+    if context.graph.folds:
+        passes["folds"] = len(context.graph.folds) * _trained(
+            context.training(config.teacher, folder, "passes")
+        )
     if config.filter is not None:
         passes["filter"] = _trained(context.training(config.filter, folder, "passes"))
         passes["filter labels"] = FORWARD * pool * _views(config.students[0].pseudo_label)

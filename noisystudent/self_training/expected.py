@@ -1,4 +1,4 @@
-"""The share of right labels that a selection is expected to have, from the teacher's predictions on val."""
+"""The share of right labels that a selection is expected to have, from predictions for labelled images."""
 
 from __future__ import annotations
 
@@ -8,30 +8,39 @@ from typing import Any
 import numpy as np
 
 from noisystudent.metrics import classification
-from noisystudent.metrics.precision import Precision, curve, precision_above
+from noisystudent.metrics.precision import Precision, by_threshold, curve, precision_above
 from noisystudent.records import Selection
 from noisystudent.run.graph import Iteration
 from noisystudent.run.record import read_record
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training.context import Context
+from noisystudent.self_training.folds import out_of_fold
 from noisystudent.self_training.predict import label_val
 from noisystudent.self_training.training import Training
 
-_RESULT = "val_precision"  # key in the record of the selection, and in evaluation.json
+_RESULT = "precision"  # key in the record of the selection, and in evaluation.json
 
 
 def estimate(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> dict[str, object]:
-    """Compare the finished selection with val, and return the content of its record.
+    """Compare the finished selection with labelled images, and return the content of its record.
 
-    A val image counts if it has at least the smallest confidence of the kept pool images of the class that is
+    They are those of val. For the first teacher of a run with folds they are the given labels, predicted
+    out of fold: they are more.
+
+    An image counts if it has at least the smallest confidence of the kept pool images of the class that is
     predicted for it, and at most `selection.max_confidence`. The labels of a filter, or of an earlier teacher
     (`selection.reassign`), decide without these limits; then this is close to the accuracy on val.
 
     Returns:
-        {val_precision: {images, kept, right, curve}}: numbers of val images, see `precision.Precision` and
-        `precision.curve`.
+        {precision: {source, images, kept, right, curve}}: numbers of images, see `precision.Precision` and
+        `precision.curve`. With settings that were chosen out of fold also {chosen: {threshold, strength,
+        temperature, sentence}}.
     """
-    probs, labels = label_val(teachers, iteration.config.pseudo_label, context.dataset.val, context.progress)
+    predicted, source = (out_of_fold(context) if iteration.index == 1 else None), "out of fold"
+    if predicted is None:
+        source, val = "val", context.dataset.val
+        predicted = label_val(teachers, iteration.config.pseudo_label, val, context.progress)
+    probs, labels = predicted
     confidence, right = probs.max(axis=1), classification.correct(probs, labels)
     kept = selection_summary(Selection(iteration.selection.path, len(context.dataset.classes)))
     least = [np.inf if row["kept"] == 0 else row["min_confidence"] for row in kept["classes"]]
@@ -39,7 +48,16 @@ def estimate(context: Context, iteration: Iteration, teachers: Sequence[Training
     threshold[confidence > iteration.config.selection.max_confidence] = np.inf
     estimated = precision_above(confidence, right, threshold)
     counts = {"images": estimated.images, "kept": estimated.kept, "right": estimated.right}
-    return {_RESULT: {**counts, "curve": curve(confidence, right)}}
+    return {_RESULT: {"source": source, **counts, "curve": curve(confidence, right)}, **_chosen(iteration)}
+
+
+def _chosen(iteration: Iteration) -> dict[str, object]:
+    if not iteration.chosen:
+        return {}
+    config = iteration.config
+    values = {"threshold": config.selection.threshold, "strength": config.selection.strength}
+    temperature = config.pseudo_label.temperature
+    return {"chosen": {**values, "temperature": temperature, "sentence": iteration.chosen}}
 
 
 def precision(context: Context, iteration: Iteration) -> Precision | None:
@@ -47,8 +65,14 @@ def precision(context: Context, iteration: Iteration) -> Precision | None:
     content = _read(iteration)
     if content is None:
         return None
-    level = context.config.evaluate.level
-    return Precision(content["images"], content["kept"], content["right"], level)
+    images, kept, right = (content[name] for name in ("images", "kept", "right"))
+    return Precision(images, kept, right, context.config.evaluate.level, content["source"])
+
+
+def other_thresholds(iteration: Iteration) -> str:
+    """The share of right labels from each of some confidences on, in words; "" if it is not known."""
+    content = _read(iteration)
+    return "" if content is None else by_threshold(content["curve"])
 
 
 def summary(context: Context, iteration: Iteration) -> dict[str, object]:
@@ -58,7 +82,8 @@ def summary(context: Context, iteration: Iteration) -> dict[str, object]:
         return {}
     low, high = estimated.interval
     shown = {"share": estimated.share, "low": low, "high": high, "sentence": estimated.sentence()}
-    return {_RESULT: {**content, **shown}}
+    shown["by_threshold"] = other_thresholds(iteration)
+    return {_RESULT: {**content, **shown}, **_chosen(iteration)}
 
 
 def _read(iteration: Iteration) -> dict[str, Any] | None:

@@ -166,4 +166,5 @@ def _facts(context: Context, last: int) -> RunFacts:
         kept=tuple(int(n) for n in kept),
         pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy"),
         expected=expected.precision(context, context.graph.iterations[last - 1]),
+        by_threshold=expected.other_thresholds(context.graph.iterations[last - 1]),
     )

@@ -79,7 +79,7 @@ def select_images(
 ) -> None:
     """Select pool images with confident pseudo-labels and balance the classes (§3.1), unless this was done.
 
-    The record of the stage has the precision of the teachers on val, see `expected.estimate`.
+    The record of the stage has the expected precision, see `expected.estimate`.
 
     Args:
         context: the run.

@@ -11,6 +11,7 @@ from noisystudent.errors import RunError
 from noisystudent.inference.load import stored_temperature
 from noisystudent.metrics import classification, guards, temperature
 from noisystudent.metrics.paired import below, compare
+from noisystudent.metrics.power import LEAST_IMAGES
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Model
 from noisystudent.run.stages import Stage, run_stage
@@ -34,25 +35,25 @@ def train_model(context: Context, stage: Stage, training: Training) -> None:
         Stopped: a signal was received. Another call resumes.
     """
 
+    train_unchecked(context, stage, training)
+    # Outside the stage: the check must also stop a run that is started again.
+    _check_model(context, stage, training)
+
+
+def train_unchecked(context: Context, stage: Stage, training: Training) -> None:
+    """Train a model unless this was done. It is not judged by val.
+
+    Raises:
+        RunError: the training diverged, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
+    """
+
     def work() -> None:
         _train(context, stage, training)
         remove(training.folder.targets)  # a copy, and as large as the pseudo-labels
 
     run_stage(stage, work, context.progress)
     release_memory()  # of the model and its optimiser: the next stage has its own
-    # Outside the stage: the check must also stop a run that is started again.
-    _check_model(context, stage, training)
-
-
-def pretrain_model(context: Context, stage: Stage, training: Training) -> None:
-    """Train a model on the folder names of the pool, unless this was done. It is not evaluated on val.
-
-    Raises:
-        RunError: the training diverged, or the disk is full.
-        Stopped: a signal was received. Another call resumes.
-    """
-    run_stage(stage, lambda: _train(context, stage, training), context.progress)
-    release_memory()
 
 
 def finetune_model(context: Context, model: Model, training: Training) -> Training:
@@ -110,11 +111,27 @@ def _check_model(context: Context, stage: Stage, training: Training) -> None:
     is_teacher = last is not None and stage not in (last.training, last.finetuning)
     # A teacher at chance level gives useless labels without any error message, as in issue 9 of the published
     # code.
-    fault = guards.fault(labels, probs, is_teacher=is_teacher)
+    small = len(labels) < LEAST_IMAGES
+    fault = (guards.broken if small else guards.fault)(labels, probs, is_teacher=is_teacher)
     if fault is not None:
         raise RunError(f"{stage.name}: {fault}")
-    if is_teacher:
+    if small:
+        _warn_of_chance(context, stage, guards.at_chance(labels, probs, is_teacher=is_teacher))
+    elif is_teacher:
         _compare_with_teacher(context, stage, classification.correct(probs, labels))
+
+
+def _warn_of_chance(context: Context, stage: Stage, sentence: str | None) -> None:
+    """Print that a model looks like chance on a val set that is too small to stop the run by it."""
+    enough = context.graph.out_of_fold is not None and len(context.dataset.labeled) >= LEAST_IMAGES
+    first = stage.name.startswith("teacher")
+    # Out of fold, a first teacher was better than chance, on more images; see `folds`.
+    if sentence is None or (enough and first):
+        return
+    context.progress.say(
+        f"warning: {stage.name}: {sentence}; val has {len(context.dataset.val):,} images, too few to stop the"
+        f" run by it; give {'--folds 5 or more labels' if first else 'more val images'}"
+    )
 
 
 def _compare_with_teacher(context: Context, stage: Stage, right: NDArray[np.bool_]) -> None:

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisystudent.errors import InputError
-from noisystudent.metrics.precision import CURVE, Precision, curve, precision_above, wilson
+from noisystudent.metrics.precision import (
+    CURVE,
+    Precision,
+    by_threshold,
+    curve,
+    precision_above,
+    widest,
+    wilson,
+)
 
 images = st.lists(st.tuples(st.integers(0, 20).map(lambda k: k / 20), st.booleans()), max_size=40)
 
@@ -72,6 +80,25 @@ def test_the_sentence_has_the_interval_and_says_when_val_is_too_small() -> None:
         "about 80.0% of the kept labels are expected to be right (95% interval 77.4% to 82.4%, from 1,000 of"
         " 2,000 val images with as much confidence)"
     )
-    assert Precision(40, 10, 8).sentence().endswith("with as much confidence); val is too small to tell")
+    assert Precision(40, 10, 8).sentence().endswith("with as much confidence); these are too few to tell")
     assert Precision(40, 0, 0).sentence().startswith("none of the 40 val images has as much confidence")
     assert "(80% interval" in Precision(90, 60, 50, level=0.8).sentence()
+
+
+def test_the_widest_choice_is_the_one_that_is_surely_precise() -> None:
+    choices = {0.3: Precision(200, 180, 120), 0.5: Precision(200, 120, 110), 0.9: Precision(200, 60, 60)}
+    assert widest(choices, 0.8) == 0.5, "110 of 120 is surely 80 %, and keeps more than 60"
+    assert widest(choices, 0.9) == 0.9
+    assert widest(choices, 0.99) == 0.9, "no choice is that precise: the most precise one"
+    few = {0.3: Precision(200, 180, 120), 0.9: Precision(200, 19, 19)}
+    assert widest(few, 0.99) == 0.3, "19 of 200 images are less than a tenth"
+    assert (
+        widest({0.9: Precision(200, 19, 10)}, 0.8) is None and widest({0.9: Precision(0, 0, 0)}, 0.8) is None
+    )
+
+
+def test_the_curve_in_words_has_each_set_of_images_once() -> None:
+    confidence, right = np.array([0.4, 0.6, 0.85, 0.85]), np.array([False, True, False, True])
+    assert by_threshold(curve(confidence, right)) == (
+        "50.0% of the 4 from 0 on, 66.7% of the 3 from 0.5 on, 50.0% of the 2 from 0.7 on"
+    )

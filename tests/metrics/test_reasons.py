@@ -49,6 +49,16 @@ REASONS: dict[str, tuple[Probs, Probs, dict[str, Any], str]] = {
         {"pseudo_accuracy": None, "expected": Precision(200, 100, 61)},
         r"probably wrong: about 61\.0% of the kept labels are expected to be right",
     ),
+    "by threshold": (
+        GOOD,
+        FAIR,
+        {
+            "pseudo_accuracy": None,
+            "expected": Precision(200, 100, 61, source="out of fold"),
+            "by_threshold": "84.0% of the 50 from 0.9 on",
+        },
+        r"200 labelled images, out of fold, .*; by confidence: 84\.0% of the 50 from 0\.9 on; keep fewer",
+    ),
     "pseudo-labels": (GOOD, FAIR, {"pseudo_accuracy": 0.61}, r"61\.0% of the kept pseudo-labels are right"),
     "weak teacher": (
         GOOD,

@@ -11,6 +11,7 @@ from scipy import optimize
 
 from noisystudent.errors import InputError
 from noisystudent.metrics import classification, temperature
+from noisystudent.metrics.power import LEAST_IMAGES
 
 
 def drawn(
@@ -53,7 +54,7 @@ def test_there_is_no_optimum_for_a_model_without_errors_or_without_skill() -> No
     assert temperature.optimum(logits, logits.argmin(axis=1)) is None, "it would be infinite"
     for extreme in (logits.argmax(axis=1), logits.argmin(axis=1)):
         assert temperature.fit(softmax(logits), extreme) == 1.0
-    few = slice(0, temperature.LEAST_IMAGES - 1)
+    few = slice(0, LEAST_IMAGES - 1)
     sharp = softmax(5 * logits)
     assert temperature.fit(sharp[few], labels[few]) == 1.0 != temperature.fit(sharp, labels)
 

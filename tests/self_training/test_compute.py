@@ -52,6 +52,8 @@ def test_the_plain_loop(run: Path) -> None:
             2 * 12 * 6 + (POOL + 12 * 12) * 4 / 3 + 12 * 18,
             18,
         ),
+        # Three teachers of folds, each as long as the first teacher.
+        ([("folds", 3)], 4 * 12 * 6 + POOL / 3 + 12 * 18, 18),
         # A filter, which labels once; students on the pool alone, whose control has the same rows.
         (
             [("filter", {**tiny.RECIPE["teacher"]}), ("student.joint", False)],
@@ -70,7 +72,7 @@ def test_the_plain_loop(run: Path) -> None:
             18,
         ),
     ],
-    ids=["epochs", "ensemble", "filter", "finetune", "moving average"],
+    ids=["epochs", "ensemble", "folds", "filter", "finetune", "moving average"],
 )
 def test_everything_that_sees_images_counts(
     images: Path, tmp_path: Path, fields: list[tuple[str, Any]], passes: float, rows: int

@@ -39,14 +39,14 @@ def test_the_estimate_is_of_the_val_images_that_the_selection_would_keep(
         chosen = [r["confidence"] for r in table if r["repeats"] and r["label"] == row.argmax()]
         if chosen and min(chosen) <= row.max() <= given.students[0].selection.max_confidence:
             kept, right = kept + 1, right + (row.argmax() == label)
-    record = json.loads((out / "iteration-1" / "selection.stage.json").read_text())["result"]["val_precision"]
+    record = json.loads((out / "iteration-1" / "selection.stage.json").read_text())["result"]["precision"]
     assert (record["images"], record["kept"], record["right"]) == (len(labels), kept, right)
     assert record["curve"][0] == {
         "threshold": 0.0,
         "kept": 12,
         "right": (probs.argmax(axis=1) == labels).sum(),
     }
-    shown = json.loads((out / "iteration-1" / "evaluation.json").read_text())["selection"]["val_precision"]
+    shown = json.loads((out / "iteration-1" / "evaluation.json").read_text())["selection"]["precision"]
     assert shown["share"] == right / kept and shown["low"] <= shown["share"] <= shown["high"]
     (line,) = [line for line in lines if "expected to be right" in line and line.startswith("selection-1")]
     assert line == f"selection-1: {shown['sentence']}" and f"from {kept} of 12 val images" in line
@@ -61,7 +61,7 @@ def test_transforms_of_the_labelling_are_those_of_the_estimate(images: Path, tmp
     fields = [("student.pseudo_label.flip", True), ("student.selection.mode", "all")]
     tiny.run(tiny.config(images, *fields, ("student.train.steps", 4)), tmp_path)
     record = json.loads((tmp_path / "iteration-1" / "selection.stage.json").read_text())
-    rows = record["result"]["val_precision"]["curve"]
+    rows = record["result"]["precision"]["curve"]
     teacher = load_predictor(tmp_path / "iteration-0" / "teacher", "cpu")
     found = predict(replace(teacher, flip=True), images / "val").probs.max(axis=1)
     plain = predict(teacher, images / "val").probs.max(axis=1)
