@@ -145,8 +145,8 @@ def widest(choices: Mapping[float, Precision], least: float) -> float | None:
         choices: a threshold, or another number -> the precision that it gives.
         least: smallest precision.
     """
-    sure = [value for value, found in choices.items() if found.kept and found.interval[0] >= least]
+    sure = [value for value, choice in choices.items() if choice.kept and choice.interval[0] >= least]
     if sure:
         return max(sure, key=lambda value: choices[value].kept)
-    many = [value for value, found in choices.items() if found.kept >= LEAST_SHARE * found.images > 0]
+    many = [value for value, choice in choices.items() if choice.kept >= LEAST_SHARE * choice.images > 0]
     return max(many, key=lambda value: choices[value].share or 0.0, default=None)

@@ -50,15 +50,15 @@ def choose(
     chosen = widest(choices, LOW_PSEUDO_ACCURACY)
     if chosen is None:
         return config, f"{given}: no value keeps a tenth of the labelled images"
-    found, level = choices[chosen], f"{LOW_PSEUDO_ACCURACY:.0%}"
-    low, high = found.interval
+    best, level = choices[chosen], f"{LOW_PSEUDO_ACCURACY:.0%}"
+    low, high = best.interval
     if low >= LOW_PSEUDO_ACCURACY:
         why = f"of the values with a lower end of at least {level} it keeps the most"
     else:
         why = f"no value has a lower end of {level}, and this one has the largest share"
     sentence = (
-        f"selection.{name} is {chosen:g}, chosen out of fold: it keeps {found.kept:,} of {found.images:,}"
-        f" labelled images, and {found.right / found.kept:.1%} of them are predicted right ({found.level:.0%}"
+        f"selection.{name} is {chosen:g}, chosen out of fold: it keeps {best.kept:,} of {best.images:,}"
+        f" labelled images, and {best.right / best.kept:.1%} of them are predicted right ({best.level:.0%}"
         f" interval {low:.1%} to {high:.1%}); {why}"
     )
     return settings[chosen], sentence

@@ -68,11 +68,10 @@ def self_train(
             pool.label(context, graph.filter_labels, [filtering], config.students[0].pseudo_label)
         initial = _pretrained(context)
         context = predict_out_of_fold(context, initial)
-        graph = context.graph  # with the settings that were chosen out of fold
         teachers = _first_teachers(context, initial)
         before: Iteration | None = None
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
-        for iteration in graph.iterations:
+        for iteration in context.graph.iterations:  # with the settings that were chosen out of fold
             pool.label(context, iteration.labels, teachers, iteration.config.pseudo_label)
             pool.select_images(context, iteration, before, teachers)
             student = pool.student(context, iteration, teachers)
