@@ -7,6 +7,7 @@ from scipy import stats
 
 from noisystudent.metrics import classification
 from noisystudent.metrics.classification import Floats, Ints
+from noisystudent.metrics.power import LEAST_IMAGES
 
 # Significance level of the test against chance: a teacher that guesses passes in one of a hundred runs.
 CHANCE_LEVEL = 0.01
@@ -22,27 +23,24 @@ ROUNDING = 1e-6
 def fault(labels: Ints, probs: Floats, *, is_teacher: bool) -> str | None:
     """What is wrong with a model and what may help, in one sentence; None if it passes.
 
+    With fewer than `LEAST_IMAGES` labels the accuracy is no fault: a good model can be at chance on them.
+
     Args:
         labels: (N,) labels of val.
         probs: (N, K) probabilities that the model predicts for val.
         is_teacher: the model will label images. It must be better than chance with statistical significance,
             and its confidences must rank images. Any other model must not be worse than a constant guess.
     """
+    chance = at_chance(labels, probs, is_teacher=is_teacher) if len(labels) >= LEAST_IMAGES else None
     if is_teacher:
-        chance = at_chance(labels, probs, is_teacher=True)
         if chance is not None:
             return f"{chance}; the run stops before it labels anything with this model"
-        return broken(labels, probs, is_teacher=True)
-    return broken(labels, probs, is_teacher=False) or at_chance(labels, probs, is_teacher=False)
-
-
-def broken(labels: Ints, probs: Floats, *, is_teacher: bool) -> str | None:
-    """The part of `fault` that a few images show: a collapse, or the equal confidences of a teacher."""
-    return collapsed(probs, labels) or (same_confidence(probs, labels) if is_teacher else None)
+        return collapsed(probs, labels) or same_confidence(probs, labels)
+    return collapsed(probs, labels) or chance
 
 
 def at_chance(labels: Ints, probs: Floats, *, is_teacher: bool, images: str = "val images") -> str | None:
-    """The part of `fault` that a few images cannot show: the accuracy is that of a guess.
+    """What is wrong with a model whose accuracy is that of a guess, otherwise None.
 
     Args:
         labels, probs, is_teacher: see `fault`; the labels may be of other images that the model has not seen.

@@ -111,11 +111,10 @@ def _check_model(context: Context, stage: Stage, training: Training) -> None:
     is_teacher = last is not None and stage not in (last.training, last.finetuning)
     # A teacher at chance level gives useless labels without any error message, as in issue 9 of the published
     # code.
-    small = len(labels) < LEAST_IMAGES
-    fault = (guards.broken if small else guards.fault)(labels, probs, is_teacher=is_teacher)
+    fault = guards.fault(labels, probs, is_teacher=is_teacher)
     if fault is not None:
         raise RunError(f"{stage.name}: {fault}")
-    if small:
+    if len(labels) < LEAST_IMAGES:
         _warn_of_chance(context, stage, guards.at_chance(labels, probs, is_teacher=is_teacher))
     elif is_teacher:
         _compare_with_teacher(context, stage, classification.correct(probs, labels))

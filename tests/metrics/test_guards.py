@@ -104,3 +104,16 @@ def test_equal_confidences_are_a_fault_of_a_teacher_with_errors(confidence: floa
     assert guards.fault(*predictions(100), is_teacher=True) is None, "there is nothing to tell apart"
     probs[0] = np.eye(10, dtype=np.float32)[labels[0]] * 0.9 + 0.01
     assert guards.fault(labels, probs, is_teacher=True) is None
+
+
+@pytest.mark.parametrize("is_teacher", [True, False])
+def test_the_accuracy_on_fewer_than_fifty_images_is_no_fault(is_teacher: bool) -> None:
+    labels, probs = hits(0, 49, 7)
+    sure = np.linspace(0.5, 1, 50)[:, None].astype(np.float32)  # confidences differ, and all classes occur
+    assert guards.at_chance(labels, probs * sure[:49], is_teacher=is_teacher) is not None
+    assert guards.fault(labels, probs * sure[:49], is_teacher=is_teacher) is None
+    labels, probs = hits(0, 50, 7)
+    assert guards.fault(labels, probs * sure, is_teacher=is_teacher) is not None
+    constant = np.tile(np.eye(7, dtype=np.float32)[0], (12, 1))
+    few = guards.fault(np.arange(12) % 7, constant, is_teacher=is_teacher)
+    assert few is not None and "collapsed" in few
