@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -131,6 +132,7 @@ def _end_with(stream: Any, end: Callable[[int], object]) -> None:
 
 def main() -> None:
     """Download the file of the first argument, and send the result."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     _end_with(sys.stdin.buffer, os._exit)  # sys.exit would end only the thread
     constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     lock = logging.getLogger(WeakFileLock.__module__)
