@@ -34,7 +34,7 @@ CELLS: dict[str, Any] = {
     "hard <i>labels</i>": {"student": {"pseudo_label": {"hard": True}}},
     "one of two": {"students": 2, "of": "student-1"},
     "two": {"students": 2},
-    "no teacher": {"teacher": {"train": {"lr": 1e6}}},  # it diverges
+    "no teacher": {"teacher": {"train": {"lr": 1e6}}},
 }
 BASE = {"cells": {"full": {}, "hard": CELLS["hard <i>labels</i>"]}}
 HARD = "hard-i-labels-i"
