@@ -143,8 +143,8 @@ def open_dataset(out: DataDir, config: DataConfig, sources: Sources) -> Dataset:
             )
         storage = store / f"{entry['scan']}.npy" if entry["resident"] else None
         index = Index(store / f"{name}.arrow")
-        images = ImageSet(name, classes, index, by_name[entry["scan"]], storage, config.max_pixels)
-        return replace(images, decoder=config.decoder)
+        source, limit = by_name[entry["scan"]], config.max_pixels
+        return ImageSet(name, classes, index, source, storage, limit, decoder=config.decoder)
 
     test = opened("test") if "test" in content["sets"] else None
     notes = tuple(content["notes"])

@@ -44,6 +44,7 @@ _FEWER_WRONG = (
     "keep fewer images (increase selection.threshold or strength, or decrease top_fraction), or give more "
     "labels"
 )
+_MORE_OF_THEM = "take selection.mode adaptive, or give more labels of them"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,10 +160,7 @@ def _no_images(facts: RunFacts) -> str | None:
     if not rows:
         return None
     count = f"{len(rows)} of {len(facts.kept)} classes"
-    return (
-        f"the selection kept no pool image of {count}: {_names(rows, facts)}; take selection.mode adaptive, "
-        "or give more labels of them"
-    )
+    return f"the selection kept no pool image of {count}: {_names(rows, facts)}; {_MORE_OF_THEM}"
 
 
 def _few_images(facts: RunFacts) -> str | None:
@@ -171,7 +169,7 @@ def _few_images(facts: RunFacts) -> str | None:
         return None
     return (
         f"the selection kept fewer than {FEW_KEPT} distinct pool images of {len(rows)} of {len(facts.kept)} "
-        f"classes: {_names(rows, facts)}; take selection.mode adaptive, or give more labels of them"
+        f"classes: {_names(rows, facts)}; {_MORE_OF_THEM}"
     )
 
 
@@ -242,7 +240,7 @@ def _lost(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts) -> st
     by_teacher = int((np.bincount(teacher.argmax(axis=1), minlength=classes)[rows] > 0).sum())
     return (
         f"the student never predicts {len(rows)} of {classes} classes; the teacher predicts {by_teacher} of "
-        f"them: {_names(rows, facts)}; take selection.mode adaptive, or give more labels of them"
+        f"them: {_names(rows, facts)}; {_MORE_OF_THEM}"
     )
 
 

@@ -164,7 +164,7 @@ def _differing(rival: Comparison) -> float:
 def _power(name: str, rival: Comparison, level: float) -> list[str]:
     """Warnings of too few images, or too few disagreements, to compare the student with `name`."""
     name = "control of the same compute" if name == _COMPUTE else name
-    differing, n = _differing(rival), rival["n"]
+    differing, n, wins, losses = _differing(rival), rival["n"], rival["wins"], rival["losses"]
     smallest = detectable(differing, n, level)
     if rival["low"] <= 0 <= rival["high"] and smallest > GAIN_WORTH_FINDING:
         needed = images_needed(differing, GAIN_WORTH_FINDING, level)
@@ -176,9 +176,9 @@ def _power(name: str, rival: Comparison, level: float) -> list[str]:
         ]
     if rival["low"] * rival["high"] > 0 and rival["p_value"] >= 1 - level:
         return [
-            f"student and {name} differ on only {round(differing * n)} images (only the student is right on "
-            f"{rival['wins']}, only the {name} on {rival['losses']}): the interval excludes 0, but the exact "
-            f"test is not significant (p = {rival['p_value']:.2g})"
+            f"student and {name} differ on only {wins + losses} images (only the student is right on {wins}, "
+            f"only the {name} on {losses}): the interval excludes 0, but the exact test is not significant "
+            f"(p = {rival['p_value']:.2g})"
         ]
     return []
 

@@ -26,11 +26,8 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
     pool = len(context.dataset.pool)
     if config.pretrain is not None:
         passes["pretraining"] = _trained(context.on_pool_folders(config.pretrain, folder))
-    passes["teacher"] = config.ensemble * _trained(context.training(config.teacher, folder, "passes"))
-    if context.graph.folds:
-        passes["folds"] = len(context.graph.folds) * _trained(
-            context.training(config.teacher, folder, "passes")
-        )
+    teacher = _trained(context.training(config.teacher, folder, "passes"))
+    passes |= {"teacher": config.ensemble * teacher, "folds": len(context.graph.folds) * teacher}
     if config.filter is not None:
         passes["filter"] = _trained(context.training(config.filter, folder, "passes"))
         passes["filter labels"] = FORWARD * pool * _views(config.students[0].pseudo_label)
@@ -57,9 +54,8 @@ def lengthened(context: Context, control: Training, students: Sequence[Training]
         control: the training of the control of the same steps.
         students: the trainings of all students.
     """
-    first = _images(control)
-    own = _trained(control) - first  # of the fine-tuning
-    share = (sum(image_passes(context, students).values()) - own) / first
+    own = _trained(control) - control.images  # of the fine-tuning
+    share = (sum(image_passes(context, students).values()) - own) / control.images
     steps = max(control.total_steps, round(share * control.total_steps))
     train = replace(control.learner.train, steps=steps, epochs=None, pool_epochs=None)
     return replace(control, learner=replace(control.learner, train=train), initial=None)
@@ -68,12 +64,7 @@ def lengthened(context: Context, control: Training, students: Sequence[Training]
 def _trained(training: Training) -> int:
     """Image passes of a training and of its fine-tuning."""
     config = training.learner.finetune if isinstance(training.learner, TeacherConfig) else None
-    return _images(training) + (0 if config is None else _images(finetuning(training, config)))
-
-
-def _images(training: Training) -> int:
-    """Image passes of a training alone."""
-    return sum(training.phases(pool=False)[-1].end)
+    return training.images + (0 if config is None else finetuning(training, config).images)
 
 
 def _pool_images(training: Training, start: int) -> int:

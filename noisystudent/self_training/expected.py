@@ -63,8 +63,10 @@ def _chosen(iteration: Iteration) -> dict[str, object]:
 def precision(context: Context, iteration: Iteration) -> Precision | None:
     """Return the estimate in the record of a selection; None if the record has none."""
     content = _read(iteration)
-    if content is None:
-        return None
+    return None if content is None else _precision(context, content)
+
+
+def _precision(context: Context, content: dict[str, Any]) -> Precision:
     images, kept, right = (content[name] for name in ("images", "kept", "right"))
     return Precision(images, kept, right, context.config.evaluate.level, content["source"])
 
@@ -77,12 +79,13 @@ def other_thresholds(iteration: Iteration) -> str:
 
 def summary(context: Context, iteration: Iteration) -> dict[str, object]:
     """Return the estimate for evaluation.json: that of the record, with share, low, high and sentence."""
-    content, estimated = _read(iteration), precision(context, iteration)
-    if content is None or estimated is None:
+    content = _read(iteration)
+    if content is None:
         return {}
+    estimated = _precision(context, content)
     low, high = estimated.interval
     shown = {"share": estimated.share, "low": low, "high": high, "sentence": estimated.sentence()}
-    shown["by_threshold"] = other_thresholds(iteration)
+    shown["by_threshold"] = by_threshold(content["curve"])
     return {_RESULT: {**content, **shown}, **_chosen(iteration)}
 
 

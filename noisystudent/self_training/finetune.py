@@ -38,10 +38,10 @@ def finetuning(training: Training, config: FinetuneConfig) -> Training:
     )
     if config.lr is not None:
         return second
+    skipped = max(0, training.total_steps - second.total_steps)
     scaled = replace(first, batch_size=batch_size)  # the rate is proportional to the batch size
 
     def tail(step: int) -> float:
-        skipped = max(0, training.total_steps - second.total_steps)
         # A fine-tuning that is longer than the first training keeps the last rate.
         at = min(skipped + step, training.total_steps - 1)
         return lr_at(at, scaled, training.steps_per_epoch, training.total_steps)

@@ -57,8 +57,9 @@ def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
         scores.save_predictions(stage.path, probs, images.labels)
 
     run_stage(stage, work, context.progress)
-    _check(context)
-    return _chosen(context) if context.config.choose else context
+    predicted = scores.load_predictions(stage.path)
+    _check(context, predicted)
+    return _chosen(context, predicted) if context.config.choose else context
 
 
 def out_of_fold(context: Context) -> Predictions | None:
@@ -102,14 +103,12 @@ def _with_steps_of_teacher(context: Context) -> LearnerConfig:
     return TeacherConfig(model=config.model, augment=config.augment, train=train, finetune=second)
 
 
-def _check(context: Context) -> None:
+def _check(context: Context, predicted: Predictions) -> None:
     """Print the accuracy, and stop the run if it is at chance level and val is too small to tell.
 
     Raises:
         RunError: it is.
     """
-    predicted = out_of_fold(context)
-    assert predicted is not None
     probs, labels = predicted
     right, name = classification.correct(probs, labels), "out-of-fold"
     context.progress.say(f"{name}: top-1 {right.mean():.1%} of {len(labels):,} labelled images")
@@ -122,13 +121,17 @@ def _check(context: Context) -> None:
         raise RunError(f"{name}: {chance}; the run stops before it labels anything with such a model")
 
 
-def _chosen(context: Context) -> Context:
+def _chosen(context: Context, predicted: Predictions) -> Context:
     """Return the run with threshold or strength, and temperature, that are chosen out of fold.
 
     The predictions are those of first teachers, and the choice is for the labels of all teachers: a student
     has seen every label, so no labels are left to choose on for its own.
     """
-    iterations = [_choose(context, iteration) for iteration in context.graph.iterations]
+    fitted = temperature.fit(*predicted) if len(predicted.labels) >= LEAST_IMAGES else None
+    iterations = [
+        _choose(iteration, predicted, fitted, filtered=context.graph.filter is not None)
+        for iteration in context.graph.iterations
+    ]
     # Mostly all students have the same settings.
     for line in dict.fromkeys(iteration.chosen for iteration in iterations):
         names = [f"student-{iteration.index}" for iteration in iterations if iteration.chosen == line]
@@ -136,19 +139,18 @@ def _chosen(context: Context) -> Context:
     return replace(context, graph=replace(context.graph, iterations=tuple(iterations)))
 
 
-def _choose(context: Context, iteration: Iteration) -> Iteration:
-    predicted, config = out_of_fold(context), iteration.config
-    assert predicted is not None
-    if context.graph.filter is None:
-        selection, sentence = choose(config.selection, *predicted)
-    else:
+def _choose(
+    iteration: Iteration, predicted: Predictions, fitted: float | None, *, filtered: bool
+) -> Iteration:
+    """The iteration with its chosen settings; `fitted` is the temperature, None to keep the given one."""
+    config, labels = iteration.config, iteration.config.pseudo_label
+    if filtered:
         selection, sentence = config.selection, "the filter selects, so no threshold is chosen out of fold"
-    if len(predicted.labels) >= LEAST_IMAGES:
-        fitted = temperature.fit(*predicted)
-        labels = replace(config.pseudo_label, temperature=fitted)
-        sentence += f"; pseudo_label.temperature is {fitted:g}, fitted out of fold"
     else:
-        labels = config.pseudo_label
+        selection, sentence = choose(config.selection, *predicted)
+    if fitted is not None:
+        labels = replace(labels, temperature=fitted)
+        sentence += f"; pseudo_label.temperature is {fitted:g}, fitted out of fold"
     return replace(
         iteration, config=replace(config, selection=selection, pseudo_label=labels), chosen=sentence
     )

@@ -197,7 +197,7 @@ def _pool_reader(
         rows, repeats = selected_rows(_selection(context, iteration))
         if len(rows) == 0:
             return None
-        repeats = shown(repeats, sum(training.phases(pool=False)[-1].end))
+        repeats = shown(repeats, training.images)
         if config.on_the_fly:
             return SelectedPool(rows, repeats, _online_teacher(teachers, config))
         labels = _labels(context, iteration.labels.path)

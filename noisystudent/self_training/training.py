@@ -87,11 +87,10 @@ class Training:
         """Optimiser steps of the whole training."""
         train = self.learner.train
         if train.pool_epochs is not None:
-            batch = train.batch_size
             drawn = train.pool_epochs * self.pool_images
-            if not self.joint:  # a batch is of pool images alone
-                return steps_for_pool(drawn, batch, [1 + ratio for ratio in self.ratios], train.label_tail)
-            return steps_for_pool(drawn, batch, self.ratios, train.label_tail)
+            # Without `joint` a batch is of pool images alone.
+            ratios = self.ratios if self.joint else [1 + ratio for ratio in self.ratios]
+            return steps_for_pool(drawn, train.batch_size, ratios, train.label_tail)
         return train.steps or max(1, round((train.epochs or 0) * self.steps_per_epoch))
 
     @property
@@ -115,6 +114,11 @@ class Training:
             return (train.batch_size, train.batch_size * ratio) if self.joint else (0, every)
 
         return divide(self.total_steps, self.ratios, train.label_tail, rows)
+
+    @property
+    def images(self) -> int:
+        """Images that all batches have together, labelled ones and pool images."""
+        return sum(self.phases(pool=False)[-1].end)
 
     def describe(self, pool: SelectedPool | None) -> str:
         """Return one line of text with the network, steps, batch and resolution."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tiny_training import Training
+from tiny_training import Training, broken_average
 from torch import nn
 
 from noisystudent.console import Progress
@@ -46,12 +46,8 @@ def test_weights_that_overflow_in_the_last_step_are_not_returned(training: Make)
 def test_an_average_that_is_not_finite_is_neither_saved_nor_returned(
     training: Make, name: str, value: float
 ) -> None:
-    def break_average(averaged: nn.Module) -> dict[str, float]:
-        tensor = averaged.state_dict()[name]
-        tensor[(0,) * tensor.ndim] = value
-        return {}
-
-    run = training(changes={"evaluate": break_average}, eval_steps=6, checkpoint_steps=7, log_steps=20)
+    changes = {"evaluate": broken_average(name, value)}
+    run = training(changes=changes, eval_steps=6, checkpoint_steps=7, log_steps=20)
     with pytest.raises(RunError, match=rf"the norm of the moving average of the weights became .* {ADVICE}"):
         run.run()
     assert checkpoint.newest(ModelDir(run.folder).checkpoints, Progress()) is None

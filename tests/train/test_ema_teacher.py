@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import LABELED, TinyNet, Training, make_batches
-from torch import Tensor, nn
+from tiny_training import LABELED, Killed, TinyNet, Training, broken_average, kill_at, make_batches
+from torch import Tensor
 
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
@@ -149,20 +149,6 @@ def test_an_average_that_never_moves_gives_the_training_of_its_stored_labels(
     assert not torch.equal(ours.model.state_dict()["head.weight"], first.head.weight), "it has learnt"
 
 
-class Killed(BaseException):
-    """Replaces SIGKILL: no code in the package may catch it."""
-
-
-def kill_at(step: int) -> Callable[[int, int], Iterator[Batch]]:
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        for current, batch in zip(range(start, stop), make_batches(start, stop), strict=True):
-            if current == step:
-                raise Killed
-            yield batch
-
-    return batches
-
-
 @pytest.mark.parametrize("kills", [(3,), (8,), (9, 16), (8, 14, 23)])
 @pytest.mark.parametrize("teacher", [EmaTeacher(threshold=0.4), FREEMATCH, replace(FREEMATCH, first_step=10)])
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(
@@ -192,13 +178,7 @@ def test_a_teacher_that_is_not_finite_stops_the_training(
     training: Make, name: str, teacher: EmaTeacher
 ) -> None:
     """Its labels are below every threshold then, so the loss stays finite."""
-
-    def break_average(averaged: nn.Module) -> dict[str, float]:
-        tensor = averaged.state_dict()[name]
-        tensor[(0,) * tensor.ndim] = float("nan")
-        return {}
-
-    changes: dict[str, Any] = {"evaluate": break_average, "teacher": teacher}
+    changes: dict[str, Any] = {"evaluate": broken_average(name, float("nan")), "teacher": teacher}
     run = training(changes=changes, eval_steps=6, checkpoint_steps=7, log_steps=20)
     with pytest.raises(RunError, match="the norm of the moving average of the weights became nan"):
         run.run()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import Training, flip_some, make_batches
+from tiny_training import Killed, Training, flip_some, kill_at, make_batches
 from torch import Tensor, nn
 
 from noisystudent.console import Progress
@@ -15,20 +15,6 @@ from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.records import Batch
 
 Make = Callable[..., Training]
-
-
-class Killed(BaseException):
-    """Replaces SIGKILL: no code in the package may catch it."""
-
-
-def kill_at(step: int) -> Callable[[int, int], Iterator[Batch]]:
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        for current, batch in zip(range(start, stop), make_batches(start, stop), strict=True):
-            if current == step:
-                raise Killed
-            yield batch
-
-    return batches
 
 
 def lines(training: Training) -> list[dict[str, float]]:

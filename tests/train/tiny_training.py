@@ -58,6 +58,31 @@ def make_batches(start: int, stop: int) -> Iterator[Batch]:
         )
 
 
+class Killed(BaseException):
+    """Replaces SIGKILL: no code in the package may catch it."""
+
+
+def kill_at(step: int) -> Callable[[int, int], Iterator[Batch]]:
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        for current, batch in zip(range(start, stop), make_batches(start, stop), strict=True):
+            if current == step:
+                raise Killed
+            yield batch
+
+    return batches
+
+
+def broken_average(name: str, value: float) -> Callable[[nn.Module], dict[str, float]]:
+    """An evaluation that puts the value into the first element of a tensor of the moving average."""
+
+    def evaluate(averaged: nn.Module) -> dict[str, float]:
+        tensor = averaged.state_dict()[name]
+        tensor[(0,) * tensor.ndim] = value
+        return {}
+
+    return evaluate
+
+
 def flip_some(batch: Batch, step: int) -> Tensor:
     flipped = torch.as_tensor(generator(0, "flip", step).random(len(batch.images)) < 0.5)
     return torch.where(flipped[:, None, None, None], batch.images.flip(3), batch.images)
