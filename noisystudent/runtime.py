@@ -167,7 +167,7 @@ def release_memory() -> None:
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Return the data type of forward passes.
 
-    A GPU below compute capability 8 only emulates bf16, more slowly than it computes fp32. It gets fp32.
+    A device that only emulates bf16 computes it more slowly than fp32. It gets fp32.
 
     Args:
         precision: fp32, bf16, or auto: bf16 on a GPU, fp32 on a CPU.
@@ -178,10 +178,15 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"precision is {precision!r}; choose one of auto, fp32, bf16")
-    on_gpu = device.type == "cuda"
-    if precision == "fp32" or (on_gpu and torch.cuda.get_device_capability(device) < (8, 0)):
-        return torch.float32
-    return torch.bfloat16 if on_gpu or precision == "bf16" else torch.float32
+    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if wanted and _has_bf16(device) else torch.float32
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16: compute capability 8, AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def on_host(values: Iterable[Tensor], lag: int = 2) -> Iterator[NDArray[Any]]:

@@ -104,11 +104,22 @@ def test_a_gpu_computes_in_bf16_only_if_it_has_it(
     capability: tuple[int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
+    gpu = torch.device("cuda:0")
     for precision in ("auto", "bf16"):
         assert resolve_dtype(precision, gpu) == (torch.bfloat16 if bf16 else torch.float32)
-    assert resolve_dtype("fp32", gpu) == resolve_dtype("fp32", cpu) == torch.float32
-    assert (resolve_dtype("auto", cpu), resolve_dtype("bf16", cpu)) == (torch.float32, torch.bfloat16)
+    assert resolve_dtype("fp32", gpu) == torch.float32
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("avx512", [False, True])
+def test_a_cpu_computes_in_bf16_only_if_it_has_it_and_only_on_request(
+    amx: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    cpu = torch.device("cpu")
+    assert resolve_dtype("bf16", cpu) == (torch.bfloat16 if amx or avx512 else torch.float32)
+    assert resolve_dtype("auto", cpu) == resolve_dtype("fp32", cpu) == torch.float32
 
 
 TYPES = st.sampled_from([torch.uint8, torch.bool, torch.float16, torch.float32, torch.int64, torch.float64])

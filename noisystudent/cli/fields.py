@@ -32,8 +32,8 @@ Flip = Annotated[
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     Parameter(
-        help="Number format. auto: bf16 on a GPU, fp32 on a CPU. A GPU below compute capability 8 has no bf16"
-        " and uses fp32. No effect on an ONNX file."
+        help="Number format. auto: bf16 on a GPU, fp32 on a CPU. A processor without bf16 uses fp32: a GPU"
+        " below compute capability 8, a CPU without AMX or AVX512-BF16. No effect on an ONNX file."
     ),
 ]
 

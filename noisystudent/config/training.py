@@ -85,8 +85,8 @@ class TrainConfig:
     clip_norm: float | None = number(None, above=0)
     """Largest gradient norm. None: no clipping, as in the paper."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the forward pass. auto: bf16 on a GPU, fp32 on a CPU. A GPU without bf16 (compute
-    capability below 8) uses fp32. fp32 is float32 and not TF32."""
+    """Number format of the forward pass. auto: bf16 on a GPU, fp32 on a CPU. A GPU below compute capability 8
+    and a CPU without AMX or AVX512-BF16 only emulate bf16, and use fp32. fp32 is float32 and not TF32."""
     channels_last: bool = True
     """Keep images and weights in the channels-last memory format."""
     execution: Literal["auto", "eager", "compiled", "captured", "captured-eager"] = neutral("auto")

@@ -94,8 +94,8 @@ def load_predictor(
         device: auto, or a torch device.
         checkpoint: weights file for a timm model; None: the weights that timm publishes.
         size: side in pixels of the images that the model is given; None: the resolution of the model.
-        precision: auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU. A GPU without bf16 uses fp32.
-            An ONNX file has a fixed precision.
+        precision: auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU. A processor without bf16
+            uses fp32. An ONNX file has a fixed precision.
         progress: prints a line if weights are downloaded. None: on standard error.
 
     Raises:

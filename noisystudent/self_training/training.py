@@ -125,14 +125,15 @@ class Training:
         phases = self.phases(pool=pool is not None)
         first, last = phases[0], phases[-1]
         # On a GPU bf16 is the default; see `resolve_dtype`.
-        fallback = self.device.type == "cuda" and self.dtype == torch.float32
-        fallback = fallback and self.learner.train.precision != "fp32"
+        default = "bf16" if self.device.type == "cuda" else "fp32"
+        wanted = default if self.learner.train.precision == "auto" else self.learner.train.precision
+        fallback = wanted == "bf16" and self.dtype == torch.float32
         return (
             f"{self.learner.model.name}, {self.total_steps:,} steps of {first.rows[0]:,} labelled"
             f" and {first.rows[1]:,} pool images"
             f"{f', at the end of {last.rows[0]:,} and {last.rows[1]:,},' if last is not first else ','}"
             f" {self.resolution} pixels"
-            f"{', in fp32 because this GPU has no bf16' if fallback else ''}"
+            f"{', in fp32 because this processor has no bf16' if fallback else ''}"
         )
 
 
