@@ -57,7 +57,7 @@ def run(
 
 
 def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
-    """Make a whole run on scikit-learn's digits with ten labels per class, in minutes on two CPU cores.
+    """Make a whole run on scikit-learn's digits with five labels per class, in minutes on two CPU cores.
 
     The run directory has the same files as that of `run`, and is resumed in the same way.
     """
