@@ -196,9 +196,7 @@ def values() -> st.SearchStrategy[str]:
         st.text(max_size=60),
         st.integers(1, 2000).map(lambda n: "[" * n),
         st.integers(1, 2000).map(lambda n: "{a: " * n),
-        st.integers(2, 40).map(
-            lambda n: f"[&a0 [x, x], {', '.join(f'&a{i + 1} [*a{i}, *a{i}]' for i in range(n))}]"
-        ),
+        st.integers(2, 40).map(doubled),
     )
 
 
@@ -209,13 +207,15 @@ def flags(draw: st.DrawFn) -> bytes:
 
     names = [name for name, _, _ in field_help()]
     words: list[str] = []
+    # One flag with a value that many fields have is often taken, so that a plan is made.
+    value = draw(st.sampled_from([st.sampled_from(GOOD), values()]))
     for _ in range(draw(st.integers(1, 4))):
         name = draw(st.sampled_from(names))
         if draw(st.integers(0, 5)) == 0:
             name = draw(
                 st.one_of(st.text(max_size=20), st.just(f"students.{draw(st.text(max_size=5))}.init"))
             )
-        words += [f"--{name}", draw(values())]
+        words += [f"--{name}", draw(value)]
     return b"flags\0" + "\0".join(words).encode("utf-8", "surrogateescape")
 
 
@@ -250,6 +250,7 @@ def planned(data: bytes, folder: Path) -> None:
 
 def recipe_files() -> st.SearchStrategy[bytes]:
     return st.one_of(
+        st.sampled_from(list(recipes().values())),
         damaged(recipes()),
         values().map(lambda text: text.encode("utf-8", "replace")),
         values().map(lambda text: f"teacher: {text}".encode("utf-8", "replace")),
