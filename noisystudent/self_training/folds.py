@@ -53,7 +53,7 @@ def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
         probs = np.empty((len(images), len(context.dataset.classes)), np.float32)
         for rows, training in trainings:
             labels = context.config.students[0].pseudo_label
-            probs[rows] = label_val([training], labels, training.dataset.val, context.progress).probs
+            probs[rows] = label_val([training], labels, context.progress).probs
         scores.save_predictions(stage.path, probs, images.labels)
 
     run_stage(stage, work, context.progress)

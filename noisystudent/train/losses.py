@@ -31,6 +31,7 @@ def joint_loss(
     hard_pool: bool,
     normalization: Normalization,
     pool_temperature: float = 1.0,
+    blend: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Compute the loss of a joint batch (Xie et al. 2020, arXiv 1911.04252, Alg. 1 and §3.1).
 
@@ -50,6 +51,7 @@ def joint_loss(
             (Alg. 1). official: (sum over the batch) / L, as in the published code (main.py:547-550).
         pool_temperature: T of distillation (Hinton et al. 2015, arXiv 1503.02531). The logits of pool rows
             are divided by T, and their losses are multiplied by T², so that gradients keep their size.
+        blend: see `Batch.blend`; the partner of a row is in the same part of the batch.
 
     Returns:
         () float32.
@@ -60,6 +62,10 @@ def joint_loss(
         kept = pool_targets.any(dim=1, keepdim=True)
         pool_targets = _one_hot(pool_targets.argmax(dim=1), num_classes, smoothing) * kept
     targets = torch.cat([_one_hot(labels, num_classes, smoothing), pool_targets.float()])
+    if blend is not None:
+        partner, share = blend
+        targets = torch.lerp(targets[partner], targets, share[:, None])
+        pool_targets = targets[num_labeled:]
     losses = soft_cross_entropy(logits, targets)  # (B,)
     # Temperature applies to pool rows only: given labels are not probabilities of a teacher.
     if pool_temperature != 1.0:

@@ -18,8 +18,8 @@ from noisystudent.train.ema import decay_at
 from noisystudent.train.ema_teacher import Averages, EmaTeacher
 from noisystudent.train.losses import fairness_loss, joint_loss
 
-Forward = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""(model, images, labels, pool_targets, expected) -> (loss, top-1); see `TrainStep.forward`."""
+Forward = Callable[..., tuple[Tensor, Tensor]]
+"""(model, images, labels, pool_targets, expected, blend) -> (loss, top-1); see `TrainStep.forward`."""
 Label = Callable[[nn.Module, Tensor, Averages | None, Tensor], Tensor]
 """(moving average, views, averages, decay) -> targets; see `TrainStep.label`."""
 
@@ -115,7 +115,7 @@ class TrainStep:
             if state.averages is not None and self.teacher.fairness:
                 expected = state.averages.expected()
         forward = self._forward or self.forward
-        loss, top1 = forward(state.model, images, batch.labels, targets, expected)
+        loss, top1 = forward(state.model, images, batch.labels, targets, expected, batch.blend)
         loss.backward()
         if self.config.clip_norm is not None:
             clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
@@ -147,6 +147,7 @@ class TrainStep:
         labels: Tensor,
         pool_targets: Tensor,
         expected: Tensor | None = None,
+        blend: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and top-1 before the update, () float32 each.
 
@@ -159,6 +160,7 @@ class TrainStep:
             labels: (L,) int64.
             pool_targets: (B-L, K) probabilities; rows of zeros have no label.
             expected: (K,) for `fairness_loss`. None: without it.
+            blend: see `Batch.blend`.
 
         Raises:
             InputError: the model does not have K outputs.
@@ -179,6 +181,7 @@ class TrainStep:
             hard_pool=self.hard_pool,
             normalization=self.config.normalization,
             pool_temperature=self.pool_temperature,
+            blend=blend,
         )
         if expected is not None and self.teacher is not None:
             fairness = fairness_loss(logits[len(labels) :], pool_targets, expected)
