@@ -9,6 +9,7 @@ from noisystudent.config import PseudoLabelConfig, TeacherConfig
 from noisystudent.run.rundir import ModelDir
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.finetune import finetuning
+from noisystudent.self_training.folds import weight_decays
 from noisystudent.self_training.training import Training
 
 FORWARD = 1 / 3
@@ -27,7 +28,10 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
     if config.pretrain is not None:
         passes["pretraining"] = _trained(context.on_pool_folders(config.pretrain, folder))
     teacher = _trained(context.training(config.teacher, folder, "passes"))
-    passes |= {"teacher": config.ensemble * teacher, "folds": len(context.graph.folds) * teacher}
+    passes |= {
+        "teacher": config.ensemble * teacher,
+        "folds": len(context.graph.folds) * len(weight_decays(context)) * teacher,
+    }
     if config.filter is not None:
         passes["filter"] = _trained(context.training(config.filter, folder, "passes"))
         passes["filter labels"] = FORWARD * pool * _views(config.students[0].pseudo_label)

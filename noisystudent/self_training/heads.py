@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from noisystudent.config import LearnerConfig, ModelConfig, TrainConfig
@@ -19,6 +20,7 @@ from noisystudent.models.classifier import Classifier, load_trunk, load_weights,
 from noisystudent.models.heads import Head, classifier_path, initial_weights
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
+from noisystudent.run.files import atomic
 from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.runtime import generator, torch_seed
 from noisystudent.self_training.features import FeatureSet
@@ -121,6 +123,18 @@ def finished_head(config: ModelConfig, weights: Path, num_classes: int, resoluti
     )
     _load(head, weights, config)
     return head.eval()
+
+
+def save_head(head: Head, config: ModelConfig, weights: Path) -> None:
+    """Write a head without its backbone, so that `finished_head` reads it.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    prefix = _shapes(config, head.num_classes, head.resolution)[0]
+    state = {f"{prefix}.{name}": value.cpu().contiguous() for name, value in head.folded().items()}
+    with atomic(weights) as partial:
+        partial.write_bytes(save(state))
 
 
 def whole(config: ModelConfig, cache: EmbeddingsDir, head: Head) -> Classifier:
