@@ -113,9 +113,8 @@ def save_weights(
 ) -> None:
     """Write a safetensors file that `timm.create_model(name, num_classes=K, checkpoint_path=path)` reads.
 
-    The metadata of the file holds architecture, num_classes, resolution, mean, std, options and classes, and
-    the head if it is not linear: timm has no other one.
-    Values that are not plain strings are written as JSON.
+    The metadata of the file holds architecture, num_classes, resolution, mean, std, options, classes, and the
+    head unless it is linear as in timm. Values that are not plain strings are written as JSON.
 
     Args:
         classifier: on any device.
@@ -141,6 +140,11 @@ def save_weights(
     } | dict(more or {})
     if classifier.head != "linear":
         metadata["head"] = classifier.head
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file of tensors on the CPU, with `atomic`."""
     # Not safetensors.save_file: only the owner could read the file.
     with atomic(path) as partial:
         partial.write_bytes(_with_sorted_metadata(safetensors.torch.save(tensors, metadata)))

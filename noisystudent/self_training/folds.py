@@ -137,7 +137,8 @@ def _train_heads(context: Context, stage: Stage, training: Training) -> list[Tra
             if not one.folder.weights.is_file():  # it is written last
                 head = fitted(one, None, context.progress, lambda _line: None)
                 assert isinstance(head, Head)
-                save_head(head, one.learner.model, one.folder.weights)
+                assert one.cache is not None
+                save_head(head, one.learner.model, one.cache, one.folder.weights, {}, alone=True)
                 remove(one.folder.checkpoints)
 
     run_stage(stage, work, context.progress)

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from noisystudent.config import LearnerConfig, ModelConfig, TrainConfig
 from noisystudent.console import Progress
-from noisystudent.errors import InputError
-from noisystudent.models.classifier import Classifier, load_trunk, load_weights, save_weights
+from noisystudent.errors import InputError, first_line
+from noisystudent.models.classifier import Classifier, load_weights, save_weights, write_tensors
 from noisystudent.models.heads import Head, classifier_path, initial_weights
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
-from noisystudent.run.files import atomic
 from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.runtime import generator, torch_seed
 from noisystudent.self_training.features import FeatureSet
 
+_CLASSIFIER = "classifier"  # key in the metadata of a weights file: name of the module that is the head
 _SAMPLE = 10_000  # images whose features are centred and scaled
 
 
@@ -72,9 +73,9 @@ def frozen_backbone(
         pretrained=None if first else False,
         progress=progress,
     )
-    classifier_path(model.net)
+    path = classifier_path(model.net)
     if first:
-        save_weights(model, folder.backbone, classes)
+        save_weights(model, folder.backbone, classes, {_CLASSIFIER: path})
     else:
         load_weights(model, folder.backbone)
     return model
@@ -95,79 +96,93 @@ def first_head(
     Raises:
         InputError: the other model has another head.
     """
-    width, rows = labeled.features.layout.width, np.arange(len(labeled))
+    rows = np.arange(len(labeled))
     with initial_weights(seed):
-        head = Head(
-            config.head,
-            width,
-            len(labeled.classes),
-            dropout=config.dropout,
-            name=config.name,
-            resolution=resolution,
-        )
+        head = _new(config, labeled.features.layout.width, len(labeled.classes), resolution)
     head.standardize(labeled.fetch(rows[:: -(-len(rows) // _SAMPLE)], resolution))
     if initial is not None:
-        _load(head, initial.weights, config)
+        head.load_folded(_read(initial.weights, head))
     return head
 
 
 def finished_head(config: ModelConfig, weights: Path, num_classes: int, resolution: int) -> Head:
-    """Return the head inside a trained network, from its file, without the backbone.
+    """Return the head inside a network that `save_head` wrote, without the backbone.
 
     Raises:
         InputError: the file is damaged, or has another head.
     """
-    width = _shapes(config, num_classes, resolution)[1]
-    head = Head(
-        config.head, width, num_classes, dropout=config.dropout, name=config.name, resolution=resolution
-    )
-    _load(head, weights, config)
+    state = _read(weights)
+    width = next(value.shape[1] for value in state.values() if value.ndim == 2)
+    head = _new(config, width, num_classes, resolution)
+    head.load_folded(_read(weights, head))
     return head.eval()
 
 
-def save_head(head: Head, config: ModelConfig, weights: Path) -> None:
-    """Write a head without its backbone, so that `finished_head` reads it.
+def save_head(
+    head: Head,
+    config: ModelConfig,
+    cache: EmbeddingsDir,
+    weights: Path,
+    more: Mapping[str, str],
+    *,
+    alone: bool = False,
+) -> None:
+    """Write the frozen backbone and the head as one network, as `save_weights` writes others.
+
+    The network is not built: its tensors are copied from file to file.
+
+    Args:
+        head: the head.
+        config: the network.
+        cache: folder of the backbone.
+        weights: file to write.
+        more: further entries of the metadata.
+        alone: True: the backbone is left out; only `finished_head` can read the file.
 
     Raises:
+        InputError: the file of the backbone is damaged.
         RunError: the file cannot be written.
     """
-    prefix = _shapes(config, head.num_classes, head.resolution)[0]
-    state = {f"{prefix}.{name}": value.cpu().contiguous() for name, value in head.folded().items()}
-    with atomic(weights) as partial:
-        partial.write_bytes(save(state))
+    with _opened(cache.backbone) as file:
+        metadata = dict(file.metadata())
+        prefix = f"{metadata[_CLASSIFIER]}."
+        names = [] if alone else [name for name in file.keys() if not name.startswith(prefix)]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in names}
+    tensors |= {prefix + name: value.cpu() for name, value in head.folded().items()}
+    kind = {} if config.head == "linear" else {"head": config.head}
+    write_tensors(weights, tensors, {**metadata, **kind, **more})
 
 
-def whole(config: ModelConfig, cache: EmbeddingsDir, head: Head) -> Classifier:
-    """Return the frozen backbone and the head as one network, on the CPU."""
-    model = build_model(frozen(config), head.num_classes, head.resolution, pretrained=False)
-    load_trunk(model, cache.backbone)
-    state = {name: value.cpu() for name, value in head.folded().items()}
-    model.net.get_submodule(classifier_path(model.net)).load_state_dict(state)
-    return model
+def _new(config: ModelConfig, width: int, num_classes: int, resolution: int) -> Head:
+    return Head(
+        config.head, width, num_classes, dropout=config.dropout, name=config.name, resolution=resolution
+    )
 
 
-def _shapes(config: ModelConfig, num_classes: int, resolution: int) -> tuple[str, int]:
-    """Name of the classifier inside the network, and the number of features; no weights are made."""
-    with torch.device("meta"):
-        net = build_model(frozen(config), num_classes, resolution, pretrained=False).net
-    path = classifier_path(net)
-    first = next(net.get_submodule(path).parameters())
-    return path, first.shape[1]
+def _read(weights: Path, head: Head | None = None) -> dict[str, Tensor]:
+    """Tensors of the classifier in a file that `save_head` wrote; `head`: which must be like this head.
+
+    Raises:
+        InputError: the file is damaged, or has another head.
+    """
+    with _opened(weights) as file:
+        prefix = f"{file.metadata().get(_CLASSIFIER, '')}."
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    own = {} if head is None else head.layers.state_dict()
+    shapes, expected = ({name: value.shape for name, value in one.items()} for one in (state, own))
+    if not state or (head is not None and shapes != expected):
+        raise InputError(f"{weights} has another head; give a model of the same head, classes and features")
+    return state
 
 
-def _load(head: Head, weights: Path, config: ModelConfig) -> None:
-    """Load the classifier of a network into a head."""
-    prefix = _shapes(config, head.num_classes, head.resolution)[0] + "."
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(weights, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
-            state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{weights} is not a readable safetensors file ({error})") from error
-    expected = {name: value.shape for name, value in head.layers.state_dict().items()}
-    if {name: value.shape for name, value in state.items()} != expected:
-        raise InputError(f"{weights} has another head than {config.head}, or other classes or features")
-    head.load_folded(state)
+        raise InputError(f"{path} is not a readable safetensors file ({first_line(error)})") from error
 
 
 class FeatureNoise:

@@ -17,7 +17,7 @@ from noisystudent.metrics import scores, temperature
 from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
 from noisystudent.models.heads import Head
 from noisystudent.records import Batch
-from noisystudent.self_training.heads import FeatureNoise, whole
+from noisystudent.self_training.heads import FeatureNoise, save_head
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.training import Training, start, train_step, val_probs
 from noisystudent.train.loop import fit
@@ -40,12 +40,12 @@ def train(
     """
     averaged = fitted(training, pool, progress, on_log)
     metadata = {TEMPERATURE: str(_fitted_temperature(training, averaged))}
-    model = averaged
     if training.cache is not None:
         assert isinstance(averaged, Head)
-        model = whole(training.learner.model, training.cache, averaged)
-    assert isinstance(model, Classifier)
-    save_weights(model, training.folder.weights, training.dataset.classes, metadata)
+        save_head(averaged, training.learner.model, training.cache, training.folder.weights, metadata)
+        return
+    assert isinstance(averaged, Classifier)
+    save_weights(averaged, training.folder.weights, training.dataset.classes, metadata)
 
 
 def fitted(
