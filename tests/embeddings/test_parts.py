@@ -119,9 +119,7 @@ def test_identical_images_are_computed_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("contents", [DISTINCT, WITH_COPIES], ids=["distinct", "with copies"])
 @pytest.mark.parametrize("stop", [0, 2, 4, 6])
-def test_killed_and_resumed_is_uninterrupted_byte_for_byte(
-    tmp_path: Path, contents: Rows, stop: int
-) -> None:
+def test_killed_and_resumed_is_uninterrupted_byte_for_byte(tmp_path: Path, contents: Rows, stop: int) -> None:
     embed(contents, tmp_path / "straight")
     first = Backbone(contents, stop)
     try:
@@ -203,9 +201,7 @@ def test_a_backbone_that_gives_other_shapes_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no batch for 3 images from row 0 on"):
         embed(DISTINCT, tmp_path, backbone=lambda requests: iter(()))
     with pytest.raises(RunError, match=r"features \(3, 3, 4\) for 3 images"):
-        embed(
-            DISTINCT, tmp_path, backbone=lambda requests: (values(rows)[:, :, :-1] for rows in requests)
-        )
+        embed(DISTINCT, tmp_path, backbone=lambda requests: (values(rows)[:, :, :-1] for rows in requests))
 
 
 def test_a_truncated_part_is_one_line(tmp_path: Path) -> None:
