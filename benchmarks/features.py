@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ def generate(folder: Path, rows: int) -> None:
         hashes = np.random.default_rng(number).integers(0, 256, (count, 16), dtype=np.uint8)
         _write_index(folder / f"{name}.arrow", name, labels, hashes)
         layout = Layout(count, 1, _WIDTH, part_rows(1, _WIDTH), {})
-        values = np.concatenate([value for value, _ in made])
+        values = torch.from_numpy(np.concatenate([value for value, _ in made]))
         embed_images(
-            lambda requests, values=values: (torch.from_numpy(values[rows])[None] for rows in requests),
+            partial(_batches, values),
             lambda rows: [str(row) for row in rows],
             hashes,
             (np.empty(0, np.int64), np.empty(0, np.int64)),
@@ -126,25 +127,24 @@ def generate(folder: Path, rows: int) -> None:
     (folder / "done").touch()
 
 
+def _batches(values: Any, requests: Iterator[NDArray[np.int64]]) -> Iterator[Any]:
+    return (values[rows][None] for rows in requests)
+
+
 def _write_index(path: Path, name: str, labels: NDArray[np.int64], hashes: NDArray[np.uint8]) -> None:
     import pyarrow as pa
 
     from noisystudent.data.index import SCHEMA, writer
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    count, nothing = len(labels), np.zeros(len(labels), np.int64)
-    columns = {name: nothing for name in SCHEMA.names} | {"stored": nothing - 1, "truth": nothing - 1}
-    columns["label"] = nothing - 1 if name == "pool" else labels
-    arrays = [
-        pa.array(columns[field.name]).cast(field.type)
-        if field.name in columns and field.name not in ("id", "content_hash")
-        else None
-        for field in SCHEMA
-    ]
-    arrays[SCHEMA.get_field_index("id")] = pa.array([f"{name}/{row:08d}" for row in range(count)])
-    buffer = pa.py_buffer(np.ascontiguousarray(hashes))
-    hashed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), count, [None, buffer])
-    arrays[SCHEMA.get_field_index("content_hash")] = hashed
+    count, buffer = len(labels), pa.py_buffer(np.ascontiguousarray(hashes))
+    unknown = np.full(count, -1, np.int32)
+    columns = {
+        "id": pa.array([f"{name}/{row:08d}" for row in range(count)]),
+        "label": unknown if name == "pool" else labels.astype(np.int32),
+        "content_hash": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), count, [None, buffer]),
+    }
+    arrays = [pa.array(columns.get(field.name, unknown), field.type) for field in SCHEMA]
     with writer(path, SCHEMA) as append:
         for batch in pa.table(arrays, schema=SCHEMA).to_batches(16_384):
             append(batch)
@@ -291,8 +291,8 @@ def _sampled(peak: list[float]) -> Iterator[None]:
     over = threading.Event()
 
     def anonymous() -> float:
-        line = next(text for text in Path("/proc/self/status").open() if text.startswith("RssAnon"))
-        return int(line.split()[1]) / 1024
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) / 1024
 
     def sample() -> None:
         while not over.wait(0.02):

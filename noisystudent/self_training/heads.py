@@ -185,8 +185,21 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path} is not a readable safetensors file ({first_line(error)})") from error
 
 
+def draw_views(seed: int, stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Draw the number of the cached view (B, 1) of each row, see `FeatureSet.fetch`.
+
+    Args:
+        seed: seed of the training.
+        stream: labeled or pool.
+        step: training step.
+        sizes: (B, 1) numbers of views, from `FeatureSet.view_sizes`.
+    """
+    draws = generator(seed, f"views/{stream}", step).random(sizes.shape)
+    return np.floor(draws * sizes).astype(np.float32)
+
+
 class FeatureNoise:
-    """Noise of a training on features: dropout, cached views, and blends of two images.
+    """Noise of a training on features, beside the choice of a view: dropout, and blends of two images.
 
     It depends only on the seed and the step, as `TrainingNoise` does. This implements `train.step.Noise`.
 
@@ -198,13 +211,6 @@ class FeatureNoise:
 
     def __init__(self, head: Head, learner: LearnerConfig, seed: int) -> None:
         self._head, self._learner, self._seed = head, learner, seed
-
-    def views_of(self, stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
-        """Draw the cached view (B, 1) of each row; None: the clean views. See `FeatureSet.fetch`."""
-        if not self._noised[stream]:
-            return None
-        draws = generator(self._seed, f"views/{stream}", step).random(sizes.shape)
-        return np.floor(draws * sizes).astype(np.float32)
 
     def batches(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `start` on, with blended rows."""

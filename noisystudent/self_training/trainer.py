@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from noisystudent.augment import plan
 from noisystudent.console import Progress
-from noisystudent.data.loader import SelectedPool, joint_batches
-from noisystudent.data.prepare import Dataset
+from noisystudent.data.loader import SelectedPool
 from noisystudent.metrics import scores, temperature
 from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
 from noisystudent.models.heads import Head
-from noisystudent.records import Batch
-from noisystudent.self_training.heads import FeatureNoise, save_head
-from noisystudent.self_training.noise import TrainingNoise
-from noisystudent.self_training.training import Training, start, train_step, val_probs
+from noisystudent.self_training.heads import save_head
+from noisystudent.self_training.training import Training, batches, start, train_step, val_probs
 from noisystudent.train.loop import fit
 
 
@@ -60,10 +54,9 @@ def fitted(
     """
     ema = training.ema if pool is not None else None
     model, noise = start(training, ema, progress)
-    sets = training.sets
     return fit(
         model,
-        lambda start, stop: noise.batches(_batches(training, sets, noise, pool, range(start, stop)), start),
+        lambda start, stop: noise.batches(batches(training, pool, start, stop), start),
         train_step(training, noise, ema),
         total_steps=training.total_steps,
         steps_per_epoch=training.steps_per_epoch,
@@ -74,45 +67,6 @@ def fitted(
         evaluate=partial(_evaluate_val, training) if training.curve else None,
         on_log=on_log,
     )
-
-
-def _batches(
-    training: Training,
-    sets: Dataset,
-    noise: TrainingNoise | FeatureNoise,
-    pool: SelectedPool | None,
-    steps: range,
-) -> Iterator[Batch]:
-    """Yield the joint batches of some steps.
-
-    The only noise in them is the Inception crop; of a head, the choice among the cached views.
-    """
-    policy, config = training.policy, training.learner.augment
-    noised = {"labeled": config.labeled, "pool": config.pool}
-
-    # An Inception crop is cut from the original image, while it is decoded.
-    def boxes(stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
-        return plan.crop_boxes(policy, training.seed, stream, step, sizes) if noised[stream] else None
-
-    drawn = boxes if policy.crop == "inception" else None
-    for phase in training.phases(pool=pool is not None):
-        if max(steps.start, phase.start) >= min(steps.stop, phase.stop):
-            continue
-        yield from joint_batches(
-            sets.labeled,
-            sets.pool,
-            pool,
-            labeled_batch=phase.rows[0],
-            pool_batch=phase.rows[1],
-            resolution=training.resolution,
-            seed=training.seed,
-            start=max(steps.start, phase.start),
-            stop=min(steps.stop, phase.stop),
-            device=training.device,
-            workers=training.workers,
-            boxes=noise.views_of if isinstance(noise, FeatureNoise) else drawn,
-            offsets=phase.offsets,
-        )
 
 
 def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:

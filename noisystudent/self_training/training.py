@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,19 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from noisystudent.augment import plan
 from noisystudent.augment.policies import Policy, build_policy
 from noisystudent.config import EvaluateConfig, LearnerConfig
 from noisystudent.console import Progress
-from noisystudent.data.loader import SelectedPool
+from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier, load_trunk, load_weights
 from noisystudent.models.heads import Head
 from noisystudent.models.registry import build_model
+from noisystudent.records import Batch
 from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.runtime import resolve_dtype
 from noisystudent.self_training.features import FeatureSet, with_features
-from noisystudent.self_training.heads import FeatureNoise, finished_head, first_head, of_head
+from noisystudent.self_training.heads import FeatureNoise, draw_views, finished_head, first_head, of_head
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.phases import Phase, Rows, divide, steps_for_pool
 from noisystudent.train.ema_teacher import EmaTeacher
@@ -248,3 +250,39 @@ def val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:
     """Return the probabilities (N, K) of the moving average for the images of val."""
     assert isinstance(averaged, Classifier | Head)
     return predictor(training, averaged).probs(training.sets.val)
+
+
+def batches(training: Training, pool: SelectedPool | None, start: int, stop: int) -> Iterator[Batch]:
+    """Yield the joint batches of steps start … stop-1.
+
+    The only noise in them is the Inception crop, or for a head the choice among the cached views.
+    """
+    policy, config, sets = training.policy, training.learner.augment, training.sets
+    noised = {"labeled": config.labeled, "pool": config.pool}
+
+    # An Inception crop is cut from the original image, while it is decoded.
+    def boxes(stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
+        if not noised[stream]:
+            return None
+        if training.cache is not None:
+            return draw_views(training.seed, stream, step, sizes)
+        return plan.crop_boxes(policy, training.seed, stream, step, sizes)
+
+    for phase in training.phases(pool=pool is not None):
+        if max(start, phase.start) >= min(stop, phase.stop):
+            continue
+        yield from joint_batches(
+            sets.labeled,
+            sets.pool,
+            pool,
+            labeled_batch=phase.rows[0],
+            pool_batch=phase.rows[1],
+            resolution=training.resolution,
+            seed=training.seed,
+            start=max(start, phase.start),
+            stop=min(stop, phase.stop),
+            device=training.device,
+            workers=training.workers,
+            boxes=boxes if training.cache is not None or policy.crop == "inception" else None,
+            offsets=phase.offsets,
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,7 +107,7 @@ def test_dropout_works_in_a_network_with_an_mlp() -> None:
 
 
 def test_a_network_without_a_single_linear_classifier_is_named() -> None:
-    net = build_model(ModelConfig(name="resnet8_16", dropout=0.0, stochastic_depth=0.0), 3, 16).net
+    net: Any = build_model(ModelConfig(name="resnet8_16", dropout=0.0, stochastic_depth=0.0), 3, 16).net
     net.pretrained_cfg["classifier"] = ("fc", "body")
     with pytest.raises(InputError, match="not a single linear layer"):
         use_mlp(net)

@@ -26,12 +26,13 @@ from noisystudent.data.sources import open_sources
 from noisystudent.embeddings import Features
 from noisystudent.errors import InputError
 from noisystudent.inference.load import load_predictor
+from noisystudent.models import Classifier
 from noisystudent.pseudo_label.parts import unlist
 from noisystudent.records import Batch
 from noisystudent.run.rundir import EmbeddingsDir, LabelsDir, RunDir
 from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.features import FeatureSet, with_features
-from noisystudent.self_training.heads import FeatureNoise, first_head
+from noisystudent.self_training.heads import FeatureNoise, draw_views, first_head
 
 MODELS = ("iteration-0/teacher", "iteration-1/student", "iteration-2/student", "iteration-2/control")
 TEACHER: list[tuple[str, Any]] = [
@@ -49,6 +50,12 @@ def config(images: Path, *fields: tuple[str, Any]) -> Config:
 def opened(images: Path, out: Path) -> Dataset:
     given = config(images)
     return open_dataset(RunDir(out).data, given.data, open_sources(given.data))
+
+
+def network_of(out: Path) -> Classifier:
+    model = load_predictor(out / MODELS[0], "cpu").model
+    assert isinstance(model, Classifier)
+    return model
 
 
 def labels(out: Path, iteration: int) -> pa.Table:
@@ -94,23 +101,24 @@ def test_labels_of_features_are_those_of_the_network_on_clean_views(
 
 
 def test_the_features_are_those_of_the_views(images: Path, out: Path) -> None:
-    pool, network = opened(images, out).pool, load_predictor(out / MODELS[0], "cpu").model
+    pool, network = opened(images, out).pool, network_of(out)
     rows = np.arange(len(pool))
     stored = Features(EmbeddingsDir(out / "embeddings").features("pool"))
     pixels = pool.fetch(rows, tiny.SIDE)
     with torch.inference_mode():
         for view, expected in enumerate((pixels, pixels.flip(3))):
-            features = network.features(expected)  # type: ignore[union-attr]
+            features = network.features(expected)
             assert torch.allclose(stored(rows, view), features, rtol=2e-3, atol=1e-5)
     assert stored.layout.views == 4
     assert not torch.equal(stored(rows, 2), stored(rows, 3)), "each view has its own noise"
 
 
+@pytest.mark.slow
 def test_a_run_is_that_on_features_computed_directly(
     images: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same run without drawn views, on features that are computed when they are used."""
-    dataset, network = opened(images, out), load_predictor(out / MODELS[0], "cpu").model
+    dataset, network = opened(images, out), network_of(out)
     sets = {
         images.name: images for images in (dataset.labeled, dataset.val, dataset.test, dataset.pool) if images
     }
@@ -120,7 +128,7 @@ def test_a_run_is_that_on_features_computed_directly(
         mirrored = torch.from_numpy(np.broadcast_to(views, rows.shape) == 1)
         with torch.no_grad():
             views_of = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
-            features: torch.Tensor = network.features(views_of)  # type: ignore[union-attr]
+            features = network.features(views_of)
         return features.half().float()
 
     given = config(images, ("teacher.augment.views", 0))
@@ -135,6 +143,7 @@ def test_a_run_is_that_on_features_computed_directly(
             assert torch.allclose(cached[name], computed[name], rtol=1e-3, atol=1e-3), model
 
 
+@pytest.mark.slow
 def test_the_run_gives_the_same_bits_again_and_without_workers(
     images: Path, out: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +163,7 @@ def test_a_damaged_file_is_named_and_made_again(images: Path, out: Path, tmp_pat
     assert [line for line in lines if "student-2: done before, skipped" in line]
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_ends_with_the_same_bits(images: Path, out: Path, tmp_path: Path) -> None:
     def change(recipe: dict[str, Any]) -> None:
         recipe["students"] = 2
@@ -223,6 +233,7 @@ def test_an_mlp_is_exported_as_onnx_only(mlp: Path, tmp_path: Path, capsys: tiny
         assert file.metadata()["head"] == "mlp"
 
 
+@pytest.mark.slow
 def test_a_finetuning_trains_the_whole_network(images: Path, tmp_path: Path) -> None:
     finetune = {"steps": 3, "lr": 0.1}
     tiny.run(config(images, ("students", 0), ("teacher.finetune", finetune)), tmp_path)
@@ -233,6 +244,7 @@ def test_a_finetuning_trains_the_whole_network(images: Path, tmp_path: Path) -> 
     assert not torch.equal(head["body.stem.0.weight"], whole["body.stem.0.weight"])
 
 
+@pytest.mark.slow
 def test_the_moving_average_can_label_features(images: Path, tmp_path: Path) -> None:
     fields = [("student.pseudo_label.teacher", "ema"), ("student.init", "teacher"), ("students", 1)]
     tiny.run(config(images, *fields), tmp_path)
@@ -255,14 +267,11 @@ def noise(images: Path, features: FeatureSet, **augment: Any) -> FeatureNoise:
     return FeatureNoise(first_head(learner.model, features, 0, tiny.SIDE, None), learner, 5)
 
 
-def test_a_step_draws_any_view_unless_its_rows_have_no_noise(images: Path, features: FeatureSet) -> None:
+def test_a_step_draws_any_view(images: Path, features: FeatureSet) -> None:
     sizes = features.view_sizes(np.arange(18).repeat(20))
-    some = noise(images, features, pool=False)
-    drawn = some.views_of("labeled", 3, sizes)
-    assert drawn is not None and set(drawn[:, 0].tolist()) == {0, 1, 2, 3}
-    assert some.views_of("pool", 3, sizes) is None
-    again = some.views_of("labeled", 3, sizes[:7])
-    assert again is not None and (again == drawn[:7]).all(), "a row does not depend on the batch size"
+    drawn = draw_views(5, "labeled", 3, sizes)
+    assert set(drawn[:, 0].tolist()) == {0, 1, 2, 3}
+    assert (draw_views(5, "labeled", 3, sizes[:7]) == drawn[:7]).all(), "a row does not depend on the others"
 
 
 def test_blended_rows_are_between_two_rows_of_their_part(images: Path, features: FeatureSet) -> None:
@@ -308,6 +317,7 @@ def test_what_features_exclude_is_one_line(images: Path, fields: list[tuple[str,
     assert reason in str(error.value)
 
 
+@pytest.mark.slow
 def test_other_backbones_have_caches_of_their_own(images: Path, tmp_path: Path) -> None:
     larger = {"model": {"name": "resnet8_32"}}
     tiny.run(config(images, ("students", [{}, larger])), tmp_path)

@@ -154,6 +154,7 @@ def test_folds_store_heads_without_the_backbone(folded: tuple[Path, list[str]]) 
     assert all(load_file(head).keys() == {"fc.weight", "fc.bias"} for head in heads)
 
 
+@pytest.mark.slow
 def test_a_given_weight_decay_stays_without_choice(many: Path, tmp_path: Path) -> None:
     tiny.run(config(many, ("folds", FOLDS), ("choose", False)), tmp_path)
     assert (tmp_path / "iteration-0" / "fold-1" / "model.safetensors").is_file()
