@@ -25,7 +25,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,20 +169,11 @@ def _context(folder: Path, threads: int) -> Any:
     torch.set_num_threads(threads)
     device = resolve_device("cpu")
     train = {"features": True, "batch_size": 256, "lr": 0.05, "ema_decay": 0.99, "warmup_epochs": 0}
-    config = resolve(
-        {
-            "device": "cpu",
-            "control": "none",
-            "teacher": {"model": _MODEL, "train": {**train, "steps": 300}, "augment": {"mix": 0.5}},
-            "student": {
-                "unlabeled_ratio": 7,
-                "train": {"pool_epochs": 3},
-                "selection": {"threshold": 0.9},
-            },
-            "students": 1,
-        },
-        [],
-    )
+    teacher = {"model": _MODEL, "train": {**train, "steps": 300}, "augment": {"mix": 0.5}}
+    select = {"threshold": 0.9}
+    student = {"unlabeled_ratio": 7, "train": {"pool_epochs": 3}, "selection": select}
+    sections = {"teacher": teacher, "student": student, "students": 1}
+    config = resolve({"device": "cpu", "control": "none", **sections}, [])
     classes = tuple(map(str, range(_CLASSES)))
     sets: dict[str, Any] = {
         name: ImageSet(name, classes, Index(folder / f"{name}.arrow"), None, None, 1)  # type: ignore[arg-type]
@@ -192,13 +182,9 @@ def _context(folder: Path, threads: int) -> Any:
     run = RunDir(folder)
     graph = build_graph(config, "generated", run)
     (stage,) = graph.embeddings.values()
-    frozen_backbone(
-        config.teacher.model, EmbeddingsDir(stage.path), classes, 224, seed=0, progress=Progress()
-    )
-    return Context(
-        config=config, run=run, graph=graph, dataset=Dataset(classes, **sets), device=device,
-        progress=Progress(),
-    )  # fmt: skip
+    progress, dataset = Progress(), Dataset(classes, **sets)
+    frozen_backbone(config.teacher.model, EmbeddingsDir(stage.path), classes, 224, seed=0, progress=progress)
+    return Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
 
 
 _PARTS = ("label", "select", "train", "predict")
@@ -285,37 +271,29 @@ RUNS: dict[str, Callable[[Path, int], Iterator[Run]]] = {
 }
 
 
-@contextmanager
-def _sampled(peak: list[float]) -> Iterator[None]:
-    """Append the anonymous memory of this process in MiB every 20 ms."""
-    over = threading.Event()
-
-    def anonymous() -> float:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) / 1024
-
-    def sample() -> None:
-        while not over.wait(0.02):
-            peak.append(anonymous())
-
-    peak.append(anonymous())
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def _anonymous() -> float:
+    """Memory that this process holds for itself, in MiB."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 def measured(run: Callable[[Path, int], Iterator[Run]], folder: Path, threads: int) -> Run:
     """Prepare a run, then time it."""
-    steps, peak = run(folder, threads), list[float]()
+    steps, over = run(folder, threads), threading.Event()
     next(steps)
-    with _sampled(peak):
-        start = time.perf_counter()
-        result = next(steps)
-        seconds = time.perf_counter() - start
+    peak = [_anonymous()]
+
+    def sample() -> None:
+        while not over.wait(0.02):
+            peak.append(_anonymous())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    start = time.perf_counter()
+    result = next(steps)
+    seconds = time.perf_counter() - start
+    over.set()
+    thread.join()
     return {"seconds": seconds, "anonymous": max(peak) - peak[0], **result}
 
 

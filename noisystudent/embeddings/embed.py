@@ -44,15 +44,13 @@ def embed_images(
 ) -> Features:
     """Store the features of every image in float16. A second call after a stop continues.
 
-    Complete parts of the same images and settings are kept, all others are made again or removed. Features of
-    identical images are computed once.
+    Complete parts of the same images and settings are kept, all others are made again or removed.
 
     Args:
-        features: rows of each batch -> (V, b, F) features of each batch. It is called only once, so that
-            decoding continues from part to part.
+        features: rows of each batch -> (V, b, F) of each batch; called once, for the batches of all parts.
         ids: rows -> names of the images.
         content_hash: (N, 16) uint8.
-        copies: rows whose content an earlier row has, ascending, and for each of them the first such row.
+        copies: rows whose content an earlier row has, ascending, and the first such row of each.
         layout: numbers of images, views and features, and what else the features depend on.
         batch_size: images of a batch.
         out: folder of the parts.
@@ -64,13 +62,8 @@ def embed_images(
     """
     folder, parts = PartsDir(out), layout.parts()
     index = _resume(folder, layout, content_hash, task, progress)
-    is_copy = np.zeros(layout.rows, np.bool_)
-    is_copy[copies[0]] = True
-    batches = {
-        number: _split(rows.start + np.flatnonzero(~is_copy[rows.start : rows.stop]), batch_size)
-        for number, rows in enumerate(parts)
-        if folder.part(number).name not in index.files
-    }
+    missing = [number for number in range(len(parts)) if folder.part(number).name not in index.files]
+    batches = {number: _batches(parts[number], copies[0], batch_size) for number in missing}
     requests = [rows for part in batches.values() for rows in part]
     stream = features(iter(requests)) if requests else iter(())
     computed = on_host((batch.half() for batch in stream), lag=1)
@@ -78,10 +71,10 @@ def embed_images(
         progress.check()
         if number in batches:
             with _new_part(folder.part(number), layout, rows, index) as array:
-                for wanted in batches[number]:
-                    _fill(array, next(computed, None), wanted, rows.start, ids)
+                for batch in batches[number]:
+                    _fill(array, next(computed, None), batch, rows.start, ids)
                     progress.check()
-                    progress.advance(task, int(wanted[-1]) + 1, layout.rows)
+                    progress.advance(task, int(batch[-1]) + 1, layout.rows)
                 _copy(array, folder, layout, rows, copies)
             index.files[folder.part(number).name]["images"] = _digest(content_hash, rows)
             write_index(folder, index)
@@ -100,7 +93,10 @@ def _new_part(path: Path, layout: Layout, rows: range, index: PartIndex) -> Iter
         index.files[path.name] = checksum(partial)
 
 
-def _split(rows: Rows, size: int) -> list[Rows]:
+def _batches(part: range, copies: Rows, size: int) -> list[Rows]:
+    """Rows of a part whose content no earlier row has, in batches."""
+    low, high = np.searchsorted(copies, [part.start, part.stop])
+    rows = np.setdiff1d(np.arange(part.start, part.stop), copies[low:high], assume_unique=True)
     return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
@@ -117,8 +113,8 @@ def _fill(
 ) -> None:
     """Write the features (V, b, F) of some rows into a part (V, n, F) that begins at the row `first`."""
     if batch is None or batch.shape != (len(array), len(rows), array.shape[2]):
-        found = "no batch" if batch is None else f"features {batch.shape}"
-        raise RunError(f"{found} for {len(rows)} images from row {rows[0]} on; the images have changed")
+        given = "no batch" if batch is None else f"features {batch.shape}"
+        raise RunError(f"{given} for {len(rows)} images from row {rows[0]} on; the images have changed")
     finite = np.isfinite(batch).all(axis=(0, 2))
     if not finite.all():
         name = ids(rows[~finite][:1])[0]

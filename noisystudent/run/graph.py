@@ -220,7 +220,7 @@ class _Builder:
         model = [first, *others] if others else first
         # Without folds there is no such input, so that the fingerprints are those of runs before folds.
         expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
-        chosen = expected if self.config.choose else {}  # the temperature, and the weight decay of heads
+        chosen = expected if self.config.choose else {}  # the temperature; the weight decay of heads
         labels = labels_stage(f"labels-{index}", folder.labels, config.pseudo_label, model, **chosen)
         selection = make_stage(
             f"selection-{index}",
@@ -247,8 +247,7 @@ class _Builder:
         own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
         own |= inputs_of(config.pseudo_label, of_student=True)
         student = self._model(index, "student", folder.model("student"), config, shared | own)
-        # Only the last student is compared with controls, so only its own are trained.
-        compute = shared | {"initial": None, "compute": compute_of(self.config)}
+        compute = shared | {"initial": None, "compute": compute_of(self.config)}  # only for the last student
         if any(student.train.pool_epochs for student in self.config.students):
             compute["length"] = selection.fingerprint  # it depends on the selections before it
         inputs = {"same_steps": shared, "same_compute": compute} if index == len(self.config.students) else {}

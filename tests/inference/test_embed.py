@@ -93,7 +93,7 @@ def test_a_second_call_keeps_the_parts_and_other_settings_are_refused(
     with pytest.raises(InputError, match="features of another model or of other views"):
         embed(predictor, images / "val", tmp_path / "out", augment=AugmentConfig(flip=True))
     PartsDir(tmp_path / "out").index.unlink()
-    with pytest.raises(InputError, match="no readable parts.json"):
+    with pytest.raises(InputError, match=r"no readable parts\.json"):
         embed(predictor, images / "val", tmp_path / "out")
 
 
