@@ -5,10 +5,10 @@
 
 Rows of 384 numbers of 10 classes are generated once under --work and stored as the features of a pool, of
 1,000 labelled, 2,000 val and 2,000 test images. ours: the stages of a run, the labelling of the pool by a
-trained head, the selection (mode paper, threshold 0.9), the student with dropout and blended features (3
+trained head, the selection (mode paper, threshold 0.5), the student with dropout and blended features (3
 passes over the kept pool images), and its predictions for val. The weights of a whole ViT-S are written in
 the end. peers: scikit-learn's LogisticRegression on the labelled rows and the pool rows that the selection of
-ours kept, with their labels, and SelfTrainingClassifier with one iteration (threshold 0.9) on all rows. They
+ours kept, with their labels, and SelfTrainingClassifier with one iteration (threshold 0.5) on all rows. They
 hold all rows in memory, in float32. Every run is a process of its own with --threads threads, and each repeat
 runs all in turn. `anonymous` is the peak of the memory that a process holds for itself (RssAnon), less that
 after the imports and the loading of the rows that peers need, sampled every 20 ms.
@@ -170,8 +170,7 @@ def _context(folder: Path, threads: int) -> Any:
     device = resolve_device("cpu")
     train = {"features": True, "batch_size": 256, "lr": 0.05, "ema_decay": 0.99, "warmup_epochs": 0}
     teacher = {"model": _MODEL, "train": {**train, "steps": 300}, "augment": {"mix": 0.5}}
-    select = {"threshold": 0.9}
-    student = {"unlabeled_ratio": 7, "train": {"pool_epochs": 3}, "selection": select}
+    student = {"unlabeled_ratio": 7, "train": {"pool_epochs": 3}, "selection": {"threshold": 0.5}}
     sections = {"teacher": teacher, "student": student, "students": 1}
     config = resolve({"device": "cpu", "control": "none", **sections}, [])
     classes = tuple(map(str, range(_CLASSES)))
@@ -259,7 +258,7 @@ def _self_training(folder: Path, threads: int) -> Iterator[Run]:
     test = _values(folder, "test")
     del images, pool
     yield {}
-    model = SelfTrainingClassifier(LogisticRegression(max_iter=200), threshold=0.9, max_iter=1)
+    model = SelfTrainingClassifier(LogisticRegression(max_iter=200), threshold=0.5, max_iter=1)
     model.fit(given, targets)
     yield {"top1": float(model.score(*test))}
 
