@@ -114,7 +114,7 @@ def embed(
         predictor: a trained model; its classifier is not used.
         images: the images, in any of the forms of `Images`.
         out: folder to write to; new, empty, or with features of the same model and views.
-        augment: `views` and `flip` say which views are stored. None: the clean view alone.
+        augment: `flip` and `views` say which views are stored. None: the clean and the mirrored one.
         seed: seed of the views with noise.
         progress: shows the progress; None: nothing is shown.
 
@@ -126,8 +126,8 @@ def embed(
             features.
     """
     progress, source = progress or Progress(), open_images(images, labeled=False)
-    noise = augment or AugmentConfig(flip=False)
-    views, folder = Views.of(noise, predictor.side or predictor.resolution, seed), PartsDir(out)
+    side, folder = predictor.side or predictor.resolution, PartsDir(out)
+    views = Views.of(augment or AugmentConfig(), side, seed)
     with lock(out, "embedding"):
         _check_owner(folder, _layout(predictor, 0, views))
         with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):

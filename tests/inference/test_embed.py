@@ -41,7 +41,7 @@ def stored(folder: Path) -> np.ndarray:
 
 def test_the_features_are_those_of_clean_views(images: Path, tmp_path: Path, predictor: Predictor) -> None:
     features, bad = embed(predictor, images / "pool", tmp_path / "out")
-    assert bad == [] and features.layout.views == 1
+    assert bad == [] and features.layout.views == 2
     names = pq.read_table(PartsDir(tmp_path / "out").images).to_pylist()
     assert isinstance(predictor.model, Classifier)
     with scanned(open_images(images / "pool", False), None, tiny.Remembered(), stored=16) as (pool, _):
@@ -91,7 +91,7 @@ def test_a_second_call_keeps_the_parts_and_other_settings_are_refused(
     embed(predictor, images / "val", tmp_path / "out")
     assert part.stat().st_mtime_ns == before
     with pytest.raises(InputError, match="features of another model or of other views"):
-        embed(predictor, images / "val", tmp_path / "out", augment=AugmentConfig(flip=True))
+        embed(predictor, images / "val", tmp_path / "out", augment=AugmentConfig(flip=False))
     PartsDir(tmp_path / "out").index.unlink()
     with pytest.raises(InputError, match=r"no readable parts\.json"):
         embed(predictor, images / "val", tmp_path / "out")
