@@ -7,11 +7,10 @@ Rows of 384 numbers of 10 classes are generated once under --work and stored as 
 1,000 labelled, 2,000 val and 2,000 test images. ours: the stages of a run, the labelling of the pool by a
 trained head, the selection (mode paper, threshold 0.5), the student with dropout and blended features (3
 passes over the kept pool images), and its predictions for val. The weights of a whole ViT-S are written in
-the end. peers: scikit-learn's LogisticRegression on the labelled rows and the pool rows that the selection of
-ours kept, with their labels, and SelfTrainingClassifier with one iteration (threshold 0.5) on all rows. They
-hold all rows in memory, in float32. Every run is a process of its own with --threads threads, and each repeat
-runs all in turn. `anonymous` is the peak of the memory that a process holds for itself (RssAnon), less that
-after the imports and the loading of the rows that peers need, sampled every 20 ms.
+the end. peers: scikit-learn's LogisticRegression on the labelled rows and the pool rows that ours selected,
+with their labels, and SelfTrainingClassifier with one iteration (threshold 0.5) on all rows. They hold all
+rows in memory, in float32. Every run is a process of its own. `anonymous` is the peak of the memory that it
+holds for itself (RssAnon), sampled every 20 ms, less that before its start: imports, and the rows of peers.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,34 +51,35 @@ def main() -> None:
         folder = arguments.work / str(arguments.rows[0])
         print(json.dumps(measured(RUNS[arguments.run], folder, arguments.threads)))
         return
+    memory = []
     for rows in arguments.rows:
         generate(arguments.work / str(rows), rows)
-        show(rows, {name: [] for name in RUNS}, arguments)
+        memory.append(show(rows, {name: [] for name in RUNS}, arguments))
+    for (fewer, small), (more, large) in pairwise(zip(arguments.rows, memory, strict=True)):
+        grown = (large - small) * 2**20 / (more - fewer)
+        print(f"\nours from {fewer:,} to {more:,} rows: {grown:,.0f} bytes of anonymous memory an image")
 
 
-def show(rows: int, runs: dict[str, list[Run]], arguments: argparse.Namespace) -> None:
+def show(rows: int, runs: dict[str, list[Run]], arguments: argparse.Namespace) -> float:
     for _ in range(arguments.repeats):
         for name, done in runs.items():
-            command = [sys.executable, __file__, "--work", str(arguments.work), "--rows", str(rows)]
-            command += ["--threads", str(arguments.threads), "--run", name]
-            threads = {"OMP_NUM_THREADS": str(arguments.threads)}
-            ended = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | threads
-            )
-            done.append(json.loads(ended.stdout.splitlines()[-1]))
+            command = [sys.executable, __file__, "--work", arguments.work, "--rows", rows, "--run", name]
+            command = [*map(str, command), "--threads", str(arguments.threads)]
+            environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+            text = subprocess.check_output(command, text=True, env=environment)
+            done.append(json.loads(text.splitlines()[-1]))
     print(f"\n{rows:,} pool rows, {arguments.threads} threads, medians of {arguments.repeats}")
     print(f"{'':24}{'seconds':>9}{'(range)':>16}{'/ ours':>8}{'anonymous MiB':>15}{'test top-1':>12}")
     ours = statistics.median(run["seconds"] for run in runs["ours"])
     for name, done in runs.items():
-        seconds = [run["seconds"] for run in done]
+        seconds = sorted(run["seconds"] for run in done)
         middle = statistics.median(seconds)
         memory, top1 = (statistics.median(run[key] for run in done) for key in ("anonymous", "top1"))
-        spread = f"({min(seconds):.2f}-{max(seconds):.2f})"
+        spread = f"({seconds[0]:.2f}-{seconds[-1]:.2f})"
         print(f"{name:24}{middle:9.2f}{spread:>16}{middle / ours:8.2f}{memory:15.0f}{top1:12.2%}")
     parts = {part: statistics.median(run[part] for run in runs["ours"]) for part in _PARTS}
-    growth = statistics.median(run["anonymous"] for run in runs["ours"]) * 2**20 / rows
     print("ours: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in parts.items()))
-    print(f"ours: {growth:,.0f} bytes of anonymous memory an image, fixed costs included")
+    return statistics.median(run["anonymous"] for run in runs["ours"])
 
 
 # --- the rows ---

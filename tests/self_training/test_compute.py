@@ -73,7 +73,7 @@ def test_the_plain_loop(run: Path) -> None:
         ),
         # Heads alone: a row of features counts as an image.
         ([("teacher.train.features", True)], 12 * 6 + POOL / 3 + 12 * 18, 18),
-        # A head as teacher of a student on images: the features count, of 18 + 12 + 12 + 42 images, mirrored too.
+        # A head, then a student on images: the features of 18 + 12 + 12 + 42 images count, mirrored too.
         (
             [("teacher.train.features", True), ("student.train.features", False)],
             (LABELS + 24 + POOL) * 2 / 3 + 12 * 18,
