@@ -6,11 +6,11 @@
 Rows of 384 numbers of 10 classes are generated once under --work and stored as the features of a pool, of
 1,000 labelled, 2,000 val and 2,000 test images. ours: the stages of a run, the labelling of the pool by a
 trained head, the selection (mode paper, threshold 0.5), the student with dropout and blended features (3
-passes over the kept pool images), and its predictions for val. The weights of a whole ViT-S are written in
-the end. peers: scikit-learn's LogisticRegression on the labelled rows and the pool rows that ours selected,
-with their labels, and SelfTrainingClassifier with one iteration (threshold 0.5) on all rows. They hold all
-rows in memory, in float32. Every run is a process of its own. `anonymous` is the peak of the memory that it
-holds for itself (RssAnon), sampled every 20 ms, less that before its start: imports, and the rows of peers.
+passes over the kept pool images; 30 over 10,000), and its predictions for val. The weights of a whole ViT-S
+are written in the end. peers: scikit-learn's LogisticRegression on the labelled rows and the pool rows that
+ours selected, with their labels, and SelfTrainingClassifier with one iteration (threshold 0.5) on all rows,
+in memory. Every run is a process of its own. `anonymous` is the peak of the memory that it holds for itself
+(RssAnon), sampled every 20 ms, less that before its start: imports, and the rows of peers.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ def _context(folder: Path, threads: int) -> Any:
     device = resolve_device("cpu")
     train = {"features": True, "batch_size": 256, "lr": 0.05, "ema_decay": 0.99, "warmup_epochs": 0}
     teacher = {"model": _MODEL, "train": {**train, "steps": 300}, "augment": {"mix": 0.5}}
-    student = {"unlabeled_ratio": 7, "train": {"pool_epochs": 3}, "selection": {"threshold": 0.5}}
+    passes = max(3, 300_000 // len(Index(folder / "pool.arrow")))
+    student = {"unlabeled_ratio": 7, "train": {"pool_epochs": passes}, "selection": {"threshold": 0.5}}
     sections = {"teacher": teacher, "student": student, "students": 1}
     config = resolve({"device": "cpu", "control": "none", **sections}, [])
     classes = tuple(map(str, range(_CLASSES)))
