@@ -14,7 +14,7 @@ export PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3
 } > "$results"
 calls=(
   "step --budget 20" noise "loader --seconds 0.5" decode "label --seconds 2" "writing --rows 1000000"
-  "selection --rows 1000000" "selection --rows 100000000 --repeats 1" startup corruptions
+  "selection --rows 1000000" "selection --rows 100000000 --repeats 1" "features --repeats 1" startup corruptions
   "memory --sizes 10000 100000" "checksums --repeats 1"
 )
 for call in "${calls[@]}"; do

@@ -20,17 +20,20 @@ class Batch:
     """One joint batch on the device: first the labelled images, then the pool images.
 
     Attributes:
-        images: (B, 3, S, S) uint8.
+        images: (B, 3, S, S) uint8; for a head, features (B, F) float32.
         labels: (L,) int64, the given labels of rows 0 … L-1.
         pool_targets: (B-L, K) float32, the pseudo-labels of the other rows. Each row sums to 1.
-        pool_views: (B-L, 3, S, S) uint8, weakly augmented views of the other rows. None: nothing labels them
-            in the step, or the step makes them itself, as on a GPU.
+        pool_views: (B-L, 3, S, S) uint8 or (B-L, F), weakly augmented views of the other rows. None: nothing
+            labels them in the step, or the step makes them itself, as on a GPU.
+        blend: partner (B,) int64 and share (B,) float32 of each row. Row i is `share[i]` of itself and the
+            rest of row `partner[i]`, and its target, too. None: no rows are blended.
     """
 
     images: Tensor
     labels: Tensor
     pool_targets: Tensor
     pool_views: Tensor | None = None
+    blend: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

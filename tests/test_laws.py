@@ -21,7 +21,7 @@ from noisystudent.run import status
 from noisystudent.run.graph import build_graph
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
-from noisystudent.self_training.training import _batches
+from noisystudent.self_training.training import batches
 
 
 def selection(out: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_given_labels_never_change(images: Path, finished: Path, tmp_path: Path)
     seen = 0
     training = tiny.training(config, dataset, tmp_path)
     assert training.read_pool is not None
-    for batch in _batches(training, training.read_pool(), 0, training.total_steps):
+    for batch in batches(training, training.read_pool(), 0, training.total_steps):
         assert len(batch.labels) == 6 and len(batch.pool_targets) == 12
         for image, label in zip(batch.images, batch.labels.tolist(), strict=False):
             assert truth[image.numpy().tobytes()] == label

@@ -95,6 +95,23 @@ def draw(policy: Policy, seed: int, stream: str, step: int, batch_size: int, *, 
     )
 
 
+_BLOCK = 256  # rows whose noise is drawn by one generator
+
+
+def _blocks(rows: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64]]:
+    """Blocks that hold some rows, and the place (B,) of each row in these blocks, one after the other."""
+    blocks, at = np.unique(rows // _BLOCK, return_inverse=True)
+    return blocks.tolist(), at * _BLOCK + rows % _BLOCK
+
+
+def draw_rows(policy: Policy, seed: int, stream: str, rows: NDArray[np.int64], *, resolution: int) -> Plan:
+    """Draw noise for some rows (B,) of a set, each a pure function of (seed, stream, row); see `draw`."""
+    blocks, at = _blocks(rows)
+    drawn = join([draw(policy, seed, stream, block, _BLOCK, resolution=resolution) for block in blocks])
+    arrays = {name: array[at] for name, array in drawn.arrays().items()}
+    return Plan(policy=policy, resolution=resolution, **arrays)
+
+
 def _to_integers(uniform: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Map uniform numbers in [0, 1) to integers 0 … count-1 of equal probability."""
     return (uniform * count).astype(np.int64)
@@ -172,9 +189,28 @@ def crop_boxes(
     """
     if policy.crop != "inception":
         return None
-    size = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
+    return _boxes(sizes, _crop_table(seed, stream, step, len(sizes)))
+
+
+def crop_boxes_of_rows(
+    policy: Policy, seed: int, stream: str, rows: NDArray[np.int64], sizes: NDArray[np.integer[Any]]
+) -> NDArray[np.float32] | None:
+    """Draw crop boxes for some rows (B,) of a set, a pure function of (seed, stream, row) and the size."""
+    if policy.crop != "inception":
+        return None
+    blocks, at = _blocks(rows)
+    tables = [_crop_table(seed, stream, block, _BLOCK) for block in blocks]
+    return _boxes(sizes, np.concatenate(tables)[at])
+
+
+def _crop_table(seed: int, stream: str, step: int, count: int) -> NDArray[np.float64]:
     # Every attempt is drawn for every image: so the draws of an image do not depend on its size.
-    table = generator(seed, f"crop/{stream}", step).random((len(size), _ATTEMPTS, 4))
+    return generator(seed, f"crop/{stream}", step).random((count, _ATTEMPTS, 4))
+
+
+def _boxes(sizes: NDArray[np.integer[Any]], table: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Boxes (B, 4) for images of some sizes (B, 2), from uniform numbers (B, _ATTEMPTS, 4)."""
+    size = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
     area = size.prod(axis=1)[:, None] * (_AREA[0] + (_AREA[1] - _AREA[0]) * table[:, :, 0])
     low, high = np.log(_ASPECT)
     aspect = np.exp(low + (high - low) * table[:, :, 1])  # width / height

@@ -60,6 +60,45 @@ def label(
     screen.print_bad(bad)
 
 
+def embed(
+    model: str,
+    /,
+    *,
+    images: Folders,
+    out: Path,
+    seed: int = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    fields: Fields,
+) -> None:
+    """Compute the features of images with the backbone of a model, and write them to .npy files.
+
+    Each file is an array (views, images, features), float16. The first view is the clean one, then come the
+    mirrored one (--augment.flip) and those with noise (--augment.views). images.parquet names the images.
+
+    Parameters
+    ----------
+    model
+        Run directory, model folder, model.safetensors, or name of a timm model.
+    images
+        Images: any folders, tar shards, Parquet or .npz files.
+    out
+        Output folder. A second call continues an interrupted one.
+    seed
+        Seed of the views with noise.
+    """
+    from noisystudent.inference.embed import embed as embed_images
+    from noisystudent.inference.load import load_predictor
+
+    augment = student_section("augment", fields)
+    with screen.progress() as progress:
+        predictor = load_predictor(model, device, precision=precision, progress=progress)
+        made, bad = embed_images(predictor, images, out, augment=augment, seed=seed, progress=progress)
+        progress.say(f"features of {len(made):,} images, {made.layout.views} views of each: {out}")
+    screen.print_origin(predictor.path)
+    screen.print_bad(bad)
+
+
 def select(
     labels: Path, /, *, out: Path, seed: int = 0, overwrite: Overwrite = False, fields: Fields
 ) -> None:
@@ -258,4 +297,4 @@ def fields() -> None:
     screen.table(("field", "default", "meaning"), shelf.field_help())
 
 
-COMMANDS = (label, select, evaluate, predict, report, export, recipes, fields)
+COMMANDS = (label, embed, select, evaluate, predict, report, export, recipes, fields)

@@ -67,6 +67,12 @@ class AugmentConfig:
     """Side in pixels of a grey square, drawn on every image after RandAugment. 0: no square."""
     quirks: Literal["defined", "official"] = "defined"
     """defined: every operation as documented. official: as in the published code, where that is defined."""
+    views: int = number(0, least=0, most=1_000)
+    """Number of views with this noise that are cached of each image, beside the clean one and with `flip` the
+    mirrored one. A step draws one of them. Only for train.features."""
+    mix: float = number(0.0, least=0, most=1_000)
+    """Blend the features of two images and their targets (mixup, arXiv 1710.09412), with a share from
+    Beta(mix, mix). 0: no blend. Only for train.features."""
     labeled: bool = True
     """Apply the noise to the labelled images of a batch."""
     pool: bool = True

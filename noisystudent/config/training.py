@@ -29,6 +29,9 @@ class ModelConfig:
     """If the published weights are not available, print a line and start from scratch instead of stopping."""
     resolution: int | None = number(None, least=1, most=MOST_PIXELS)
     """Input side in pixels. None: data.resolution."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Classifier after the backbone. linear: one linear layer. mlp: a hidden layer of the width of the
+    features, GELU, and a linear layer."""
     dropout: float = number(0.2, least=0, below=1)
     """Dropout rate before the classifier."""
     stochastic_depth: float = number(0.2, least=0, below=1)
@@ -94,6 +97,9 @@ class TrainConfig:
     captured-eager: a CUDA graph that is not compiled. auto: eager on a CPU; on a GPU captured if 10,000
     steps or more are left, otherwise captured-eager, and a simpler form if one fails. Except with eager, a
     model that predicts many images is compiled (on a CPU 500,000 or more), and captured on a GPU."""
+    features: bool = False
+    """Keep the backbone as it is, and train the head alone, on features that are computed once and cached.
+    Stochastic depth and RandAugment then have no effect on a step; see augment.views and augment.mix."""
     log_steps: int = number(50, least=1, neutral=True)
     """Number of steps between two lines of metrics.jsonl."""
     eval_steps: int | None = number(None, least=1, neutral=True)

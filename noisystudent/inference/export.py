@@ -58,7 +58,13 @@ def export(run: Path, out: Path, *, overwrite: bool = False) -> str:
 
 
 def _safetensors(predictor: Predictor, model: Classifier, out: Path) -> str:
-    """Write a .safetensors file, check it through timm, and return a line of Python that loads it."""
+    """Write a .safetensors file, check it through timm, and return a line of Python that loads it.
+
+    Raises:
+        InputError: the head is an `Mlp`, which timm cannot build.
+    """
+    if model.head != "linear":
+        raise InputError(f"--out is {out}, but timm has no head {model.head}; give a file that ends in .onnx")
     cfg = _timm_config(predictor, model)
     temperature = predictor.temperature
     more = {"pretrained_cfg": json.dumps(cfg), TEMPERATURE: str(temperature)}

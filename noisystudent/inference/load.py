@@ -179,7 +179,15 @@ def _described(metadata: dict[str, str]) -> ModelConfig:
     """The network in the metadata of a weights file, without noise."""
     options = json.loads(metadata["options"])
     require(isinstance(options, dict), "its options are not a mapping")
-    return ModelConfig(name=metadata["architecture"], options=options, dropout=0.0, stochastic_depth=0.0)
+    head = metadata.get("head", "linear")
+    require(head in ("linear", "mlp"), f"its head is {head!r}")
+    return ModelConfig(
+        name=metadata["architecture"],
+        options=options,
+        dropout=0.0,
+        stochastic_depth=0.0,
+        head="mlp" if head == "mlp" else "linear",
+    )
 
 
 def _ready(model: Classifier, device: torch.device) -> Classifier:

@@ -21,6 +21,7 @@ from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError, RunError
 from noisystudent.inference import forms
 from noisystudent.models.classifier import Classifier
+from noisystudent.models.heads import Head
 from noisystudent.models.onnx import OnnxModel
 from noisystudent.records import Predict
 from noisystudent.runtime import batch_size_for, on_host
@@ -37,7 +38,7 @@ class Predictor:
 
     Attributes:
         models: models on `device`, in evaluation mode and without noise; all have the same classes and
-            resolution.
+            resolution. A `Head` is given features in place of images, see `FeatureSet`.
         classes: class names in the order of the outputs; empty if the model has no names.
         device: device of the models and of the images they are given.
         dtype: type of the forward pass; float32 switches autocast off. An ONNX file has a fixed type.
@@ -53,7 +54,7 @@ class Predictor:
         eager: True: `prepared` changes nothing.
     """
 
-    models: tuple[Classifier | OnnxModel, ...]
+    models: tuple[Classifier | OnnxModel | Head, ...]
     classes: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -71,7 +72,7 @@ class Predictor:
     _forward: forms.Forward | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
-    def model(self) -> Classifier | OnnxModel:
+    def model(self) -> Classifier | OnnxModel | Head:
         """The first model."""
         return self.models[0]
 
@@ -117,8 +118,11 @@ class Predictor:
     def _averaged(self, images: Tensor) -> Tensor:
         if len(self.models) == 1 and not self.flip and self.scales == (1.0,):
             return self._logits(self.models[0], images)
-        views = [_resized(images, scale) for scale in self.scales]
-        views += [view.flip(3) for view in views if self.flip]
+        if images.ndim == 3:  # cached features of several views
+            views = list(images.unbind(1))
+        else:
+            views = [_resized(images, scale) for scale in self.scales]
+            views += [view.flip(3) for view in views if self.flip]
         probs = [torch.softmax(self._logits(model, view), dim=1) for model in self.models for view in views]
         mean = torch.stack(probs).mean(0)
         # A probability can underflow to 0, whose logarithm is infinite, so it is clipped. NaN stays NaN.
@@ -127,7 +131,7 @@ class Predictor:
     def views(self, images: ImageSet, rows: Rows | None = None) -> Iterator[Tensor]:
         """Batches (B, 3, S, S) uint8 of the clean views of `rows` (None: all), in order."""
         rows = np.arange(len(images)) if rows is None else rows
-        size = self._size
+        size = self.size
         batches = (rows[start : start + size] for start in range(0, len(rows), size))
         yield from self.requested_views(images, batches)
 
@@ -173,7 +177,7 @@ class Predictor:
             most: largest batch size on a GPU, unless `batch_size` is larger. None: no limit.
             progress: shows the batch size on a GPU, and a message if a form fails.
         """
-        size, seconds, on_gpu = self._size, None, self.device.type == "cuda"
+        size, seconds, on_gpu = self.size, None, self.device.type == "cuda"
         few = on_gpu and images < forms.MEASURED_BATCHES * size
         # What was measured may differ at the next call, and results with it.
         fixed = self.eager or (on_gpu and torch.are_deterministic_algorithms_enabled())
@@ -196,8 +200,8 @@ class Predictor:
         return ready, size
 
     @property
-    def _size(self) -> int:
-        """Batch size, unless another is measured."""
+    def size(self) -> int:
+        """Images in one forward pass, unless another number is measured."""
         return self.batch_size or batch_size_for(self.side or self.resolution, _BATCH)
 
     def _logits(self, model: Predict, images: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Classifier(nn.Module):
         name: name of the model in timm.
         num_classes: K.
         resolution: side in pixels of the images for which the model was built.
+        head: kind of the classifier of `net`, see `ModelConfig.head`.
         options: further arguments of timm.create_model with which the model was built.
     """
 
@@ -47,6 +48,7 @@ class Classifier(nn.Module):
         self.name = config.name
         self.num_classes = num_classes
         self.resolution = resolution
+        self.head = config.head
         self.options = dict(config.options)
         cfg: Any = net.pretrained_cfg  # timm sets it on every model
         # Not persistent: they are constants of the model, so snapshots need not contain them.
@@ -95,6 +97,13 @@ class Classifier(nn.Module):
         logits: Tensor = self.net((images / 255 - self.mean) / self.std)
         return logits.float()
 
+    def features(self, images: Tensor) -> Tensor:
+        """Compute the input of the classifier, pooled features: (B, 3, S, S) uint8 -> (B, F) float32."""
+        net: Any = self.net
+        maps = net.forward_features((images / 255 - self.mean) / self.std)
+        features: Tensor = net.forward_head(maps, pre_logits=True)
+        return features.float()
+
 
 def save_weights(
     classifier: Classifier,
@@ -104,8 +113,8 @@ def save_weights(
 ) -> None:
     """Write a safetensors file that `timm.create_model(name, num_classes=K, checkpoint_path=path)` reads.
 
-    The metadata of the file holds architecture, num_classes, resolution, mean, std, options and classes.
-    Values that are not plain strings are written as JSON.
+    The metadata of the file holds architecture, num_classes, resolution, mean, std, options, classes, and the
+    head unless it is linear as in timm. Values that are not plain strings are written as JSON.
 
     Args:
         classifier: on any device.
@@ -129,6 +138,13 @@ def save_weights(
         "options": json.dumps(classifier.options),
         "classes": json.dumps(list(classes)),
     } | dict(more or {})
+    if classifier.head != "linear":
+        metadata["head"] = classifier.head
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file of tensors on the CPU, with `atomic`."""
     # Not safetensors.save_file: only the owner could read the file.
     with atomic(path) as partial:
         partial.write_bytes(_with_sorted_metadata(safetensors.torch.save(tensors, metadata)))

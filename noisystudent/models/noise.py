@@ -170,6 +170,8 @@ def _architecture(net: nn.Module) -> str:
 def _linear_classifier(net: Any) -> nn.Linear:
     """Classifier of a network; raise if it is not a single linear layer."""
     classifier = net.get_classifier()
+    if isinstance(classifier, nn.Sequential):  # an `Mlp`: dropout of its hidden features
+        classifier = classifier[-1]
     if isinstance(classifier, nn.Linear):
         return classifier
     kind = type(classifier).__name__

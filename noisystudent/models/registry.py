@@ -8,7 +8,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import timm
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -17,9 +16,9 @@ from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean, first_line
 from noisystudent.models import scaling, small
 from noisystudent.models.classifier import Classifier
+from noisystudent.models.heads import initial_weights, use_mlp
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Unavailable, pretrained_source
-from noisystudent.runtime import torch_seed
 
 # At import, so that timm has these networks before any name is looked up.
 small.register()
@@ -114,11 +113,10 @@ def _create(
     config: ModelConfig, num_classes: int, resolution: int, seed: int, source: dict[str, Any]
 ) -> nn.Module:
     arguments = _arguments(config, num_classes, resolution) | source
-    # Weights are initialised on the CPU, so only its generator is saved, seeded and restored.
-    # torch.manual_seed would also change the generators of the GPUs.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch_seed(seed, "init"))
+    with initial_weights(seed):
         net = _call_timm(config, resolution, arguments)
+        if config.head == "mlp":  # after the network, so that its weights do not depend on the head
+            use_mlp(net)
     for module in net.modules():
         # A few architectures set their own rate. All dropout comes from `ModelNoise`.
         if isinstance(module, nn.Dropout):

@@ -5,18 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from noisystudent.config import Config, LearnerConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
+from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.run import require_lengths
-from noisystudent.run.fingerprint import fingerprint
-from noisystudent.run.inputs import compute_of, inputs_of
-from noisystudent.run.rundir import CONTROLS, LABELS_FORMAT, ModelDir, RunDir
+from noisystudent.run.backbones import backbone_key, embedding_stages
+from noisystudent.run.inputs import compute_of, inputs_of, labels_stage, make_stage
+from noisystudent.run.rundir import CONTROLS, ModelDir, RunDir
 from noisystudent.run.stages import Stage
-
-# Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
-# their stages again.
-_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +70,7 @@ class Graph:
 
     Attributes:
         data: scan of the images.
+        embeddings: features of frozen backbones, `backbone_key` -> stage; empty without such networks.
         pretraining: training on the folder names of the pool; None if it is not configured.
         folds: teachers that are trained without a part of the labelled images each; none without students.
         out_of_fold: their predictions, each on the images that it has not seen; None without folds.
@@ -87,6 +83,7 @@ class Graph:
     """
 
     data: Stage
+    embeddings: Mapping[str, Stage]
     pretraining: Stage | None
     folds: tuple[Model, ...]
     out_of_fold: Stage | None
@@ -99,7 +96,7 @@ class Graph:
 
     def stages(self) -> list[Stage]:
         """Return all stages in the order in which they run."""
-        stages = [self.data, self.filter, self.filter_labels, self.pretraining]
+        stages = [self.data, *self.embeddings.values(), self.filter, self.filter_labels, self.pretraining]
         for model in self.folds:
             stages += [model.training, model.finetuning]
         stages.append(self.out_of_fold)
@@ -128,17 +125,18 @@ def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
         InputError: a training has no length.
     """
     require_lengths(config)
-    data = _stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
-    return _Builder(config, run, data).graph()
+    data = make_stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
+    return _Builder(config, run, data, embedding_stages(config, run, data)).graph()
 
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """Builds the stages of a run from the configuration, the run directory and the scan of the images."""
+    """Builds the stages of a run from the configuration, the run directory, the scan and the features."""
 
     config: Config
     run: RunDir
     data: Stage
+    embeddings: Mapping[str, Stage]
 
     def graph(self) -> Graph:
         config, first = self.config, self.run.iteration(0)
@@ -148,7 +146,7 @@ class _Builder:
         folds, out_of_fold = self._folds(pretraining)
         teacher, *companions = (
             self._model(0, "teacher", first.model(name), config.teacher, inputs)
-            for name, inputs in self._teachers(pretraining)
+            for name, inputs in self._teachers(pretraining, out_of_fold)
         )
         filter_model, filter_labels = self._filter()
         iterations: list[Iteration] = []
@@ -159,6 +157,7 @@ class _Builder:
             iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
         return Graph(
             data=self.data,
+            embeddings=self.embeddings,
             pretraining=pretraining,
             folds=folds,
             out_of_fold=out_of_fold,
@@ -170,9 +169,13 @@ class _Builder:
             judgement=self._judgement([teacher, *(m for iteration in iterations for m in iteration.models)]),
         )
 
-    def _teachers(self, pretraining: Stage | None) -> Iterator[tuple[str, dict[str, object]]]:
+    def _teachers(
+        self, pretraining: Stage | None, out_of_fold: Stage | None
+    ) -> Iterator[tuple[str, dict[str, object]]]:
         """Yield (name, further inputs) of each first teacher."""
         inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
+        if out_of_fold and self.config.choose and self.config.teacher.train.features:
+            inputs["out_of_fold"] = out_of_fold.fingerprint  # the weight decay
         # The first has no number, so that it is the same stage with and without an ensemble.
         yield "teacher", inputs
         for number in range(2, self.config.ensemble + 1):
@@ -191,7 +194,7 @@ class _Builder:
         models, labels = [fold.last.fingerprint for fold in folds], config.students[0].pseudo_label
         # The images are predicted in the way in which the first teacher labels the pool.
         views = [labels.flip, labels.scales]
-        return folds, _stage("out-of-fold", first.out_of_fold, models=models, views=views)
+        return folds, make_stage("out-of-fold", first.out_of_fold, models=models, views=views)
 
     def _filter(self) -> tuple[Stage | None, Stage | None]:
         """Return the stages of the training of the filter and of its labelling; None without a filter."""
@@ -201,7 +204,7 @@ class _Builder:
         training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
         # The filter labels the pool only once, before the first student (§3.1).
         path, options = self.run.iteration(1).filter_labels, config.students[0].pseudo_label
-        labels = _labels("filter-labels", path, options, training.fingerprint)
+        labels = labels_stage("filter-labels", path, options, training.fingerprint)
         return training, labels
 
     def _iteration(
@@ -217,9 +220,9 @@ class _Builder:
         model = [first, *others] if others else first
         # Without folds there is no such input, so that the fingerprints are those of runs before folds.
         expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
-        chosen = expected if self.config.choose else {}  # the temperature
-        labels = _labels(f"labels-{index}", folder.labels, config.pseudo_label, model, **chosen)
-        selection = _stage(
+        chosen = expected if self.config.choose else {}  # the temperature; the weight decay of heads
+        labels = labels_stage(f"labels-{index}", folder.labels, config.pseudo_label, model, **chosen)
+        selection = make_stage(
             f"selection-{index}",
             folder.selection,
             config=inputs_of(config.selection),
@@ -238,13 +241,13 @@ class _Builder:
             "initial": first if config.init == "teacher" else None,
             "iteration": index,
             "length": selection.fingerprint if config.train.pool_epochs else None,  # passes over the pool
+            **(chosen if config.train.features else {}),
         }
         # These do not change the control, so it does not train again when one of them is edited.
         own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
         own |= inputs_of(config.pseudo_label, of_student=True)
         student = self._model(index, "student", folder.model("student"), config, shared | own)
-        # Only the last student is compared with controls, so only its own are trained.
-        compute = shared | {"initial": None, "compute": compute_of(self.config)}
+        compute = shared | {"initial": None, "compute": compute_of(self.config)}  # only for the last student
         if any(student.train.pool_epochs for student in self.config.students):
             compute["length"] = selection.fingerprint  # it depends on the selections before it
         inputs = {"same_steps": shared, "same_compute": compute} if index == len(self.config.students) else {}
@@ -257,7 +260,7 @@ class _Builder:
 
     def _judgement(self, models: list[Model]) -> Stage:
         stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
-        judgement = _stage(
+        judgement = make_stage(
             "judgement",
             self.run.verdict,
             config=inputs_of(self.config.evaluate),
@@ -276,7 +279,7 @@ class _Builder:
         training = self._training(name, folder, config, **inputs)
         finetuning = None
         if config.finetune is not None:
-            finetuning = _stage(
+            finetuning = make_stage(
                 f"{name}-finetune",
                 folder.finetune.path,
                 config=inputs_of(config.finetune),
@@ -285,16 +288,10 @@ class _Builder:
         return Model(index, role, training, finetuning)
 
     def _training(self, name: str, folder: ModelDir, config: LearnerConfig, **inputs: object) -> Stage:
-        parts = {part: inputs_of(getattr(config, part)) for part in ("model", "augment", "train")}
+        parts: dict[str, object] = {
+            part: inputs_of(getattr(config, part)) for part in ("model", "augment", "train")
+        }
+        if key := backbone_key(self.config, config):
+            parts["embeddings"] = self.embeddings[key].fingerprint
         data, seed = self.data.fingerprint, self.config.seed
-        return _stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
-
-
-def _stage(name: str, path: Path, **inputs: object) -> Stage:
-    # A digest of each input, so that `state` can name those that have changed.
-    digests = {key: fingerprint(value) for key, value in inputs.items()}
-    return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
-
-
-def _labels(name: str, path: Path, config: PseudoLabelConfig, model: object, **inputs: object) -> Stage:
-    return _stage(name, path, config=inputs_of(config), model=model, format=LABELS_FORMAT, **inputs)
+        return make_stage(name, folder.path, data=data, seed=seed, **parts, **inputs)

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from noisystudent.config import Config, StudentConfig, TeacherConfig
+from noisystudent.config import Config, PseudoLabelConfig, StudentConfig, TeacherConfig
 from noisystudent.config.fields import is_neutral, is_of_student
 from noisystudent.config.run import learners
+from noisystudent.run.fingerprint import fingerprint
+from noisystudent.run.rundir import LABELS_FORMAT
+from noisystudent.run.stages import Stage
+
+# Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
+# their stages again.
+_FORMAT = 1
+
+
+def make_stage(name: str, path: Path, **inputs: object) -> Stage:
+    """Return a stage whose fingerprint depends on its name and on all of these inputs."""
+    # A digest of each input, so that `state` can name those that have changed.
+    digests = {key: fingerprint(value) for key, value in inputs.items()}
+    return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
+
+
+def labels_stage(name: str, path: Path, config: PseudoLabelConfig, model: object, **inputs: object) -> Stage:
+    """Return the stage in which a model labels the pool."""
+    return make_stage(name, path, config=inputs_of(config), model=model, format=LABELS_FORMAT, **inputs)
 
 
 def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]:

@@ -32,7 +32,9 @@ class _Child:
         self._name = name
 
     def __get__(
-        self, directory: ModelDir | LabelsDir | IterationDir | DataDir | RunDir, _owner: type
+        self,
+        directory: ModelDir | LabelsDir | PartsDir | EmbeddingsDir | IterationDir | DataDir | RunDir,
+        _: type,
     ) -> Path:
         return directory.path / self._name
 
@@ -80,6 +82,37 @@ class LabelsDir:
     def parts(self) -> list[Path]:
         """Return the existing parts in order of their names. A copy under another name is not a part."""
         return sorted(path for path in self.path.glob("part-*.parquet") if _PART.fullmatch(path.name))
+
+
+@dataclass(frozen=True, slots=True)
+class PartsDir:
+    """A folder of cached features of one set of images."""
+
+    path: Path
+
+    index = _Child("parts.json")  # shape of the features, and the checksums of the parts
+    images = _Child("images.parquet")  # id and content hash of each row, if `embed` wrote the folder
+
+    def part(self, index: int) -> Path:
+        """Path of part `index`."""
+        return self.path / f"part-{index:05d}.npy"
+
+    def parts(self) -> list[Path]:
+        """Return the existing parts in order of their names."""
+        return sorted(self.path.glob("part-*.npy"))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsDir:
+    """The folder of a frozen backbone and its features of all images of a run."""
+
+    path: Path
+
+    backbone = _Child("backbone.safetensors")  # the network, with a classifier that is not trained
+
+    def features(self, images: str) -> PartsDir:
+        """Folder of the features of a set of images: labeled, val, test or pool."""
+        return PartsDir(self.path / images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +197,10 @@ class RunDir:
     def data(self) -> DataDir:
         """Folder of the scanned images."""
         return DataDir(self.path / "data")
+
+    def embeddings(self, number: int) -> EmbeddingsDir:
+        """Folder of the features of a frozen backbone; the backbones are numbered from 1 on."""
+        return EmbeddingsDir(self.path / ("embeddings" if number == 1 else f"embeddings-{number}"))
 
     def tensorboard(self, stage: str) -> Path:
         """Folder of the TensorBoard curves of the training `stage`."""

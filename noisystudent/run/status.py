@@ -75,6 +75,7 @@ def scores(run: RunDir) -> list[Row]:
 def _records(run: RunDir) -> Iterator[Path]:
     """Yield the existing stage records in the order of the stages."""
     yield from run.data.path.glob(RECORD)
+    yield from sorted(run.path.glob(f"embeddings*/{RECORD}"))
     # Not `run.iterations()`: folders of students that the configuration no longer has stay on disk.
     for index in range(1 + (run.student_count() or 0)):
         yield from run.iteration(index).records()

@@ -24,6 +24,7 @@ from noisystudent.runtime import resolve_device
 from noisystudent.self_training import environment, pool
 from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.context import Context
+from noisystudent.self_training.embed_stage import embed_images
 from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
 from noisystudent.self_training.train_stage import finetune_model, train_model, train_unchecked
@@ -60,7 +61,7 @@ def self_train(
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
         graph = context.graph
-        _supersede_removed(context)
+        embed_images(context)
         # §3.1: a smaller model (EfficientNet-B0) filters the pool in place of the teacher.
         if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
             filtering = context.training(config.filter, ModelDir(graph.filter.path), "filter")
@@ -135,7 +136,9 @@ def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) 
     if config.deterministic and device.type == "cuda":
         progress.say("deterministic: kernels that give the same bits each time are used; they are slower")
     dataset = dataset.to_device(device)
-    return Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
+    context = Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
+    _supersede_removed(context)
+    return context
 
 
 def _scan(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Graph:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from noisystudent.config import PseudoLabelConfig, TeacherConfig
+from noisystudent.config import LearnerConfig, PseudoLabelConfig, TeacherConfig
+from noisystudent.config.run import learners
+from noisystudent.run.backbones import backbone_key
 from noisystudent.run.rundir import ModelDir
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.finetune import finetuning
+from noisystudent.self_training.folds import weight_decays
 from noisystudent.self_training.training import Training
 
 FORWARD = 1 / 3
@@ -20,27 +23,55 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
 
     A pass is one image in one step of a training. Networks and resolutions of other sizes count the same. The
     labelling of the pool counts `FORWARD` for each view and teacher, and so do labels that are made in the
-    steps of a student.
+    steps of a student. Passes through heads on features count only if every network is such a head; if one is
+    trained on images, the passes that computed the features count in their place.
     """
     config, folder, passes = context.config, ModelDir(context.run.path), dict[str, float]()
-    pool = len(context.dataset.pool)
+    pool, heads = len(context.dataset.pool), all(one.train.features for one in learners(config).values())
+
+    def counts(learner: LearnerConfig) -> bool:
+        return heads or not learner.train.features
+
+    def trained(training: Training) -> int:
+        return _finetuned(training) + (training.images if counts(training.learner) else 0)
+
     if config.pretrain is not None:
-        passes["pretraining"] = _trained(context.on_pool_folders(config.pretrain, folder))
-    teacher = _trained(context.training(config.teacher, folder, "passes"))
-    passes |= {"teacher": config.ensemble * teacher, "folds": len(context.graph.folds) * teacher}
+        passes["pretraining"] = trained(context.on_pool_folders(config.pretrain, folder))
+    teacher = trained(context.training(config.teacher, folder, "passes"))
+    folds = len(context.graph.folds) * len(weight_decays(context))
+    passes |= {"teacher": config.ensemble * teacher, "folds": folds * teacher}
+    if not heads:
+        passes["features"] = FORWARD * sum(_embedded(context, learner) for learner in _backbones(context))
     if config.filter is not None:
-        passes["filter"] = _trained(context.training(config.filter, folder, "passes"))
-        passes["filter labels"] = FORWARD * pool * _views(config.students[0].pseudo_label)
+        passes["filter"] = trained(context.training(config.filter, folder, "passes"))
+        views = _views(config.students[0].pseudo_label) if counts(config.filter) else 0
+        passes["filter labels"] = FORWARD * pool * views
+    labeler: LearnerConfig = config.teacher
     for index, (student, training) in enumerate(zip(config.students, students, strict=True), start=1):
         labels = student.pseudo_label
         views = _views(labels) * (config.ensemble if index == 1 else 1)
-        passes[f"labels {index}"] = FORWARD * pool * views
+        passes[f"labels {index}"] = FORWARD * pool * views if counts(labeler) else 0
         if labels.on_the_fly:
             passes[f"labels {index}"] += FORWARD * views * _pool_images(training, 0)
-        elif training.ema is not None:
+        elif training.ema is not None and counts(student):
             passes[f"labels {index}"] += FORWARD * _pool_images(training, training.ema.first_step)
-        passes[f"student {index}"] = _trained(training)
+        passes[f"student {index}"] = trained(training)
+        labeler = student
     return passes
+
+
+def _backbones(context: Context) -> list[LearnerConfig]:
+    """The networks of a run whose features are cached, one for each cache."""
+    config = context.config
+    by_key = {backbone_key(config, learner): learner for learner in learners(config).values()}
+    return [learner for key, learner in by_key.items() if key is not None]
+
+
+def _embedded(context: Context, learner: LearnerConfig) -> int:
+    """Views of all images whose features a backbone computes."""
+    sets = context.dataset
+    images = sum(len(one) for one in (sets.labeled, sets.val, sets.test, sets.pool) if one is not None)
+    return images * (1 + learner.augment.flip + learner.augment.views)
 
 
 def lengthened(context: Context, control: Training, students: Sequence[Training]) -> Training:
@@ -54,17 +85,17 @@ def lengthened(context: Context, control: Training, students: Sequence[Training]
         control: the training of the control of the same steps.
         students: the trainings of all students.
     """
-    own = _trained(control) - control.images  # of the fine-tuning
+    own = _finetuned(control)
     share = (sum(image_passes(context, students).values()) - own) / control.images
     steps = max(control.total_steps, round(share * control.total_steps))
     train = replace(control.learner.train, steps=steps, epochs=None, pool_epochs=None)
     return replace(control, learner=replace(control.learner, train=train), initial=None)
 
 
-def _trained(training: Training) -> int:
-    """Image passes of a training and of its fine-tuning."""
+def _finetuned(training: Training) -> int:
+    """Image passes of the fine-tuning after a training."""
     config = training.learner.finetune if isinstance(training.learner, TeacherConfig) else None
-    return training.images + (0 if config is None else finetuning(training, config).images)
+    return 0 if config is None else finetuning(training, config).images
 
 
 def _pool_images(training: Training, start: int) -> int:

@@ -14,8 +14,9 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError
+from noisystudent.run.backbones import backbone_key
 from noisystudent.run.graph import Graph, Model
-from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.rundir import EmbeddingsDir, ModelDir, RunDir
 from noisystudent.runtime import torch_seed
 from noisystudent.self_training.finetune import finetuning
 from noisystudent.self_training.training import Training
@@ -52,18 +53,24 @@ class Context:
             folder: output folder.
             stream: name that the seed of the training is derived from, together with the seed of the run.
         """
+        key = backbone_key(self.config, learner)
         return Training(
             learner=learner,
             dataset=self.dataset,
             folder=folder,
             seed=torch_seed(self.config.seed, stream),
-            resolution=learner.model.resolution or self.config.data.resolution,
+            resolution=self.side(learner),
             device=self.device,
             workers=worker_count(self.config.data.workers),
             # A control has the ratio too: its batches are as large as those of its student.
             ratios=_ratios(learner),
+            cache=None if key is None else EmbeddingsDir(self.graph.embeddings[key].path),
             evaluation=self.config.evaluate,
         )
+
+    def side(self, learner: LearnerConfig) -> int:
+        """Return the input side in pixels of a network."""
+        return learner.model.resolution or self.config.data.resolution
 
     def on_pool_folders(self, learner: LearnerConfig, folder: ModelDir) -> Training:
         """Return a training that predicts the folder names of the pool images.

@@ -38,8 +38,8 @@ def estimate(context: Context, iteration: Iteration, teachers: Sequence[Training
     """
     predicted, source = (out_of_fold(context) if iteration.index == 1 else None), "out of fold"
     if predicted is None:
-        source, val = "val", context.dataset.val
-        predicted = label_val(teachers, iteration.config.pseudo_label, val, context.progress)
+        source = "val"
+        predicted = label_val(teachers, iteration.config.pseudo_label, context.progress)
     probs, labels = predicted
     confidence, right = probs.max(axis=1), classification.correct(probs, labels)
     kept = selection_summary(Selection(iteration.selection.path, len(context.dataset.classes)))

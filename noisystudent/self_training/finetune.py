@@ -21,6 +21,7 @@ def finetuning(training: Training, config: FinetuneConfig) -> Training:
     first = training.learner.train
     batch_size = config.batch_size or first.batch_size
     train = replace(first, batch_size=batch_size, steps=config.steps, epochs=config.epochs, pool_epochs=None)
+    train = replace(train, features=False)  # after a head alone, the whole network
     if config.lr is not None:
         train = replace(train, lr=config.lr, schedule="cosine", warmup_epochs=0.0)
     augment = training.learner.augment if config.augment else _CLEAN
@@ -32,6 +33,7 @@ def finetuning(training: Training, config: FinetuneConfig) -> Training:
         read_pool=None,
         ratios=(0,),
         ema=None,
+        cache=None,
         initial=training.folder,
         new_head=False,
         frozen_blocks=config.frozen_blocks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +16,31 @@ from noisystudent.metrics import classification, guards, scores, temperature
 from noisystudent.metrics.power import LEAST_IMAGES
 from noisystudent.metrics.precision import by_threshold, curve
 from noisystudent.metrics.scores import Predictions
+from noisystudent.models.heads import Head
+from noisystudent.run.files import remove
 from noisystudent.run.graph import Iteration
 from noisystudent.run.rundir import ModelDir
-from noisystudent.run.stages import run_stage
+from noisystudent.run.stages import Stage, run_stage
 from noisystudent.selection import choose
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.finetune import finetuning
+from noisystudent.self_training.heads import save_head
 from noisystudent.self_training.predict import label_val
 from noisystudent.self_training.train_stage import train_unchecked
+from noisystudent.self_training.trainer import fitted
 from noisystudent.self_training.training import Training
+
+Learner = TypeVar("Learner", bound=LearnerConfig)
+
+_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the given weight decay of a head
+
+
+def weight_decays(context: Context) -> list[float]:
+    """Return the weight decays of the teacher among which is chosen out of fold: of a head several."""
+    config, given = context.config, context.config.teacher.train.weight_decay
+    enough = len(context.dataset.labeled) >= LEAST_IMAGES
+    several = config.choose and config.teacher.train.features and config.teacher.finetune is None and enough
+    return list(dict.fromkeys(factor * given for factor in _FACTORS)) if several else [given]
 
 
 def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
@@ -46,20 +63,27 @@ def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
     stage = context.graph.out_of_fold
     if stage is None:
         return context
-    trainings = list(_trainings(context, initial))
+    decays, trainings = weight_decays(context), list(_trainings(context, initial))
 
-    def work() -> None:
-        images = context.dataset.labeled
-        probs = np.empty((len(images), len(context.dataset.classes)), np.float32)
-        for rows, training in trainings:
-            labels = context.config.students[0].pseudo_label
-            probs[rows] = label_val([training], labels, training.dataset.val, context.progress).probs
-        scores.save_predictions(stage.path, probs, images.labels)
+    def work() -> dict[str, object]:
+        images, labels = context.dataset.labeled, context.config.students[0].pseudo_label
+        probs = np.empty((len(decays), len(images), len(context.dataset.classes)), np.float32)
+        for rows, candidates in trainings:
+            for own, training in zip(probs, candidates, strict=True):
+                own[rows] = label_val([training], labels, context.progress).probs
+        losses = [classification.nll(one, images.labels) for one in probs]
+        best = int(np.argmin(losses))
+        scores.save_predictions(stage.path, probs[best], images.labels)
+        return {"weight_decay": decays[best], "nll": losses}
 
-    run_stage(stage, work, context.progress)
+    result = run_stage(stage, work, context.progress)
     predicted = scores.load_predictions(stage.path)
     _check(context, predicted)
-    return _chosen(context, predicted) if context.config.choose else context
+    if not context.config.choose:
+        return context
+    if len(decays) > 1 and result is not None:
+        context = _with_decay(context, result["weight_decay"], dict(zip(decays, result["nll"], strict=True)))
+    return _chosen(context, predicted)
 
 
 def out_of_fold(context: Context) -> Predictions | None:
@@ -68,10 +92,12 @@ def out_of_fold(context: Context) -> Predictions | None:
     return None if stage is None else scores.load_predictions(stage.path)
 
 
-def _trainings(context: Context, initial: ModelDir | None) -> Iterator[tuple[NDArray[np.int64], Training]]:
-    """Train the teacher of each fold unless this was done; yield the rows it has not seen, and its training.
+def _trainings(
+    context: Context, initial: ModelDir | None
+) -> Iterator[tuple[NDArray[np.int64], list[Training]]]:
+    """Train the teacher of each fold unless this was done; yield the rows it has not seen, and its trainings.
 
-    In its training, these rows take the place of val.
+    In them, these rows take the place of val. There is one for each of the `weight_decays`.
     """
     models, images = context.graph.folds, context.dataset.labeled
     learner = _with_steps_of_teacher(context)
@@ -85,11 +111,62 @@ def _trainings(context: Context, initial: ModelDir | None) -> Iterator[tuple[NDA
             initial=initial,
             new_head=initial is not None,
         )
+        if len(weight_decays(context)) > 1:
+            yield unseen, _train_heads(context, model.training, training)
+            continue
         train_unchecked(context, model.training, training)
         last = context.last_training(training, model)
         if model.finetuning is not None:
             train_unchecked(context, model.finetuning, last)
-        yield unseen, last
+        yield unseen, [last]
+
+
+def _train_heads(context: Context, stage: Stage, training: Training) -> list[Training]:
+    """Train a head with each of the `weight_decays` unless this was done, and return their trainings.
+
+    Only the heads are written: a copy of the backbone for each would fill the disk.
+    """
+    candidates = []
+    for number, decay in enumerate(weight_decays(context), start=1):
+        train = replace(training.learner.train, weight_decay=decay)
+        learner, folder = replace(training.learner, train=train), stage.path / f"weight-decay-{number}"
+        candidates.append(replace(training, learner=learner, folder=ModelDir(folder), curve=False))
+
+    def work() -> None:
+        for one in candidates:
+            if not one.folder.weights.is_file():  # it is written last
+                head = fitted(one, None, context.progress, lambda _line: None)
+                assert isinstance(head, Head)
+                assert one.cache is not None
+                save_head(head, one.learner.model, one.cache, one.folder.weights, {}, alone=True)
+                remove(one.folder.checkpoints)
+
+    run_stage(stage, work, context.progress)
+    return candidates
+
+
+def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> Context:
+    """Return the run with the chosen weight decay of the teacher; that of students changes in proportion."""
+    factor = decay / context.config.teacher.train.weight_decay
+    others = ", ".join(f"{loss:.3f} at {other:g}" for other, loss in losses.items())
+    context.progress.say(
+        f"out-of-fold: the weight decay of heads is {decay:g}; negative log-likelihood {others}"
+    )
+
+    def scaled(learner: Learner) -> Learner:
+        train = learner.train
+        if not train.features:
+            return learner
+        return replace(learner, train=replace(train, weight_decay=factor * train.weight_decay))
+
+    config, graph = context.config, context.graph
+    iterations = tuple(replace(one, config=scaled(one.config)) for one in graph.iterations)
+    students = tuple(map(scaled, config.students))
+    return replace(
+        context,
+        config=replace(config, teacher=scaled(config.teacher), students=students),
+        graph=replace(graph, iterations=iterations),
+    )
 
 
 def _with_steps_of_teacher(context: Context) -> LearnerConfig:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from noisystudent.data.imageset import ImageSet
 from noisystudent.inference.load import stored_temperature
 from noisystudent.metrics import classification, scores, temperature, verdict
 from noisystudent.metrics.best import best
@@ -24,7 +23,9 @@ from noisystudent.self_training.training import Training
 BEFORE = " before finetuning"
 """Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
 
-AllPredictions = dict[tuple[int, str, str], Predictions]
+SetName = Literal["val", "test"]
+
+AllPredictions = dict[tuple[int, str, SetName], Predictions]
 """(iteration, role, name of the set) -> predictions at temperature 1."""
 
 
@@ -39,8 +40,8 @@ def judge(context: Context) -> None:
     """
     # Outside the stage: lost or damaged predictions of a finished run are made again too.
     all_predictions = {
-        (*key, name): predictions(training, name, images, context.progress)
-        for key, training, name, images in _evaluated(context)
+        (*key, name): predictions(training, name, context.progress)
+        for key, training, name in _evaluated(context)
     }
 
     def work() -> None:
@@ -54,19 +55,15 @@ def judge(context: Context) -> None:
     run_stage(context.graph.judgement, work, context.progress)
 
 
-def _evaluated(context: Context) -> Iterator[tuple[robustness.Key, Training, str, ImageSet]]:
-    """Yield ((iteration, role), training, name of the set, images) of all that is evaluated."""
+def _evaluated(context: Context) -> Iterator[tuple[robustness.Key, Training, SetName]]:
+    """Yield ((iteration, role), training, name of the set) of all that is evaluated."""
     for model in context.graph.models():
         first, last = context.trainings(model)
         roles = {model.role: last} | ({f"{model.role}{BEFORE}": first} if last is not first else {})
         for role, training in roles.items():
-            for name, images in _sets(context).items():
-                yield (model.iteration, role), training, name, images
-
-
-def _sets(context: Context) -> dict[str, ImageSet]:
-    name, images = context.judged
-    return {"val": context.dataset.val, name: images}
+            yield (model.iteration, role), training, "val"
+            if context.dataset.test is not None:
+                yield (model.iteration, role), training, "test"
 
 
 def _write_evaluations(

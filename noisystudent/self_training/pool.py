@@ -30,8 +30,8 @@ from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import expected, gallery
 from noisystudent.self_training.compute import lengthened
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.predict import averaged_predictor, noised_views, with_transforms
-from noisystudent.self_training.training import Training
+from noisystudent.self_training.predict import averaged_predictor, noised_views, with_transforms, with_views
+from noisystudent.self_training.training import Training, predictor
 from noisystudent.train.ema_teacher import EmaTeacher
 
 
@@ -48,18 +48,18 @@ def label(context: Context, stage: Stage, teachers: Sequence[Training], config: 
         RunError: the logits are not finite, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    pool = context.dataset.pool
+    pool = with_views(teachers[0].sets.pool, config)
 
     def work() -> None:
-        predictor = with_transforms(averaged_predictor(teachers), config)
-        predictor = replace(predictor, batch_size=config.batch_size)
-        views = partial(predictor.requested_views, pool)
+        teacher = with_transforms(averaged_predictor(teachers), config)
+        teacher = replace(teacher, batch_size=config.batch_size)
+        views = partial(teacher.requested_views, pool)
         if config.noise:
             # Masks of another batch would be in other memory than a CUDA graph reads.
-            predictor = replace(predictor, eager=True)
-            views = partial(noised_views, teachers[0], predictor, pool)
+            teacher = replace(teacher, eager=True)
+            views = partial(noised_views, teachers[0], teacher, pool)
         label_images(
-            partial(predictor.prepared, progress=context.progress),
+            partial(teacher.prepared, progress=context.progress),
             views,
             pool.ids,
             pool.content_hash,
@@ -213,13 +213,13 @@ def _online_teacher(teachers: Sequence[Training], config: PseudoLabelConfig) -> 
 
     Probabilities are rounded to float16 and normalised again, as stored ones are, so both give equal labels.
     """
-    predictor = with_transforms(averaged_predictor(teachers), config)
+    teacher = with_transforms(averaged_predictor(teachers, predictor), config)
 
     def probs(images: Tensor) -> Tensor:  # (B, 3, S, S) uint8 -> (B, K) float32
-        rounded = soft_targets(predictor(images), config.temperature).half().float()
+        rounded = soft_targets(teacher(images), config.temperature).half().float()
         return rounded / rounded.sum(dim=1, keepdim=True)
 
-    return OnlineTeacher(predictor.resolution, probs)
+    return OnlineTeacher(teacher.resolution, probs)
 
 
 def _select(context: Context, iteration: Iteration, before: Iteration | None) -> None:

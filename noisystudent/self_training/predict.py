@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import tee
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,18 +22,18 @@ from noisystudent.metrics import scores
 from noisystudent.metrics.scores import Predictions
 from noisystudent.models.classifier import Classifier
 from noisystudent.run.stages import put_aside
-from noisystudent.self_training.training import Training, predictor
+from noisystudent.self_training.features import FeatureSet
+from noisystudent.self_training.training import Training, predictor_of_sets
 
 
-def predictions(training: Training, name: str, images: ImageSet, progress: Progress) -> Predictions:
+def predictions(training: Training, name: Literal["val", "test"], progress: Progress) -> Predictions:
     """Return the predictions of the trained model on a set, from disk if they were saved there.
 
     They depend on nothing but the weights and the images, so a damaged file is moved away and made again.
 
     Args:
         training: a finished training.
-        name: name of the set, "val" or "test".
-        images: images of the set.
+        name: name of the set.
         progress: receives a line if a file is damaged. A signal stops the work before it starts.
 
     Raises:
@@ -45,15 +46,24 @@ def predictions(training: Training, name: str, images: ImageSet, progress: Progr
         except RunError as error:
             progress.say(f"{error}; kept in {put_aside(path)}; the images are predicted again")
     progress.check()
-    prepared, _ = predictor(training).prepared(len(images), progress=progress)
+    images = training.sets.val if name == "val" else training.sets.test
+    assert images is not None, "without test images val is judged"
+    prepared, _ = predictor_of_sets(training).prepared(len(images), progress=progress)
     made = Predictions(prepared.probs(images), images.labels)
     scores.save_predictions(path, *made)
     return made
 
 
-def averaged_predictor(trainings: Sequence[Training]) -> Predictor:
-    """Return a predictor that averages the probabilities of finished trainings, which differ only in seed."""
-    first, *others = map(predictor, trainings)
+def averaged_predictor(
+    trainings: Sequence[Training], of: Callable[[Training], Predictor] = predictor_of_sets
+) -> Predictor:
+    """Return a predictor that averages the probabilities of finished trainings, which differ only in seed.
+
+    Args:
+        trainings: the trainings.
+        of: `predictor` for images, `predictor_of_sets` for those of `Training.sets`.
+    """
+    first, *others = map(of, trainings)
     return replace(first, models=(first.model, *(other.model for other in others)))
 
 
@@ -62,16 +72,20 @@ def with_transforms(teacher: Predictor, config: PseudoLabelConfig) -> Predictor:
     return replace(teacher, flip=config.flip, scales=config.scales)
 
 
-def label_val(
-    teachers: Sequence[Training], config: PseudoLabelConfig, val: ImageSet, progress: Progress
-) -> Predictions:
+def with_views(images: ImageSet, config: PseudoLabelConfig) -> ImageSet:
+    """Return the images as `with_transforms` needs them: of cached features, with the mirrored view."""
+    return replace(images, flip=True) if config.flip and isinstance(images, FeatureSet) else images
+
+
+def label_val(teachers: Sequence[Training], config: PseudoLabelConfig, progress: Progress) -> Predictions:
     """Return what the teachers predict for val in the way in which they label the pool, without noise."""
     if config.flip or config.scales != (1.0,):
+        val = with_views(teachers[0].sets.val, config)
         predictor = with_transforms(averaged_predictor(teachers), config)
         prepared, _ = predictor.prepared(len(val), progress=progress)
         return Predictions(prepared.probs(val), val.labels)
-    saved = [predictions(teacher, "val", val, progress).probs for teacher in teachers]
-    return Predictions(np.mean(saved, axis=0, dtype=np.float32), val.labels)
+    saved = [predictions(teacher, "val", progress) for teacher in teachers]
+    return Predictions(np.mean([one.probs for one in saved], axis=0, dtype=np.float32), saved[0].labels)
 
 
 def noised_views(

@@ -18,7 +18,8 @@ from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.predict import predictions
-from noisystudent.self_training.training import Training, train
+from noisystudent.self_training.trainer import train
+from noisystudent.self_training.training import Training
 from noisystudent.train import checkpoint, journal
 
 
@@ -95,7 +96,7 @@ def _train(context: Context, stage: Stage, training: Training) -> None:
 
 def _check_model(context: Context, stage: Stage, training: Training) -> None:
     """Raise RunError if a teacher or student has collapsed or is at chance level, see `guards.fault`."""
-    probs, labels = predictions(training, "val", training.dataset.val, context.progress)
+    probs, labels = predictions(training, "val", context.progress)
     bins, fitted = context.config.evaluate.ece_bins, stored_temperature(training.folder.weights)
     line = f"{stage.name}: val top-1 {classification.top_k(probs, labels, 1):.1%} of {len(labels):,} images"
     if fitted != 1:
@@ -140,7 +141,7 @@ def _compare_with_teacher(context: Context, stage: Stage, right: NDArray[np.bool
     for before, model in pairwise(models):
         if stage is not model.last:
             continue
-        teacher = predictions(context.trainings(before)[1], "val", context.dataset.val, context.progress)
+        teacher = predictions(context.trainings(before)[1], "val", context.progress)
         comparison = compare(right, classification.correct(*teacher), config.evaluate, config.seed)
         if not below(comparison, config.evaluate.level):
             continue

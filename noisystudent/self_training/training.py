@@ -18,18 +18,19 @@ from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
-from noisystudent.metrics import scores, temperature
-from noisystudent.models.classifier import TEMPERATURE, Classifier, load_trunk, load_weights, save_weights
+from noisystudent.models.classifier import Classifier, load_trunk, load_weights
+from noisystudent.models.heads import Head
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
-from noisystudent.run.rundir import ModelDir
+from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.runtime import resolve_dtype
+from noisystudent.self_training.features import FeatureSet, with_features
+from noisystudent.self_training.heads import FeatureNoise, draw_views, finished_head, first_head, of_head
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.phases import Phase, Rows, divide, steps_for_pool
 from noisystudent.train.ema_teacher import EmaTeacher
-from noisystudent.train.loop import fit
 from noisystudent.train.optim import lr_at
-from noisystudent.train.step import TrainStep
+from noisystudent.train.step import Noise, TrainStep
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,7 @@ class Training:
         ema: how the moving average labels the pool images. None: the labels of `read_pool` are used.
         initial: folder of the weights to start from. None: from scratch, or from published weights.
         new_head: True: the model in `initial` has other classes, so its classifier is not loaded.
+        cache: folder of the features that a head is trained on. None: a network is trained on images.
         frozen_blocks: see `Classifier.freeze`. None: all blocks are trained.
         lr: function from step to learning rate. None: the schedule of the configuration.
         curve: evaluate on val during the training.
@@ -72,10 +74,16 @@ class Training:
     ema: EmaTeacher | None = None
     initial: ModelDir | None = None
     new_head: bool = False
+    cache: EmbeddingsDir | None = None
     frozen_blocks: int | None = None
     lr: Callable[[int], float] | None = None
     curve: bool = True
     evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    @property
+    def sets(self) -> Dataset:
+        """The images that the model is trained and evaluated on, with their features if it is a head."""
+        return self.dataset if self.cache is None else with_features(self.dataset, self.cache)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -100,8 +108,12 @@ class Training:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the forward pass: float32 or bfloat16."""
-        return resolve_dtype(self.learner.train.precision, self.device)
+        """Data type of the forward pass: float32 or bfloat16. It is float32 for a head."""
+        return (
+            torch.float32
+            if self.cache is not None
+            else resolve_dtype(self.learner.train.precision, self.device)
+        )
 
     def phases(self, pool: bool) -> list[Phase]:
         """Return the phases, with or without a pool. The sum of the rows of a batch does not depend on it."""
@@ -128,8 +140,9 @@ class Training:
         default = "bf16" if self.device.type == "cuda" else "fp32"
         wanted = default if self.learner.train.precision == "auto" else self.learner.train.precision
         fallback = wanted == "bf16" and self.dtype == torch.float32
+        name = f"{'head on features of ' if self.cache else ''}{self.learner.model.name}"
         return (
-            f"{self.learner.model.name}, {self.total_steps:,} steps of {first.rows[0]:,} labelled"
+            f"{name}, {self.total_steps:,} steps of {first.rows[0]:,} labelled"
             f" and {first.rows[1]:,} pool images"
             f"{f', at the end of {last.rows[0]:,} and {last.rows[1]:,},' if last is not first else ','}"
             f" {self.resolution} pixels"
@@ -137,23 +150,17 @@ class Training:
         )
 
 
-def train(
-    training: Training,
-    pool: SelectedPool | None,
-    progress: Progress,
-    on_log: Callable[[dict[str, float]], None],
-) -> None:
-    """Train a model, and write the weights of its moving average to `training.folder.weights`.
-
-    The metadata of the file holds the temperature that was fitted on val. An interrupted training continues
-    from its last snapshot. `on_log` receives each line of metrics.jsonl.
-
-    Raises:
-        RunError: the training diverged, or the disk is full.
-        Stopped: a signal was received. Another call resumes.
-    """
+def start(
+    training: Training, ema: EmaTeacher | None, progress: Progress
+) -> tuple[Classifier | Head, TrainingNoise | FeatureNoise]:
+    """Return the model at step 0, and all that is random in its training."""
+    if training.cache is not None:
+        labeled = training.sets.labeled
+        assert isinstance(labeled, FeatureSet)
+        config, side = training.learner.model, training.resolution
+        head = first_head(config, labeled, training.seed, side, training.initial).to(training.device)
+        return head, FeatureNoise(head, training.learner, training.seed)
     model = _first_model(training, progress)
-    ema = training.ema if pool is not None else None
     noise = TrainingNoise(
         model,
         training.learner,
@@ -163,25 +170,11 @@ def train(
         views_from=None if ema is None else ema.first_step,
         progress=progress,
     )
-    averaged = fit(
-        model,
-        lambda start, stop: noise.batches(_batches(training, pool, start, stop), start),
-        _train_step(training, noise, ema),
-        total_steps=training.total_steps,
-        steps_per_epoch=training.steps_per_epoch,
-        folder=training.folder,
-        progress=progress,
-        # Stored labels and those of the moving average are two kinds of steps in one phase.
-        kinds=len(training.phases(pool=pool is not None)) + (ema is not None and ema.first_step > 0),
-        evaluate=partial(_evaluate_val, training) if training.curve else None,
-        on_log=on_log,
-    )
-    assert isinstance(averaged, Classifier)
-    metadata = {TEMPERATURE: str(_fitted(training, averaged))}
-    save_weights(averaged, training.folder.weights, training.dataset.classes, metadata)
+    return model, noise
 
 
-def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None) -> TrainStep:
+def train_step(training: Training, noise: Noise, ema: EmaTeacher | None) -> TrainStep:
+    """Return the definition of a step."""
     schedule = partial(
         lr_at,
         config=training.learner.train,
@@ -191,7 +184,7 @@ def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None
     return TrainStep(
         noise=noise,
         lr=training.lr or schedule,
-        config=training.learner.train,
+        config=of_head(training.learner.train) if training.cache else training.learner.train,
         num_classes=len(training.dataset.classes),
         dtype=training.dtype,
         hard_pool=training.hard,
@@ -200,8 +193,8 @@ def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None
     )
 
 
-def predictor(training: Training, model: Classifier | None = None) -> Predictor:
-    """Return a predictor with the trained weights on disk, or with `model` during the training."""
+def predictor(training: Training, model: Classifier | Head | None = None) -> Predictor:
+    """Return a predictor of images with the trained weights on disk, or with `model` during the training."""
     return Predictor(
         models=(_finished_model(training) if model is None else model,),
         classes=training.dataset.classes,
@@ -210,8 +203,20 @@ def predictor(training: Training, model: Classifier | None = None) -> Predictor:
         batch_size=training.evaluation.batch_size,
         workers=training.workers,
         path=training.folder.weights,
-        eager=training.learner.train.execution == "eager",
+        eager=training.learner.train.execution == "eager" or isinstance(model, Head),
     )
+
+
+def predictor_of_sets(training: Training) -> Predictor:
+    """Return a predictor of the images in `training.sets` with the trained weights on disk.
+
+    For a head they are features, of which one batch has as many as of some hundred images.
+    """
+    if training.cache is None:
+        return predictor(training)
+    config, classes = training.learner.model, len(training.dataset.classes)
+    head = finished_head(config, training.folder.weights, classes, training.resolution)
+    return predictor(training, head.to(training.device))
 
 
 def _first_model(training: Training, progress: Progress) -> Classifier:
@@ -242,21 +247,34 @@ def _finished_model(training: Training) -> Classifier:
     return model.to(training.device).to(memory_format=layout).eval()
 
 
-def _batches(training: Training, pool: SelectedPool | None, start: int, stop: int) -> Iterator[Batch]:
-    """Yield the joint batches of steps start … stop-1. The only input noise in them is the Inception crop."""
-    policy, config = training.policy, training.learner.augment
+def val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:
+    """Return the probabilities (N, K) of the moving average for the images of val."""
+    assert isinstance(averaged, Classifier | Head)
+    return predictor(training, averaged).probs(training.sets.val)
+
+
+def batches(training: Training, pool: SelectedPool | None, start: int, stop: int) -> Iterator[Batch]:
+    """Yield the joint batches of steps start … stop-1.
+
+    The only noise in them is the Inception crop, or for a head the choice among the cached views.
+    """
+    policy, config, sets = training.policy, training.learner.augment, training.sets
     noised = {"labeled": config.labeled, "pool": config.pool}
 
     # An Inception crop is cut from the original image, while it is decoded.
     def boxes(stream: str, step: int, sizes: NDArray[np.int32]) -> NDArray[np.float32] | None:
-        return plan.crop_boxes(policy, training.seed, stream, step, sizes) if noised[stream] else None
+        if not noised[stream]:
+            return None
+        if training.cache is not None:
+            return draw_views(training.seed, stream, step, sizes)
+        return plan.crop_boxes(policy, training.seed, stream, step, sizes)
 
     for phase in training.phases(pool=pool is not None):
         if max(start, phase.start) >= min(stop, phase.stop):
             continue
         yield from joint_batches(
-            training.dataset.labeled,
-            training.dataset.pool,
+            sets.labeled,
+            sets.pool,
             pool,
             labeled_batch=phase.rows[0],
             pool_batch=phase.rows[1],
@@ -266,25 +284,6 @@ def _batches(training: Training, pool: SelectedPool | None, start: int, stop: in
             stop=min(stop, phase.stop),
             device=training.device,
             workers=training.workers,
-            boxes=boxes if policy.crop == "inception" else None,
+            boxes=boxes if training.cache is not None or policy.crop == "inception" else None,
             offsets=phase.offsets,
         )
-
-
-def _evaluate_val(training: Training, averaged: nn.Module) -> dict[str, float]:
-    """Return the scores of the moving average on val: one point of the learning curve."""
-    probs, labels = _val_probs(training, averaged), training.dataset.val.labels
-    measured = scores.score(probs, labels, training.evaluation.ece_bins)
-    return {f"val_{name}": value for name, value in measured.items()}
-
-
-def _fitted(training: Training, averaged: nn.Module) -> float:
-    """Return the temperature that is fitted on val; 1 for a model that has other classes than val."""
-    if not training.curve:
-        return 1.0
-    return temperature.fit(_val_probs(training, averaged), training.dataset.val.labels)
-
-
-def _val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:
-    assert isinstance(averaged, Classifier)
-    return predictor(training, averaged).probs(training.dataset.val)

@@ -22,6 +22,11 @@ def _one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     return F.one_hot(labels, num_classes).float() * (1.0 - smoothing) + smoothing / num_classes
 
 
+def _blended(targets: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Targets (B, K) of blended rows, see `Batch.blend`."""
+    return torch.lerp(targets[partner], targets, share[:, None])
+
+
 def joint_loss(
     logits: Tensor,
     labels: Tensor,
@@ -31,25 +36,25 @@ def joint_loss(
     hard_pool: bool,
     normalization: Normalization,
     pool_temperature: float = 1.0,
+    blend: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Compute the loss of a joint batch (Xie et al. 2020, arXiv 1911.04252, Alg. 1 and §3.1).
 
-    Labelled rows come first. Without pool rows, or without labelled rows, all three normalisations give the
-    mean.
+    Labelled rows are first. Without pool rows, or without labelled rows, all normalisations give the mean.
 
     Args:
         logits: (B, K) of any floating-point type; the loss is computed in float32.
         labels: (L,) int64, 0 ≤ L ≤ B; always smoothed.
         pool_targets: (B-L, K) probabilities of the rows after the labelled ones; never smoothed when soft. A
-            row of zeros adds no loss, and the means are still over all rows, as in FixMatch (arXiv
-            2001.07685, eq. 4).
+            row of zeros adds no loss, and the means are over all rows (FixMatch, arXiv 2001.07685, eq. 4).
         smoothing: label smoothing in [0, 1), spread evenly over all classes.
         hard_pool: True: the target of each pool row is its most likely class, smoothed. False: the target is
             its probabilities.
         normalization: joint: mean over the batch (§3.1). equal: mean over labelled rows + mean over pool rows
             (Alg. 1). official: (sum over the batch) / L, as in the published code (main.py:547-550).
-        pool_temperature: T of distillation (Hinton et al. 2015, arXiv 1503.02531). The logits of pool rows
+        pool_temperature: T of distillation (Hinton et al. 2015, arXiv 1503.02531). Logits of pool rows only
             are divided by T, and their losses are multiplied by T², so that gradients keep their size.
+        blend: see `Batch.blend`; the partner of a row is in the same part of the batch.
 
     Returns:
         () float32.
@@ -60,8 +65,10 @@ def joint_loss(
         kept = pool_targets.any(dim=1, keepdim=True)
         pool_targets = _one_hot(pool_targets.argmax(dim=1), num_classes, smoothing) * kept
     targets = torch.cat([_one_hot(labels, num_classes, smoothing), pool_targets.float()])
+    if blend is not None:
+        targets = _blended(targets, *blend)
+        pool_targets = targets[num_labeled:]
     losses = soft_cross_entropy(logits, targets)  # (B,)
-    # Temperature applies to pool rows only: given labels are not probabilities of a teacher.
     if pool_temperature != 1.0:
         cooled = soft_cross_entropy(logits[num_labeled:].float() / pool_temperature, pool_targets)
         losses = torch.cat([losses[:num_labeled], cooled * pool_temperature**2])

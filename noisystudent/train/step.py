@@ -18,8 +18,8 @@ from noisystudent.train.ema import decay_at
 from noisystudent.train.ema_teacher import Averages, EmaTeacher
 from noisystudent.train.losses import fairness_loss, joint_loss
 
-Forward = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""(model, images, labels, pool_targets, expected) -> (loss, top-1); see `TrainStep.forward`."""
+Forward = Callable[..., tuple[Tensor, Tensor]]
+"""(model, images, labels, pool_targets, expected, blend) -> (loss, top-1); see `TrainStep.forward`."""
 Label = Callable[[nn.Module, Tensor, Averages | None, Tensor], Tensor]
 """(moving average, views, averages, decay) -> targets; see `TrainStep.label`."""
 
@@ -115,7 +115,7 @@ class TrainStep:
             if state.averages is not None and self.teacher.fairness:
                 expected = state.averages.expected()
         forward = self._forward or self.forward
-        loss, top1 = forward(state.model, images, batch.labels, targets, expected)
+        loss, top1 = forward(state.model, images, batch.labels, targets, expected=expected, blend=batch.blend)
         loss.backward()
         if self.config.clip_norm is not None:
             clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
@@ -146,24 +146,24 @@ class TrainStep:
         images: Tensor,
         labels: Tensor,
         pool_targets: Tensor,
+        *,
         expected: Tensor | None = None,
+        blend: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and top-1 before the update, () float32 each.
 
-        Top-1 is the fraction of labelled rows that are predicted correctly. Without labelled rows it is the
-        fraction of pool rows whose prediction is the most likely class of the pseudo-label.
+        Top-1 is the fraction of labelled rows that are predicted correctly; without them that of pool rows.
 
         Args:
             model: images -> logits (B, K).
-            images: (B, 3, S, S) uint8 with their noise, labelled rows first.
-            labels: (L,) int64.
+            images, labels: of the batch, with their noise.
             pool_targets: (B-L, K) probabilities; rows of zeros have no label.
             expected: (K,) for `fairness_loss`. None: without it.
+            blend: of the batch.
 
         Raises:
             InputError: the model does not have K outputs.
         """
-        # Autocast for the forward pass only; the loss is computed in float32.
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = model(images)
         if logits.shape != (len(images), self.num_classes):
@@ -179,11 +179,12 @@ class TrainStep:
             hard_pool=self.hard_pool,
             normalization=self.config.normalization,
             pool_temperature=self.pool_temperature,
+            blend=blend,
         )
         if expected is not None and self.teacher is not None:
             fairness = fairness_loss(logits[len(labels) :], pool_targets, expected)
             loss = loss + self.teacher.fairness * fairness
-        # Labelled rows come first in a batch. No class is right where there is no label.
+        # No class is right where there is no label.
         targets = labels
         if not len(labels):
             targets = torch.where(pool_targets.any(dim=1), pool_targets.argmax(dim=1), -1)

@@ -128,3 +128,22 @@ def test_other_crops_draw_no_boxes() -> None:
     assert plan.crop_boxes(FULL, 0, "labeled", 0, np.array([[10, 10]])) is None
     empty = plan.crop_boxes(BOXES, 0, "labeled", 0, np.zeros((0, 2), dtype=np.int32))
     assert empty is not None and empty.shape == (0, 4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.lists(st.integers(0, 2000), min_size=1, max_size=8), seed=st.integers(0, 9))
+def test_noise_drawn_for_rows_depends_on_each_row_alone(rows: list[int], seed: int) -> None:
+    together = plan.draw_rows(FULL, seed, "embeddings", np.array(rows), resolution=32)
+    alone = [plan.draw_rows(FULL, seed, "embeddings", np.array([row]), resolution=32) for row in rows]
+    assert same(together, plan.join(alone))
+    sizes = np.array([[100 + row % 50, 80] for row in rows])
+    boxes = plan.crop_boxes_of_rows(BOXES, seed, "embeddings", np.array(rows), sizes)
+    assert boxes is not None and plan.crop_boxes_of_rows(FULL, seed, "a", np.array(rows), sizes) is None
+    for row, size, box in zip(rows, sizes, boxes, strict=True):
+        single = plan.crop_boxes_of_rows(BOXES, seed, "embeddings", np.array([row]), size[None])
+        assert single is not None and (single[0] == box).all()
+
+
+def test_rows_have_different_noise() -> None:
+    drawn = plan.draw_rows(FULL, 0, "embeddings", np.arange(600), resolution=32)
+    assert len(np.unique(drawn.argument, axis=0)) > 590

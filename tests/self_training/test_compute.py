@@ -71,8 +71,16 @@ def test_the_plain_loop(run: Path) -> None:
             12 * 6 + (POOL + 3 * 12) / 3 + 12 * 18,
             18,
         ),
+        # Heads alone: a row of features counts as an image.
+        ([("teacher.train.features", True)], 12 * 6 + POOL / 3 + 12 * 18, 18),
+        # A head, then a student on images: the features of 18 + 12 + 12 + 42 images count, mirrored too.
+        (
+            [("teacher.train.features", True), ("student.train.features", False)],
+            (LABELS + 24 + POOL) * 2 / 3 + 12 * 18,
+            18,
+        ),
     ],
-    ids=["epochs", "ensemble", "folds", "filter", "finetune", "moving average"],
+    ids=["epochs", "ensemble", "folds", "filter", "finetune", "moving average", "heads", "a head first"],
 )
 def test_everything_that_sees_images_counts(
     images: Path, tmp_path: Path, fields: list[tuple[str, Any]], passes: float, rows: int

@@ -119,7 +119,7 @@ def noise_of(training: Training, views_from: int | None) -> TrainingNoise:
 def batches_of(training: Training) -> Callable[[int, int], Any]:
     assert training.read_pool is not None
     pool = training.read_pool()
-    return lambda start, stop: trainings._batches(training, pool, start, stop)
+    return lambda start, stop: trainings.batches(training, pool, start, stop)
 
 
 def test_a_student_of_another_network_starts_with_stored_labels(images: Path, tmp_path: Path) -> None:

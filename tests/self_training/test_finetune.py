@@ -86,7 +86,7 @@ def test_the_second_training_gets_labelled_images_without_noise(images: Path, lo
     noise = TrainingNoise(model, second.learner, second.policy, second.seed, second.resolution)
     clean = second.dataset.labeled
     views = {view.numpy().tobytes() for view in clean.views(np.arange(len(clean)), 24)}
-    seen = list(noise.batches(training._batches(second, None, 0, 6), 0))
+    seen = list(noise.batches(training.batches(second, None, 0, 6), 0))
     assert len(seen) == 6
     for step, batch in enumerate(seen):
         assert len(batch.labels) == 6 and len(batch.pool_targets) == 0

@@ -30,7 +30,8 @@ from noisystudent.runtime import torch_seed
 from noisystudent.selection import choose
 from noisystudent.self_training import folds as stage
 from noisystudent.self_training import train_stage
-from noisystudent.self_training.training import Training, train
+from noisystudent.self_training.trainer import train
+from noisystudent.self_training.training import Training
 
 FOLDS = 3
 FOLD = [f"iteration-0/fold-{number}" for number in range(1, FOLDS + 1)]
@@ -238,7 +239,7 @@ def test_twelve_val_images_stop_no_run_by_chance(
 
 
 def test_with_folds_the_labels_stop_it(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "label_val", lambda _teachers, _config, val, _progress: guesses(len(val)))
+    monkeypatch.setattr(stage, "label_val", lambda teachers, *_: guesses(len(teachers[0].dataset.val)))
     with pytest.raises(RunError) as first:
         tiny.run(config(many), tmp_path)
     line = str(first.value)

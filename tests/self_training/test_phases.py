@@ -56,7 +56,7 @@ def test_growth_is_linear(steps: int, ratios: tuple[int, ...]) -> None:
 
 def drawn(training: Training, pool: SelectedPool | None, steps: range | None = None) -> list[Batch]:
     steps = steps or range(training.total_steps)
-    return list(trainings._batches(training, pool, steps.start, steps.stop))
+    return list(trainings.batches(training, pool, steps.start, steps.stop))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def noise_of(training: Training, model: Classifier | None = None) -> TrainingNoi
 def batches(training: Training, start: int, stop: int) -> Iterator[Batch]:
     """Return batches whose only input noise is the crop of the decoder."""
     assert training.read_pool is not None
-    return trainings._batches(training, training.read_pool(), start, stop)
+    return trainings.batches(training, training.read_pool(), start, stop)
 
 
 def noised(training: Training) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:

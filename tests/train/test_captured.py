@@ -127,7 +127,7 @@ def test_without_a_compiler_steps_are_captured_uncompiled(
     cuda: FakeCuda, training: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> Callable[..., Any]:
-        def fails(*_: object) -> None:  # torch compiles at the first call
+        def fails(*_: object, **_more: object) -> None:  # torch compiles at the first call
             raise RuntimeError("no working C compiler found")
 
         return fails

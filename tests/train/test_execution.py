@@ -119,7 +119,7 @@ def test_a_graph_without_a_gpu_is_an_error(training: Make) -> None:
 
 
 def broken(*_: object, **__: object) -> Callable[..., Tensor]:
-    def fails(*_: object) -> Tensor:
+    def fails(*_: object, **_more: object) -> Tensor:
         raise RuntimeError("no working C++ compiler found\nlong story")
 
     return fails

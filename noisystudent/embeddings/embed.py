@@ -1,0 +1,175 @@
+"""Compute features in parts; a killed run loses at most the part being computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisystudent.console import Progress
+from noisystudent.embeddings.parts import Features, Layout, PartIndex, Rows, read_index, write_index
+from noisystudent.errors import RunError
+from noisystudent.run.checksums import checksum, problems
+from noisystudent.run.files import atomic, remove
+from noisystudent.run.rundir import PartsDir
+from noisystudent.run.stages import put_aside
+from noisystudent.runtime import on_host
+
+_PART_ROWS = 65_536
+_PART_BYTES = 2**28  # wide features of many views have fewer images in a part
+
+
+def part_rows(views: int, width: int) -> int:
+    """Return the number of images of a part with this many views and features of an image."""
+    return max(1, min(_PART_ROWS, _PART_BYTES // (2 * views * width)))
+
+
+def embed_images(
+    features: Callable[[Iterator[Rows]], Iterator[Tensor]],
+    ids: Callable[[Rows], list[str]],
+    content_hash: NDArray[np.uint8],
+    copies: tuple[Rows, Rows],
+    *,
+    layout: Layout,
+    batch_size: int,
+    out: Path,
+    task: str,
+    progress: Progress,
+) -> Features:
+    """Store the features of every image in float16. A second call after a stop continues.
+
+    Complete parts of the same images and settings are kept, all others are made again or removed.
+
+    Args:
+        features: rows of each batch -> (V, b, F) of each batch; called once, for the batches of all parts.
+        ids: rows -> names of the images.
+        content_hash: (N, 16) uint8.
+        copies: rows whose content an earlier row has, ascending, and the first such row of each.
+        layout: numbers of images, views and features, and what else the features depend on.
+        batch_size: images of a batch.
+        out: folder of the parts.
+        task, progress: name of this work and its display. A signal stops the work between two batches.
+
+    Raises:
+        RunError: a feature is not finite in float16, images are missing, or the disk is full.
+        Stopped: a signal came. All finished parts are on disk.
+    """
+    folder, parts = PartsDir(out), layout.parts()
+    index = _resume(folder, layout, content_hash, task, progress)
+    missing = [number for number in range(len(parts)) if folder.part(number).name not in index.files]
+    batches = {number: _batches(parts[number], copies[0], batch_size) for number in missing}
+    requests = [rows for part in batches.values() for rows in part]
+    stream = features(iter(requests)) if requests else iter(())
+    computed = on_host((batch.half() for batch in stream), lag=1)
+    for number, rows in enumerate(parts):
+        progress.check()
+        if number in batches:
+            with _new_part(folder.part(number), layout, rows, index) as array:
+                for batch in batches[number]:
+                    _fill(array, next(computed, None), batch, rows.start, ids)
+                    progress.check()
+                    progress.advance(task, int(batch[-1]) + 1, layout.rows)
+                _copy(array, folder, layout, rows, copies)
+            index.files[folder.part(number).name]["images"] = _digest(content_hash, rows)
+            write_index(folder, index)
+        progress.advance(task, rows.stop, layout.rows)
+    return Features(folder)
+
+
+@contextmanager
+def _new_part(path: Path, layout: Layout, rows: range, index: PartIndex) -> Iterator[NDArray[np.float16]]:
+    """Yield an array (V, n, F) on disk that becomes a part, with its checksum in `index`."""
+    with atomic(path) as partial:
+        shape = (layout.views, len(rows), layout.width)
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        yield array
+        array.flush()
+        index.files[path.name] = checksum(partial)
+
+
+def _batches(part: range, copies: Rows, size: int) -> list[Rows]:
+    """Rows of a part whose content no earlier row has, in batches."""
+    low, high = np.searchsorted(copies, [part.start, part.stop])
+    rows = np.setdiff1d(np.arange(part.start, part.stop), copies[low:high], assume_unique=True)
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+
+def _digest(content_hash: NDArray[np.uint8], rows: range) -> str:
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(content_hash[rows.start : rows.stop]).data)
+
+
+def _fill(
+    array: NDArray[np.float16],
+    batch: NDArray[np.float16] | None,
+    rows: Rows,
+    first: int,
+    ids: Callable[[Rows], list[str]],
+) -> None:
+    """Write the features (V, b, F) of some rows into a part (V, n, F) that begins at the row `first`."""
+    if batch is None or batch.shape != (len(array), len(rows), array.shape[2]):
+        given = "no batch" if batch is None else f"features {batch.shape}"
+        raise RunError(f"{given} for {len(rows)} images from row {rows[0]} on; the images have changed")
+    finite = np.isfinite(batch).all(axis=(0, 2))
+    if not finite.all():
+        name = ids(rows[~finite][:1])[0]
+        raise RunError(
+            f"the features of image {name!r} are not finite in float16; use the weights of another network"
+        )
+    array[:, rows - first] = batch
+
+
+def _copy(
+    array: NDArray[np.float16], folder: PartsDir, layout: Layout, rows: range, copies: tuple[Rows, Rows]
+) -> None:
+    """Fill the rows of a part whose content an earlier row has, in this part or in one before it."""
+    low, high = np.searchsorted(copies[0], [rows.start, rows.stop])
+    local, firsts = copies[0][low:high] - rows.start, copies[1][low:high]
+    here = firsts >= rows.start
+    array[:, local[here]] = array[:, firsts[here] - rows.start]
+    number, before = np.divmod(firsts[~here], layout.part_rows)
+    for earlier in np.unique(number):
+        stored: NDArray[np.float16] = np.load(folder.part(int(earlier)), mmap_mode="r")
+        array[:, local[~here][number == earlier]] = stored[:, before[number == earlier]]
+
+
+def _resume(
+    folder: PartsDir, layout: Layout, content_hash: NDArray[np.uint8], task: str, progress: Progress
+) -> PartIndex:
+    """Write parts.json with the parts that need not be made again, and return it.
+
+    Damaged parts are moved away and named. Parts of other images or settings are removed.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    before, kept = read_index(folder), dict[str, dict[str, Any]]()
+    known = (
+        before.files if before is not None and _without_rows(before.layout) == _without_rows(layout) else {}
+    )
+    for number, rows in enumerate(layout.parts()):
+        name = folder.part(number).name
+        if known.get(name, {}).get("images") != _digest(content_hash, rows):
+            continue
+        progress.check()
+        expected = {key: value for key, value in known[name].items() if key != "images"}
+        damage = problems(folder.path, {name: expected}, contents=True)
+        for path, problem in damage.items():
+            where = f"; kept in {put_aside(path)}" if path.exists() else ""
+            progress.say(f"{task}: {path.name} {problem}{where}; its features are computed again")
+        if not damage:
+            kept[name] = known[name]
+    for path in folder.parts():
+        if path.name not in kept:
+            remove(path)
+    index = PartIndex(layout, kept)
+    write_index(folder, index)
+    return index
+
+
+def _without_rows(layout: Layout) -> tuple[object, ...]:
+    """All but the number of images: a larger set keeps the parts that it begins with."""
+    return layout.views, layout.width, layout.part_rows, layout.about

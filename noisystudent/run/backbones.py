@@ -1,0 +1,48 @@
+"""The frozen backbones of a configuration, whose features are computed once and cached."""
+
+from __future__ import annotations
+
+from noisystudent.config import Config, LearnerConfig
+from noisystudent.config.run import learners
+from noisystudent.run.fingerprint import fingerprint
+from noisystudent.run.inputs import inputs_of, make_stage
+from noisystudent.run.rundir import RunDir
+from noisystudent.run.stages import Stage
+
+# Fields of a model that change the training of a head, but not the features.
+_OF_HEAD = ("head", "dropout", "stochastic_depth", "noise_labeled", "noise_pool")
+
+# Fields of the input noise that say which rows of a batch get it, and how features are blended.
+_OF_STEP = ("labeled", "pool", "mix")
+
+
+def backbone_key(config: Config, learner: LearnerConfig) -> str | None:
+    """Return a digest of what the cached features of a network depend on; None if it is trained on images.
+
+    Networks with the same key share a cache. The seed is part of it: of a backbone with random weights, and
+    of the cached views.
+    """
+    if not learner.train.features:
+        return None
+    model = {name: value for name, value in inputs_of(learner.model).items() if name not in _OF_HEAD}
+    model["resolution"] = learner.model.resolution or config.data.resolution
+    noise = {name: value for name, value in inputs_of(learner.augment).items() if name not in _OF_STEP}
+    # Without cached views only the mirrored one is left of the noise.
+    views = noise if learner.augment.views else {"flip": learner.augment.flip}
+    return fingerprint(model, views, config.seed)
+
+
+def embedding_stages(config: Config, run: RunDir, data: Stage) -> dict[str, Stage]:
+    """Return the stages that compute features: `backbone_key` -> stage, one for each different backbone.
+
+    Args:
+        config: configuration of the run.
+        run: run directory.
+        data: scan of the images.
+    """
+    keys = [backbone_key(config, learner) for learner in learners(config).values()]
+    stages: dict[str, Stage] = {}
+    for number, key in enumerate(dict.fromkeys(key for key in keys if key is not None), start=1):
+        path = run.embeddings(number).path
+        stages[key] = make_stage(path.name, path, data=data.fingerprint, backbone=key)
+    return stages

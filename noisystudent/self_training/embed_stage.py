@@ -1,0 +1,56 @@
+"""The features of all images of a run as a stage: one pass over the images for each frozen backbone."""
+
+from __future__ import annotations
+
+from noisystudent.config import LearnerConfig
+from noisystudent.config.run import learners
+from noisystudent.inference.embed import Views, embed_set
+from noisystudent.inference.predictor import Predictor
+from noisystudent.run.backbones import backbone_key
+from noisystudent.run.rundir import EmbeddingsDir
+from noisystudent.run.stages import Stage, run_stage
+from noisystudent.runtime import release_memory, resolve_dtype
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.heads import frozen_backbone
+
+
+def embed_images(context: Context) -> None:
+    """Compute the features of every frozen backbone of the run for all sets, unless this was done.
+
+    Raises:
+        InputError: the published weights are not available, or the network has no pooled features.
+        RunError: a feature is not finite in float16, an image is missing, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
+    """
+    by_key = {backbone_key(context.config, learner): learner for learner in learners(context.config).values()}
+    for key, stage in context.graph.embeddings.items():
+        _run(context, stage, by_key[key])
+
+
+def _run(context: Context, stage: Stage, learner: LearnerConfig) -> None:
+    """Run the stage of the backbone of `learner`."""
+    folder, dataset, side = EmbeddingsDir(stage.path), context.dataset, context.side(learner)
+    views = Views.of(learner.augment, side, context.config.seed)
+
+    def work() -> None:
+        model = frozen_backbone(
+            learner.model, folder, dataset.classes, side, seed=context.config.seed, progress=context.progress
+        )
+        context.progress.say(
+            f"{stage.name}: {learner.model.name}, {len(views)} views of each image, {side} pixels"
+        )
+        backbone = Predictor(
+            models=(model.to(context.device).eval(),),
+            classes=dataset.classes,
+            device=context.device,
+            dtype=resolve_dtype(learner.train.precision, context.device),
+            workers=context.config.data.workers,
+            path=folder.backbone,
+        )
+        sets = [dataset.labeled, dataset.val, dataset.test, dataset.pool]
+        for images in (images for images in sets if images is not None):
+            out, task = folder.features(images.name).path, f"{stage.name} of {images.name}"
+            embed_set(backbone, images, views, out, task=task, progress=context.progress)
+
+    run_stage(stage, work, context.progress)
+    release_memory()
