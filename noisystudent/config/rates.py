@@ -1,4 +1,4 @@
-"""Peak learning rates for trainings whose recipe does not give one, by initial weights and family of the network."""
+"""Learning rates for trainings whose recipe gives none, by initial weights and family of the network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ SCRATCH, BATCH_NORM, OTHER_NORM, LORA = "scratch", "batch norm", "other norm", "
 #   images, 4e-3 for 4,096).
 # batch norm, such as ResNet and EfficientNet: Kornblith et al. 2019 (sgd). The two others are a tenth and two
 #   fifths of the rate from scratch, as no source gives them.
-# other norm, such as ViT, Swin and ConvNeXt, which need much smaller steps: Kolesnikov et al. 2020 and Steiner
-#   et al. 2022 (sgd, 3e-3 for 512 images), Liu et al. 2022 (adamw, 5e-5 for 512 images).
-# LoRA: ten times the rate of adamw for batch norm, because its factors start at 0 (Hu et al. 2022 used 2e-4 to
-#   5e-4 for small batches).
+# other norm, such as ViT, Swin and ConvNeXt, which need much smaller steps: Kolesnikov et al. 2020 and
+#   Steiner et al. 2022 (sgd, 3e-3 for 512 images), Liu et al. 2022 (adamw, 5e-5 for 512 images).
+# LoRA, whose factors start at 0: Hu et al. 2022 (adamw, 2e-4 to 5e-4 for small batches).
 LEARNING_RATES: Mapping[str, Mapping[str, float]] = {
     SCRATCH: {"sgd": 0.1, "rmsprop_tf": 0.016, "adamw": 2.5e-4},
     BATCH_NORM: {"sgd": 0.01, "rmsprop_tf": 1.6e-3, "adamw": 1e-4},

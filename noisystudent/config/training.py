@@ -76,8 +76,8 @@ class TrainConfig:
     optimizer: Literal["rmsprop_tf", "sgd", "adamw"] = "sgd"
     """rmsprop_tf is the paper's: decay 0.9, momentum 0.9, epsilon 1e-3 inside the root. sgd is Nesterov."""
     lr: float | None = number(None, least=0, most=1e6)
-    """Learning rate for 256 labelled images per step. It is multiplied by batch_size / 256. None: by optimizer,
-    initial weights and family of the network, see docs/models.md; from scratch 0.1 for sgd."""
+    """Learning rate for 256 labelled images per step. It is multiplied by batch_size / 256. None: by
+    optimizer, initial weights and family of the network, see docs/models.md; from scratch 0.1 for sgd."""
     layer_decay: float = number(1.0, least=0, most=1)
     """Factor of the learning rate from each layer to the one before it, from the head to the stem."""
     head_lr_scale: float = number(1.0, least=0, most=1e6)

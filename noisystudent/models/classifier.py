@@ -95,7 +95,7 @@ class Classifier(nn.Module):
         self._keep_evaluating(modules)
 
     def add_lora(self, rank: int, seed: int) -> None:
-        """Train low-rank terms and the head alone, see `lora.add`. The statistics of batch norms do not change.
+        """Train low-rank terms and the head alone, see `lora.add`; batch-norm statistics do not change.
 
         Call it after `freeze`: what is frozen gets no terms.
 
@@ -103,7 +103,9 @@ class Classifier(nn.Module):
             InputError: no weight is large enough.
         """
         lora.add(self.net, rank, seed)
-        self._keep_evaluating(name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm))
+        self._keep_evaluating(
+            name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm)
+        )
 
     def merge_lora(self) -> None:
         """Replace low-rank terms by ordinary weights; nothing happens without them."""

@@ -20,6 +20,10 @@ Build = Callable[[State, int], nn.Module]
 """(state, number of classes) -> the network with this state, loaded by timm; see `load_file`."""
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+_HUB_FILES = (WEIGHTS, "pytorch_model.bin")
+
+# Of timm for a state of another network: conversions look for names, and torch compares names and shapes.
+_DIFFERENT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
 
 
 def weights_in(path: Path) -> Path:
@@ -73,7 +77,7 @@ def described(path: Path) -> dict[str, Any]:
         plain = {key: json.loads(metadata[key]) for key in ("mean", "std") if key in metadata}
         found = {key: metadata[key] for key in keys if key in metadata} | plain
         beside = path.with_name(DESCRIPTION)
-        if path.name == WEIGHTS and not found and beside.is_file():
+        if path.name in _HUB_FILES and not found and beside.is_file():
             config = json.loads(beside.read_text("utf-8"))
             found = {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in keys}
             found |= {key: config[key] for key in keys if key in config}
@@ -101,7 +105,7 @@ def _check_architecture(path: Path, name: str) -> None:
 
     Shapes are not enough: two models can have the same shapes and compute different functions.
     """
-    stored_name = described(path).get("architecture", name)
+    stored_name = str(described(path).get("architecture", name))
     if stored_name.split(".")[0] != name.split(".")[0]:  # without the tag of published weights
         raise InputError(f"{path} contains weights of {stored_name}; the model is {name}")
 
@@ -127,7 +131,7 @@ def load_file(net: nn.Module, path: Path, build: Build, *, name: str, remap: str
         net: network with its initial weights; changed in place.
         path: .safetensors file or torch checkpoint.
         build: builds the same network for the classes of the file, and loads the file into it as timm does:
-            with the conversions of the architecture, and strictly. Raises RuntimeError if the tensors differ.
+            with the conversions of the architecture, and strictly. Raises if the tensors differ.
         name: name of the network, for messages.
         remap: "names", or "order": the tensors of the file are assigned in their order.
 
@@ -155,7 +159,7 @@ def _by_name(net: Any, state: State, path: Path, name: str, build: Build) -> Sta
     for count in counts:
         try:
             return dict(build(dict(state), count).state_dict())
-        except RuntimeError:  # its message has many lines
+        except _DIFFERENT:  # a message of timm has many lines
             continue
     raise InputError(f"{path} {_difference(net, state)}, so it is not of {name}; {_advice(net, state)}")
 

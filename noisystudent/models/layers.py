@@ -40,7 +40,7 @@ def head_prefixes(net: Any) -> tuple[str, ...]:
 
 def no_weight_decay(net: nn.Module) -> set[str]:
     """Names of the parameters for which timm wants no weight decay, such as position embeddings."""
-    listed = getattr(net, "no_weight_decay", set)()  # names, or patterns of fnmatch
+    listed: set[str] = getattr(net, "no_weight_decay", set)()  # names, or patterns of fnmatch
     return {name for name, _ in net.named_parameters() if any(fnmatch(name, pattern) for pattern in listed)}
 
 

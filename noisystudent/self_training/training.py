@@ -13,22 +13,23 @@ from torch import nn
 
 from noisystudent.augment import plan
 from noisystudent.augment.policies import Policy, build_policy
-from noisystudent.config import EvaluateConfig, LearnerConfig
+from noisystudent.config import EvaluateConfig, LearnerConfig, TrainConfig
 from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import scores, temperature
-from noisystudent.models.classifier import TEMPERATURE, Classifier, load_trunk, load_weights, save_weights
+from noisystudent.models.classifier import TEMPERATURE, Classifier, load_weights, save_weights
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
 from noisystudent.runtime import resolve_dtype
+from noisystudent.self_training.models import first_model, with_rate
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.phases import Phase, Rows, divide, steps_for_pool
 from noisystudent.train.ema_teacher import EmaTeacher
 from noisystudent.train.loop import fit
-from noisystudent.train.optim import lr_at
+from noisystudent.train.optim import describe_rates, lr_at
 from noisystudent.train.step import TrainStep
 
 
@@ -51,7 +52,6 @@ class Training:
         ema: how the moving average labels the pool images. None: the labels of `read_pool` are used.
         initial: folder of the weights to start from. None: from scratch, or from published weights.
         new_head: True: the model in `initial` has other classes, so its classifier is not loaded.
-        frozen_blocks: see `Classifier.freeze`. None: all blocks are trained.
         lr: function from step to learning rate. None: the schedule of the configuration.
         curve: evaluate on val during the training.
     """
@@ -72,7 +72,6 @@ class Training:
     ema: EmaTeacher | None = None
     initial: ModelDir | None = None
     new_head: bool = False
-    frozen_blocks: int | None = None
     lr: Callable[[int], float] | None = None
     curve: bool = True
     evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -92,6 +91,15 @@ class Training:
             ratios = self.ratios if self.joint else [1 + ratio for ratio in self.ratios]
             return steps_for_pool(drawn, train.batch_size, ratios, train.label_tail)
         return train.steps or max(1, round((train.epochs or 0) * self.steps_per_epoch))
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration of the training with a learning rate, which it need not have."""
+        return self._rate()[0]
+
+    def _rate(self) -> tuple[TrainConfig, str]:
+        from_weights = bool(self.learner.model.pretrained) or self.initial is not None
+        return with_rate(self.learner, self.resolution, from_weights=from_weights)
 
     @property
     def policy(self) -> Policy:
@@ -127,12 +135,14 @@ class Training:
         # On a GPU bf16 is the default; see `resolve_dtype`.
         fallback = self.device.type == "cuda" and self.dtype == torch.float32
         fallback = fallback and self.learner.train.precision != "fp32"
+        config, family = self._rate()
         return (
             f"{self.learner.model.name}, {self.total_steps:,} steps of {first.rows[0]:,} labelled"
             f" and {first.rows[1]:,} pool images"
             f"{f', at the end of {last.rows[0]:,} and {last.rows[1]:,},' if last is not first else ','}"
             f" {self.resolution} pixels"
             f"{', in fp32 because this GPU has no bf16' if fallback else ''}"
+            f"{f', learning rate {config.lr:g} ({family}, {config.optimizer})' if family else ''}"
         )
 
 
@@ -152,6 +162,8 @@ def train(
         Stopped: a signal was received. Another call resumes.
     """
     model = _first_model(training, progress)
+    if rates := describe_rates(model, training.config):
+        progress.say(rates)
     ema = training.ema if pool is not None else None
     noise = TrainingNoise(
         model,
@@ -176,6 +188,7 @@ def train(
         on_log=on_log,
     )
     assert isinstance(averaged, Classifier)
+    averaged.merge_lora()  # the file is of the ordinary network
     metadata = {TEMPERATURE: str(_fitted(training, averaged))}
     save_weights(averaged, training.folder.weights, training.dataset.classes, metadata)
 
@@ -183,14 +196,14 @@ def train(
 def _train_step(training: Training, noise: TrainingNoise, ema: EmaTeacher | None) -> TrainStep:
     schedule = partial(
         lr_at,
-        config=training.learner.train,
+        config=training.config,
         steps_per_epoch=training.steps_per_epoch,
         total_steps=training.total_steps,
     )
     return TrainStep(
         noise=noise,
         lr=training.lr or schedule,
-        config=training.learner.train,
+        config=training.config,
         num_classes=len(training.dataset.classes),
         dtype=training.dtype,
         hard_pool=training.hard,
@@ -215,19 +228,15 @@ def predictor(training: Training, model: Classifier | None = None) -> Predictor:
 
 def _first_model(training: Training, progress: Progress) -> Classifier:
     """Return the model at step 0, on the device: random, published, or other weights (`training.initial`)."""
-    config = training.learner.model
-    model = build_model(
-        config,
+    model = first_model(
+        training.learner,
         len(training.dataset.classes),
         training.resolution,
         seed=training.seed,
-        pretrained=config.pretrained and training.initial is None,  # no download of unused weights
+        initial=training.initial,
+        new_head=training.new_head,
         progress=progress,
     )
-    if training.initial is not None:
-        (load_trunk if training.new_head else load_weights)(model, training.initial.weights)
-    if training.frozen_blocks is not None:
-        model.freeze(training.frozen_blocks)
     return model.to(training.device)
 
 
