@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError, require
 from noisystudent.models import lora
+from noisystudent.models.checkpointing import Checkpointing
 from noisystudent.models.files import described, read_state, with_sorted_metadata
 from noisystudent.models.layers import common_module, head_prefixes, layers, no_weight_decay
 from noisystudent.models.noise import ModelNoise
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(cfg[key]).view(1, 3, 1, 1), persistent=False)
         self._frozen: tuple[str, ...] = ()  # names of the modules that stay in evaluation mode
-        self._checkpoints = False
+        self._checkpointing: Checkpointing | None = None
 
     def layers(self, field: str) -> list[list[str]]:
         """Names of the parameters of the stem, of each block and of the head; see `models.layers`."""
@@ -117,14 +118,12 @@ class Classifier(nn.Module):
         Raises:
             InputError: timm cannot do this for the network.
         """
-        net: Any = self.net
         try:
-            net.set_grad_checkpointing(True)
+            self._checkpointing = Checkpointing(self.net)
         except (AttributeError, AssertionError) as error:
             raise InputError(
                 f"model.grad_checkpointing is true, which {self.name} does not support; set it to false"
             ) from error
-        self._checkpoints = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Classifier:
@@ -133,7 +132,7 @@ class Classifier(nn.Module):
         # In training mode batch norm would update the statistics of frozen modules.
         for name in self._frozen:
             self.net.get_submodule(name).eval()
-        if self._checkpoints:  # without a backward pass there is nothing to save
+        if self._checkpointing is not None:  # without a backward pass there is nothing to save
             net: Any = self.net
             net.set_grad_checkpointing(mode)
         return self
@@ -149,19 +148,12 @@ class Classifier(nn.Module):
         """
         # Normalised here, so that images are transferred to the device as bytes.
         images = (images / 255 - self.mean) / self.std
-        if not (self._checkpoints and self.training):
-            logits: Tensor = self.net(images)
-            return logits.float()
-        # Blocks are computed twice in a step, and batch norms shall count each image once.
-        self._update_statistics(True)
-        logits = self.net(images)
-        self._update_statistics(False)
+        if self._checkpointing is not None:
+            self._checkpointing.begin()
+        logits: Tensor = self.net(images)
+        if self._checkpointing is not None:
+            self._checkpointing.end()
         return logits.float()
-
-    def _update_statistics(self, update: bool) -> None:
-        for module in self.net.modules():
-            if isinstance(module, _BatchNorm):
-                module.track_running_stats = update
 
 
 def save_weights(

@@ -24,7 +24,7 @@ def _pairs(average: nn.Module, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 
 class Ema:
-    """Moving average of the trained parameters and floating-point buffers of a model; it copies other buffers.
+    """Moving average of the trained parameters and floating-point buffers of a model; others are copied.
 
     Args:
         model: model to average. From now on its tensors must keep their memory and change in place.

@@ -96,7 +96,7 @@ def describe_rates(model: nn.Module, config: TrainConfig) -> str | None:
     shown = factors if len(factors) <= _SHOWN else [*factors[:2], "…", *factors[-2:]]
     head = max(scales[name] for name in cast(Layered, model).head())
     return (
-        f"factors of the learning rate from the stem on: {', '.join(shown)}, classification layer {head:.3g}"
+        f"factors of the learning rate from the stem on: {', '.join(shown)}; classification layer {head:.3g}"
     )
 
 

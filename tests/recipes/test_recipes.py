@@ -24,6 +24,7 @@ from noisystudent.config import (
 )
 from noisystudent.errors import InputError
 from noisystudent.metrics import guards
+from noisystudent.train.optim import peak_lr
 
 
 @pytest.mark.parametrize("name", recipes.names())
