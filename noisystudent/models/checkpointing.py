@@ -38,8 +38,8 @@ class Checkpointing:
     def end(self) -> None:
         """Call it after the forward pass: what is computed from now on is computed again."""
         self._again = True
-        # The new statistics are the old ones. They cannot be left out, because torch wants the same tensors in
-        # both computations.
+        # The new statistics are the old ones. They cannot be left out: torch wants the same tensors in both
+        # computations.
         for norm in self._norms:
             norm.momentum = 0.0
 

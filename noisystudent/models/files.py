@@ -27,14 +27,15 @@ _DIFFERENT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, Attribu
 
 
 def weights_in(path: Path) -> Path:
-    """The weights file for a path: the file itself, or the one in the folder of a model.
+    """The weights file for a path: the file itself, or the one in the folder of a model, of a run or of timm.
 
     Raises:
         InputError: there is none.
     """
-    file = path / WEIGHTS if path.is_dir() else path
-    if file.is_file():
-        return file
+    files = [path / name for name in _HUB_FILES] if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            return file
     models = sorted(str(model.parent) for model in path.glob(f"*/*/{WEIGHTS}"))
     right = "one of its models, " + ", ".join(models) if models else "a file, or the folder of a model"
     raise InputError(f"{path} has no weights; give {right}")

@@ -34,7 +34,8 @@ def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]
 def _weights(pretrained: bool | str) -> object:
     """What `model.pretrained` names; a file is its content, wherever it is."""
     path = Path(str(pretrained))
-    file = path / "model.safetensors" if path.is_dir() else path
+    names = ("model.safetensors", "pytorch_model.bin")  # as `models.files.weights_in`
+    file = next((path / name for name in names if (path / name).is_file()), path)
     if isinstance(pretrained, bool) or not file.is_file():
         return pretrained
     return checksum(file)
