@@ -15,8 +15,8 @@ from noisystudent.config import ModelConfig, TrainConfig
 from noisystudent.config.rates import LEARNING_RATES
 from noisystudent.errors import InputError
 from noisystudent.models import build_model
+from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.models import with_rate
-from noisystudent.self_training.training import _finished_model
 
 
 @pytest.fixture
@@ -111,15 +111,17 @@ def test_the_factors_of_the_layers_are_printed(trained: Trainer) -> None:
     assert "from the stem on: 0.00781, 0.0156, …, 0.25, 0.5; classification layer 10" in line
 
 
+@pytest.mark.parametrize(("field", "value"), [("model.lora", 2), ("train.frozen_blocks", 1)])
 def test_weights_that_would_be_kept_although_they_are_random_are_refused(
-    images: Path, tmp_path: Path
+    images: Path, field: str, value: int
 ) -> None:
-    for field, value in (("model.lora", 2), ("train.frozen_blocks", 1)):
-        with pytest.raises(InputError, match=rf"teacher.{field} is {value}, .* would be random"):
-            tiny.run(tiny.config(images, (f"teacher.{field}", value)), tmp_path / "run")
-        fields = [("students", 1), (f"student.{field}", value)]
-        with pytest.raises(InputError, match=rf"students.0.{field} is {value}"):
-            tiny.run(tiny.config(images, *fields), tmp_path / "run")
-        handed = [*fields, ("student.init", "teacher"), ("control", "none")]
-        tiny.run(tiny.config(images, *handed), tmp_path / field)
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=rf"teacher.{field} is {value}, .* would be random"):
+        check_config(tiny.config(images, (f"teacher.{field}", value)), pool=True)
+    student = (f"student.{field}", value)
+    with pytest.raises(InputError, match=rf"students.0.{field} is {value}"):
+        check_config(tiny.config(images, student), pool=True)
+    published = [("teacher.model.pretrained", True), ("teacher.model.pretrained_fallback", True)]
+    with pytest.raises(InputError, match="pretrained_fallback to false"):
+        check_config(tiny.config(images, *published, (f"teacher.{field}", value)), pool=True)
+    check_config(tiny.config(images, student, ("student.init", "teacher")), pool=True)
+    check_config(tiny.config(images, published[0], (f"teacher.{field}", value)), pool=True)
