@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -43,7 +42,7 @@ class Checkpointing:
         for norm in self._norms:
             norm.momentum = 0.0
 
-    def _uncount(self, norm: nn.Module, _inputs: Any) -> None:
+    def _uncount(self, norm: Any, _inputs: Any) -> None:
         """Forward pre-hook of a batch norm, which then counts one batch."""
         if self._again and norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.sub_(1)

@@ -130,10 +130,10 @@ def _license(request: Request) -> str | None:
     try:
         path = hf_hub_download(request["repository"], "config.json", revision=request["revision"])
         config = json.loads(Path(path).read_text("utf-8"))
-        found = config.get("license") or (config.get("pretrained_cfg") or {}).get("license")
+        license_ = config.get("license") or (config.get("pretrained_cfg") or {}).get("license")
     except (EntryNotFoundError, ValueError, AttributeError):  # none, or of another form
         return None
-    return found if isinstance(found, str) else None
+    return license_ if isinstance(license_, str) else None
 
 
 def _reason(error: BaseException) -> str:

@@ -76,19 +76,19 @@ def described(path: Path) -> dict[str, Any]:
     keys = ("architecture", "mean", "std", "license")
     try:
         plain = {key: json.loads(metadata[key]) for key in ("mean", "std") if key in metadata}
-        found = {key: metadata[key] for key in keys if key in metadata} | plain
+        known = {key: metadata[key] for key in keys if key in metadata} | plain
         beside = path.with_name(DESCRIPTION)
-        if path.name in _HUB_FILES and not found and beside.is_file():
+        if path.name in _HUB_FILES and not known and beside.is_file():
             config = json.loads(beside.read_text("utf-8"))
-            found = {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in keys}
-            found |= {key: config[key] for key in keys if key in config}
-        for key in {"mean", "std"} & found.keys():
-            found[key] = tuple(float(value) for value in found[key])
-            if len(found[key]) != 3:
-                raise ValueError(f"{key} is {found[key]}")
+            known = {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in keys}
+            known |= {key: config[key] for key in keys if key in config}
+        for key in {"mean", "std"} & known.keys():
+            known[key] = tuple(float(value) for value in known[key])
+            if len(known[key]) != 3:
+                raise ValueError(f"{key} is {known[key]}")
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its description is damaged ({first_line(error)})") from error
-    return found
+    return known
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -199,9 +199,9 @@ def _misfit(own: State, state: State, head: tuple[str, ...]) -> str | None:
     if len(own) != len(state):
         return f"it has {len(state)} tensors and not {len(own)}"
     for key, given in zip(own, state, strict=True):
-        needed, found = own[key].shape, state[given].shape
-        if needed != found and not (key.startswith(head) and needed[1:] == found[1:]):
-            return f"{given!r} has the shape {tuple(found)}, and {key!r} {tuple(needed)}"
+        needed, shape = own[key].shape, state[given].shape
+        if needed != shape and not (key.startswith(head) and needed[1:] == shape[1:]):
+            return f"{given!r} has the shape {tuple(shape)}, and {key!r} {tuple(needed)}"
     return None
 
 

@@ -77,7 +77,7 @@ def find_source(name: str, pretrained: bool | str) -> Source | None:
         require(bool(_REPOSITORY.fullmatch(repository)), f"model.pretrained is {pretrained!r}; {right}")
         return Source(repository=repository)
     architecture = name.split(".")[0]
-    published = (found.split(".", 1) for found in timm.list_pretrained(f"{architecture}*") if "." in found)
+    published = (listed.split(".", 1) for listed in timm.list_pretrained(f"{architecture}*") if "." in listed)
     tags = [tag for network, tag in published if network == architecture]
     if pretrained in tags:
         return Source(name=f"{architecture}.{pretrained}")

@@ -44,7 +44,7 @@ def test_rates_of_zero_leave_the_layers_before_the_last(trained: Trainer, optimi
 
 
 def test_without_batch_norm_frozen_layers_are_layers_with_a_rate_of_zero(trained: Trainer) -> None:
-    options = {"optimizer": "sgd", "weight_decay": 0.01}
+    options: dict[str, Any] = {"optimizer": "sgd", "weight_decay": 0.01}
     model = VIT | {"stochastic_depth": 0.0}  # frozen blocks drop no branches
     blocks = 6
     frozen = trained("frozen", model, frozen_blocks=blocks, **options)
@@ -54,7 +54,13 @@ def test_without_batch_norm_frozen_layers_are_layers_with_a_rate_of_zero(trained
 
 
 def test_a_step_of_sgd_is_proportional_to_the_factor_of_the_layer(trained: Trainer) -> None:
-    options = {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "ema_decay": 0.0}
+    options: dict[str, Any] = {
+        "steps": 1,
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "ema_decay": 0.0,
+    }
     options |= {"warmup_epochs": 0.0, "schedule": "constant"}
     before = trained.first("plain", VIT)
     plain = trained("plain", VIT, **options)
@@ -84,7 +90,7 @@ def test_frozen_weights_and_statistics_do_not_change_and_all_others_do(
 
 
 def test_rates_that_no_recipe_gives_are_by_start_and_family(trained: Trainer) -> None:
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "scratch": {"name": "test_vit"},
         "batch norm": {"name": "test_efficientnet", "pretrained": True},
         "other norm": {"name": "test_convnext", "pretrained": True},
