@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import safetensors
 import timm.models
 from torch import Tensor, nn
 
-from noisystudent.errors import InputError, first_line
+from noisystudent.errors import InputError, first_line, require
 from noisystudent.models.layers import head_prefixes
 
 State = dict[str, Tensor]
@@ -84,9 +85,9 @@ def described(path: Path) -> dict[str, Any]:
             known |= {key: config[key] for key in keys if key in config}
         for key in {"mean", "std"} & known.keys():
             known[key] = tuple(float(value) for value in known[key])
-            if len(known[key]) != 3:
-                raise ValueError(f"{key} is {known[key]}")
-    except (ValueError, TypeError, AttributeError) as error:
+            allowed = all(math.isfinite(value) and (key == "mean" or value > 0) for value in known[key])
+            require(allowed and len(known[key]) == 3, f"{key} is {known[key]}")
+    except (ValueError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path}: its description is damaged ({first_line(error)})") from error
     return known
 

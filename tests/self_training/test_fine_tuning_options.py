@@ -107,7 +107,7 @@ def test_rates_that_no_recipe_gives_are_by_start_and_family(trained: Trainer) ->
     assert given.config.lr == 0.3 and "learning rate" not in given.describe(None)
     started = dataclasses.replace(trained.training("started", SMALL, lr=None), initial=given.folder)
     assert started.config.lr == LEARNING_RATES["batch norm"]["sgd"]
-    assert LEARNING_RATES["other norm"]["adamw"] <= 5e-5 < 5e-4
+    assert LEARNING_RATES["other norm"]["adamw"] <= 1e-4 < 5e-4
     assert TrainConfig().lr is None and LEARNING_RATES["scratch"]["sgd"] == 0.1
 
 
