@@ -77,11 +77,13 @@ def described(path: Path) -> dict[str, Any]:
     keys = ("architecture", "mean", "std", "license")
     try:
         plain = {key: json.loads(metadata[key]) for key in ("mean", "std") if key in metadata}
-        known = {key: metadata[key] for key in keys if key in metadata} | plain
+        known: dict[str, Any] = {key: metadata[key] for key in keys if key in metadata} | plain
         beside = path.with_name(DESCRIPTION)
         if path.name in _HUB_FILES and not known and beside.is_file():
             config = json.loads(beside.read_text("utf-8"))
-            known = {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in keys}
+            known |= {
+                key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in keys
+            }
             known |= {key: config[key] for key in keys if key in config}
         for key in {"mean", "std"} & known.keys():
             known[key] = tuple(float(value) for value in known[key])
