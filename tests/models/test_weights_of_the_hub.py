@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,5 +111,20 @@ def test_offline_no_socket_is_opened(
     )
 
 
-def test_a_hub_that_is_silent_is_given_up_within_30_seconds() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("behaviour", ["silent", "hangs", "stops"])
+def test_a_hub_that_is_silent_is_given_up_within_30_seconds(
+    hub: Hub, behaviour: str, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    hub.behaviour = behaviour
+    recipe, start = tiny.write_recipe(tmp_path / "tiny.yaml"), time.monotonic()
+    words = ("train", recipe, "--labeled", images / "labeled", "--out", tmp_path / "run")
+    given = ("--teacher.model.name", "test_vit", "--teacher.model.pretrained", "hf-hub:somebody/something")
+    assert tiny.call(*words, *given) == 2
+    assert time.monotonic() - start < 30 + 5  # besides, the images are read
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert hub.url in error and "try again later, or set HF_ENDPOINT to another hub" in error
+
+
+def test_the_time_limit_is_below_30_seconds() -> None:
     assert pretrained.SILENT_SECONDS + pretrained._END_SECONDS < 30

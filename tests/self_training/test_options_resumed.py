@@ -21,7 +21,10 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (SMALL, {"layer_decay": 0.7, "head_lr_scale": 5.0, "optimizer": "adamw", "lr": 1e-2}),
     (SMALL, {"frozen_blocks": 2, "optimizer": "rmsprop_tf"}),
     (EFFICIENT | {"lora": 2, "grad_checkpointing": True}, {"layer_decay": 0.7}),
-    (VIT | {"lora": 2}, {"frozen_blocks": 1, "optimizer": "adamw", "layer_decay": 0.9, "lr": 1e-2}),
+    (
+        VIT | {"lora": 2},
+        {"frozen_blocks": 1, "optimizer": "adamw", "layer_decay": 0.9, "lr": 1e-2, "precision": "bf16"},
+    ),
 ]
 
 
@@ -59,6 +62,7 @@ def test_the_control_and_the_folds_have_the_options_of_the_run(
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "options"), OPTIONS)
 def test_compiled_is_eager(trained: Trainer, model: dict[str, Any], options: dict[str, Any]) -> None:
+    options = options | {"precision": "fp32"}
     eager = trained("eager", model, **options)
     compiled = trained("compiled", model, **options, execution="compiled")
     assert any("Compilation took" in line for line in trained.lines.lines)
