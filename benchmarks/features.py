@@ -78,7 +78,7 @@ def show(rows: int, runs: dict[str, list[Run]], arguments: argparse.Namespace) -
         print(f"{name:24}{middle:9.2f}{spread:>16}{middle / ours:8.2f}{memory:15.0f}{top1:12.2%}")
     parts = {part: statistics.median(run[part] for run in runs["ours"]) for part in _PARTS}
     print("ours: " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in parts.items()))
-    return statistics.median(run["anonymous"] for run in runs["ours"])
+    return float(statistics.median(run["anonymous"] for run in runs["ours"]))
 
 
 # --- the rows ---

@@ -9,6 +9,8 @@ from noisystudent.config import Config, DataConfig, StudentConfig, TeacherConfig
 from noisystudent.config.run import NO_CONTROL
 from noisystudent.data.sources import open_source
 from noisystudent.errors import InputError
+from noisystudent.self_training.models import with_rate
+from noisystudent.train.optim import peak_lr
 
 
 def oracle(config: Config, folders: tuple[str, ...]) -> Config:
@@ -51,7 +53,7 @@ def oracle(config: Config, folders: tuple[str, ...]) -> Config:
         device=config.device,
         control=NO_CONTROL,
         data=data,
-        teacher=_teacher(student, *counts),
+        teacher=_teacher(student, *counts, student.model.resolution or data.resolution),
         evaluate=config.evaluate,
     )
 
@@ -62,14 +64,14 @@ def _labels(data: DataConfig) -> int:
     return count if data.val else count - max(1, round(count * data.val_fraction))
 
 
-def _teacher(student: StudentConfig, few: int, many: int) -> TeacherConfig:
+def _teacher(student: StudentConfig, few: int, many: int, resolution: int) -> TeacherConfig:
     """The control of a student as the teacher of a run, on `many` labelled images instead of `few`.
 
     A control has labelled images in the rows of the batch that a student fills from the pool. But its epochs
     and its learning rate refer to `batch_size` only, without those rows. A teacher has all rows in
     `batch_size`, so epochs and learning rate are converted.
     """
-    train = student.train
+    train, _ = with_rate(student, resolution, from_weights=bool(student.model.pretrained))
     per_label = 1 + student.unlabeled_ratio[-1]  # images of a batch for each of `batch_size`
     rows = train.batch_size * per_label
     # Epochs of the oracle in as many steps as one epoch of the control takes.
@@ -79,7 +81,7 @@ def _teacher(student: StudentConfig, few: int, many: int) -> TeacherConfig:
         "steps": steps,
         "epochs": None,
         "batch_size": rows,
-        "lr": train.lr * train.batch_size / rows,
+        "lr": peak_lr(train) * 256 / rows,
         "warmup_epochs": train.warmup_epochs * longer,
         "decay_epochs": train.decay_epochs * longer,
     }

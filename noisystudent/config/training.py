@@ -23,10 +23,15 @@ class ModelConfig:
 
     name: str = "efficientnet_b0"
     """Any timm model name, or resnet8_16 … resnet8_64, wrn10_1 … wrn28_10, efficientnet_b0_32px."""
-    pretrained: bool = False
-    """Start from published weights, which timm downloads. The run stops if they are not available."""
+    pretrained: bool | str = False
+    """Start from other weights: true: those that timm publishes for the name; or the tag of others, a file
+    (.safetensors, .pth), the folder of a model of a run, or hf-hub:<owner>/<name>. With another number of
+    classes the classification layer starts anew. The run stops if the weights are not available."""
     pretrained_fallback: bool = False
     """If the published weights are not available, print a line and start from scratch instead of stopping."""
+    remap: Literal["names", "order"] = "names"
+    """How the tensors of a file or of hf-hub are assigned. order: the first to the first, whatever the names
+    are. Other networks can fit by order: choose it only if you know that it is the same network."""
     resolution: int | None = number(None, least=1, most=MOST_PIXELS)
     """Input side in pixels. None: data.resolution."""
     head: Literal["linear", "mlp"] = "linear"
@@ -40,11 +45,17 @@ class ModelConfig:
     """Apply dropout and stochastic depth to the labelled images of a batch."""
     noise_pool: bool = True
     """Apply dropout and stochastic depth to the pool images of a batch."""
+    lora: int | None = number(None, least=1)
+    """Rank of LoRA (arXiv 2106.09685): only a low-rank term of each weight is trained, and the classification
+    layer. The model that is written is the ordinary network. None: train all weights."""
+    grad_checkpointing: bool = neutral(False)
+    """Compute the blocks again in the backward pass, in place of storing them: less memory, more time."""
     options: dict[str, object] = field(default_factory=dict)
     """Further keyword arguments of timm.create_model."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.")
+        require(self.pretrained != "", "model.pretrained is empty; give true, false, a tag or a file")
         for name, value in self.options.items():
             plain = isinstance(name, str) and is_plain(value)  # type: ignore[redundant-expr]
             require(plain, f"model.options.{name} is {value!r}; it must be text, a finite number or a list")
@@ -67,12 +78,20 @@ class TrainConfig:
     """Labelled images per step."""
     optimizer: Literal["rmsprop_tf", "sgd", "adamw"] = "sgd"
     """rmsprop_tf is the paper's: decay 0.9, momentum 0.9, epsilon 1e-3 inside the root. sgd is Nesterov."""
-    lr: float = number(0.1, least=0, most=1e6)
-    """Learning rate for 256 labelled images per step. It is multiplied by batch_size / 256."""
+    lr: float | None = number(None, least=0, most=1e6)
+    """Learning rate for 256 labelled images per step. It is multiplied by batch_size / 256. None: by
+    optimizer, initial weights and family of the network, see docs/models.md; from scratch 0.1 for sgd."""
+    layer_decay: float = number(1.0, least=0, most=1)
+    """Factor of the learning rate from each layer to the one before it, from the head to the stem."""
+    head_lr_scale: float = number(1.0, least=0, most=1e6)
+    """Learning rate of the classification layer, as a multiple of that of the last layer."""
+    frozen_blocks: int | None = number(None, least=0)
+    """Number of first blocks that are not trained, nor is the stem. 0: only the stem. None: train all."""
     momentum: float = number(0.9, least=0, below=1)
     """Momentum of sgd and rmsprop_tf."""
     weight_decay: float = number(5e-4, least=0, most=1e6)
-    """L2 penalty (decoupled for adamw) on all parameters except those of normalisation layers."""
+    """L2 penalty (decoupled for adamw) on all parameters except those of normalisation layers and
+    those that timm excepts for the network, such as position embeddings."""
     schedule: Literal["cosine", "staircase", "constant"] = "cosine"
     """Schedule of the learning rate. staircase: ×0.97 every decay_epochs, as in the paper."""
     decay_epochs: float = number(2.4, above=0)

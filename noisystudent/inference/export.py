@@ -63,8 +63,10 @@ def _safetensors(predictor: Predictor, model: Classifier, out: Path) -> str:
     Raises:
         InputError: the head is an `Mlp`, which timm cannot build.
     """
-    if model.head != "linear":
-        raise InputError(f"--out is {out}, but timm has no head {model.head}; give a file that ends in .onnx")
+    if model.head_kind != "linear":
+        raise InputError(
+            f"--out is {out}, but timm has no head {model.head_kind}; give a file that ends in .onnx"
+        )
     cfg = _timm_config(predictor, model)
     temperature = predictor.temperature
     more = {"pretrained_cfg": json.dumps(cfg), TEMPERATURE: str(temperature)}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
-import timm.models
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisystudent.config import ModelConfig
-from noisystudent.errors import InputError, first_line, require
+from noisystudent.errors import InputError, require
+from noisystudent.models import lora
+from noisystudent.models.checkpointing import Checkpointing
+from noisystudent.models.files import described, read_state, with_sorted_metadata
+from noisystudent.models.layers import common_module, head_prefixes, layers, no_weight_decay
 from noisystudent.models.noise import ModelNoise
 from noisystudent.run.files import atomic
 
@@ -34,7 +36,7 @@ class Classifier(nn.Module):
         name: name of the model in timm.
         num_classes: K.
         resolution: side in pixels of the images for which the model was built.
-        head: kind of the classifier of `net`, see `ModelConfig.head`.
+        head_kind: kind of the classifier of `net`, see `ModelConfig.head`.
         options: further arguments of timm.create_model with which the model was built.
     """
 
@@ -48,15 +50,29 @@ class Classifier(nn.Module):
         self.name = config.name
         self.num_classes = num_classes
         self.resolution = resolution
-        self.head = config.head
+        self.head_kind = config.head
         self.options = dict(config.options)
         cfg: Any = net.pretrained_cfg  # timm sets it on every model
         # Not persistent: they are constants of the model, so snapshots need not contain them.
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(cfg[key]).view(1, 3, 1, 1), persistent=False)
         self._frozen: tuple[str, ...] = ()  # names of the modules that stay in evaluation mode
+        self._checkpointing: Checkpointing | None = None
 
-    def freeze(self, blocks: int) -> None:
+    def layers(self, field: str) -> list[list[str]]:
+        """Names of the parameters of the stem, of each block and of the head; see `models.layers`."""
+        return [[f"net.{name}" for name in layer] for layer in layers(self.net, field)]
+
+    def head(self) -> list[str]:
+        """Names of the parameters of the classification layer."""
+        prefixes = head_prefixes(self.net)
+        return [f"net.{name}" for name, _ in self.net.named_parameters() if name.startswith(prefixes)]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters for which timm wants no weight decay."""
+        return {f"net.{name}" for name in no_weight_decay(self.net)}
+
+    def freeze(self, blocks: int, field: str = "train.frozen_blocks") -> None:
         """Freeze the stem and the first `blocks` blocks, as in Touvron et al. 2019 (arXiv 1906.06423).
 
         Their weights and batch-norm statistics do not change, and stochastic depth drops none of their
@@ -64,21 +80,53 @@ class Classifier(nn.Module):
 
         Args:
             blocks: number of blocks, as timm counts them for layer-wise learning rates.
+            field: field of the configuration with this number.
 
         Raises:
             InputError: timm defines no blocks for this network, or fewer than `blocks`.
         """
-        stem, *rest = _parameter_groups(self.net)
+        stem, *rest = layers(self.net, field)
         if blocks > len(rest) - 1:  # the last group is the head
             raise InputError(
-                f"finetune.frozen_blocks is {blocks}; it must be at most {max(len(rest) - 1, 0)}, the number"
+                f"{field} is {blocks}; it must be at most {max(len(rest) - 1, 0)}, the number"
                 f" of blocks of {self.name}"
             )
         for name in (name for group in (stem, *rest[:blocks]) for name in group):
             self.net.get_parameter(name).requires_grad = False
-        self._frozen = (*{name.rpartition(".")[0] for name in stem}, *map(_common_module, rest[:blocks]))
-        self.noise.spare([self.net.get_submodule(name) for name in self._frozen])
-        self.train(self.training)  # sets the frozen modules to evaluation mode
+        modules = (*{name.rpartition(".")[0] for name in stem}, *map(common_module, rest[:blocks]))
+        self.noise.spare([self.net.get_submodule(name) for name in modules])
+        self._keep_evaluating(modules)
+
+    def add_lora(self, rank: int, seed: int) -> None:
+        """Train low-rank terms and the head alone, see `lora.add`; batch-norm statistics do not change.
+
+        Call it after `freeze`: what is frozen gets no terms.
+
+        Raises:
+            InputError: no weight is large enough.
+        """
+        lora.add(self.net, rank, seed)
+        self._keep_evaluating(
+            name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm)
+        )
+
+    def merge_lora(self) -> None:
+        """Replace low-rank terms by ordinary weights; nothing happens without them."""
+        lora.merge(self.net)
+
+    def checkpoint_gradients(self) -> None:
+        """Store less in training, and compute it again in the backward pass; the results are the same.
+
+        Raises:
+            InputError: timm cannot do this for the network.
+        """
+        try:
+            self._checkpointing = Checkpointing(self.net)
+        except (AttributeError, AssertionError) as error:
+            raise InputError(
+                f"model.grad_checkpointing is true, which {self.name} does not support; set it to false"
+            ) from error
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode of all modules but the frozen ones, which stay in evaluation mode."""
@@ -86,7 +134,14 @@ class Classifier(nn.Module):
         # In training mode batch norm would update the statistics of frozen modules.
         for name in self._frozen:
             self.net.get_submodule(name).eval()
+        if self._checkpointing is not None:  # without a backward pass there is nothing to save
+            net: Any = self.net
+            net.set_grad_checkpointing(mode)
         return self
+
+    def _keep_evaluating(self, modules: Iterable[str]) -> None:
+        self._frozen += tuple(modules)
+        self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits, in float32 under autocast too: (B, 3, S, S) uint8 -> (B, K).
@@ -94,7 +149,12 @@ class Classifier(nn.Module):
         Images may have any memory format.
         """
         # Normalised here, so that images are transferred to the device as bytes.
-        logits: Tensor = self.net((images / 255 - self.mean) / self.std)
+        images = (images / 255 - self.mean) / self.std
+        if self._checkpointing is not None:
+            self._checkpointing.begin()
+        logits: Tensor = self.net(images)
+        if self._checkpointing is not None:
+            self._checkpointing.end()
         return logits.float()
 
     def features(self, images: Tensor) -> Tensor:
@@ -138,8 +198,8 @@ def save_weights(
         "options": json.dumps(classifier.options),
         "classes": json.dumps(list(classes)),
     } | dict(more or {})
-    if classifier.head != "linear":
-        metadata["head"] = classifier.head
+    if classifier.head_kind != "linear":
+        metadata["head"] = classifier.head_kind
     write_tensors(path, tensors, metadata)
 
 
@@ -147,21 +207,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write a safetensors file of tensors on the CPU, with `atomic`."""
     # Not safetensors.save_file: only the owner could read the file.
     with atomic(path) as partial:
-        partial.write_bytes(_with_sorted_metadata(safetensors.torch.save(tensors, metadata)))
-
-
-def _with_sorted_metadata(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in order of the keys.
-
-    safetensors writes them in an order that differs from process to process. Files of equal weights shall
-    have equal bytes.
-    """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the format wants tensors to begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + data[end:]
+        partial.write_bytes(with_sorted_metadata(safetensors.torch.save(tensors, metadata)))
 
 
 def class_names(names: str, count: int) -> tuple[str, ...]:
@@ -210,7 +256,7 @@ def load_trunk(classifier: Classifier, path: Path) -> None:
         InputError: the file does not exist, or belongs to another model.
     """
     own, state = classifier.net.state_dict(), _read(classifier, path)
-    head = _head_prefixes(classifier.net)
+    head = head_prefixes(classifier.net)
     # Checked here, because load_state_dict(strict=False) ignores names that the model does not have.
     for key, value in state.items():
         if not key.startswith(head) and (key not in own or own[key].shape != value.shape):
@@ -226,61 +272,14 @@ def load_trunk(classifier: Classifier, path: Path) -> None:
         )
 
 
-def _head_prefixes(net: Any) -> tuple[str, ...]:
-    """Prefixes of the weights of the classification layer; networks with distillation have two layers."""
-    names = net.pretrained_cfg["classifier"]  # a string or several strings
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-
-
-def _parameter_groups(net: Any) -> list[list[str]]:
-    """Names of the parameters of the stem, of each block and of the head, in this order."""
-    if not hasattr(net, "group_matcher"):
-        raise InputError(
-            f"finetune.frozen_blocks is set, but timm defines no blocks for {type(net).__name__}; remove it"
-        )
-    # Not coarse: one group for each block; coarse groups are the stages.
-    groups: dict[int, list[str]] = timm.models.group_parameters(net, net.group_matcher(coarse=False))
-    return [groups[number] for number in sorted(groups)]
-
-
-def _common_module(names: Sequence[str]) -> str:
-    """Name of the innermost module that holds all of these parameters."""
-    paths = [name.rpartition(".")[0].replace(".", "/") for name in names]  # module names as paths
-    return os.path.commonpath(paths).replace("/", ".")
-
-
 def _read(classifier: Classifier, path: Path) -> dict[str, Tensor]:
-    """Read the state_dict of a checkpoint; `weights_only`, so that no pickled code runs."""
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a .safetensors file or a torch checkpoint")
-    if path.suffix == ".safetensors":
-        _check_architecture(classifier, path)
-    try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # a damaged pickle can raise any exception
-        reason = first_line(error)
-        raise InputError(
-            f"{path} is not a readable checkpoint ({reason}); give safetensors or torch weights"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(
-            f"{path} does not contain a state_dict; save one with torch.save(model.state_dict(), path)"
-        )
+    """State of a file, whose mean and standard deviation the classifier gets: weights go with them."""
+    state, description = read_state(path, classifier.name), described(path)
+    for key in {"mean", "std"} & description.keys():
+        net: Any = classifier.net
+        net.pretrained_cfg[key] = description[key]
+        getattr(classifier, key).copy_(torch.tensor(description[key]).view(1, 3, 1, 1))
     return state
-
-
-def _check_architecture(classifier: Classifier, path: Path) -> None:
-    """Raise if the file names another architecture.
-
-    Shapes are not enough: two models can have the same shapes and compute different functions.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            stored_name = (file.metadata() or {}).get("architecture", classifier.name)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}); write it again") from error
-    if stored_name.split(".")[0] != classifier.name.split(".")[0]:  # without the tag of published weights
-        raise InputError(f"{path} contains weights of {stored_name}; the model is {classifier.name}")
 
 
 def _check_tensors(classifier: Classifier, path: Path, state: dict[str, Tensor]) -> None:

@@ -36,6 +36,7 @@ class Request(TypedDict):
             file.
         files: names in the repository; the first that exists is downloaded.
         path: where a file that is not on the hub is stored. The hub has its own cache.
+        described: the repository may describe the network in config.json, which is downloaded first.
     """
 
     server: str
@@ -43,12 +44,14 @@ class Request(TypedDict):
     revision: str | None
     files: list[str]
     path: str
+    described: bool
 
 
 class Message(TypedDict, total=False):
     """Progress or result of a download; each message has one of these.
 
     Attributes:
+        license: licence of the weights in config.json; None if it names none.
         total: size of the file in bytes, None if the server does not tell. The download begins.
         done: number of bytes that have come; each message has a larger one.
         waits: another process downloads the same file.
@@ -56,6 +59,7 @@ class Message(TypedDict, total=False):
         error: one line, why there is none.
     """
 
+    license: str | None
     total: int | None
     done: int
     waits: bool
@@ -110,6 +114,8 @@ def download(request: Request) -> str:
         finally:
             partial.unlink(missing_ok=True)
         return str(path)
+    if request["described"]:
+        send({"license": _license(request)})
     for file in request["files"]:
         try:
             return hf_hub_download(request["repository"], file, revision=request["revision"], tqdm_class=bar)
@@ -117,6 +123,17 @@ def download(request: Request) -> str:
             if file == request["files"][-1]:
                 raise
     raise ValueError("no file name was given")
+
+
+def _license(request: Request) -> str | None:
+    """Licence in the config.json of a repository, which is then in the cache beside the weights."""
+    try:
+        path = hf_hub_download(request["repository"], "config.json", revision=request["revision"])
+        config = json.loads(Path(path).read_text("utf-8"))
+        license_ = config.get("license") or (config.get("pretrained_cfg") or {}).get("license")
+    except (EntryNotFoundError, ValueError, AttributeError):  # none, or of another form
+        return None
+    return license_ if isinstance(license_, str) else None
 
 
 def _reason(error: BaseException) -> str:

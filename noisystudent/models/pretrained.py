@@ -1,9 +1,10 @@
-"""The file of timm's published weights: in the local cache, or downloaded, with a line that says so."""
+"""Where initial weights come from: a file, timm or the hub; a download has a line with size and licence."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +21,16 @@ import torch
 from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 
 from noisystudent.console import Progress, Terminal
+from noisystudent.errors import InputError, require
 from noisystudent.models import download
 from noisystudent.models.download import Message, Request
+from noisystudent.models.files import weights_in
 
-SILENT_SECONDS = 30.0
-"""Longest time in seconds in which a download may receive nothing."""
+SILENT_SECONDS = 25.0
+"""Longest time in seconds in which a download may receive nothing; with its end it is below 30 s."""
+
+HUB = "hf-hub:"
+"""Begins the name of a repository of the Hugging Face hub, as in timm."""
 
 _POLL_SECONDS = 0.1  # a signal ends the download after this time
 _AGAIN = "try again later, or set HF_ENDPOINT to another hub"
@@ -34,8 +41,53 @@ _END_SECONDS = 2.0  # time to remove the part of a file that was downloaded
 _ENVIRONMENT = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
 
 
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
 class Unavailable(Exception):
     """The published weights of a model are not available; the message gives the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What `model.pretrained` names; one of the three is set.
+
+    Attributes:
+        name: model of timm, with the tag of its published weights if one is given.
+        repository: on the hub, with its revision if one is given.
+        file: weights on this machine.
+    """
+
+    name: str = ""
+    repository: str = ""
+    file: Path | None = None
+
+
+def find_source(name: str, pretrained: bool | str) -> Source | None:
+    """Return what `model.pretrained` names for the model `name`, without a download. None: no weights.
+
+    Raises:
+        InputError: it is no file, no tag of this model and no repository.
+    """
+    if isinstance(pretrained, bool):
+        return Source(name=name) if pretrained else None
+    if pretrained.startswith(HUB):
+        repository = pretrained.removeprefix(HUB)
+        right = f"{HUB}<owner>/<name> is right"
+        require(bool(_REPOSITORY.fullmatch(repository)), f"model.pretrained is {pretrained!r}; {right}")
+        return Source(repository=repository)
+    architecture = name.split(".")[0]
+    published = (listed.split(".", 1) for listed in timm.list_pretrained(f"{architecture}*") if "." in listed)
+    tags = [tag for network, tag in published if network == architecture]
+    if pretrained in tags:
+        return Source(name=f"{architecture}.{pretrained}")
+    if Path(pretrained).exists():
+        return Source(file=weights_in(Path(pretrained)))
+    known = f"whose tags are {', '.join(tags)}" if tags else "which has none"
+    raise InputError(
+        f"model.pretrained is {pretrained!r}, which is no file and no tag of {architecture}, {known};"
+        f" give true, false, a file, a tag or {HUB}<owner>/<name>"
+    )
 
 
 def is_offline() -> bool:
@@ -59,28 +111,55 @@ def pretrained_source(name: str, progress: Progress | None = None) -> dict[str, 
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
         raise Unavailable("none were published")
-    request = _request(cfg)
-    path = _cached(request)
-    if path is None:
-        if is_offline():
-            source = request["repository"] or request["server"]
-            raise Unavailable(
-                f"{source} is not in the cache, and --offline or HF_HUB_OFFLINE=1 forbids the download"
-            )
-        path = _download_visibly(name, request, progress)
+    title = f"the published weights of {name}"
+    path = _obtained(_request(cfg), title, cfg.license, progress)
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": path}}
+
+
+def hub_file(repository: str, progress: Progress | None = None) -> Path:
+    """Return the path of the weights in a repository of the hub; its config.json, if any, is beside them.
+
+    Raises:
+        Unavailable, Stopped: see `pretrained_source`.
+    """
+    request = _hub_request(repository, ["model.safetensors", "pytorch_model.bin"], described=True)
+    return Path(_obtained(request, HUB + repository, None, progress))
 
 
 def _request(cfg: Any) -> Request:
     """Where the weights are, as in timm: on the hub if it has them, otherwise at a URL."""
     if not cfg.hf_hub_id:
         path = Path(torch.hub.get_dir()) / "checkpoints" / cfg.url.rpartition("/")[2]
-        return Request(server=cfg.url, repository="", revision=None, files=[], path=str(path))
-    repository, _, revision = cfg.hf_hub_id.partition("@")
+        return Request(
+            server=cfg.url, repository="", revision=None, files=[], path=str(path), described=False
+        )
     files = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    return _hub_request(cfg.hf_hub_id, files, described=False)
+
+
+def _hub_request(name: str, files: list[str], *, described: bool) -> Request:
+    repository, _, revision = name.partition("@")
     return Request(
-        server=constants.ENDPOINT, repository=repository, revision=revision or None, files=files, path=""
+        server=constants.ENDPOINT,
+        repository=repository,
+        revision=revision or None,
+        files=files,
+        path="",
+        described=described,
     )
+
+
+def _obtained(request: Request, title: str, license_: str | None, progress: Progress | None) -> str:
+    """Path of the weights: in the cache, or downloaded."""
+    path = _cached(request)
+    if path is not None:
+        return path
+    if is_offline():
+        source = request["repository"] or request["server"]
+        raise Unavailable(
+            f"{source} is not in the cache, and --offline or HF_HUB_OFFLINE=1 forbids the download"
+        )
+    return _download_visibly(request, title, license_, progress)
 
 
 def _cached(request: Request) -> str | None:
@@ -94,18 +173,18 @@ def _cached(request: Request) -> str | None:
     return None
 
 
-def _download_visibly(name: str, request: Request, progress: Progress | None) -> str:
+def _download_visibly(request: Request, title: str, license_: str | None, progress: Progress | None) -> str:
     """Download the weights and return their path, with a line on standard error if `progress` is None."""
     if progress is not None:
-        return _download(name, request, progress)
+        return _download(request, title, license_, progress)
     terminal = Terminal(stderr=True)
     try:
-        return _download(name, request, terminal)
+        return _download(request, title, license_, terminal)
     finally:
         terminal.close()
 
 
-def _download(name: str, request: Request, progress: Progress) -> str:
+def _download(request: Request, title: str, license_: str | None, progress: Progress) -> str:
     """Download the weights, show the progress, and return their path."""
     source = request["server"] + (f"/{request['repository']}" if request["repository"] else "")
     total = None
@@ -116,13 +195,15 @@ def _download(name: str, request: Request, progress: Progress) -> str:
             if "path" in message:
                 return message["path"]
             if "waits" in message:
-                progress.say(f"another process downloads the weights of {name}; waiting for it")
+                progress.say(f"another process downloads {title}; waiting for it")
+            elif "license" in message:
+                license_ = message["license"]
             elif "total" in message:
                 total = message["total"]
                 size = "size unknown" if total is None else f"{total / 1e6:,.1f} MB"
-                progress.say(f"downloading the published weights of {name} from {source} ({size})")
+                progress.say(f"downloading {title} from {source} ({size}, licence {license_ or 'unknown'})")
             else:
-                progress.advance(f"weights of {name}", message["done"], total or message["done"])
+                progress.advance(title, message["done"], total or message["done"])
     raise Unavailable(f"the download from {source} ended early; {_AGAIN}")
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean, first_line
 from noisystudent.models import scaling, small
 from noisystudent.models.classifier import Classifier
+from noisystudent.models.files import described, load_file
 from noisystudent.models.heads import initial_weights, use_mlp
 from noisystudent.models.noise import no_stochastic_depth
-from noisystudent.models.pretrained import Unavailable, pretrained_source
+from noisystudent.models.pretrained import Source, Unavailable, find_source, hub_file, pretrained_source
 
 # At import, so that timm has these networks before any name is looked up.
 small.register()
@@ -52,7 +56,7 @@ def build_model(
     resolution: int,
     *,
     seed: int = 0,
-    pretrained: bool | None = None,
+    pretrained: bool | str | None = None,
     progress: Progress | None = None,
 ) -> Classifier:
     """Build a classifier whose initial weights are a pure function of the config, sizes and seed.
@@ -64,8 +68,8 @@ def build_model(
         resolution: side of the images in pixels. Models with a fixed input size are built for this size.
         seed: seed of the run. The global generators do not change.
         pretrained: replaces `config.pretrained` if given. Pass False if weights are loaded afterwards.
-        progress: prints a line if weights are downloaded or `config.pretrained_fallback` is used. None: a
-            line on standard error for a download.
+        progress: prints a line if weights are downloaded, if their classification layer is not used, or if
+            `config.pretrained_fallback` is. None: a line on standard error for a download.
 
     Raises:
         InputError: the name is unknown, the model does not have the options or the noise, or the published
@@ -74,19 +78,38 @@ def build_model(
     """
     _check_name(config.name)
     _check_options(config)
-    use_pretrained = config.pretrained if pretrained is None else pretrained
+    source = find_source(config.name, config.pretrained if pretrained is None else pretrained)
+    network = _Network(config, num_classes, resolution, seed)
     try:
-        source = pretrained_source(config.name, progress) if use_pretrained else {}
-        net = _create(config, num_classes, resolution, seed, source)
+        net = network.new() if source is None else _from_source(network, source, progress)
     except Unavailable as error:
         reason = f"the published weights of {config.name} are not available: {error}"
         if not config.pretrained_fallback:
             advice = "set model.pretrained_fallback to true to start from random weights"
-            raise InputError(f"model.pretrained is true, but {reason}; {advice}") from error
+            given = str(config.pretrained).lower() if config.pretrained is True else config.pretrained
+            raise InputError(f"model.pretrained is {given}, but {reason}; {advice}") from error
         if progress is not None:
             progress.say(f"{reason}; starting from random weights")
-        net = _create(config, num_classes, resolution, seed, {})
+        net = network.new()
     return Classifier(net, config, num_classes, resolution)
+
+
+def _from_source(network: _Network, source: Source, progress: Progress | None) -> nn.Module:
+    """The network with the weights of a source; what it has no weights for is initialised as without one."""
+    if source.name:
+        return network.new(source.name, pretrained_source(source.name, progress))
+    file = source.file or hub_file(source.repository, progress)
+    description = described(file)
+    # Pixels are normalised as in the training of the weights.
+    normalization = {key: description[key] for key in ("mean", "std") if key in description}
+    net = network.new(arguments={"pretrained_cfg_overlay": normalization} if normalization else {})
+    name, remap = network.config.name, network.config.remap
+    same_head = load_file(net, file, network.loaded, name=name, remap=remap)
+    if not same_head and progress is not None:
+        progress.say(
+            f"{file} has not {network.num_classes:,} classes: the classification layer of {name} starts anew"
+        )
+    return net
 
 
 def _check_name(name: str) -> None:
@@ -109,40 +132,56 @@ def _check_options(config: ModelConfig) -> None:
             raise InputError(f"model.options has {key!r}; set model.dropout and model.stochastic_depth")
 
 
-def _create(
-    config: ModelConfig, num_classes: int, resolution: int, seed: int, source: dict[str, Any]
-) -> nn.Module:
-    arguments = _arguments(config, num_classes, resolution) | source
-    with initial_weights(seed):
-        net = _call_timm(config, resolution, arguments)
-        if config.head == "mlp":  # after the network, so that its weights do not depend on the head
-            use_mlp(net)
-    for module in net.modules():
-        # A few architectures set their own rate. All dropout comes from `ModelNoise`.
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return net
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """A network that timm builds; the attributes are arguments of `build_model`."""
 
+    config: ModelConfig
+    num_classes: int
+    resolution: int
+    seed: int
 
-def _arguments(config: ModelConfig, num_classes: int, resolution: int) -> dict[str, Any]:
-    """Arguments of `timm.create_model`; dropout is 0, because `ModelNoise` applies it."""
-    arguments: dict[str, Any] = {"num_classes": num_classes, "drop_rate": 0.0, **config.options}
-    if config.stochastic_depth > 0:  # some models do not have this argument
-        arguments["drop_path_rate"] = config.stochastic_depth
-    cfg = timm.get_pretrained_cfg(config.name)
-    if cfg is not None and cfg.fixed_input_size:  # such as vision transformers with position embeddings
-        arguments["img_size"] = resolution
-    return arguments
+    def new(self, name: str | None = None, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+        """Build it, under its name or with the tag of other weights, and with more arguments of timm."""
+        given = {"model_name": name or self.config.name} | self.arguments() | dict(arguments or {})
+        with initial_weights(self.seed):
+            net = _call_timm(self.config, self.resolution, given)
+            if self.config.head == "mlp":  # after the network, so that its weights do not depend on the head
+                use_mlp(net)
+        for module in net.modules():
+            # A few architectures set their own rate. All dropout comes from `ModelNoise`.
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return net
+
+    def loaded(self, state: dict[str, Tensor], num_classes: int) -> nn.Module:
+        """Build it for other classes, with a state that timm converts and loads strictly; see `load_file`."""
+        overlay = {"state_dict": state, "num_classes": num_classes, "label_offset": 0, "custom_load": False}
+        more = {"num_classes": num_classes, "pretrained": True, "pretrained_cfg_overlay": overlay}
+        with torch.random.fork_rng(devices=[]):
+            net: nn.Module = timm.create_model(self.config.name, **self.arguments() | more)
+        return net
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `timm.create_model`; dropout is 0, because `ModelNoise` applies it."""
+        config = self.config
+        arguments: dict[str, Any] = {"num_classes": self.num_classes, "drop_rate": 0.0, **config.options}
+        if config.stochastic_depth > 0:  # some models do not have this argument
+            arguments["drop_path_rate"] = config.stochastic_depth
+        cfg = timm.get_pretrained_cfg(config.name)
+        if cfg is not None and cfg.fixed_input_size:  # such as vision transformers with position embeddings
+            arguments["img_size"] = self.resolution
+        return arguments
 
 
 def _call_timm(config: ModelConfig, resolution: int, arguments: dict[str, Any]) -> nn.Module:
     try:
-        net: nn.Module = timm.create_model(config.name, **arguments)
+        net: nn.Module = timm.create_model(**arguments)
     except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
-        weights = arguments.get("pretrained_cfg_overlay")
-        if weights is None:
+        file = arguments.get("pretrained_cfg_overlay", {}).get("file")
+        if file is None:
             raise _build_error(config, resolution, error) from error
-        raise Unavailable(f"{weights['file']} is damaged ({first_line(error)}); delete it") from error
+        raise Unavailable(f"{file} is damaged ({first_line(error)}); delete it") from error
     # timm reports a wrong option by any of these.
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _build_error(config, resolution, error) from error

@@ -158,7 +158,11 @@ def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
     if kind in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, origin, name)
+        # `bool | str` is the only union of two types: a value that is no boolean is text.
+        chosen = (
+            type(value) if type(value) in arguments else [a for a in arguments if a is not type(None)][-1]
+        )
+        return _convert(chosen, value, origin, name)
     if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
         return _build(hint, value, origin, f"{name}.")
     if kind is tuple:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from noisystudent.config import Config, PseudoLabelConfig, StudentConfig, TeacherConfig
+from noisystudent.config import Config, ModelConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
 from noisystudent.config.fields import is_neutral, is_of_student
 from noisystudent.config.run import learners
+from noisystudent.run.checksums import checksum
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import LABELS_FORMAT
 from noisystudent.run.stages import Stage
@@ -43,7 +44,20 @@ def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]
         for field in dataclasses.fields(section)
         if not is_neutral(field) and is_of_student(field) == of_student
     }
-    return {key: value for key, value in dataclasses.asdict(section).items() if key in names}
+    values = {key: value for key, value in dataclasses.asdict(section).items() if key in names}
+    if isinstance(section, ModelConfig):
+        values["pretrained"] = _weights(section.pretrained)
+    return values
+
+
+def _weights(pretrained: bool | str) -> object:
+    """What `model.pretrained` names; a file is its content, wherever it is."""
+    path = Path(str(pretrained))
+    names = ("model.safetensors", "pytorch_model.bin")  # as `models.files.weights_in`
+    file = next((path / name for name in names if (path / name).is_file()), path)
+    if isinstance(pretrained, bool) or not file.is_file():
+        return pretrained
+    return checksum(file)
 
 
 def compute_of(config: Config) -> Mapping[str, object]:

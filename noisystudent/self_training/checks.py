@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from noisystudent.augment.policies import build_policy
-from noisystudent.config import Config, ModelConfig, TeacherConfig
+from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.run import learners, require_lengths, require_pool
 from noisystudent.data.gpu_decode import check_gpu_decoder
 from noisystudent.errors import require
 from noisystudent.models.heads import classifier_path
+from noisystudent.models.pretrained import find_source
 from noisystudent.models.registry import build_model
 from noisystudent.run.backbones import backbone_key
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training.heads import frozen
+from noisystudent.self_training.models import prepare_training
+from noisystudent.train.optim import lr_scales
 
 _CLASSES = 2  # of the networks that are built here; the classes of the run are not known yet
 
@@ -35,30 +40,37 @@ def check_config(config: Config, *, pool: bool) -> None:
     device = resolve_device(config.device, deterministic=config.deterministic)
     if config.data.decoder == "gpu":
         check_gpu_decoder(device)
-    built: list[tuple[ModelConfig, int, int | None]] = []
-    for learner in learners(config).values():
+    built: list[tuple[LearnerConfig, int]] = []
+    for name, learner in learners(config).items():
         side = learner.model.resolution or config.data.resolution
         build_policy(learner.augment, side)
-        model = frozen(learner.model) if learner.train.features else learner.model
-        networks: list[tuple[ModelConfig, int, int | None]] = [(model, side, None)]
+        find_source(learner.model.name, learner.model.pretrained)
+        _check_kept_weights(config, name, learner)
+        features = learner.train.features
+        model = frozen(learner.model) if features else learner.model
+        networks = [(LearnerConfig(model=model, train=learner.train), side, "train.frozen_blocks")]
         if isinstance(learner, TeacherConfig) and learner.finetune is not None:
+            second = replace(learner.train, frozen_blocks=learner.finetune.frozen_blocks, features=False)
             size = learner.finetune.resolution or side
-            networks.append((learner.model, size, learner.finetune.frozen_blocks))
-        for network in networks:
-            if network not in built:
-                built.append(network)
-                _build(*network, features=learner.train.features)
+            networks.append(
+                (LearnerConfig(model=learner.model, train=second), size, "finetune.frozen_blocks")
+            )
+        for network, resolution, field in networks:
+            if (network, resolution) not in built:
+                built.append((network, resolution))
+                _build(network, resolution, config.seed, field)
     check_features(config)
 
 
-def _build(config: ModelConfig, resolution: int, blocks: int | None, *, features: bool) -> None:
-    """Build a network without memory for its weights, and freeze its first blocks."""
+def _build(learner: LearnerConfig, resolution: int, seed: int, field: str) -> None:
+    """Build a network without memory for its weights, and prepare its training."""
     with torch.device("meta"):
-        model = build_model(config, _CLASSES, resolution, pretrained=False)
-    if features:
+        model = build_model(learner.model, _CLASSES, resolution, pretrained=False)
+        prepare_training(model, learner, seed, field=field)
+    if learner.train.features:
         classifier_path(model.net)
-    if blocks is not None:
-        model.freeze(blocks)
+    else:
+        lr_scales(model, learner.train)
 
 
 def check_features(config: Config) -> None:
@@ -72,6 +84,9 @@ def check_features(config: Config) -> None:
         "pretrain is given, and train.features is true; the backbone that pretrain trains is not cached, so"
         " leave one of them out",
     )
+    for name, learner in learners(config).items():
+        if learner.train.features:
+            _check_no_option_of_blocks(name, learner)
     labelers = [config.teacher, *config.students]
     for number, student in enumerate(config.students):
         name, labels = f"students.{number}", student.pseudo_label
@@ -96,4 +111,37 @@ def check_features(config: Config) -> None:
             student.init != "teacher" or same,
             f"{name}.init is teacher, but {name}.train.features is true and the features of its teacher are"
             " others; set init to scratch",
+        )
+
+
+def _check_no_option_of_blocks(name: str, learner: LearnerConfig) -> None:
+    """Raise if the blocks of a backbone that is not trained would be trained in a special way."""
+    model, train = learner.model, learner.train
+    given = {
+        "model.lora": model.lora is not None,
+        "model.grad_checkpointing": model.grad_checkpointing,
+        "train.frozen_blocks": train.frozen_blocks is not None,
+        "train.layer_decay": train.layer_decay != 1,
+        "train.head_lr_scale": train.head_lr_scale != 1,
+    }
+    for field, present in given.items():
+        require(
+            not present,
+            f"{name}.{field} is given, but {name}.train.features is true, which trains the head alone; leave"
+            " one of them out",
+        )
+
+
+def _check_kept_weights(config: Config, name: str, learner: LearnerConfig) -> None:
+    """Raise if weights would be kept that are random."""
+    model = learner.model
+    published = model.pretrained and not model.pretrained_fallback
+    handed = isinstance(learner, StudentConfig) and learner.init == "teacher"
+    handed = handed or (name == "teacher" and config.pretrain is not None)
+    kept = {"model.lora": model.lora, "train.frozen_blocks": learner.train.frozen_blocks}
+    for field, value in kept.items():
+        require(
+            value is None or bool(published) or handed,
+            f"{name}.{field} is {value}, but the weights that it keeps would be random; set"
+            f" {name}.model.pretrained, and {name}.model.pretrained_fallback to false",
         )

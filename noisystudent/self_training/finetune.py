@@ -18,10 +18,17 @@ def finetuning(training: Training, config: FinetuneConfig) -> Training:
     The learning rate is that of the last steps of the first training, as in the published code (main.py:582).
     With `config.lr` it is a cosine from this peak.
     """
-    first = training.learner.train
+    first = training.config
     batch_size = config.batch_size or first.batch_size
-    train = replace(first, batch_size=batch_size, steps=config.steps, epochs=config.epochs, pool_epochs=None)
-    train = replace(train, features=False)  # after a head alone, the whole network
+    train = replace(
+        first,
+        batch_size=batch_size,
+        steps=config.steps,
+        epochs=config.epochs,
+        pool_epochs=None,
+        frozen_blocks=config.frozen_blocks,
+        features=False,  # after a head alone, the whole network
+    )
     if config.lr is not None:
         train = replace(train, lr=config.lr, schedule="cosine", warmup_epochs=0.0)
     augment = training.learner.augment if config.augment else _CLEAN
@@ -36,7 +43,6 @@ def finetuning(training: Training, config: FinetuneConfig) -> Training:
         cache=None,
         initial=training.folder,
         new_head=False,
-        frozen_blocks=config.frozen_blocks,
     )
     if config.lr is not None:
         return second

@@ -33,6 +33,8 @@ def train(
         Stopped: a signal was received. Another call resumes.
     """
     averaged = fitted(training, pool, progress, on_log)
+    if isinstance(averaged, Classifier):
+        averaged.merge_lora()  # the file is of the ordinary network
     metadata = {TEMPERATURE: str(_fitted_temperature(training, averaged))}
     if training.cache is not None:
         assert isinstance(averaged, Head)

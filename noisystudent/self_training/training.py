@@ -13,12 +13,12 @@ from torch import nn
 
 from noisystudent.augment import plan
 from noisystudent.augment.policies import Policy, build_policy
-from noisystudent.config import EvaluateConfig, LearnerConfig
+from noisystudent.config import EvaluateConfig, LearnerConfig, TrainConfig
 from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
-from noisystudent.models.classifier import Classifier, load_trunk, load_weights
+from noisystudent.models.classifier import Classifier, load_weights
 from noisystudent.models.heads import Head
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
@@ -26,10 +26,11 @@ from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.runtime import resolve_dtype
 from noisystudent.self_training.features import FeatureSet, with_features
 from noisystudent.self_training.heads import FeatureNoise, draw_views, finished_head, first_head, of_head
+from noisystudent.self_training.models import first_model, with_rate
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.phases import Phase, Rows, divide, steps_for_pool
 from noisystudent.train.ema_teacher import EmaTeacher
-from noisystudent.train.optim import lr_at
+from noisystudent.train.optim import describe_rates, lr_at
 from noisystudent.train.step import Noise, TrainStep
 
 
@@ -53,7 +54,6 @@ class Training:
         initial: folder of the weights to start from. None: from scratch, or from published weights.
         new_head: True: the model in `initial` has other classes, so its classifier is not loaded.
         cache: folder of the features that a head is trained on. None: a network is trained on images.
-        frozen_blocks: see `Classifier.freeze`. None: all blocks are trained.
         lr: function from step to learning rate. None: the schedule of the configuration.
         curve: evaluate on val during the training.
     """
@@ -75,7 +75,6 @@ class Training:
     initial: ModelDir | None = None
     new_head: bool = False
     cache: EmbeddingsDir | None = None
-    frozen_blocks: int | None = None
     lr: Callable[[int], float] | None = None
     curve: bool = True
     evaluation: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -100,6 +99,17 @@ class Training:
             ratios = self.ratios if self.joint else [1 + ratio for ratio in self.ratios]
             return steps_for_pool(drawn, train.batch_size, ratios, train.label_tail)
         return train.steps or max(1, round((train.epochs or 0) * self.steps_per_epoch))
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration of the training with a learning rate, which it need not have."""
+        return self._rate()[0]
+
+    def _rate(self) -> tuple[TrainConfig, str]:
+        # A head on features starts from scratch, or from weights that are as small a problem.
+        from_weights = bool(self.learner.model.pretrained) or self.initial is not None
+        from_weights = from_weights and not self.learner.train.features
+        return with_rate(self.learner, self.resolution, from_weights=from_weights)
 
     @property
     def policy(self) -> Policy:
@@ -141,12 +151,14 @@ class Training:
         wanted = default if self.learner.train.precision == "auto" else self.learner.train.precision
         fallback = wanted == "bf16" and self.dtype == torch.float32
         name = f"{'head on features of ' if self.cache else ''}{self.learner.model.name}"
+        config, family = self._rate()
         return (
             f"{name}, {self.total_steps:,} steps of {first.rows[0]:,} labelled"
             f" and {first.rows[1]:,} pool images"
             f"{f', at the end of {last.rows[0]:,} and {last.rows[1]:,},' if last is not first else ','}"
             f" {self.resolution} pixels"
             f"{', in fp32 because this processor has no bf16' if fallback else ''}"
+            f"{f', learning rate {config.lr:g} ({family}, {config.optimizer})' if family else ''}"
         )
 
 
@@ -161,6 +173,8 @@ def start(
         head = first_head(config, labeled, training.seed, side, training.initial).to(training.device)
         return head, FeatureNoise(head, training.learner, training.seed)
     model = _first_model(training, progress)
+    if rates := describe_rates(model, training.config):
+        progress.say(rates)
     noise = TrainingNoise(
         model,
         training.learner,
@@ -177,14 +191,14 @@ def train_step(training: Training, noise: Noise, ema: EmaTeacher | None) -> Trai
     """Return the definition of a step."""
     schedule = partial(
         lr_at,
-        config=training.learner.train,
+        config=training.config,
         steps_per_epoch=training.steps_per_epoch,
         total_steps=training.total_steps,
     )
     return TrainStep(
         noise=noise,
         lr=training.lr or schedule,
-        config=of_head(training.learner.train) if training.cache else training.learner.train,
+        config=of_head(training.config) if training.cache else training.config,
         num_classes=len(training.dataset.classes),
         dtype=training.dtype,
         hard_pool=training.hard,
@@ -221,19 +235,15 @@ def predictor_of_sets(training: Training) -> Predictor:
 
 def _first_model(training: Training, progress: Progress) -> Classifier:
     """Return the model at step 0, on the device: random, published, or other weights (`training.initial`)."""
-    config = training.learner.model
-    model = build_model(
-        config,
+    model = first_model(
+        training.learner,
         len(training.dataset.classes),
         training.resolution,
         seed=training.seed,
-        pretrained=config.pretrained and training.initial is None,  # no download of unused weights
+        initial=training.initial,
+        new_head=training.new_head,
         progress=progress,
     )
-    if training.initial is not None:
-        (load_trunk if training.new_head else load_weights)(model, training.initial.weights)
-    if training.frozen_blocks is not None:
-        model.freeze(training.frozen_blocks)
     return model.to(training.device)
 
 

@@ -42,7 +42,8 @@ class TrainState:
     """Everything that changes during a training.
 
     Attributes:
-        model: model that is trained.
+        model: model that is trained. A snapshot holds its trained parameters and its buffers, and a digest of
+            its frozen parameters, which the caller makes again.
         ema: moving average of `model`.
         optimizer: optimiser of the parameters of `model`. A snapshot holds its tensors, not its settings.
         window: (2,) float32 on the device, sums of loss and top-1 over the steps since the last log line.
@@ -51,6 +52,7 @@ class TrainState:
         averages: what the thresholds of an adaptive `EmaTeacher` depend on. None: there is no such teacher.
         step: number of finished steps.
         logged: step of the last log line.
+        frozen: digest of the frozen parameters, see `optim.frozen_digest`; 0 if there are none.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class TrainState:
     averages: Averages | None = None
     step: int = 0
     logged: int = 0
+    frozen: int = 0
 
 
 def newest(folder: Path, progress: Progress) -> Path | None:
@@ -160,6 +163,11 @@ def load(state: TrainState, path: Path) -> None:
     not_strict = StateDictOptions(strict=False)  # parameters without optimiser state are allowed
     set_optimizer_state_dict(state.model, state.optimizer, optimizer_state, options=not_strict)
     state.step, state.logged = int(tensors["step"]), int(tensors["logged"])
+    if int(tensors["frozen"]) != state.frozen:
+        raise RunError(
+            f"the checkpoint {path} belongs to another training: the frozen weights are others now; give the"
+            " weights with which it began, or delete it to start again"
+        )
 
 
 def _optimizer_state(state: TrainState) -> dict[str, Any]:
@@ -172,14 +180,19 @@ def _optimizer_state(state: TrainState) -> dict[str, Any]:
 
 def _named(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tensor]:
     """The result of `contents` for this optimiser state."""
-    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.module.state_dict().items()}
+    frozen = {name for name, parameter in state.model.named_parameters() if not parameter.requires_grad}
+    tensors = {
+        f"{part}.{name}": tensor
+        for part, module in (("model", state.model), ("ema", state.ema.module))
+        for name, tensor in module.state_dict().items()
+        if name not in frozen
+    }
     # as_tensor, because some optimisers keep numbers such as their step count as Python numbers.
     for name, entry in optimizer_state["state"].items():
         tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     if state.averages is not None:
         tensors |= {f"averages.{name}": tensor for name, tensor in state.averages.named().items()}
-    counts = {"step": torch.tensor(state.step), "logged": torch.tensor(state.logged)}
+    counts = {name: torch.tensor(getattr(state, name)) for name in ("step", "logged", "frozen")}
     return tensors | {"window": state.window} | counts
 
 

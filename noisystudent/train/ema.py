@@ -15,14 +15,16 @@ def decay_at(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and buffers in two lists: floating point, and others such as batch-norm counters."""
-    tensors = [tensor.detach() for tensor in chain(module.parameters(), module.buffers())]
-    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+def _pairs(average: nn.Module, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Trained parameters and buffers of a copy of a model, each with that of the model."""
+    parameters = zip(average.parameters(), model.parameters(), strict=True)
+    trained = [pair for pair in parameters if pair[1].requires_grad]  # frozen ones stay equal
+    pairs = chain(trained, zip(average.buffers(), model.buffers(), strict=True))
+    return [(one.detach(), other.detach()) for one, other in pairs]
 
 
 class Ema:
-    """Moving average of the parameters and floating-point buffers of a model; other buffers are copied.
+    """Moving average of the trained parameters and floating-point buffers of a model; others are copied.
 
     Args:
         model: model to average. From now on its tensors must keep their memory and change in place.
@@ -35,8 +37,11 @@ class Ema:
     def __init__(self, model: nn.Module) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         # The lists are made once, because iterating over a small model takes longer than averaging it.
-        self._averaged, self._copied = _tensors(self.module)
-        self._floating, self._counters = _tensors(model)
+        pairs = _pairs(self.module, model)
+        floating = [pair for pair in pairs if pair[1].is_floating_point()]
+        others = [pair for pair in pairs if not pair[1].is_floating_point()]  # such as batch-norm counters
+        self._averaged, self._floating = ([pair[at] for pair in floating] for at in (0, 1))
+        self._copied, self._counters = ([pair[at] for pair in others] for at in (0, 1))
 
     @torch.no_grad()
     def update(self, decay: Tensor) -> None:
@@ -56,6 +61,6 @@ class Ema:
     def norms(self) -> Tensor:
         """Euclidean norms of the weights and of their average, (2,) float32 on the device of the model.
 
-        A norm is finite only if every parameter and floating-point buffer is. The host does not wait.
+        A norm is finite only if every trained parameter and floating-point buffer is. The host does not wait.
         """
         return torch.stack([get_total_norm(self._floating), get_total_norm(self._averaged)])

@@ -21,7 +21,7 @@ from noisystudent.train.ema import Ema
 from noisystudent.train.ema_teacher import Averages
 from noisystudent.train.execution import Executor
 from noisystudent.train.journal import Journal
-from noisystudent.train.optim import build_optimizer
+from noisystudent.train.optim import build_optimizer, frozen_digest
 from noisystudent.train.snapshots import Snapshots
 from noisystudent.train.step import TrainStep
 
@@ -124,6 +124,7 @@ def _start(
         build_optimizer(model, step.config),
         window=torch.zeros(2, device=device),
         decay=torch.zeros((), device=device),
+        frozen=frozen_digest(model),
     )
     if step.teacher is not None and step.teacher.adaptive:
         state.averages = Averages.start(step.num_classes, device)

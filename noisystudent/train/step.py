@@ -17,6 +17,7 @@ from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import decay_at
 from noisystudent.train.ema_teacher import Averages, EmaTeacher
 from noisystudent.train.losses import fairness_loss, joint_loss
+from noisystudent.train.optim import set_lr
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 """(model, images, labels, pool_targets, expected, blend) -> (loss, top-1); see `TrainStep.forward`."""
@@ -98,10 +99,7 @@ class TrainStep:
 
     def prepare(self, state: TrainState, batch: Batch) -> None:
         """Set the learning rate, the decay of the moving average and the noise of step `state.step`."""
-        # A rate beyond float32 is infinite, so the check of the weights stops the training.
-        lr = torch.tensor(self.lr(state.step), dtype=torch.float64).float().item()
-        for group in state.optimizer.param_groups:
-            group["lr"].fill_(lr)
+        set_lr(state.optimizer, self.lr(state.step))
         state.decay.fill_(decay_at(state.step, self.config.ema_decay))
         self.noise.draw(batch, state.step)
 

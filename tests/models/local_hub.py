@@ -18,6 +18,7 @@ class Hub(ThreadingHTTPServer):
         behaviour: ok; silent: no answer at all; hangs: no answer to the second request and later ones; slow:
             in pieces; stops: half of the file and then nothing; short: half of the file; resets: half of the
             file and a reset connection; 404, 500: this status.
+        description: config.json of every repository. None: there is none.
         requests: method and path of each request.
     """
 
@@ -27,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.behaviour = content, behaviour
         self.requests: list[str] = []
+        self.description: bytes | None = None
         self.closing = threading.Event()
 
     @property
@@ -49,6 +51,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._respond(body=True)
 
+    def _refuse(self) -> None:
+        self.send_response(404)
+        # Of the real hub: a file that a repository does not have is no broken repository.
+        self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def _respond(self, body: bool) -> None:
         hub = self.server
         hub.requests.append(f"{self.command} {self.path}")
@@ -56,16 +66,24 @@ class Handler(BaseHTTPRequestHandler):
         if how == "silent" or (how == "hangs" and len(hub.requests) > 1):
             hub.closing.wait()
             return
+        if self.path.endswith("/config.json"):
+            if hub.description is None:
+                self._refuse()
+                return
+            how, content = "ok", hub.description
         if how.isdigit() and self.path != "/":
             self.send_error(int(how))
             return
         self.send_response(200)
         self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", '"weights"')
+        self.send_header("ETag", f'"{len(content)}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if not body:
-            return
+        if body:
+            self._send(how, content)
+
+    def _send(self, how: str, content: bytes) -> None:
+        hub = self.server
         pieces = 4 if how == "slow" else 2
         size = -(-len(content) // pieces)
         for start in range(0, len(content), size):

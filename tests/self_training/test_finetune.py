@@ -159,5 +159,5 @@ def test_blocks_are_frozen_in_order_whatever_the_network(name: str, blocks: int,
     model.noise.draw(0, 0, torch.ones(50, dtype=torch.bool))
     rates = {path.mask.min().item() for path in model.noise._paths if path.mask is not None}
     assert rates <= {0.0, 1.0}
-    with pytest.raises(InputError, match=r"finetune.frozen_blocks is 99; .* blocks"):
+    with pytest.raises(InputError, match=r"train.frozen_blocks is 99; .* blocks"):
         model.freeze(99)

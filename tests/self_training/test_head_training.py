@@ -57,7 +57,7 @@ def test_a_linear_head_without_noise_converges_to_logistic_regression(tmp_path: 
     batch = Batch(features, torch.from_numpy(labels), torch.empty((0, CLASSES)))
     noise = FeatureNoise(head, learner, 0)
     step = TrainStep(
-        noise=noise, lr=lambda _step: train.lr, config=train, num_classes=CLASSES, dtype=torch.float32
+        noise=noise, lr=lambda _step: 0.2, config=train, num_classes=CLASSES, dtype=torch.float32
     )
     trained = fit(
         head,

@@ -105,10 +105,12 @@ def test_update_follows_the_formula(name: str, momentum: float) -> None:
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
 def test_all_but_normalization_parameters_decay(name: str) -> None:
     model = timm.create_model(name, num_classes=5)
-    decayed, spared = parameter_groups(model, 0.1)
+    decayed, spared = parameter_groups(model, TrainConfig(weight_decay=0.1))
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     kinds = (nn.BatchNorm2d, nn.LayerNorm)  # timm's own descend from these
     norms = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
+    # timm's own list, such as position embeddings
+    norms |= {id(p) for n, p in model.named_parameters() if n in getattr(model, "no_weight_decay", set)()}
     assert {id(p) for p in spared["params"]} == norms
     assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters()} - norms
     assert any(p.ndim == 1 for p in decayed["params"])  # the paper decays biases
