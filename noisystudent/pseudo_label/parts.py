@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +144,11 @@ def iterate(
             yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
 
 
+def has_agreement(labels: PseudoLabels) -> bool:
+    """Return True if the pseudo-labels are of several teachers, and have the column `agreement`."""
+    return all("agreement" in pq.read_schema(path).names for path, _, _ in parts(labels))
+
+
 def summary(
     labels: PseudoLabels, *, truth: NDArray[np.int64] | None = None, kept: NDArray[np.int64] | None = None
 ) -> dict[str, Any]:
@@ -159,20 +166,25 @@ def summary(
         per_class: number of images for each predicted class.
         accuracy: accuracy of the rows whose true class is known, if `truth` is given.
         kept_accuracy: the same for the kept rows, if both are given.
+        agreement: of several teachers: `mean`, and `shares`, a list of [agreement, images, kept images] for
+            each value that occurs, in rising order.
     """
     edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
     histograms = np.zeros((2, HISTOGRAM_BINS), dtype=np.int64)  # all rows, kept rows
     scores = np.zeros((2, 2), dtype=np.int64)  # (all rows, kept rows) x (true class known, label correct)
     per_class = np.zeros(labels.num_classes, dtype=np.int64)
     chosen = np.sort(kept) if kept is not None else np.empty(0, dtype=np.int64)
-    total = 0.0
-    for batch in iterate(labels, ["row", "label", "confidence"]):
+    agreements = Counter[float](), Counter[float]()
+    total, voted = 0.0, has_agreement(labels)
+    for batch in iterate(labels, ["row", "label", "confidence", *(["agreement"] if voted else [])]):
         row, label = batch["row"].to_numpy(), batch["label"].to_numpy()
         confidence = batch["confidence"].to_numpy().astype(np.float64)
         per_class += np.bincount(label, minlength=labels.num_classes)
         total += float(confidence.sum())
         for index, mask in enumerate((np.ones(len(row), dtype=bool), _among(row, chosen))):
             histograms[index] += np.histogram(confidence[mask], edges)[0]
+            if voted:
+                agreements[index].update(batch["agreement"].to_numpy()[mask].tolist())
             if truth is not None:
                 actual = truth[row[mask]]
                 scores[index] += (actual >= 0).sum(), (actual == label[mask]).sum()
@@ -184,6 +196,11 @@ def summary(
         "confidence_histogram": histogram,
         "per_class": per_class.tolist(),
     }
+    if voted and images:
+        of_all, of_kept = agreements
+        mean = math.fsum(value * count for value, count in of_all.items()) / images
+        shares = [[value, of_all[value], of_kept[value]] for value in sorted(of_all)]
+        result["agreement"] = {"mean": mean, "shares": shares}
     if kept is not None:
         histogram["kept"] = histograms[1].tolist()
     if truth is not None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from noisystudent.config import Config, LearnerConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
+from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.run import require_lengths
-from noisystudent.run.fingerprint import fingerprint
-from noisystudent.run.inputs import compute_of, inputs_of
-from noisystudent.run.rundir import CONTROLS, LABELS_FORMAT, ModelDir, RunDir
+from noisystudent.run.first_teachers import labels_of, named_teachers
+from noisystudent.run.inputs import compute_of, inputs_of, labels_stage, make_stage
+from noisystudent.run.rundir import CONTROLS, ModelDir, RunDir
 from noisystudent.run.stages import Stage
-
-# Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
-# their stages again.
-_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +21,15 @@ class Model:
 
     Attributes:
         iteration: number of the iteration; 0 for the teacher.
-        role: one of `ROLES`, or fold.
-        training: stage of the training.
+        role: one of `ROLES`, fold, or existing: a first teacher that is not trained.
+        config: its section of the configuration.
+        training: stage of the training; of an existing teacher the stage that reads it.
         finetuning: stage of the fine-tuning after it; None if the configuration has none.
     """
 
     iteration: int
     role: str
+    config: TeacherConfig
     training: Stage
     finetuning: Stage | None = None
 
@@ -78,8 +76,7 @@ class Graph:
         pretraining: training on the folder names of the pool; None if it is not configured.
         folds: teachers that are trained without a part of the labelled images each; none without students.
         out_of_fold: their predictions, each on the images that it has not seen; None without folds.
-        teacher: the first teacher.
-        companions: further teachers of iteration 0, whose probabilities are averaged with the first's.
+        teachers: the first teachers, in the order of the configuration.
         filter: training of the model that filters the pool in place of the teacher; None if there is none.
         filter_labels: labelling of the pool by the filter; None if there is none.
         iterations: one for each student, in order.
@@ -90,21 +87,27 @@ class Graph:
     pretraining: Stage | None
     folds: tuple[Model, ...]
     out_of_fold: Stage | None
-    teacher: Model
-    companions: tuple[Model, ...]
+    teachers: tuple[Model, ...]
     filter: Stage | None
     filter_labels: Stage | None
     iterations: tuple[Iteration, ...]
     judgement: Stage
 
+    @property
+    def teacher(self) -> Model | None:
+        """The first of the first teachers that this run trains; None if it trains none."""
+        return next((model for model in self.teachers if model.role == "teacher"), None)
+
     def stages(self) -> list[Stage]:
         """Return all stages in the order in which they run."""
-        stages = [self.data, self.filter, self.filter_labels, self.pretraining]
+        stages: list[Stage | None] = [self.data]
+        stages += [model.training for model in self.teachers if model.role == "existing"]
+        stages += [self.filter, self.filter_labels, self.pretraining]
         for model in self.folds:
             stages += [model.training, model.finetuning]
         stages.append(self.out_of_fold)
-        for model in (self.teacher, *self.companions):
-            stages += [model.training, model.finetuning]
+        for model in self.teachers:
+            stages += [model.training, model.finetuning] if model.role == "teacher" else []
         for iteration in self.iterations:
             stages += [iteration.labels, iteration.selection]
             for model in iteration.models:
@@ -112,24 +115,26 @@ class Graph:
         return [stage for stage in (*stages, self.judgement) if stage is not None]
 
     def models(self) -> list[Model]:
-        """Return every model that is evaluated, in the order of training."""
-        return [self.teacher, *(model for iteration in self.iterations for model in iteration.models)]
+        """Return every network that is evaluated, in the order of training."""
+        first = [] if self.teacher is None else [self.teacher]
+        return [*first, *(model for iteration in self.iterations for model in iteration.models)]
 
 
-def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
+def build_graph(config: Config, listing: str, run: RunDir, existing: Sequence[str] = ()) -> Graph:
     """Build the graph of stages from a configuration, without reading or writing the run directory.
 
     Args:
         config: configuration of the run.
         listing: fingerprint of the images, from `listing_fingerprint`.
         run: run directory of the stages.
+        existing: fingerprint of each first teacher that is not trained, from `existing.fingerprints`.
 
     Raises:
         InputError: a training has no length.
     """
     require_lengths(config)
-    data = _stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
-    return _Builder(config, run, data).graph()
+    data = make_stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
+    return _Builder(config, run, data, existing).graph()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ class _Builder:
     config: Config
     run: RunDir
     data: Stage
+    existing: Sequence[str]
 
     def graph(self) -> Graph:
         config, first = self.config, self.run.iteration(0)
@@ -146,37 +152,39 @@ class _Builder:
         if config.pretrain is not None:
             pretraining = self._training("pretraining", first.model("pretraining"), config.pretrain)
         folds, out_of_fold = self._folds(pretraining)
-        teacher, *companions = (
-            self._model(0, "teacher", first.model(name), config.teacher, inputs)
-            for name, inputs in self._teachers(pretraining)
-        )
+        teachers = tuple(self._teachers(pretraining))
         filter_model, filter_labels = self._filter()
         iterations: list[Iteration] = []
         for index in range(1, len(config.students) + 1):
             before = iterations[-1] if iterations else None
             # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
-            teachers = [before.student] if before else [teacher, *companions]
-            iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
+            labeling = (before.student,) if before else teachers
+            iterations.append(self._iteration(index, labeling, filter_labels, before, out_of_fold))
+        # Equal teachers are inputs of the students.
+        judged = [*(teachers if config.teachers else teachers[:1])]
+        judged += [model for iteration in iterations for model in iteration.models]
         return Graph(
             data=self.data,
             pretraining=pretraining,
             folds=folds,
             out_of_fold=out_of_fold,
-            teacher=teacher,
-            companions=tuple(companions),
+            teachers=teachers,
             filter=filter_model,
             filter_labels=filter_labels,
             iterations=tuple(iterations),
-            judgement=self._judgement([teacher, *(m for iteration in iterations for m in iteration.models)]),
+            judgement=self._judgement(judged),
         )
 
-    def _teachers(self, pretraining: Stage | None) -> Iterator[tuple[str, dict[str, object]]]:
-        """Yield (name, further inputs) of each first teacher."""
+    def _teachers(self, pretraining: Stage | None) -> Iterator[Model]:
+        """Yield the first teachers."""
         inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
-        # The first has no number, so that it is the same stage with and without an ensemble.
-        yield "teacher", inputs
-        for number in range(2, self.config.ensemble + 1):
-            yield f"teacher-{number}", inputs | {"number": number}
+        for each in named_teachers(self.config, self.existing):
+            folder = self.run.iteration(0).model(each.name)
+            if each.role == "teacher":
+                yield self._model(0, "teacher", folder, each.config, inputs | each.inputs)
+            else:
+                stage = make_stage(each.name, folder.path, data=self.data.fingerprint, **each.inputs)
+                yield Model(0, each.role, each.config, stage)
 
     def _folds(self, pretraining: Stage | None) -> tuple[tuple[Model, ...], Stage | None]:
         """Return the teachers of the folds and the stage of their predictions; none without folds."""
@@ -191,7 +199,7 @@ class _Builder:
         models, labels = [fold.last.fingerprint for fold in folds], config.students[0].pseudo_label
         # The images are predicted in the way in which the first teacher labels the pool.
         views = [labels.flip, labels.scales]
-        return folds, _stage("out-of-fold", first.out_of_fold, models=models, views=views)
+        return folds, make_stage("out-of-fold", first.out_of_fold, models=models, views=views)
 
     def _filter(self) -> tuple[Stage | None, Stage | None]:
         """Return the stages of the training of the filter and of its labelling; None without a filter."""
@@ -201,25 +209,26 @@ class _Builder:
         training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
         # The filter labels the pool only once, before the first student (§3.1).
         path, options = self.run.iteration(1).filter_labels, config.students[0].pseudo_label
-        labels = _labels("filter-labels", path, options, training.fingerprint)
+        labels = labels_stage("filter-labels", path, options, model=training.fingerprint)
         return training, labels
 
     def _iteration(
         self,
         index: int,
-        teachers: list[Model],
+        teachers: tuple[Model, ...],
         filter_labels: Stage | None,
         before: Iteration | None,
         out_of_fold: Stage | None,
     ) -> Iteration:
         config, folder = self.config.students[index - 1], self.run.iteration(index)
-        first, *others = [teacher.last.fingerprint for teacher in teachers]
-        model = [first, *others] if others else first
+        prints = [teacher.last.fingerprint for teacher in teachers]
+        made_by = {"model": prints[0]} if before else labels_of(self.config, prints)
+        first = next((teacher for teacher in teachers if teacher.role != "existing"), None)
         # Without folds there is no such input, so that the fingerprints are those of runs before folds.
         expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
         chosen = expected if self.config.choose else {}  # the temperature
-        labels = _labels(f"labels-{index}", folder.labels, config.pseudo_label, model, **chosen)
-        selection = _stage(
+        labels = labels_stage(f"labels-{index}", folder.labels, config.pseudo_label, **made_by, **chosen)
+        selection = make_stage(
             f"selection-{index}",
             folder.selection,
             config=inputs_of(config.selection),
@@ -235,7 +244,7 @@ class _Builder:
         # A student and its controls share these inputs, so that they differ only in the pool and the steps.
         shared: dict[str, object] = {
             "ratio": config.unlabeled_ratio,
-            "initial": first if config.init == "teacher" else None,
+            "initial": first.last.fingerprint if first and config.init == "teacher" else None,
             "iteration": index,
             "length": selection.fingerprint if config.train.pool_epochs else None,  # passes over the pool
         }
@@ -257,7 +266,7 @@ class _Builder:
 
     def _judgement(self, models: list[Model]) -> Stage:
         stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
-        judgement = _stage(
+        judgement = make_stage(
             "judgement",
             self.run.verdict,
             config=inputs_of(self.config.evaluate),
@@ -276,25 +285,15 @@ class _Builder:
         training = self._training(name, folder, config, **inputs)
         finetuning = None
         if config.finetune is not None:
-            finetuning = _stage(
+            finetuning = make_stage(
                 f"{name}-finetune",
                 folder.finetune.path,
                 config=inputs_of(config.finetune),
                 model=training.fingerprint,
             )
-        return Model(index, role, training, finetuning)
+        return Model(index, role, config, training, finetuning)
 
     def _training(self, name: str, folder: ModelDir, config: LearnerConfig, **inputs: object) -> Stage:
         parts = {part: inputs_of(getattr(config, part)) for part in ("model", "augment", "train")}
         data, seed = self.data.fingerprint, self.config.seed
-        return _stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
-
-
-def _stage(name: str, path: Path, **inputs: object) -> Stage:
-    # A digest of each input, so that `state` can name those that have changed.
-    digests = {key: fingerprint(value) for key, value in inputs.items()}
-    return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
-
-
-def _labels(name: str, path: Path, config: PseudoLabelConfig, model: object, **inputs: object) -> Stage:
-    return _stage(name, path, config=inputs_of(config), model=model, format=LABELS_FORMAT, **inputs)
+        return make_stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
