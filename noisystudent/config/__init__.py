@@ -3,11 +3,11 @@
 The string under a field is its help text on the command line.
 """
 
+from noisystudent.config.evaluation import EvaluateConfig
 from noisystudent.config.images import AugmentConfig, DataConfig
 from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
 from noisystudent.config.run import (
     Config,
-    EvaluateConfig,
     FirstTeacherConfig,
     LearnerConfig,
     StudentConfig,

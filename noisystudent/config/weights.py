@@ -21,8 +21,8 @@ def check_weights(weights: Weights, count: int) -> None:
     right = all(math.isfinite(weight) and weight >= 0 for weight in weights) and any(weights)
     require(
         right and len(weights) == count,
-        f"teacher_weights is {list(weights)}; it must be equal, val, or a number for each of the {count} first"
-        " teachers, at least 0 and not all 0",
+        f"teacher_weights is {list(weights)}; it must be equal, val, or a number for each of the {count}"
+        " first teachers, at least 0 and not all 0",
     )
 
 

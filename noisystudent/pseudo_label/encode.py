@@ -106,7 +106,11 @@ class Encoder:
         if self.voters > 1:
             first, rest = encoded[:, 0], self._columns(encoded[:, 1:])
             agreement = first if self.dense else first.astype(np.int32).view(np.float32)
-            return {"label": rest.pop("label"), "confidence": rest.pop("confidence"), "agreement": agreement} | rest
+            return {
+                "label": rest.pop("label"),
+                "confidence": rest.pop("confidence"),
+                "agreement": agreement,
+            } | rest
         return self._columns(encoded)
 
     def _columns(self, encoded: NDArray[Any]) -> Columns:

@@ -153,7 +153,7 @@ def list_students(students: Any) -> list[Any]:
 
 
 def _entries(given: Any, name: str, also: str = "") -> list[Any]:
-    """Return the entries of the list `students` or `teachers`; `also` are other right values, for messages."""
+    """Return the entries of the list `students` or `teachers`; `also` are other values, for messages."""
     if given is None or (isinstance(given, list) and len(given) <= _MOST_ENTRIES):
         entries = [entry or {} for entry in given or ()]
         if all(isinstance(entry, Mapping) for entry in entries):

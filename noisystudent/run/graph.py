@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.run import require_lengths

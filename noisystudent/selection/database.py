@@ -86,8 +86,8 @@ def open_labels(
 ) -> None:
     """Create the view `labels(row, content_hash, label, confidence)` of all Parquet files in the folder.
 
-    With `agreement`, the view has that column, too. Also create the view `candidates`, the labels that a rule may choose from. It has all of them until
-    `restrict` is called.
+    With `agreement`, the view has that column, too. Also create the view `candidates`, the labels that a rule
+    may choose from. It has all of them until `restrict` is called.
 
     Raises:
         InputError: `agreement` is set, and a file has no such column.

@@ -203,7 +203,7 @@ class Among:
             outside[:] = False
         disagree = np.zeros_like(outside)
         if images.agreement is not None:
-            disagree = images.agreement < least_agreement(self.agreement)
+            disagree = too_few_agree(images.agreement, self.agreement)
         excluded = outside | disagree | (images.confidence.astype(np.float64) > self.highest)
         repeats, reason = self.decide(images)
         why = np.where(outside, _NOT_LOOKED_AT, np.where(disagree, _DISAGREE, _TOO_CONFIDENT))
@@ -218,6 +218,11 @@ def first_outside(share: float) -> int:
 def least_agreement(share: float) -> np.float32:
     """The smallest agreement that counts as this share: 2 of 3 teachers are enough for 0.667."""
     return np.float32(share) - _ROUNDING
+
+
+def too_few_agree(agreement: NDArray[np.float32], share: float) -> NDArray[np.bool_]:
+    """(n,) True for each image on which a smaller share of the teachers agrees."""
+    return np.asarray(agreement < least_agreement(share), np.bool_)
 
 
 def everything(images: Images) -> Decision:

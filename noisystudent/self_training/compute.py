@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from noisystudent.config import PseudoLabelConfig, TeacherConfig
+from noisystudent.config import FirstTeacherConfig, PseudoLabelConfig, TeacherConfig
+from noisystudent.config.run import first_teachers, is_trained, labeling_teachers
 from noisystudent.run.rundir import ModelDir
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.finetune import finetuning
@@ -26,14 +27,18 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
     pool = len(context.dataset.pool)
     if config.pretrain is not None:
         passes["pretraining"] = _trained(context.on_pool_folders(config.pretrain, folder))
-    teacher = _trained(context.training(config.teacher, folder, "passes"))
-    passes |= {"teacher": config.ensemble * teacher, "folds": len(context.graph.folds) * teacher}
+    first = first_teachers(config)
+    trained = [_trained(context.training(each, folder, "passes")) for each in first if is_trained(each)]
+    passes |= {"teacher": sum(trained), "folds": len(context.graph.folds) * sum(trained[:1])}
+    labeling = [first[place] for place in labeling_teachers(config)]
+    # Labels that were made elsewhere cost nothing here.
+    networks = sum(not (isinstance(each, FirstTeacherConfig) and each.labels_from) for each in labeling)
     if config.filter is not None:
         passes["filter"] = _trained(context.training(config.filter, folder, "passes"))
         passes["filter labels"] = FORWARD * pool * _views(config.students[0].pseudo_label)
     for index, (student, training) in enumerate(zip(config.students, students, strict=True), start=1):
         labels = student.pseudo_label
-        views = _views(labels) * (config.ensemble if index == 1 else 1)
+        views = _views(labels) * (networks if index == 1 else 1)
         passes[f"labels {index}"] = FORWARD * pool * views
         if labels.on_the_fly:
             passes[f"labels {index}"] += FORWARD * views * _pool_images(training, 0)

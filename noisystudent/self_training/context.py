@@ -89,9 +89,12 @@ class Context:
 
     def trainings(self, model: Model) -> tuple[Training, Training]:
         """Return the first and the last training of a model; they are the same object without fine-tuning."""
-        students = self.config.students
-        config = self.config.teacher if model.role == "teacher" else students[model.iteration - 1]
-        first = self.training(config, ModelDir(model.training.path), f"iteration-{model.iteration}")
+        # The first teacher has the same seed with and without others.
+        number = (
+            model.training.name.removeprefix("teacher").replace("-", "/") if model.role == "teacher" else ""
+        )
+        stream = f"iteration-{model.iteration}{number}"
+        first = self.training(model.config, ModelDir(model.training.path), stream)
         return first, self.last_training(first, model)
 
     def last_training(self, first: Training, model: Model) -> Training:

@@ -53,7 +53,7 @@ def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
         probs = np.empty((len(images), len(context.dataset.classes)), np.float32)
         for rows, training in trainings:
             labels = context.config.students[0].pseudo_label
-            probs[rows] = label_val([training], labels, training.dataset.val, context.progress).probs
+            probs[rows] = label_val(training, labels, training.dataset.val, context.progress).probs
         scores.save_predictions(stage.path, probs, images.labels)
 
     run_stage(stage, work, context.progress)
@@ -95,6 +95,7 @@ def _trainings(context: Context, initial: ModelDir | None) -> Iterator[tuple[NDA
 def _with_steps_of_teacher(context: Context) -> LearnerConfig:
     """Return the teacher's configuration with its number of steps: epochs of fewer images would be fewer."""
     config = context.config.teacher
+    assert context.graph.teacher is not None  # with folds all first teachers are trained
     teacher = context.training(config, ModelDir(context.graph.teacher.training.path), "iteration-0")
     second = config.finetune
     if second is not None:

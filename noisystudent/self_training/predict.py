@@ -1,8 +1,8 @@
-"""Predictions of the trained models of a run: saved ones, averaged ones, and ones on views with noise."""
+"""Predictions of the trained models of a run: saved ones, and ones on views with noise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import tee
 
@@ -51,44 +51,34 @@ def predictions(training: Training, name: str, images: ImageSet, progress: Progr
     return made
 
 
-def averaged_predictor(trainings: Sequence[Training]) -> Predictor:
-    """Return a predictor that averages the probabilities of finished trainings, which differ only in seed."""
-    first, *others = map(predictor, trainings)
-    return replace(first, models=(first.model, *(other.model for other in others)))
-
-
 def with_transforms(teacher: Predictor, config: PseudoLabelConfig) -> Predictor:
     """Average the probabilities over mirrored and scaled views (data distillation, arXiv 1712.04440)."""
     return replace(teacher, flip=config.flip, scales=config.scales)
 
 
-def label_val(
-    teachers: Sequence[Training], config: PseudoLabelConfig, val: ImageSet, progress: Progress
-) -> Predictions:
-    """Return what the teachers predict for val in the way in which they label the pool, without noise."""
+def label_val(teacher: Training, config: PseudoLabelConfig, val: ImageSet, progress: Progress) -> Predictions:
+    """Return what a teacher predicts for val in the way in which it labels the pool, without noise."""
     if config.flip or config.scales != (1.0,):
-        predictor = with_transforms(averaged_predictor(teachers), config)
-        prepared, _ = predictor.prepared(len(val), progress=progress)
+        prepared, _ = with_transforms(predictor(teacher), config).prepared(len(val), progress=progress)
         return Predictions(prepared.probs(val), val.labels)
-    saved = [predictions(teacher, "val", val, progress).probs for teacher in teachers]
-    return Predictions(np.mean(saved, axis=0, dtype=np.float32), val.labels)
+    return predictions(teacher, "val", val, progress)
 
 
 def noised_views(
-    training: Training, teachers: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
+    training: Training, teacher: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
 ) -> Iterator[Tensor]:
-    """Yield views (B, 3, S, S) uint8 of the rows `requests` with input noise, and draw the teachers' noise.
+    """Yield views (B, 3, S, S) uint8 of the rows `requests` with input noise, and draw the teacher's noise.
 
     This is the 'noised teacher' of Table 6.
     """
-    policy, models = training.policy, [model for model in teachers.models if isinstance(model, Classifier)]
+    policy, models = training.policy, [model for model in teacher.models if isinstance(model, Classifier)]
 
     def boxes(rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
         # The first row serves as the step, so a resumed labelling draws the same noise.
         return plan.crop_boxes(policy, training.seed, "labeling", int(rows[0]), images.view_sizes(rows))
 
     requests, drawn_for = tee(requests)
-    cropped = teachers.requested_views(images, requests, boxes if policy.crop == "inception" else None)
+    cropped = teacher.requested_views(images, requests, boxes if policy.crop == "inception" else None)
     for rows, batch in zip(drawn_for, cropped, strict=True):
         first, active = int(rows[0]), torch.ones(len(batch), dtype=torch.bool, device=training.device)
         for model in models:
