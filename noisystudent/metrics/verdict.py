@@ -51,8 +51,7 @@ def judge(
     narrow if models disagree on only a few images. Both comparisons must hold, so neither needs a correction.
 
     Args:
-        student, teacher: (N, K) probabilities of the last student, and of the first teacher or the average of
-            several ones.
+        student, teacher: (N, K) probabilities of the last student and of the first teachers.
         control, same_compute: (N, K) probabilities of the controls; None if there is no such control.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
@@ -122,8 +121,8 @@ def _sentence(
     )
     count = rivals["teacher"]["n"]
     text = (
-        f"{_opening(state, rivals, level, names)}: the student predicts {top1:.2%} of {count:,} {test} images "
-        f"correctly, {differences}."
+        f"{_opening(state, rivals, level, names)}: the student predicts {top1:.2%} of {count:,} {test}"
+        f" images correctly, {differences}."
     )
     if state != "unproven":
         return text

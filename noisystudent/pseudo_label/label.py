@@ -59,15 +59,13 @@ def label_images(
 
     Args:
         prepare: (number of images to label, largest batch size) -> the teacher, and its batch size.
-        images: pool rows of each batch -> images of each batch. It is called only once, so that decoding
-            continues from part to part.
+        images: pool rows of each batch -> images of each batch; called once, for all parts.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
-        num_classes: number of classes, K.
+        num_classes, voters: number of classes, K, and of teachers.
         config: temperature, batch size, part size, and the number of probabilities stored above 256 classes.
         out: folder of the parts.
         task, progress: name of this work and its display. A signal stops the work between two batches.
-        voters: number of teachers. Several ones write the column `agreement`.
 
     Raises:
         RunError: the teacher's logits are not finite or do not have K classes, or images are missing.

@@ -53,10 +53,12 @@ def named_teachers(config: Config, existing: Sequence[str]) -> Iterator[FirstTea
 
 
 def labels_of(config: Config, teachers: Sequence[str]) -> dict[str, object]:
-    """Return what the labels of the pool depend on, from the fingerprints of all first teachers.
+    """Return what the labels of the pool depend on, from fingerprints of first teachers or of a student.
 
     With one teacher, and with equal weights, they are the inputs of runs from before there were others.
     """
+    if len(teachers) == 1:
+        return {"model": teachers[0]}
     places, weights = labeling_teachers(config), normalized(config.teacher_weights, len(teachers))
     labeling = [teachers[place] for place in places]
     if len(labeling) == 1:

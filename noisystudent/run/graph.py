@@ -220,8 +220,7 @@ class _Builder:
         out_of_fold: Stage | None,
     ) -> Iteration:
         config, folder = self.config.students[index - 1], self.run.iteration(index)
-        prints = [teacher.last.fingerprint for teacher in teachers]
-        made_by = {"model": prints[0]} if before else labels_of(self.config, prints)
+        made_by = labels_of(self.config, [teacher.last.fingerprint for teacher in teachers])
         first = next((teacher for teacher in teachers if teacher.role != "existing"), None)
         # Without folds there is no such input, so that the fingerprints are those of runs before folds.
         expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}

@@ -59,8 +59,7 @@ def select(
     - threshold: every image above the threshold, once.
     - all: every image, once.
 
-    Images above max_confidence, outside pool_fraction or below the agreement are removed first. No image at
-    all may be kept.
+    Images above max_confidence, outside pool_fraction or below agreement are removed first; none may be left.
 
     Args:
         labels: pseudo-labels of the teacher.
@@ -74,8 +73,7 @@ def select(
         The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction is given, but the mode is not paper or adaptive; or agreement is given, but
-            the labels have none.
+        InputError: top_fraction is given without mode paper or adaptive, or agreement for one teacher.
         RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
     if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
@@ -84,10 +82,9 @@ def select(
             " it must be paper or adaptive"
         )
     with database(out, memory_limit, threads) as connection:
-        agreement = config.agreement > 0
-        open_labels(connection, labels, agreement=agreement)
+        open_labels(connection, labels, agreement=config.agreement > 0)
         decide = _rule(connection, config, labels.num_classes, seed)
-        write(connection, "labels", out, decide, agreement=agreement)
+        write(connection, "labels", out, decide, agreement=config.agreement > 0)
     return Selection(out, labels.num_classes)
 
 

@@ -62,14 +62,9 @@ def self_train(
     check_config(config, pool=sources.unlabeled is not None)
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
-        graph = context.graph
         _supersede_removed(context)
         read_existing(context)
-        # §3.1: a smaller model (EfficientNet-B0) filters the pool in place of the teacher.
-        if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
-            filtering = context.training(config.filter, ModelDir(graph.filter.path), "filter")
-            train_model(context, graph.filter, filtering)
-            label_pool(context, graph.filter_labels, only(filtering), config.students[0].pseudo_label)
+        _label_by_filter(context)
         initial = _pretrained(context)
         context = predict_out_of_fold(context, initial)
         _first_teachers(context, initial)
@@ -179,6 +174,18 @@ def _supersede_removed(context: Context) -> None:
                 context.progress.say(
                     f"{removed.name}: not in the configuration any more; kept in {supersede(removed)}"
                 )
+
+
+def _label_by_filter(context: Context) -> None:
+    """Train the filter and label the pool with it, if there is one.
+
+    §3.1: a smaller model (EfficientNet-B0) filters the pool in place of the teacher.
+    """
+    graph, config = context.graph, context.config
+    if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
+        filtering = context.training(config.filter, ModelDir(graph.filter.path), "filter")
+        train_model(context, graph.filter, filtering)
+        label_pool(context, graph.filter_labels, only(filtering), config.students[0].pseudo_label)
 
 
 def _pretrained(context: Context) -> ModelDir | None:

@@ -47,7 +47,7 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
         write(
             partial(joint.prepared, progress=context.progress),
             partial(joint_batches, streams),
-            len(joint.members),
+            voters=len(joint.members),
         )
         return {"weights": list(teachers.weights)}
 
@@ -64,7 +64,7 @@ def _label_alone(
         # Masks of another batch would be in other memory than a CUDA graph reads.
         model = replace(model, eager=True)
         views = partial(noised_views, teacher, model, context.dataset.pool)
-    write(partial(model.prepared, progress=context.progress), views, 1)
+    write(partial(model.prepared, progress=context.progress), views)
 
 
 def _write_labels(
@@ -73,7 +73,8 @@ def _write_labels(
     config: PseudoLabelConfig,
     prepare: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]],
     images: Callable[[Iterator[Rows]], Iterator[Any]],
-    voters: int,
+    *,
+    voters: int = 1,
 ) -> None:
     pool = context.dataset.pool
     label_images(

@@ -141,8 +141,8 @@ def match(stored: Stored, images: ImageSet, out: Path) -> tuple[int, str] | None
     with database(out, "2GB", None) as connection:
         count = _join(connection, stored, images)
         if count < len(images):
-            found = "SELECT min(row) FROM wanted WHERE row NOT IN (SELECT row FROM matched)"
-            ((first,),) = connection.execute(found).fetchall()
+            query = "SELECT min(row) FROM wanted WHERE row NOT IN (SELECT row FROM matched)"
+            ((first,),) = connection.execute(query).fetchall()
             return len(images) - count, images.ids(np.array([first]))[0]
         with atomic(out) as partial:
             shape = (len(images), len(stored.order))

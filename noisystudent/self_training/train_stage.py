@@ -137,7 +137,9 @@ def _warn_of_chance(context: Context, stage: Stage, sentence: str | None) -> Non
 def _compare_with_teacher(context: Context, stage: Stage, right: NDArray[np.bool_]) -> None:
     """Raise RunError, or print a warning, if a student is significantly worse on val than its teacher."""
     graph, config = context.graph, context.config
-    models = [None, *(iteration.student for iteration in graph.iterations)]
+    # Several first teachers, or one that was not trained here, have no predictions of a training.
+    first = graph.teacher if len(graph.teachers) == 1 else None
+    models = [first, *(iteration.student for iteration in graph.iterations)]
     for before, model in pairwise(models):
         if model is None or stage is not model.last:
             continue
