@@ -39,12 +39,12 @@ class Member:
     Attributes:
         model: a predictor, or its stored probabilities (N, K) of all images, in the order of the classes.
         stream: number of the stream with its views; stored probabilities have none.
-        order: (K,) output for each class; None: the outputs are in the order of the classes.
+        order: (K,) int64 output for each class; None: the outputs are in the order of the classes.
     """
 
     model: Predictor | NDArray[np.float32]
     stream: int = 0
-    order: tuple[int, ...] | None = None
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,8 +86,9 @@ class JointPredictor:
         probs = torch.stack([self._probs(member, batch) for member in self.members])
         if len(self.members) == 1:
             return Vote(probs[0], None)
-        weights = torch.tensor(self.weights, dtype=torch.float32, device=self.device)
-        mean = (weights[:, None, None] * probs).sum(dim=0)
+        mean = torch.zeros_like(probs[0])
+        for weight, each in zip(self.weights, probs, strict=True):
+            mean += weight * each
         label = mean.argmax(dim=1)  # the first class of those with equal probabilities
         of_label = probs[:, torch.arange(len(label), device=self.device), label]
         return Vote(mean, (of_label >= probs.amax(dim=2)).float().mean(dim=0))
@@ -105,7 +106,7 @@ class JointPredictor:
         # A softmax would hide a logit of minus infinity; the encoder refuses NaN.
         diverged = ~torch.isfinite(logits.sum(dim=1, keepdim=True))
         probs = torch.softmax(logits, dim=1).masked_fill(diverged, torch.nan)
-        return probs if member.order is None else probs[:, list(member.order)]
+        return probs if member.order is None else probs[:, member.order]
 
 
 Stream = Callable[[Iterator[Rows]], Iterator[Tensor]]

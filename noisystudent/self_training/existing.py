@@ -93,7 +93,9 @@ def _read(context: Context, model: Model) -> None:
     # Outside the stage: the check must also stop a run that is started again.
     predicted = known(teacher, "val")
     if predicted is None:
-        context.progress.say(f"note: {model.training.name}: it has no probabilities for the val images")
+        context.progress.say(
+            f"note: {model.training.name}: it has no rows for the val images, so it is not measured"
+        )
         return
     probs, labels = predicted
     top1 = classification.top_k(probs, labels, 1)

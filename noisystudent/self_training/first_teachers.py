@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from noisystudent.config import PseudoLabelConfig
@@ -84,9 +85,7 @@ def labeling(context: Context) -> Teachers:
         InputError: the weights are to be chosen on val, and a teacher cannot predict it.
     """
     teachers, places = all_first(context), labeling_teachers(context.config)
-    weights = normalized(context.config.teacher_weights, len(teachers))
-    if weights is None:
-        weights = _stacked(context, teachers)
+    weights = _weights(context, teachers)
     first = context.graph.teacher
     return Teachers(
         tuple(teachers[place] for place in places),
@@ -107,6 +106,11 @@ def _stacked(context: Context, teachers: Sequence[Teacher]) -> tuple[float, ...]
     return stacked([each.probs for each in predicted if each is not None], val.labels)
 
 
+def _weights(context: Context, teachers: Sequence[Teacher]) -> tuple[float, ...]:
+    given = normalized(context.config.teacher_weights, len(teachers))
+    return _stacked(context, teachers) if given is None else given
+
+
 def predict(context: Context, teacher: Teacher, name: str) -> Predictions | None:
     """Return what a teacher predicts for a set, "val" or "test", without transforms; None if it cannot."""
     if isinstance(teacher, Existing):
@@ -120,7 +124,7 @@ def judged(context: Context, name: str) -> Predictions:
     Those that cannot predict the set are left out. If only teachers of weight 0 can, they count equally.
     """
     teachers = all_first(context)
-    weights = normalized(context.config.teacher_weights, len(teachers)) or _stacked(context, teachers)
+    weights = _weights(context, teachers)
     able = [
         (each, weight)
         for teacher, weight in zip(teachers, weights, strict=True)
@@ -139,7 +143,7 @@ def teacher_rows(context: Context) -> list[dict[str, object]]:
     The scores are None for a teacher that cannot predict val.
     """
     teachers = all_first(context)
-    weights = normalized(context.config.teacher_weights, len(teachers)) or _stacked(context, teachers)
+    weights = _weights(context, teachers)
     rows: list[dict[str, object]] = []
     for model, teacher, weight in zip(context.graph.teachers, teachers, weights, strict=True):
         val = predict(context, teacher, "val")
@@ -208,7 +212,8 @@ def joint_predictor(
             stream = sides.setdefault(model.resolution, len(streams))
             if stream == len(streams):
                 streams.append(partial(model.requested_views, images))
-        members.append(Member(model, stream, order))
+        places = None if order is None else torch.tensor(order, device=context.device)
+        members.append(Member(model, stream, places))
     joint = JointPredictor(
         members=tuple(members), weights=teachers.weights, device=context.device, batch_size=config.batch_size
     )

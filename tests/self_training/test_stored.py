@@ -1,4 +1,4 @@
-"""Probabilities made elsewhere: any order, division and form of the files gives the same; wrong ones one line."""
+"""Probabilities made elsewhere: any order, division and form gives the same; wrong files are one line."""
 
 from __future__ import annotations
 
