@@ -52,16 +52,13 @@ def voted(
     joint = JointPredictor(members=members, weights=tuple(weights), device=CPU, batch_size=8)
     ready, size = joint.prepared(len(pool), 16, progress=Progress())
     assert size == 8
-    firsts = {
-        side: next(m for m in models if isinstance(m, Predictor) and m.resolution == side) for side in sides
-    }
+    firsts = {model.resolution: model for model in models if isinstance(model, Predictor)}
     streams = [partial(firsts[side].requested_views, pool) for side in sides]
     requests = (np.arange(at, min(at + size, len(pool))) for at in range(0, len(pool), size))
     votes = [ready(batch) for batch in joint_batches(streams, requests)]
     agreement = [vote.agreement for vote in votes if vote.agreement is not None]
-    return torch.cat([vote.probs for vote in votes]).numpy(), torch.cat(
-        agreement
-    ).numpy() if agreement else None
+    probs = torch.cat([vote.probs for vote in votes]).numpy()
+    return probs, torch.cat(agreement).numpy() if agreement else None
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -115,17 +115,17 @@ def test_entries_take_defaults_from_teacher_and_flags_reach_them(images: Path) -
 
 REFUSED: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "both": ([{"model_from": "a", "labels_from": "b"}], {}, "give one of the two"),
-    "trained": ([{"labels_from": "b", "train": {"steps": 3}}], {}, "has train, but it is not trained; remove it"),
+    "trained": ([{"labels_from": "b", "train": {"steps": 3}}], {}, "has train, but it is not trained"),
     "classes": ([{"classes": ["a"]}], {}, "neither model_from nor labels_from"),
     "ensemble": ([{}, OTHER], {"ensemble": 2}, "ensemble is 2, but teachers lists them"),
     "folds": ([{}, OTHER], {"folds": 2}, "folds is 2, but the first teachers are of different kinds"),
-    "few weights": ([{}, OTHER], {"teacher_weights": [1]}, r"teacher_weights is \[1.0\]; it must be equal, val"),
+    "few weights": ([{}, OTHER], {"teacher_weights": [1]}, r"is \[1.0\]; it must be equal, val, or a"),
     "no weights": ([{}, OTHER], {"teacher_weights": [0, 0]}, "not all 0"),
-    "a word": ([{}, OTHER], {"teacher_weights": "vall"}, "teacher_weights is 'vall'; it must be one of equal"),
+    "a word": ([{}, OTHER], {"teacher_weights": "vall"}, "is 'vall'; it must be one of equal, val"),
     "agreement": ([{}], {"student__selection__agreement": 0.5}, "one teacher labels the pool; set it to 0"),
     "init": ([{"labels_from": "b"}], {"student__init": "teacher"}, "trains none of the first teachers"),
     "noise": ([{}, {"labels_from": "b"}], {"student__pseudo_label__noise": True}, "has no noise; set it to"),
-    "online": ([{}, OTHER], {"student__pseudo_label__on_the_fly": True}, "label the pool before the training"),
+    "online": ([{}, OTHER], {"student__pseudo_label__on_the_fly": True}, "the pool before the training"),
     "nothing": ([{"labels_from": "b"}], {"students": 0}, "none is trained, and students is 0"),
     "unknown": ([{"from": "b"}], {}, "unknown key 'teachers.0.from'"),
     "text": (["b"], {}, "it must be a list of mappings"),
@@ -185,10 +185,8 @@ def test_the_verdict_compares_with_the_average(mixed: Path) -> None:
     assert verdict["top1"]["teacher"] == scores["teachers"]["test"]["top1"]
     assert "the average of the first teachers" in verdict["sentence"]
     # The stored labels are of the pool alone, so the average on test is that of the other three.
-    files = [
-        mixed / "iteration-0" / name / "predictions-test.npz"
-        for name in ("teacher", "teacher-2", "existing-1")
-    ]
+    names = ("teacher", "teacher-2", "existing-1")
+    files = [mixed / "iteration-0" / name / "predictions-test.npz" for name in names]
     mean = np.mean([np.load(file)["probs"] for file in files], axis=0)
     of_label = mean[np.arange(len(mean)), np.load(files[0])["labels"]]
     assert scores["teachers"]["test"]["nll"] == pytest.approx(-np.log(of_label).mean(), rel=1e-5)
@@ -258,7 +256,7 @@ def test_other_classes_are_one_line(finished: Path, name: str) -> None:
 @pytest.mark.parametrize("path", ["nothing", "nothing.onnx", "nothing.safetensors", "."])
 def test_a_missing_model_is_one_line(images: Path, tmp_path: Path, path: str) -> None:
     given = config(images, {}, {"model_from": str(tmp_path / path)})
-    with pytest.raises(InputError, match="^teachers: model_from ") as error:
+    with pytest.raises(InputError, match=r"^teachers: model_from ") as error:
         tiny.run(given, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "iteration-0").exists()
