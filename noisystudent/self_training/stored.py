@@ -16,6 +16,7 @@ from typing import Any, Literal
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -204,10 +205,12 @@ def _batches(stored: Stored, columns: Sequence[str]) -> Iterator[tuple[int, pa.R
 def _probs(stored: Stored, batch: pa.RecordBatch) -> NDArray[np.float32]:
     """(n, K) probabilities of the rows of a batch, in the order of the classes; NaN where there are none."""
     if stored.columns == ("probs",):
-        lists = batch.column("probs").to_pylist()
-        width = len(stored.order)
-        rows = [row if row is not None and len(row) == width else [np.nan] * width for row in lists]
-        listed = np.array(rows, np.float32).reshape(-1, width)
+        lists, width = batch.column("probs"), len(stored.order)
+        whole = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False) == width
+        listed = np.full((len(batch), width), np.nan, np.float32)
+        listed[whole] = (
+            lists.filter(pa.array(whole)).flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        )
     else:
         columns = [batch.column(name).cast(pa.float32()) for name in stored.columns]
         listed = np.stack([column.to_numpy(zero_copy_only=False) for column in columns], axis=1)

@@ -1,4 +1,4 @@
-"""A run with first teachers of several kinds is killed in every stage of them, and ends with the same bits."""
+"""A run with teachers of several kinds is killed in every stage of them, and ends with the same bits."""
 
 from __future__ import annotations
 

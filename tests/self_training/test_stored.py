@@ -76,7 +76,9 @@ def test_any_order_division_and_form_gives_the_same(
         if form is None:
             table |= {name: values[part, place] for place, name in enumerate(names)}
         else:
-            table["probs"] = pa.array([list(values[row]) for row in part], pa.list_(form))
+            table["probs"] = pa.array(
+                [list(values[row].astype(form.to_pandas_dtype())) for row in part], pa.list_(form)
+            )
         pq.write_table(pa.table(table), folder / f"{number}.parquet")
     matched = read(folder, pool, classes=() if form is None else tuple(names))
     assert np.abs(matched - probs).max() <= (1e-3 if form == pa.float16() else 0)
