@@ -22,6 +22,7 @@ from noisystudent.inference.existing import fingerprints, load_existing
 from noisystudent.inference.export import export
 from noisystudent.inference.load import load_predictor
 from noisystudent.pseudo_label.parts import unlist
+from noisystudent.recipes import resolve
 from noisystudent.report import build
 from noisystudent.run.graph import build_graph
 from noisystudent.run.rundir import RunDir
@@ -97,7 +98,7 @@ def test_another_teacher_repeats_no_training(images: Path, kinds: list[dict[str,
 def test_a_teacher_of_weight_0_labels_nothing(
     images: Path, finished: Path, kinds: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    given = config(images, *kinds[:3], teacher_weights=[3, 0, 0])
+    given = config(images, *kinds[:3], teacher_weights=[3, 0, 0], control="none")
     assert stages(given)["labels-1"] == stages(tiny.config(images))["labels-1"]
     tiny.run(given, tmp_path)
     for part in sorted((finished / LABELS).glob("*.parquet")):
@@ -108,7 +109,7 @@ def test_entries_take_defaults_from_teacher_and_flags_reach_them(images: Path) -
     given = config(images, {}, OTHER, {"labels_from": "x"}, teacher__train__lr=0.5)
     assert [each.train.steps for each in given.teachers] == [12, 12, None]
     assert [each.train.lr for each in given.teachers[:2]] == [0.5, 0.5]
-    changed = config(images, {}, OTHER, **{"teachers.1.model.name": "wrn10_2"})
+    changed = resolve({**tiny.RECIPE, "teachers": [{}, OTHER]}, [("teachers.1.model.name", "wrn10_2")])
     assert changed.teachers[1].model.name == "wrn10_2"
     assert changed.teachers[1].model.resolution is None, "it was that of another network"
 
@@ -196,7 +197,9 @@ def test_the_verdict_compares_with_the_average(mixed: Path) -> None:
 
 
 def test_the_labels_of_a_run_give_its_selection(images: Path, finished: Path, tmp_path: Path) -> None:
-    given = config(images, {"labels_from": str(finished / LABELS)}, {}, teacher_weights=[1, 0])
+    given = config(
+        images, {"labels_from": str(finished / LABELS)}, {}, teacher_weights=[1, 0], control="none"
+    )
     tiny.run(given, tmp_path)
     ours, theirs = (pq.read_table(run / "iteration-1" / "selection.parquet") for run in (tmp_path, finished))
     assert ours.equals(theirs)
