@@ -160,7 +160,7 @@ def _context(folder: Path, threads: int) -> Any:
     from noisystudent.data.index import Index
     from noisystudent.data.prepare import Dataset
     from noisystudent.recipes import resolve
-    from noisystudent.run.graph import build_graph
+    from noisystudent.run.build import build_graph
     from noisystudent.run.rundir import EmbeddingsDir, RunDir
     from noisystudent.runtime import resolve_device
     from noisystudent.self_training.context import Context
@@ -195,6 +195,8 @@ def _ours(folder: Path, threads: int) -> Iterator[Run]:
 
     from noisystudent.run.rundir import ModelDir
     from noisystudent.self_training import pool
+    from noisystudent.self_training.first_teachers import only
+    from noisystudent.self_training.labels import label_pool
     from noisystudent.self_training.predict import predictions
     from noisystudent.self_training.train_stage import train_unchecked
 
@@ -202,16 +204,17 @@ def _ours(folder: Path, threads: int) -> Iterator[Run]:
     for number in (0, 1):
         shutil.rmtree(context.run.iteration(number).path, ignore_errors=True)
     graph = context.graph
-    teacher = context.training(context.config.teacher, ModelDir(graph.teacher.training.path), "iteration-0")
-    train_unchecked(context, graph.teacher.training, teacher)
+    (first,) = graph.teachers
+    teacher = context.training(context.config.teacher, ModelDir(first.training.path), "iteration-0")
+    train_unchecked(context, first.training, teacher)
     (iteration,) = graph.iterations
     yield {}
     seconds = [time.perf_counter()]
-    pool.label(context, iteration.labels, [teacher], iteration.config.pseudo_label)
+    label_pool(context, iteration.labels, only(teacher), iteration.config.pseudo_label)
     seconds.append(time.perf_counter())
-    pool.select_images(context, iteration, None, [teacher])
+    pool.select_images(context, iteration, None, only(teacher))
     seconds.append(time.perf_counter())
-    student = pool.student(context, iteration, [teacher])
+    student = pool.student(context, iteration, only(teacher))
     train_unchecked(context, iteration.student.training, student)
     seconds.append(time.perf_counter())
     predictions(student, "val", context.progress)

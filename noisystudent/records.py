@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     # needed for types only; importing torch takes seconds
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 Predict: TypeAlias = "Callable[[Tensor], Tensor]"
 """Function from images (B, 3, S, S) uint8 to logits (B, K), in evaluation mode and without noise."""
+
+
+class Vote(NamedTuple):
+    """What several teachers predict for a batch of images.
+
+    Attributes:
+        probs: (B, K) float32, the mean of their probabilities; NaN where a teacher has diverged.
+        agreement: (B,) float32, the share of the teachers for which the most likely class of the mean has the
+            largest probability, too. None: there is one teacher.
+    """
+
+    probs: Tensor
+    agreement: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,7 @@ class PseudoLabels:
         content_hash: binary(16).
         label: int32, the most likely class.
         confidence: float32, the probability of that class, at temperature 1.
+        agreement: float32, share of the teachers that predict this class; only with several teachers.
         probs: fixed-size list of `num_classes` float16, the probabilities at the temperature of
             `pseudo_label`; only up to 256 classes.
         top_classes, top_probs: fixed-size lists of k int32 and k float16, the most likely classes in

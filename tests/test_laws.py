@@ -18,7 +18,7 @@ from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
 from noisystudent.report import build
 from noisystudent.run import status
-from noisystudent.run.graph import build_graph
+from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
 from noisystudent.self_training.training import batches

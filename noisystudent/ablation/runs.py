@@ -10,8 +10,10 @@ from noisystudent.config import Config
 from noisystudent.console import Logged, Prefixed, Progress, append_log
 from noisystudent.data.sources import listing_fingerprint, open_sources
 from noisystudent.errors import NoisyStudentError, Stopped
+from noisystudent.inference.existing import fingerprints
 from noisystudent.run import reuse
-from noisystudent.run.graph import Graph, build_graph
+from noisystudent.run.build import build_graph
+from noisystudent.run.graph import Graph
 from noisystudent.run.lock import MARKER, lock
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
@@ -80,7 +82,7 @@ def attempt(name: str, config: Config, folder: RunDir, out: Path, progress: Prog
     progress = Prefixed(progress, name)
     try:
         sources = open_sources(config.data)
-        graph = build_graph(config, listing_fingerprint(sources), folder)
+        graph = build_graph(config, listing_fingerprint(sources), folder, fingerprints(config))
         with lock(folder.path):  # released before `self_train`, which locks the folder itself
             log = Logged(progress, folder.log)
             for lender, taken in _take_over(graph, folder.path, out, progress).items():

@@ -15,7 +15,8 @@ from noisystudent.config import DataConfig
 from noisystudent.console import Logged, Progress
 from noisystudent.data.sources import listing_fingerprint, open_sources
 from noisystudent.errors import InputError
-from noisystudent.run.graph import build_graph
+from noisystudent.inference.existing import fingerprints
+from noisystudent.run.build import build_graph
 from noisystudent.run.lock import lock
 from noisystudent.run.rundir import RunDir
 
@@ -90,10 +91,10 @@ def plan(matrix: Matrix, out: Path) -> list[Run]:
                 listings[config.data] = listing_fingerprint(open_sources(config.data))
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-        graph = build_graph(config, listings[config.data], run)
+        graph = build_graph(config, listings[config.data], run, fingerprints(config))
         if matrix.oracle is not None and folder == matrix.oracle.folder:
-            run = RunDir(_ceilings(out) / graph.teacher.last.fingerprint[:16])
-            graph = build_graph(config, listings[config.data], run)
+            run = RunDir(_ceilings(out) / graph.teachers[0].last.fingerprint[:16])
+            graph = build_graph(config, listings[config.data], run, fingerprints(config))
         runs.append(Run(name=name, config=config, folder=run, graph=graph))
     return runs
 

@@ -75,6 +75,17 @@ class Loop(Settings):
     ensemble: Annotated[
         int | None, Parameter(help="Number of first teachers, whose probabilities are averaged.")
     ] = None
+    teacher_weights: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Weights of several first teachers: equal, val (those with the smallest NLL on val), or a"
+            " number for each with commas between.",
+            converter=_names,
+            n_tokens=1,
+            negative=(),
+            show_default=False,
+        ),
+    ] = ()
     folds: Annotated[
         int | None,
         Parameter(
@@ -209,6 +220,9 @@ def configure(
     named |= {
         part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in no_fields
     }
+    weights: tuple[str, ...] = named.get("teacher_weights") or ()
+    if len(weights) == 1:
+        named["teacher_weights"] = weights[0]  # equal or val, or the number of a single teacher
     if settings.cache is not None:
         named["data.plane"] = "resident" if settings.cache else "streamed"
     # A flag that is not given is None or empty and must not override the recipe.

@@ -111,14 +111,15 @@ def plan(
     """
     from noisystudent.config.run import require_pool
     from noisystudent.data.sources import listing_fingerprint, open_sources
-    from noisystudent.run.graph import build_graph
+    from noisystudent.inference.existing import fingerprints
+    from noisystudent.run.build import build_graph
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import states
 
     config, folder = configure(recipe, settings, images, fields)
     sources = open_sources(config.data)
     require_pool(config, sources.unlabeled is not None)
-    graph = build_graph(config, listing_fingerprint(sources), RunDir(folder))
+    graph = build_graph(config, listing_fingerprint(sources), RunDir(folder), fingerprints(config))
     screen.table(("stage", "state", "where"), states(graph, RunDir(folder)))
 
 

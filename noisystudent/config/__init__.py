@@ -3,9 +3,16 @@
 The string under a field is its help text on the command line.
 """
 
+from noisystudent.config.evaluation import EvaluateConfig
 from noisystudent.config.images import AugmentConfig, DataConfig
 from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
-from noisystudent.config.run import Config, EvaluateConfig, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.config.run import (
+    Config,
+    FirstTeacherConfig,
+    LearnerConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "FinetuneConfig",
+    "FirstTeacherConfig",
     "LearnerConfig",
     "ModelConfig",
     "PseudoLabelConfig",

@@ -19,7 +19,7 @@ LENGTHS = ("epochs", "steps", "pool_epochs")
 """Fields that give the length of a training; one of them is set."""
 
 # Keys in the metadata of a dataclass field.
-_RANGE, _NEUTRAL, _OF_STUDENT = "range", "neutral", "of_student"
+_RANGE, _NEUTRAL, _OF_STUDENT, _LATER = "range", "neutral", "of_student", "later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ def number(
     below: float | None = None,
     neutral: bool = False,
     of_student: bool = False,
+    later: bool = False,
 ) -> Any:
     """Declare a field with a range: of its value, or of every item if it is a tuple. None is always allowed.
 
@@ -76,8 +77,11 @@ def number(
         least, above, most, below: bounds, see `Range`.
         neutral: True: the results do not depend on the field, see the function `neutral`.
         of_student: True: see the function `of_student`.
+        later: True: the field is not part of a fingerprint while it has its default value, so that the stages
+            of runs from before the field was there stay valid.
     """
     metadata = {_RANGE: Range(least, above, most, below), _NEUTRAL: neutral, _OF_STUDENT: of_student}
+    metadata[_LATER] = later
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -111,6 +115,11 @@ def is_neutral(field: dataclasses.Field[Any]) -> bool:
 def is_of_student(field: dataclasses.Field[Any]) -> bool:
     """Return True if the field was declared with `of_student`."""
     return bool(field.metadata.get(_OF_STUDENT))
+
+
+def is_absent(field: dataclasses.Field[Any], value: object) -> bool:
+    """Return True if the field was declared as later, and the value is its default."""
+    return bool(field.metadata.get(_LATER)) and value == field.default
 
 
 def is_plain(value: object) -> bool:

@@ -100,6 +100,9 @@ class SelectionConfig:
     """Largest confidence that is kept. With the threshold: a band, as in the paper's study of hard labels."""
     pool_fraction: float = number(1.0, above=0, most=1)
     """Use only this share of the pool. It is the same for any seed, and part of every larger share."""
+    agreement: float = number(0.0, least=0, most=1, later=True)
+    """Smallest share of the first teachers whose most likely class is that of their average. It needs several
+    first teachers, and has no effect on the labels of a student. 1: all agree."""
     reassign: bool = False
     """Keep the images selected in the iteration before, with new labels of the current teacher."""
 

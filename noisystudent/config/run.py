@@ -1,50 +1,20 @@
-"""Configuration of teachers, students, the evaluation and the whole run."""
+"""Configuration of teachers, students and the whole run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from noisystudent.config.fields import LENGTHS, MOST_IMAGES, check_ranges, neutral, number
+from noisystudent.config.evaluation import EvaluateConfig
+from noisystudent.config.fields import LENGTHS, check_ranges, neutral, number
 from noisystudent.config.images import AugmentConfig, DataConfig
 from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
 from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
+from noisystudent.config.weights import check_weights, normalized
 from noisystudent.errors import require
 
 Control = Literal["none", "same_steps", "same_compute"]
 NO_CONTROL: tuple[Control, ...] = ("none",)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """Evaluation of the models and the verdict."""
-
-    batch_size: int = number(512, least=1, most=MOST_IMAGES, neutral=True)
-    """Batch size used when a model is evaluated. A GPU doubles it for a large set if that is faster, unless
-    train.execution is eager. It can change the last digits of a probability."""
-    ece_bins: int = number(15, least=1, most=10_000)
-    """Number of bins of the expected calibration error."""
-    resamples: int = number(10_000, least=1, most=1_000_000)
-    """Number of bootstrap resamples for the intervals of the verdict."""
-    level: float = number(0.95, above=0, below=1)
-    """Confidence level of every interval."""
-    tests: tuple[Literal["c", "p", "fgsm", "pgd", "calibration"], ...] = ()
-    """Robustness tests of every model. c: corruptions, p: perturbations, fgsm and pgd: attacks."""
-    severities: tuple[int, ...] = number((1, 2, 3, 4, 5), least=1, most=5)
-    """Severities of the corruptions, 1 (weak) to 5 (strong)."""
-    sample: int | None = number(None, least=1)
-    """Number of images for the robustness tests, a stratified sample. None: all images."""
-    frost: str | None = None
-    """Folder of the photographs for the corruption frost. None: those of the package imagecorruptions.
-    Without that package, only the 14 other corruptions are measured."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "evaluate.")
-        ascending = list(self.severities) == sorted(set(self.severities))
-        require(
-            bool(self.severities) and ascending,
-            f"evaluate.severities is {list(self.severities)}; give some of 1, 2, 3, 4, 5, in this order",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +32,50 @@ class TeacherConfig(LearnerConfig):
 
     finetune: FinetuneConfig | None = None
     """A second, short training on clean labelled images, e.g. at a higher resolution. None: omit it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstTeacherConfig(TeacherConfig):
+    """An entry of `teachers`: a network that the run trains, or a teacher that exists and is not trained."""
+
+    model_from: str | None = None
+    """A model that exists: a run, a model folder, a .safetensors or .onnx file, a checkpoint of the network
+    in `model`, or a name of timm with published weights. It has the classes of the run, in any order."""
+    labels_from: str | None = None
+    """Probabilities that were made elsewhere: a Parquet file, or a folder of them, with a column `id` or
+    `content_hash`, and a column for each class or a list column `probs`."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the outputs, or of the list, if the file has no names."""
+
+    @property
+    def existing(self) -> str | None:
+        """File, folder or name of a teacher that is not trained; None: the run trains it."""
+        return self.model_from or self.labels_from
+
+    def __post_init__(self) -> None:
+        if self.existing is None:
+            require(
+                not self.classes, "teachers: an entry has classes, but neither model_from nor labels_from"
+            )
+            return
+        name = "model_from" if self.model_from else "labels_from"
+        require(
+            not (self.model_from and self.labels_from),
+            f"teachers: an entry has model_from {self.model_from} and labels_from {self.labels_from}; give"
+            " one of the two",
+        )
+        default = TeacherConfig()
+        parts = ["augment", "train", "finetune", *(["model"] if self.labels_from else [])]
+        extra = [part for part in parts if getattr(self, part) != getattr(default, part)]
+        require(
+            not extra,
+            f"teachers: the entry {name} {self.existing} has {' and '.join(extra)}, but it is not trained;"
+            f" remove {'it' if len(extra) == 1 else 'them'}",
+        )
+        require(
+            len(set(self.classes)) == len(self.classes),
+            f"teachers: the entry {name} {self.existing} names a class twice; each output has its own class",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +132,12 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ensemble: int = number(1, least=1, most=100)
     """Number of first teachers that differ only in their seed. Their probabilities are averaged."""
+    teachers: tuple[FirstTeacherConfig, ...] = ()
+    """First teachers of different kinds. Their probabilities are averaged. Entries inherit from `teacher`.
+    ensemble is the short form for equal entries, and a list of one is that teacher. Empty: `teacher`."""
+    teacher_weights: Literal["equal", "val"] | tuple[float, ...] = "equal"
+    """Weights of the first teachers in the average. val: those with the smallest NLL of the average on val
+    (stacking, arXiv 1704.02030). Or a number for each; they are divided by their sum. 0: left out."""
     folds: int | None = number(None, least=2, most=100)
     """Train this many further first teachers, each without one part of the labelled images. Together they
     predict every labelled image without having seen it ("out of fold"). These predictions say how many
@@ -142,11 +162,95 @@ class Config:
             self.pretrain is None or self.data.pool_tags,
             "pretrain is given, but data.pool_tags is false; set it to true to train on the folder names",
         )
+        self._take_equal_teachers()
+        _check_teachers(self)
+
+    def _take_equal_teachers(self) -> None:
+        """Replace a list of equal teachers by `teacher` and `ensemble`, so that both forms are one run."""
+        if not self.teachers:
+            return
+        require(
+            self.ensemble == 1, f"ensemble is {self.ensemble}, but teachers lists them; give one of the two"
+        )
+        first, *others = self.teachers
+        if first.existing or any(other != first for other in others):
+            return
+        plain = TeacherConfig(**{part.name: getattr(first, part.name) for part in fields(TeacherConfig)})
+        for name, value in (("teacher", plain), ("ensemble", len(self.teachers)), ("teachers", ())):
+            object.__setattr__(self, name, value)
+
+
+def first_teachers(config: Config) -> tuple[TeacherConfig, ...]:
+    """Return the first teachers in the order of the list, or `teacher` as often as `ensemble` says."""
+    return config.teachers or (config.teacher,) * config.ensemble
+
+
+def is_trained(teacher: TeacherConfig) -> bool:
+    """Return True if the run trains this first teacher."""
+    return not isinstance(teacher, FirstTeacherConfig) or teacher.existing is None
+
+
+def labeling_teachers(config: Config) -> list[int]:
+    """Return the places, in `first_teachers`, of those that label the pool: not those of weight 0."""
+    count = len(first_teachers(config))
+    weights = normalized(config.teacher_weights, count)
+    return [place for place in range(count) if weights is None or weights[place] > 0]
+
+
+def _check_teachers(config: Config) -> None:
+    """Check the list of first teachers, their weights, and what needs several or equal ones.
+
+    Raises:
+        InputError: names the field.
+    """
+    check_weights(config.teacher_weights, len(first_teachers(config)))
+    if config.teachers:
+        require(
+            config.folds is None,
+            f"folds is {config.folds}, but the first teachers are of different kinds, and folds train one;"
+            " remove folds or teachers",
+        )
+    trained = [is_trained(teacher) for teacher in first_teachers(config)]
+    require(
+        any(trained) or bool(config.students), "teachers: none is trained, and students is 0; add a student"
+    )
+    require(
+        any(trained) or not config.evaluate.tests,
+        f"evaluate.tests is {list(config.evaluate.tests)}, but the run trains no first teacher to compare"
+        " with; add one to teachers (with the weight 0 it labels nothing), or remove the tests",
+    )
+    several = len(labeling_teachers(config)) > 1
+    for index, student in enumerate(config.students):
+        name = f"student {index + 1}: "
+        require(
+            student.init != "teacher" or index > 0 or any(trained),
+            f"{name}init is teacher, but the run trains none of the first teachers; set it to scratch",
+        )
+        require(
+            index > 0 or not config.teachers or not student.pseudo_label.on_the_fly,
+            f"{name}pseudo_label.on_the_fly is true, but the first teachers are of different kinds, and label"
+            " the pool before the training; set it to false",
+        )
+        require(
+            index > 0 or all(trained) or not student.pseudo_label.noise,
+            f"{name}pseudo_label.noise is true, but a first teacher is not trained here and has no noise; set"
+            " it to false",
+        )
+        if student.selection.agreement:
+            require(
+                several and config.filter is None,
+                f"{name}selection.agreement is {student.selection.agreement:g}, but"
+                f" {'the filter selects' if several else 'one teacher labels the pool'}; set it to 0",
+            )
 
 
 def learners(config: Config) -> dict[str, LearnerConfig]:
     """Return every network that the run trains: name of its section of the configuration -> the section."""
-    named = {"teacher": config.teacher, "filter": config.filter, "pretrain": config.pretrain}
+    named: dict[str, LearnerConfig | None] = {"teacher": config.teacher}
+    if config.teachers:
+        listed = enumerate(config.teachers)
+        named = {f"teachers.{number}": teacher for number, teacher in listed if is_trained(teacher)}
+    named |= {"filter": config.filter, "pretrain": config.pretrain}
     named |= {f"students.{number}": student for number, student in enumerate(config.students)}
     return {name: learner for name, learner in named.items() if learner is not None}
 

@@ -127,6 +127,31 @@ def _trained_here(path: Path, device: torch.device, size: int | None) -> Predict
     return replace(predictor, before=folder.weights if higher else None)
 
 
+def load_checkpoint(
+    path: Path, network: ModelConfig, num_classes: int, resolution: int, device: str
+) -> Predictor | None:
+    """Load a checkpoint of a known network; None if the file describes its own model, or is no file.
+
+    Args:
+        path: a torch checkpoint, or a .safetensors file.
+        network: the network; its resolution, if given, takes precedence over `resolution`.
+        num_classes, resolution: number of its outputs, and side in pixels of its images.
+        device: auto, or a torch device.
+
+    Raises:
+        InputError: the file cannot be read, or belongs to another network.
+    """
+    own = path.suffix == ".onnx" or (
+        path.suffix == ".safetensors" and path.is_file() and _metadata(path).keys() >= _METADATA
+    )
+    if own or not path.is_file():
+        return None
+    model = build_model(network, num_classes, network.resolution or resolution, pretrained=False)
+    load_weights(model, path)
+    on = resolve_device(device)
+    return Predictor(models=(_ready(model, on),), classes=(), device=on, path=path)
+
+
 def stored_temperature(weights: Path) -> float:
     """Temperature that was fitted for the weights in a .safetensors file; 1 if none was.
 

@@ -174,11 +174,20 @@ def read_labels(path: Path) -> PseudoLabels:
         InputError: the folder holds no pseudo-labels.
         RunError: a part is missing or damaged.
     """
-    # The number of classes is in the note of `label`, or in the description of the run's data.
+    labels = PseudoLabels(path, len(label_classes(path)))
+    check_parts(labels)
+    return labels
+
+
+def label_classes(path: Path) -> tuple[str, ...]:
+    """Return the class names of a folder of pseudo-labels that `label` or a run wrote.
+
+    Raises:
+        InputError: the folder holds no pseudo-labels.
+    """
+    # They are in the note of `label`, or in the description of the run's data.
     dataset = RunDir(Path(os.path.realpath(path)).parent.parent).data.dataset
     for file in (path / _CLAIM, dataset):
         if file.is_file():
-            labels = PseudoLabels(path, len(read_json(file)["classes"]))
-            check_parts(labels)
-            return labels
+            return tuple(map(str, read_json(file)["classes"]))
     raise InputError(f"{path} holds no pseudo-labels; give a folder that `label` or `run` wrote")

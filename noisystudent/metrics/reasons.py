@@ -61,6 +61,7 @@ class RunFacts:
         expected: estimate of that share from labelled images, used if the true labels are unknown; None if
             there is none.
         by_threshold: the same share for other thresholds, in words; "" if it is not known.
+        teachers: number of first teachers; of several ones the average is compared.
     """
 
     test: Literal["test", "val"]
@@ -71,6 +72,7 @@ class RunFacts:
     pseudo_accuracy: float | None = None
     expected: Precision | None = None
     by_threshold: str = ""
+    teachers: int = 1
 
 
 def selection_warnings(kept: int, pool_size: int, expected: Precision | None) -> list[str]:

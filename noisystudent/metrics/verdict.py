@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from noisystudent.config import EvaluateConfig
@@ -20,6 +20,7 @@ GAIN_WORTH_FINDING = 0.01
 State = Literal["improved", "unproven", "not better"]
 
 _COMPUTE = CONTROLS["same_compute"]
+_SEVERAL = "the average of the first teachers"
 _RIVALS = {
     "teacher": "the first teacher",
     CONTROLS["same_steps"]: "the control trained only on labels",
@@ -50,7 +51,7 @@ def judge(
     narrow if models disagree on only a few images. Both comparisons must hold, so neither needs a correction.
 
     Args:
-        student, teacher: (N, K) probabilities of the last student and of the first teacher.
+        student, teacher: (N, K) probabilities of the last student and of the first teachers.
         control, same_compute: (N, K) probabilities of the controls; None if there is no such control.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
@@ -78,7 +79,7 @@ def judge(
         "comparisons": rivals,
         "improved": None if state is None else state == "improved",
         "state": state,
-        "sentence": _sentence(state, top1["student"], rivals, facts.test, config.level),
+        "sentence": _sentence(state, top1["student"], rivals, facts, config.level),
         "reasons": reasons.find(student, teacher, labels, facts, config.ece_bins)
         + [text for name, rival in rivals.items() for text in _power(name, rival, config.level)],
         "scope": SCOPE,
@@ -108,19 +109,20 @@ def _state(rivals: dict[str, Comparison], level: float) -> State | None:
 
 
 def _sentence(
-    state: State | None, top1: float, rivals: dict[str, Comparison], test: str, level: float
+    state: State | None, top1: float, rivals: dict[str, Comparison], facts: RunFacts, level: float
 ) -> str:
     """The main sentence of the verdict, with the differences in percentage points."""
+    test, names = facts.test, _RIVALS | ({"teacher": _SEVERAL} if facts.teachers > 1 else {})
     differences = " and ".join(
-        f"{100 * rival['difference']:+.2f} percentage points compared with {_RIVALS[name]} "
+        f"{100 * rival['difference']:+.2f} percentage points compared with {names[name]} "
         f"({level:.0%} interval {100 * rival['low']:+.2f} to {100 * rival['high']:+.2f}, "
         f"p = {rival['p_value']:.2g})"
         for name, rival in rivals.items()
     )
     count = rivals["teacher"]["n"]
     text = (
-        f"{_opening(state, rivals, level)}: the student predicts {top1:.2%} of {count:,} {test} images "
-        f"correctly, {differences}."
+        f"{_opening(state, rivals, level, names)}: the student predicts {top1:.2%} of {count:,} {test}"
+        f" images correctly, {differences}."
     )
     if state != "unproven":
         return text
@@ -132,22 +134,24 @@ def _sentence(
     )
 
 
-def _opening(state: State | None, rivals: dict[str, Comparison], level: float) -> str:
-    worse = [_RIVALS[name] for name, rival in rivals.items() if below(rival, level)]
-    not_better = [_RIVALS[name] for name, rival in rivals.items() if not above(rival, level)]
+def _opening(
+    state: State | None, rivals: dict[str, Comparison], level: float, names: Mapping[str, str]
+) -> str:
+    worse = [names[name] for name, rival in rivals.items() if below(rival, level)]
+    not_better = [names[name] for name, rival in rivals.items() if not above(rival, level)]
     if state is None:
         return "No gain is claimed, because there is no control to compare with"
-    if state == "improved" and _RIVALS[_COMPUTE] in not_better:
+    if state == "improved" and names[_COMPUTE] in not_better:
         # The same steps decide, but with the same work on the labels the user may be as well off.
-        verb = "is worse than" if _RIVALS[_COMPUTE] in worse else "is not shown to be better than"
-        return f"The student improved, but {verb} {_RIVALS[_COMPUTE]}"
+        verb = "is worse than" if names[_COMPUTE] in worse else "is not shown to be better than"
+        return f"The student improved, but {verb} {names[_COMPUTE]}"
     if state == "improved":
         return "The student improved"
     if worse:
         return f"The student is worse than {' and '.join(worse)}"
     if state == "unproven":
         return (
-            f"Not proven yet. The student is better than {_RIVALS['teacher']}, but not significantly better "
+            f"Not proven yet. The student is better than {names['teacher']}, but not significantly better "
             f"than {' and '.join(not_better)}"
         )
     return f"No significant gain over {' and '.join(not_better)}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.parts import DENSE_CLASSES
-from noisystudent.records import Predict
+from noisystudent.records import Vote
 
 Columns = dict[str, NDArray[Any]]
+Images = TypeVar("Images", bound=Sized)
+"""A batch of images, or of what several teachers are given."""
 
 _CLASS_BITS = 0xFFFF_FFFF  # the low 32 bits of a sorting key
 _NAN = 0x7FC0_0000 << 32  # key whose probability is NaN
@@ -29,11 +32,13 @@ class Encoder:
         num_classes: number of classes, K.
         temperature: temperature of the stored probabilities. Label and confidence have temperature 1.
         top: number of probabilities stored for each image if there are more than 256 classes.
+        voters: number of teachers. More than one have the column `agreement`.
     """
 
     num_classes: int
     temperature: float
     top: int
+    voters: int = 1
 
     @property
     def stored(self) -> int:
@@ -46,31 +51,45 @@ class Encoder:
         return self.num_classes <= DENSE_CLASSES
 
     @torch.inference_mode()
-    def encode(self, predict: Predict, images: Tensor) -> Tensor:
+    def encode(self, predict: Callable[[Images], Tensor | Vote], images: Images) -> Tensor:
         """Compute on the device what `columns` needs of a batch of b images, as one tensor.
 
         Args:
-            predict: the teacher, (b, 3, S, S) uint8 -> (b, num_classes) logits.
-            images: (b, 3, S, S) uint8.
+            predict: the teacher, (b, 3, S, S) uint8 -> (b, num_classes) logits; or several teachers.
+            images: (b, 3, S, S) uint8; or what several teachers are given.
 
         Returns:
             (b, K) float32 probabilities if all are stored, otherwise (b, k) int64 keys as of `top_keys`. At
             another temperature than 1 there are columns before them: those of temperature 1, or its first
-            key. A row with a logit that is not finite has the confidence NaN.
+            key. A row with a logit that is not finite has the confidence NaN. The agreement of several
+            teachers is the first column, of keys its bits.
 
         Raises:
             RunError: the logits do not have K classes.
         """
-        logits = predict(images).float()
+        predicted = predict(images)
+        values = predicted if isinstance(predicted, Tensor) else predicted.probs
         expected = (len(images), self.num_classes)
-        if logits.shape != expected:
+        if values.shape != expected:
             raise RunError(
-                f"the teacher's logits are {tuple(logits.shape)}, not {expected}; use its own classes"
+                f"the teacher's logits are {tuple(values.shape)}, not {expected}; use its own classes"
             )
+        if isinstance(predicted, Tensor):
+            logits = predicted.float()
+            return self._encoded(torch.softmax(logits, dim=1), logits)
+        probs, agreement = predicted
+        # A probability can underflow to 0, whose logarithm is infinite, so it is clipped. NaN stays NaN.
+        encoded = self._encoded(probs.clone(), probs.clamp(min=torch.finfo(torch.float32).tiny).log())
+        if agreement is None:
+            return encoded
+        first = agreement if self.dense else agreement.view(torch.int32).long()
+        return torch.cat([first[:, None], encoded], dim=1)
+
+    def _encoded(self, plain: Tensor, logits: Tensor) -> Tensor:
+        """Columns of `encode` without the agreement; `plain` is softmax(logits)."""
         # The sum of a row is finite only if all its logits are. Softmax would hide a logit of minus infinity.
         # A NaN in the result marks the row, so that no second array has to be copied to the host.
         diverged = ~torch.isfinite(logits.sum(dim=1))
-        plain = torch.softmax(logits, dim=1)
         if self.temperature == 1:
             encoded = plain if self.dense else top_keys(plain, self.stored)
         else:
@@ -84,6 +103,17 @@ class Encoder:
 
     def columns(self, encoded: NDArray[Any]) -> Columns:
         """Convert the result of `encode` to the columns of the part that depend on it, b rows each."""
+        if self.voters > 1:
+            first, rest = encoded[:, 0], self._columns(encoded[:, 1:])
+            agreement = first if self.dense else first.astype(np.int32).view(np.float32)
+            return {
+                "label": rest.pop("label"),
+                "confidence": rest.pop("confidence"),
+                "agreement": agreement,
+            } | rest
+        return self._columns(encoded)
+
+    def _columns(self, encoded: NDArray[Any]) -> Columns:
         targets = encoded[:, -self.stored :]  # at temperature 1 these are all columns
         if self.dense:
             plain = encoded[:, : self.num_classes]
@@ -102,6 +132,7 @@ class Encoder:
     def fields(self) -> list[pa.Field]:
         """Names and types of the columns from `columns`."""
         common = [pa.field("label", pa.int32()), pa.field("confidence", pa.float32())]
+        common += [pa.field("agreement", pa.float32())] if self.voters > 1 else []
         if self.dense:
             return [*common, pa.field("probs", pa.list_(pa.float16(), self.num_classes))]
         classes, probs = (pa.list_(kind, self.stored) for kind in (pa.int32(), pa.float16()))

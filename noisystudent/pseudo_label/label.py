@@ -19,10 +19,10 @@ from torch import Tensor
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
-from noisystudent.pseudo_label.encode import Encoder
+from noisystudent.pseudo_label.encode import Encoder, Images
 from noisystudent.pseudo_label.parts import PartIndex, hashes, lists, write_index
 from noisystudent.pseudo_label.resume import Part, resume
-from noisystudent.records import Predict, PseudoLabels
+from noisystudent.records import PseudoLabels, Vote
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import atomic
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
@@ -40,8 +40,8 @@ Rows = NDArray[np.int64]
 
 
 def label_images(
-    prepare: Callable[[int, int], tuple[Predict, int]],
-    images: Callable[[Iterator[Rows]], Iterator[Tensor]],
+    prepare: Callable[[int, int], tuple[Callable[[Images], Tensor | Vote], int]],
+    images: Callable[[Iterator[Rows]], Iterator[Images]],
     ids: Callable[[Rows], list[str]],
     content_hash: NDArray[np.uint8],
     *,
@@ -50,6 +50,7 @@ def label_images(
     out: Path,
     task: str,
     progress: Progress,
+    voters: int = 1,
 ) -> PseudoLabels:
     """Store softmax(logits / temperature) of every pool image. A second call after a stop continues.
 
@@ -58,11 +59,10 @@ def label_images(
 
     Args:
         prepare: (number of images to label, largest batch size) -> the teacher, and its batch size.
-        images: pool rows of each batch -> images of each batch. It is called only once, so that decoding
-            continues from part to part.
+        images: pool rows of each batch -> images of each batch; called once, for all parts.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
-        num_classes: number of classes, K.
+        num_classes, voters: number of classes, K, and of teachers.
         config: temperature, batch size, part size, and the number of probabilities stored above 256 classes.
         out: folder of the parts.
         task, progress: name of this work and its display. A signal stops the work between two batches.
@@ -71,7 +71,7 @@ def label_images(
         RunError: the teacher's logits are not finite or do not have K classes, or images are missing.
         Stopped: a signal came. All finished parts are on disk.
     """
-    encoder = Encoder(num_classes, config.temperature, config.top_k)
+    encoder = Encoder(num_classes, config.temperature, config.top_k, voters)
     parts, total = _parts(LabelsDir(out), config, content_hash, encoder), len(content_hash)
     index = resume(LabelsDir(out), parts, task, progress)
     missing = {part for part in parts if part.path.name not in index.files}
@@ -130,12 +130,12 @@ class _Writer:
 
 
 def _watched(
-    batches: Iterator[Tensor],
+    batches: Iterator[Images],
     done: int,
     total: int,
     task: str,
     progress: Progress,
-) -> Iterator[Tensor]:
+) -> Iterator[Images]:
     """The same batches; between two of them the progress advances, and a signal stops the work.
 
     `done` is the number of images before the first batch.
@@ -149,8 +149,8 @@ def _watched(
 
 def _encoded(
     encoder: Encoder,
-    predict: Predict,
-    batches: Iterator[Tensor],
+    predict: Callable[[Images], Tensor | Vote],
+    batches: Iterator[Images],
     rows: range,
     ids: Callable[[Rows], list[str]],
 ) -> pa.Table:
@@ -217,7 +217,7 @@ def _write(
 
 def _footer(part: range, encoder: Encoder) -> dict[str, str]:
     """Content of the footer: the rows of the part, and the settings that its probabilities depend on."""
-    return {
+    about = {
         "format": LABELS_FORMAT,
         "first_row": str(part.start),
         "rows": str(len(part)),
@@ -225,3 +225,5 @@ def _footer(part: range, encoder: Encoder) -> dict[str, str]:
         "temperature": repr(encoder.temperature),
         "stored": str(encoder.stored),
     }
+    # One teacher is not named, so that its parts are those of older versions.
+    return about | ({"teachers": str(encoder.voters)} if encoder.voters > 1 else {})

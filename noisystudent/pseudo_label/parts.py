@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,10 +144,15 @@ def iterate(
             yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
 
 
+def has_agreement(labels: PseudoLabels) -> bool:
+    """Return True if the pseudo-labels are of several teachers, and have the column `agreement`."""
+    return all("agreement" in pq.read_schema(path).names for path, _, _ in parts(labels))
+
+
 def summary(
     labels: PseudoLabels, *, truth: NDArray[np.int64] | None = None, kept: NDArray[np.int64] | None = None
 ) -> dict[str, Any]:
-    """Summarise pseudo-labels. They are read once, in batches.
+    """Summarise pseudo-labels. They are read in batches.
 
     Args:
         labels: the pseudo-labels.
@@ -154,11 +161,12 @@ def summary(
 
     Returns:
         images: number of pool images.
-        mean_confidence: their mean confidence. A mean over no images is None, also in the accuracies.
+        mean_confidence: their mean confidence. A mean over no images is None, here and below.
         confidence_histogram: `edges` of 20 equal bins, `counts`, and `kept` with the counts of the kept rows.
         per_class: number of images for each predicted class.
         accuracy: accuracy of the rows whose true class is known, if `truth` is given.
         kept_accuracy: the same for the kept rows, if both are given.
+        agreement: of several teachers, see `_agreement`.
     """
     edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
     histograms = np.zeros((2, HISTOGRAM_BINS), dtype=np.int64)  # all rows, kept rows
@@ -176,21 +184,32 @@ def summary(
             if truth is not None:
                 actual = truth[row[mask]]
                 scores[index] += (actual >= 0).sum(), (actual == label[mask]).sum()
-    images = int(per_class.sum())
-    histogram = {"edges": edges.tolist(), "counts": histograms[0].tolist()}
+    images, histogram = int(per_class.sum()), {"edges": edges.tolist(), "counts": histograms[0].tolist()}
     result: dict[str, Any] = {
         "images": images,
         "mean_confidence": total / images if images else None,
         "confidence_histogram": histogram,
         "per_class": per_class.tolist(),
     }
-    if kept is not None:
-        histogram["kept"] = histograms[1].tolist()
+    if images and has_agreement(labels):
+        result["agreement"] = _agreement(labels, chosen)
     if truth is not None:
         result["accuracy"] = _share(*scores[0])
-        if kept is not None:
-            result["kept_accuracy"] = _share(*scores[1])
+    if kept is not None:
+        histogram["kept"] = histograms[1].tolist()
+        result |= {} if truth is None else {"kept_accuracy": _share(*scores[1])}
     return result
+
+
+def _agreement(labels: PseudoLabels, chosen: NDArray[np.int64]) -> dict[str, Any]:
+    """Return `mean`, and `shares`: [agreement, images, kept images] of each value, in rising order."""
+    of_all, of_kept = Counter[float](), Counter[float]()
+    for batch in iterate(labels, ["row", "agreement"]):
+        values = batch["agreement"].to_numpy()
+        of_all.update(values.tolist())
+        of_kept.update(values[_among(batch["row"].to_numpy(), chosen)].tolist())
+    mean = math.fsum(value * count for value, count in of_all.items()) / of_all.total()
+    return {"mean": mean, "shares": [[value, of_all[value], of_kept[value]] for value in sorted(of_all)]}
 
 
 def _among(rows: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -15,12 +15,12 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
 
-from noisystudent.config import Config
+from noisystudent.config import Config, TeacherConfig
 from noisystudent.config.fields import range_of
 from noisystudent.errors import InputError, did_you_mean
 from noisystudent.recipes.overrides import override
@@ -87,7 +87,9 @@ def field_help(cls: type = Config, prefix: str = "") -> list[tuple[str, str, str
         # Users set the fields of all students as `student.*`; `students` itself is a number or a list.
         name = prefix + ("student" if field.name == "students" else field.name)
         if inner is not None:
-            rows += field_help(inner, f"{name}.")
+            # An entry of `teachers` also has the fields of `teacher`.
+            shared = {own.name for own in dataclasses.fields(TeacherConfig)} if name == "teachers" else set()
+            rows += [row for row in field_help(inner, f"{name}.") if row[0].split(".")[1] not in shared]
         else:
             default = field.default if field.default is not dataclasses.MISSING else ""
             allowed = range_of(field)
@@ -112,9 +114,12 @@ def _require_field(dotted: str) -> None:
     """Raise InputError if no field has this dotted name."""
     name = re.sub(r"^students\.\d+(?=\.)", "student", dotted)
     known = _field_names()
-    section = any(field.startswith(f"{name}.") for field in known)  # a whole section, given as a mapping
+    # An entry of `teachers` has fields of its own, and those of `teacher`.
+    names = [re.sub(r"^teachers\.\d+(?=\.)", section, name) for section in ("teachers", "teacher")]
+    # A whole section may be given as a mapping.
+    section = any(field.startswith(f"{each}.") for field in known for each in names)
     # `options` are arguments of timm.create_model, with any name.
-    if not (section or name in known or name == "students" or ".options." in name):
+    if not (section or set(names) & {*known, "students", "teachers"} or ".options." in name):
         raise InputError(f"no field {dotted!r}{did_you_mean(dotted, known)}")
 
 
@@ -158,11 +163,7 @@ def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
     if kind in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        # `bool | str` is the only union of two types: a value that is no boolean is text.
-        chosen = (
-            type(value) if type(value) in arguments else [a for a in arguments if a is not type(None)][-1]
-        )
-        return _convert(chosen, value, origin, name)
+        return _convert_to_first([a for a in arguments if a is not type(None)], value, origin, name)
     if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
         return _build(hint, value, origin, f"{name}.")
     if kind is tuple:
@@ -180,6 +181,21 @@ def _convert(hint: Any, value: Any, origin: str, name: str) -> Any:
         except ValueError:
             right = _KINDS.get(hint, str(hint))
     raise InputError(f"{origin}: {name} is {value!r}; it must be {right}")
+
+
+def _convert_to_first(hints: Sequence[Any], value: Any, origin: str, name: str) -> Any:
+    """Convert a value to the first of some types that takes it.
+
+    Raises:
+        InputError: that of the first type, if none takes it.
+    """
+    errors: list[InputError] = []
+    for hint in hints:
+        try:
+            return _convert(hint, value, origin, name)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _scalar(hint: Any, value: Any) -> Any:

@@ -15,7 +15,7 @@ Raw = dict[str, Any]
 # An override with one of the fields for the length of a training removes the others.
 _DURATIONS = frozenset(LENGTHS)
 
-_MOST_STUDENTS = 100
+_MOST_ENTRIES = 100
 
 # Fields of a model that were chosen for its network. They are not kept for another one.
 _OF_NETWORK = frozenset({"resolution", "options"})
@@ -40,7 +40,8 @@ def override(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Ra
     Raises:
         InputError: a section is not a mapping, or a student does not exist.
     """
-    listed = [field for field in overrides if field[0] == "students"]  # these replace the students themselves
+    # These replace the entries of a list.
+    listed = [field for field in overrides if field[0] in ("students", "teachers")]
     before, after = _expanded(_applied(raw, listed)), _expanded(_applied(raw, overrides))
     given = _expanded(_applied(_without_sizes(raw), overrides))  # sizes and options of the overrides alone
     for old, new, own in zip(_models(before), _models(after), _models(given), strict=True):
@@ -52,12 +53,28 @@ def override(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Ra
 
 
 def _expanded(raw: Mapping[str, Any]) -> Raw:
-    """Students inherit from `student`, which inherits from `teacher`."""
+    """Students inherit from `student`, which inherits from `teacher`, as the entries of `teachers` do."""
     expanded = merge({}, raw)
+    if expanded.get("teachers") is not None:
+        entries = _entries(expanded["teachers"], "teachers")
+        expanded["teachers"] = [_first_teacher(expanded.get("teacher") or {}, entry) for entry in entries]
     base = merge(expanded.get("teacher") or {}, expanded.pop("student", None) or {})
     differences = list_students(expanded.pop("students", None))
     students = [merge(base, difference) for difference in differences]
     return expanded | {"students": [_own_value(student, index) for index, student in enumerate(students)]}
+
+
+def _first_teacher(teacher: Raw, entry: Raw) -> Raw:
+    """An entry of `teachers` with what it inherits; a teacher that exists needs no settings of a training."""
+    if _exists(entry):
+        needed = entry.get("model_from") is not None and teacher.get("model")
+        teacher = {"model": teacher["model"]} if needed else {}
+    return merge(teacher, entry)
+
+
+def _exists(entry: Mapping[str, Any]) -> bool:
+    """True if an entry of `teachers` is not trained."""
+    return entry.get("model_from") is not None or entry.get("labels_from") is not None
 
 
 def _own_value(student: Raw, index: int) -> Raw:
@@ -71,7 +88,8 @@ def _own_value(student: Raw, index: int) -> Raw:
 
 def _models(expanded: Raw) -> list[Raw]:
     """The section `model` of every network, students last; empty where there is none."""
-    learners = [expanded.get(name) for name in ("teacher", "filter", "pretrain")] + expanded["students"]
+    learners = [expanded.get(name) for name in ("teacher", "filter", "pretrain")]
+    learners += [*(expanded.get("teachers") or ()), *expanded["students"]]
     models = [learner.get("model") if isinstance(learner, dict) else None for learner in learners]
     return [model if isinstance(model, dict) else {} for model in models]
 
@@ -129,37 +147,52 @@ def list_students(students: Any) -> list[Any]:
     Raises:
         InputError: it is something else.
     """
-    if isinstance(students, int) and not isinstance(students, bool) and 0 <= students <= _MOST_STUDENTS:
+    if isinstance(students, int) and not isinstance(students, bool) and 0 <= students <= _MOST_ENTRIES:
         return [{}] * students
-    if students is None or (isinstance(students, list) and len(students) <= _MOST_STUDENTS):
-        return [difference or {} for difference in students or ()]
+    return _entries(students, "students", "a whole number, or ")
+
+
+def _entries(given: Any, name: str, also: str = "") -> list[Any]:
+    """Return the entries of the list `students` or `teachers`; `also` are other values, for messages."""
+    if given is None or (isinstance(given, list) and len(given) <= _MOST_ENTRIES):
+        entries = [entry or {} for entry in given or ()]
+        if all(isinstance(entry, Mapping) for entry in entries):
+            return entries
     raise InputError(
-        f"students is {students!r}; it must be a whole number, or a list of mappings, of at most"
-        f" {_MOST_STUDENTS} students"
+        f"{name} is {given!r}; it must be {also}a list of mappings, of at most {_MOST_ENTRIES} {name}"
     )
 
 
 def _override(raw: Raw, path: list[str], value: Any) -> None:
     """Set one field of `raw`.
 
-    `student.*` is also set in each entry of the list `students`, which would take precedence otherwise.
+    `student.*` is also set in each entry of the list `students`, which would take precedence otherwise, and
+    `teacher.*` in each trained entry of the list `teachers`.
     """
-    if path[0] == "students" and len(path) > 1:
-        _override_one_student(raw, path, value)
+    if path[0] in ("students", "teachers") and len(path) > 1:
+        _override_one(raw, path, value)
         return
     if path[0] == "student" and isinstance(raw.get("students"), list):
         raw["students"] = [merge(entry or {}, _nested(path[1:], value)) for entry in raw["students"]]
+    if path[0] == "teacher" and raw.get("teachers"):
+        entries = _entries(raw["teachers"], "teachers")
+        raw["teachers"] = [
+            entry if _exists(entry) else merge(entry, _nested(path[1:], value)) for entry in entries
+        ]
     merged = merge(raw, _nested(path, value))  # removes the other duration, if `value` is one
     raw.clear()
     raw.update(merged)
 
 
-def _override_one_student(raw: Raw, path: list[str], value: Any) -> None:
-    entries = list_students(raw.get("students"))
+def _override_one(raw: Raw, path: list[str], value: Any) -> None:
+    name = path[0]
+    entries = list_students(raw.get(name)) if name == "students" else _entries(raw.get(name), name)
     if path[1] not in map(str, range(len(entries))):
-        raise InputError(f"--{'.'.join(path)}: no such student; they are numbered 0 to {len(entries) - 1}")
+        raise InputError(
+            f"--{'.'.join(path)}: no such {name.removesuffix('s')}; they are numbered 0 to {len(entries) - 1}"
+        )
     entries[int(path[1])] = merge(entries[int(path[1])], _nested(path[2:], value))
-    raw["students"] = entries
+    raw[name] = entries
 
 
 def _nested(path: list[str], value: Any) -> Raw:

@@ -16,6 +16,7 @@ from noisystudent.metrics.scores import load_predictions
 from noisystudent.report import figures
 from noisystudent.report.read import SETS, Iteration, Model, Run
 from noisystudent.report.robustness import robustness
+from noisystudent.report.teachers import about_teachers
 from noisystudent.report.whiskers import whiskers
 
 Section = dict[str, Any]
@@ -209,6 +210,7 @@ def _confidence(iterations: Iterable[Iteration], plots: dict[str, figures.Figure
             name = f"confidence-{iteration.index}"
             plots[name] = figures.confidence_histogram(labels["confidence_histogram"])
             panel = {"plot": name, "iteration": iteration.index, "labels": labels}
+            panel |= {"teachers": about_teachers(labels)}
             panels.append(panel | {"expected": _expected(iteration.selection or {})})
     return panels
 

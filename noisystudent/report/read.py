@@ -13,7 +13,7 @@ from typing import Any
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError, RunError
 from noisystudent.run.files import read_json
-from noisystudent.run.rundir import CONTROLS, ROLES, IterationDir, RunDir
+from noisystudent.run.rundir import CONTROLS, ROLES, TEACHERS, IterationDir, RunDir
 
 Record = Mapping[str, Any]
 Curve = list[tuple[int, float]]
@@ -66,6 +66,8 @@ class Model:
     @property
     def name(self) -> str:
         """Name of the model in the report: teacher, student 1, control 3."""
+        if self.role == TEACHERS:
+            return "average of the teachers"
         return self.role if self.iteration == 0 else f"{self.role} {self.iteration}"
 
     @property
@@ -151,7 +153,7 @@ def _iteration(folder: IterationDir) -> Iteration:
     calibrated = evaluation.get("calibrated") or {}
     gallery = _record(folder.gallery) or {}
     # From iteration 1 on, the teacher is the student of the iteration before, which is in the report already.
-    roles = ROLES if folder.index == 0 else ROLES[1:]
+    roles = ("teacher", TEACHERS) if folder.index == 0 else ROLES[1:]
     results = (scores, robustness, calibrated)
     models = (_model(role, folder, *(result.get(role) or {} for result in results)) for role in roles)
     return Iteration(

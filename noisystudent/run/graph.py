@@ -1,16 +1,11 @@
-"""The graph of stages of a run: outputs, paths and inputs, computed before any stage runs."""
+"""The graph of stages of a run: its models and iterations."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
-from noisystudent.config.run import require_lengths
-from noisystudent.run.backbones import backbone_key, embedding_stages
-from noisystudent.run.inputs import compute_of, inputs_of, labels_stage, make_stage
-from noisystudent.run.rundir import CONTROLS, ModelDir, RunDir
+from noisystudent.config import StudentConfig, TeacherConfig
 from noisystudent.run.stages import Stage
 
 
@@ -20,13 +15,15 @@ class Model:
 
     Attributes:
         iteration: number of the iteration; 0 for the teacher.
-        role: one of `ROLES`, or fold.
-        training: stage of the training.
+        role: one of `ROLES`, fold, or existing: a first teacher that is not trained.
+        config: its section of the configuration.
+        training: stage of the training; of an existing teacher the stage that reads it.
         finetuning: stage of the fine-tuning after it; None if the configuration has none.
     """
 
     iteration: int
     role: str
+    config: TeacherConfig
     training: Stage
     finetuning: Stage | None = None
 
@@ -74,8 +71,7 @@ class Graph:
         pretraining: training on the folder names of the pool; None if it is not configured.
         folds: teachers that are trained without a part of the labelled images each; none without students.
         out_of_fold: their predictions, each on the images that it has not seen; None without folds.
-        teacher: the first teacher.
-        companions: further teachers of iteration 0, whose probabilities are averaged with the first's.
+        teachers: the first teachers, in the order of the configuration.
         filter: training of the model that filters the pool in place of the teacher; None if there is none.
         filter_labels: labelling of the pool by the filter; None if there is none.
         iterations: one for each student, in order.
@@ -87,21 +83,27 @@ class Graph:
     pretraining: Stage | None
     folds: tuple[Model, ...]
     out_of_fold: Stage | None
-    teacher: Model
-    companions: tuple[Model, ...]
+    teachers: tuple[Model, ...]
     filter: Stage | None
     filter_labels: Stage | None
     iterations: tuple[Iteration, ...]
     judgement: Stage
 
+    @property
+    def teacher(self) -> Model | None:
+        """The first of the first teachers that this run trains; None if it trains none."""
+        return next((model for model in self.teachers if model.role == "teacher"), None)
+
     def stages(self) -> list[Stage]:
         """Return all stages in the order in which they run."""
-        stages = [self.data, *self.embeddings.values(), self.filter, self.filter_labels, self.pretraining]
+        stages: list[Stage | None] = [self.data]
+        stages += [model.training for model in self.teachers if model.role == "existing"]
+        stages += [*self.embeddings.values(), self.filter, self.filter_labels, self.pretraining]
         for model in self.folds:
             stages += [model.training, model.finetuning]
         stages.append(self.out_of_fold)
-        for model in (self.teacher, *self.companions):
-            stages += [model.training, model.finetuning]
+        for model in self.teachers:
+            stages += [model.training, model.finetuning] if model.role == "teacher" else []
         for iteration in self.iterations:
             stages += [iteration.labels, iteration.selection]
             for model in iteration.models:
@@ -109,189 +111,6 @@ class Graph:
         return [stage for stage in (*stages, self.judgement) if stage is not None]
 
     def models(self) -> list[Model]:
-        """Return every model that is evaluated, in the order of training."""
-        return [self.teacher, *(model for iteration in self.iterations for model in iteration.models)]
-
-
-def build_graph(config: Config, listing: str, run: RunDir) -> Graph:
-    """Build the graph of stages from a configuration, without reading or writing the run directory.
-
-    Args:
-        config: configuration of the run.
-        listing: fingerprint of the images, from `listing_fingerprint`.
-        run: run directory of the stages.
-
-    Raises:
-        InputError: a training has no length.
-    """
-    require_lengths(config)
-    data = make_stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
-    return _Builder(config, run, data, embedding_stages(config, run, data)).graph()
-
-
-@dataclass(frozen=True, slots=True)
-class _Builder:
-    """Builds the stages of a run from the configuration, the run directory, the scan and the features."""
-
-    config: Config
-    run: RunDir
-    data: Stage
-    embeddings: Mapping[str, Stage]
-
-    def graph(self) -> Graph:
-        config, first = self.config, self.run.iteration(0)
-        pretraining = None
-        if config.pretrain is not None:
-            pretraining = self._training("pretraining", first.model("pretraining"), config.pretrain)
-        folds, out_of_fold = self._folds(pretraining)
-        teacher, *companions = (
-            self._model(0, "teacher", first.model(name), config.teacher, inputs)
-            for name, inputs in self._teachers(pretraining, out_of_fold)
-        )
-        filter_model, filter_labels = self._filter()
-        iterations: list[Iteration] = []
-        for index in range(1, len(config.students) + 1):
-            before = iterations[-1] if iterations else None
-            # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
-            teachers = [before.student] if before else [teacher, *companions]
-            iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
-        return Graph(
-            data=self.data,
-            embeddings=self.embeddings,
-            pretraining=pretraining,
-            folds=folds,
-            out_of_fold=out_of_fold,
-            teacher=teacher,
-            companions=tuple(companions),
-            filter=filter_model,
-            filter_labels=filter_labels,
-            iterations=tuple(iterations),
-            judgement=self._judgement([teacher, *(m for iteration in iterations for m in iteration.models)]),
-        )
-
-    def _teachers(
-        self, pretraining: Stage | None, out_of_fold: Stage | None
-    ) -> Iterator[tuple[str, dict[str, object]]]:
-        """Yield (name, further inputs) of each first teacher."""
-        inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
-        if out_of_fold and self.config.choose and self.config.teacher.train.features:
-            inputs["out_of_fold"] = out_of_fold.fingerprint  # the weight decay
-        # The first has no number, so that it is the same stage with and without an ensemble.
-        yield "teacher", inputs
-        for number in range(2, self.config.ensemble + 1):
-            yield f"teacher-{number}", inputs | {"number": number}
-
-    def _folds(self, pretraining: Stage | None) -> tuple[tuple[Model, ...], Stage | None]:
-        """Return the teachers of the folds and the stage of their predictions; none without folds."""
-        config, first = self.config, self.run.iteration(0)
-        if config.folds is None or not config.students:
-            return (), None
-        inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
-        folds = tuple(
-            self._model(0, "fold", first.fold(fold), config.teacher, inputs | {"fold": [fold, config.folds]})
-            for fold in range(1, config.folds + 1)
-        )
-        models, labels = [fold.last.fingerprint for fold in folds], config.students[0].pseudo_label
-        # The images are predicted in the way in which the first teacher labels the pool.
-        views = [labels.flip, labels.scales]
-        return folds, make_stage("out-of-fold", first.out_of_fold, models=models, views=views)
-
-    def _filter(self) -> tuple[Stage | None, Stage | None]:
-        """Return the stages of the training of the filter and of its labelling; None without a filter."""
-        config = self.config
-        if config.filter is None or not config.students:
-            return None, None
-        training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
-        # The filter labels the pool only once, before the first student (§3.1).
-        path, options = self.run.iteration(1).filter_labels, config.students[0].pseudo_label
-        labels = labels_stage("filter-labels", path, options, training.fingerprint)
-        return training, labels
-
-    def _iteration(
-        self,
-        index: int,
-        teachers: list[Model],
-        filter_labels: Stage | None,
-        before: Iteration | None,
-        out_of_fold: Stage | None,
-    ) -> Iteration:
-        config, folder = self.config.students[index - 1], self.run.iteration(index)
-        first, *others = [teacher.last.fingerprint for teacher in teachers]
-        model = [first, *others] if others else first
-        # Without folds there is no such input, so that the fingerprints are those of runs before folds.
-        expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
-        chosen = expected if self.config.choose else {}  # the temperature; the weight decay of heads
-        labels = labels_stage(f"labels-{index}", folder.labels, config.pseudo_label, model, **chosen)
-        selection = make_stage(
-            f"selection-{index}",
-            folder.selection,
-            config=inputs_of(config.selection),
-            labels=labels.fingerprint,
-            filter=filter_labels.fingerprint if filter_labels else None,
-            # Only `reassign` keeps the images of the iteration before.
-            before=before.selection.fingerprint if before and config.selection.reassign else None,
-            seed=self.config.seed,
-            **expected,
-        )
-        if filter_labels:
-            selection = dataclasses.replace(selection, also=(folder.filter_selection,))
-        # A student and its controls share these inputs, so that they differ only in the pool and the steps.
-        shared: dict[str, object] = {
-            "ratio": config.unlabeled_ratio,
-            "initial": first if config.init == "teacher" else None,
-            "iteration": index,
-            "length": selection.fingerprint if config.train.pool_epochs else None,  # passes over the pool
-            **(chosen if config.train.features else {}),
-        }
-        # These do not change the control, so it does not train again when one of them is edited.
-        own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
-        own |= inputs_of(config.pseudo_label, of_student=True)
-        student = self._model(index, "student", folder.model("student"), config, shared | own)
-        compute = shared | {"initial": None, "compute": compute_of(self.config)}  # only for the last student
-        if any(student.train.pool_epochs for student in self.config.students):
-            compute["length"] = selection.fingerprint  # it depends on the selections before it
-        inputs = {"same_steps": shared, "same_compute": compute} if index == len(self.config.students) else {}
-        controls = tuple(
-            self._model(index, CONTROLS[kind], folder.model(CONTROLS[kind]), config, inputs[kind])
-            for kind in inputs
-            if kind in self.config.control
-        )
-        return Iteration(index, config, labels, selection, student, controls)
-
-    def _judgement(self, models: list[Model]) -> Stage:
-        stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
-        judgement = make_stage(
-            "judgement",
-            self.run.verdict,
-            config=inputs_of(self.config.evaluate),
-            truth=self.config.data.pool_truth,
-            **{stage.name: stage.fingerprint for stage in stages},
-        )
-        folders = [self.run.iteration(index) for index in range(len(self.config.students) + 1)]
-        written = [folder.evaluation for folder in folders] + [folder.gallery for folder in folders[1:]]
-        return dataclasses.replace(judgement, also=(self.run.metrics, *written))
-
-    def _model(
-        self, index: int, role: str, folder: ModelDir, config: TeacherConfig, inputs: Mapping[str, object]
-    ) -> Model:
-        # In iteration 0 the folder name distinguishes several teachers: teacher, teacher-2, …
-        name = folder.path.name if index == 0 else f"{role}-{index}"
-        training = self._training(name, folder, config, **inputs)
-        finetuning = None
-        if config.finetune is not None:
-            finetuning = make_stage(
-                f"{name}-finetune",
-                folder.finetune.path,
-                config=inputs_of(config.finetune),
-                model=training.fingerprint,
-            )
-        return Model(index, role, training, finetuning)
-
-    def _training(self, name: str, folder: ModelDir, config: LearnerConfig, **inputs: object) -> Stage:
-        parts: dict[str, object] = {
-            part: inputs_of(getattr(config, part)) for part in ("model", "augment", "train")
-        }
-        if key := backbone_key(self.config, config):
-            parts["embeddings"] = self.embeddings[key].fingerprint
-        data, seed = self.data.fingerprint, self.config.seed
-        return make_stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
+        """Return every network that is evaluated, in the order of training."""
+        first = [] if self.teacher is None else [self.teacher]
+        return [*first, *(model for iteration in self.iterations for model in iteration.models)]

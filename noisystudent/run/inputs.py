@@ -1,4 +1,4 @@
-"""What the output of a stage depends on in the configuration."""
+"""What the output of a stage depends on, in the configuration and elsewhere."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from noisystudent.config import Config, ModelConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
-from noisystudent.config.fields import is_neutral, is_of_student
-from noisystudent.config.run import learners
+from noisystudent.config.fields import is_absent, is_neutral, is_of_student
+from noisystudent.config.run import is_trained, learners
 from noisystudent.run.checksums import checksum
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import LABELS_FORMAT
@@ -18,18 +18,6 @@ from noisystudent.run.stages import Stage
 # Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
 # their stages again.
 _FORMAT = 1
-
-
-def make_stage(name: str, path: Path, **inputs: object) -> Stage:
-    """Return a stage whose fingerprint depends on its name and on all of these inputs."""
-    # A digest of each input, so that `state` can name those that have changed.
-    digests = {key: fingerprint(value) for key, value in inputs.items()}
-    return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
-
-
-def labels_stage(name: str, path: Path, config: PseudoLabelConfig, model: object, **inputs: object) -> Stage:
-    """Return the stage in which a model labels the pool."""
-    return make_stage(name, path, config=inputs_of(config), model=model, format=LABELS_FORMAT, **inputs)
 
 
 def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]:
@@ -42,7 +30,9 @@ def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]
     names = {
         field.name
         for field in dataclasses.fields(section)
-        if not is_neutral(field) and is_of_student(field) == of_student
+        if not is_neutral(field)
+        and is_of_student(field) == of_student
+        and not is_absent(field, getattr(section, field.name))
     }
     values = {key: value for key, value in dataclasses.asdict(section).items() if key in names}
     if isinstance(section, ModelConfig):
@@ -72,5 +62,19 @@ def compute_of(config: Config) -> Mapping[str, object]:
             labels = learner.pseudo_label
             parts["labels"] = [inputs_of(labels), inputs_of(labels, of_student=True)]
         trainings[name] = parts
-    folds = {} if config.folds is None else {"folds": config.folds}
-    return {"ensemble": config.ensemble, "trainings": trainings, **folds}
+    more: dict[str, object] = {} if config.folds is None else {"folds": config.folds}
+    if config.teachers:
+        more["existing"] = sum(not is_trained(teacher) for teacher in config.teachers)
+    return {"ensemble": config.ensemble, "trainings": trainings, **more}
+
+
+def make_stage(name: str, path: Path, **inputs: object) -> Stage:
+    """Return a stage with the fingerprint of its inputs."""
+    # A digest of each input, so that `state` can name those that have changed.
+    digests = {key: fingerprint(value) for key, value in inputs.items()}
+    return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
+
+
+def labels_stage(name: str, path: Path, config: PseudoLabelConfig, **inputs: object) -> Stage:
+    """Return the stage of a labelling of the pool."""
+    return make_stage(name, path, config=inputs_of(config), format=LABELS_FORMAT, **inputs)

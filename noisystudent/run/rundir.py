@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from noisystudent.config.parse import parse, read_text
 from noisystudent.errors import InputError, RunError
@@ -18,6 +18,12 @@ CHECKSUMS = "checksums.json"
 
 CONTROLS = {"same_steps": "control", "same_compute": "control-compute"}
 """Value of the field `control` -> role of the model, which is also the name of its folder."""
+
+SetName = Literal["val", "test"]
+"""Sets of labelled images that models are judged on."""
+
+TEACHERS = "teachers"
+"""Role of the average of several first teachers, which has scores and no folder."""
 
 ROLES = ("teacher", "student", *CONTROLS.values())
 """Roles of the models that are evaluated: the teacher of iteration 0, and those of the other iterations."""
@@ -50,6 +56,7 @@ class ModelDir:
     metrics = _Child("metrics.jsonl")  # one line per measurement of the training
     checkpoints = _Child("checkpoint")  # folder of the snapshots of an unfinished training
     targets = _Child("targets.npy")  # pseudo-labels of the selected images, while a student trains
+    probs = _Child("probs.npy")  # of the pool (N, K), of a first teacher with `labels_from`
     robustness = _Child("robustness.npz")  # results for each image, corrupted, perturbed or attacked
 
     @property
@@ -141,9 +148,10 @@ class IterationDir:
     def records(self) -> list[Path]:
         """Return the existing stage records in the order in which the stages run."""
         teachers = [ModelDir(folder) for folder in sorted(self.path.glob("teacher*"))]
+        existing = [ModelDir(folder) for folder in sorted(self.path.glob("existing-*"))]
         numbers = (folder.name.removeprefix("fold-") for folder in self.path.glob("fold-*"))
         folds = [self.fold(number) for number in sorted(int(name) for name in numbers if name.isdecimal())]
-        before = [self.model("filter"), self.model("pretraining"), *folds]
+        before = [*existing, self.model("filter"), self.model("pretraining"), *folds]
         after = [self.model(role) for role in ROLES[1:]]
         pool = [self.filter_labels / RECORD, self.labels / RECORD, _record(self.selection)]
         records = [

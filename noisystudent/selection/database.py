@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from noisystudent.errors import RunError, first_line
-from noisystudent.metrics.reasons import listed
+from noisystudent.errors import InputError, RunError, first_line
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.files import atomic, remove
 from noisystudent.run.rundir import LabelsDir
@@ -30,8 +29,6 @@ _LABELS = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
-# Reasons of images whose confidence is above the threshold.
-_ABOVE = tuple(reason for reason in REASONS if reason in ("kept", "over_quota", "below_top_fraction"))
 _REASON = pa.field("reason", pa.dictionary(pa.uint8(), pa.string()))
 SCHEMA = pa.schema([*_LABELS, ("repeats", pa.int32()), _REASON])
 # Hashes and confidences hardly repeat. Compressing them, or their statistics, costs time and saves nothing.
@@ -84,19 +81,28 @@ def _literal(path: Path) -> str:
     return "'" + re.sub(r"([*?\[])", r"[\1]", str(path)).replace("'", "''") + "'"
 
 
-def open_labels(connection: duckdb.DuckDBPyConnection, labels: PseudoLabels) -> None:
+def open_labels(
+    connection: duckdb.DuckDBPyConnection, labels: PseudoLabels, *, agreement: bool = False
+) -> None:
     """Create the view `labels(row, content_hash, label, confidence)` of all Parquet files in the folder.
 
-    Also create the view `candidates`, the labels that a rule may choose from. It has all of them until
-    `restrict` is called.
+    With `agreement`, the view has that column, too. Also create the view `candidates`, the labels that a rule
+    may choose from. It has all of them until `restrict` is called.
 
     Raises:
+        InputError: `agreement` is set, and a file has no such column.
         RunError: there are no files, or the labels are outside 0 to K-1.
     """
     paths = LabelsDir(labels.path).parts()
     if not paths:
         raise RunError(f"{labels.path} holds no pseudo-labels; label the pool first")
-    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(_LABELS.names)} FROM {parquet(paths)}")
+    if agreement and not all("agreement" in pq.read_schema(path).names for path in paths):
+        raise InputError(
+            f"{labels.path} has no agreement of teachers, because one teacher made the labels, or an older"
+            " version of this program; set selection.agreement to 0, or label the pool again"
+        )
+    names = _labels_schema(agreement).names
+    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(names)} FROM {parquet(paths)}")
     restrict(connection, "true")
     ((lowest, highest),) = connection.execute("SELECT min(label), max(label) FROM labels").fetchall()
     if lowest is not None and not 0 <= lowest <= highest < labels.num_classes:
@@ -111,8 +117,18 @@ def restrict(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
     connection.execute(f"CREATE OR REPLACE TEMP VIEW candidates AS SELECT * FROM labels WHERE {condition}")
 
 
+def _labels_schema(agreement: bool) -> pa.Schema:
+    """Columns of the view `labels`."""
+    return _LABELS.append(pa.field("agreement", pa.float32())) if agreement else _LABELS
+
+
 def write(
-    connection: duckdb.DuckDBPyConnection, relation: str, out: Path, decide: Decide | None = None
+    connection: duckdb.DuckDBPyConnection,
+    relation: str,
+    out: Path,
+    decide: Decide | None = None,
+    *,
+    agreement: bool = False,
 ) -> None:
     """Write a selection atomically, ordered by pool row.
 
@@ -126,8 +142,10 @@ def write(
             None.
         out: Parquet file to write.
         decide: computes repeats and reason of each image. None: they are columns of `relation`.
+        agreement: `decide` reads the column `agreement`.
     """
-    query = f"SELECT {', '.join((SCHEMA if decide is None else _LABELS).names)} FROM {relation}"
+    schema = SCHEMA if decide is None else _labels_schema(agreement)
+    query = f"SELECT {', '.join(schema.names)} FROM {relation}"
     with atomic(out) as partial:
         # Sorting needs memory for every row, so it is tried without first.
         if not _written(connection.sql(query), decide, partial):
@@ -164,11 +182,11 @@ def _decided(group: pa.Table, decide: Decide | None) -> pa.Table:
     """Add the columns `repeats` and `reason`, if `decide` is given, and return a table of `SCHEMA`."""
     if decide is None:
         return group.cast(SCHEMA)
-    group = group.cast(_LABELS)
-    row, content_hash, label, confidence = (column.combine_chunks() for column in group.columns)
-    images = Images(row.to_numpy(), _halves(content_hash), label.to_numpy(), confidence.to_numpy())
-    decision = decide(images)
+    group = group.cast(_labels_schema("agreement" in group.column_names))
+    row, content_hash, *others = (column.combine_chunks() for column in group.columns)
+    decision = decide(Images(row.to_numpy(), _halves(content_hash), *(other.to_numpy() for other in others)))
     reason = pa.DictionaryArray.from_arrays(pa.array(decision.reason), pa.array(REASONS))
+    group = group.select(_LABELS.names)
     return group.append_column("repeats", pa.array(decision.repeats)).append_column(_REASON, reason)
 
 
@@ -227,67 +245,3 @@ def selected_rows(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.i
         raise RunError(f"{selection.path} cannot be read ({first_line(error)}); select again") from error
     order = np.argsort(keys[:n], kind="stable")
     return rows[:n][order], repeats[:n][order]
-
-
-def summary(selection: Selection) -> dict[str, Any]:
-    """Count the images of a selection.
-
-    Returns:
-        images: in the pool.
-        above_threshold: images whose confidence is above the threshold.
-        kept: distinct images that were kept.
-        total: kept images with their repeats.
-        coverage: kept / images. 0 if the pool is empty.
-        confidences: smallest and largest confidence of the pool; empty if the pool is.
-        classes: for each class label, predicted, above_threshold, kept, total and min_confidence, the
-            smallest confidence of the kept images (None if none was kept).
-    """
-    names = ("label", "predicted", "above_threshold", "kept", "total", "min_confidence")
-    with database(selection.path, "2GB", None) as connection:
-        rows = connection.execute(
-            f"""SELECT label, count(*), count(*) FILTER (reason IN {_ABOVE}),
-                count(*) FILTER (repeats > 0), sum(repeats)::BIGINT, min(confidence) FILTER (repeats > 0),
-                min(confidence), max(confidence)
-            FROM {parquet([selection.path])} GROUP BY label"""
-        ).fetchall()
-    counts = {row[0]: row[1:6] for row in rows}
-    spans = [row[6:] for row in rows]
-    classes = [
-        dict(zip(names, (label, *counts.get(label, (0, 0, 0, 0, None))), strict=True))
-        for label in range(selection.num_classes)
-    ]
-    images, above, kept, total = (sum(row[name] for row in classes) for name in names[1:5])
-    return {
-        "images": images,
-        "above_threshold": above,
-        "kept": kept,
-        "total": total,
-        "coverage": kept / images if images else 0.0,
-        "confidences": [min(low for low, _ in spans), max(high for _, high in spans)] if spans else [],
-        "classes": classes,
-    }
-
-
-def lost_classes(counts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Warnings about the classes without a selected pool image, each with what may help.
-
-    Args:
-        counts: what `summary` returned.
-        names: name of each class.
-    """
-    lost = [row for row in counts["classes"] if row["kept"] == 0]
-    causes = {
-        "the teacher predicts none; give more labels of these classes, or pool images of them": [
-            row for row in lost if row["predicted"] == 0
-        ],
-        "no pseudo-label passes the selection; decrease selection.threshold or strength (or increase"
-        " max_confidence, top_fraction or pool_fraction), or give more labels of these classes": [
-            row for row in lost if row["predicted"] > 0
-        ],
-    }
-    return [
-        f"no pool image was selected of {len(rows)} of {len(names)} classes:"
-        f" {listed([names[row['label']] for row in rows])}; {cause}"
-        for cause, rows in causes.items()
-        if rows
-    ]

@@ -9,10 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-REASONS = ("kept", "below_threshold", "over_quota", "below_top_fraction", "too_confident", "not_looked_at")
-_KEPT, _BELOW_THRESHOLD, _OVER_QUOTA, _BELOW_TOP_FRACTION, _TOO_CONFIDENT, _NOT_LOOKED_AT = map(
+REASONS = (
+    "kept",
+    "below_threshold",
+    "over_quota",
+    "below_top_fraction",
+    "too_confident",
+    "not_looked_at",
+    "teachers_disagree",
+)
+_KEPT, _BELOW_THRESHOLD, _OVER_QUOTA, _BELOW_TOP_FRACTION, _TOO_CONFIDENT, _NOT_LOOKED_AT, _DISAGREE = map(
     np.uint8, range(len(REASONS))
 )
+_ROUNDING = np.float32(1e-3)  # of an agreement; those of up to 100 teachers differ by 0.01
 _BELOW_ALL, _ABOVE_ALL = np.float32(-1), np.float32(2)  # below and above any confidence
 
 
@@ -24,12 +33,14 @@ class Images(NamedTuple):
         content_hash: (n, 2) uint64, high and low half of the hash. Their order is that of the bytes.
         label: (n,) int32, most likely class.
         confidence: (n,) float32, its probability.
+        agreement: (n,) float32, share of the teachers that predict this class. None: it is not read.
     """
 
     row: NDArray[np.int64]
     content_hash: NDArray[np.uint64]
     label: NDArray[np.int32]
     confidence: NDArray[np.float32]
+    agreement: NDArray[np.float32] | None = None
 
 
 class Decision(NamedTuple):
@@ -177,26 +188,41 @@ class Among:
         highest: images with a confidence above it are not kept.
         share: share of the pool that may be kept: the images with the smallest hashes, which are a random
             sample that does not depend on the seed.
+        agreement: images on which a smaller share of the teachers agrees are not kept.
     """
 
     decide: Decide
     highest: float
     share: float
+    agreement: float = 0.0
 
     def __call__(self, images: Images) -> Decision:
         """Decide for some images."""
         outside = images.content_hash[:, 0] >= np.uint64(first_outside(self.share))
         if self.share == 1.0:  # the bound would have to be 2^64, which is no uint64
             outside[:] = False
-        excluded = outside | (images.confidence.astype(np.float64) > self.highest)
+        disagree = np.zeros_like(outside)
+        if images.agreement is not None:
+            disagree = too_few_agree(images.agreement, self.agreement)
+        excluded = outside | disagree | (images.confidence.astype(np.float64) > self.highest)
         repeats, reason = self.decide(images)
-        why = np.where(outside, _NOT_LOOKED_AT, _TOO_CONFIDENT)
+        why = np.where(outside, _NOT_LOOKED_AT, np.where(disagree, _DISAGREE, _TOO_CONFIDENT))
         return Decision(np.where(excluded, np.int32(0), repeats), np.where(excluded, why, reason))
 
 
 def first_outside(share: float) -> int:
     """First 8 bytes, as a number, of the smallest hash that is outside this share of the pool."""
     return min(int(share * 2**64), 2**64 - 1)
+
+
+def least_agreement(share: float) -> np.float32:
+    """The smallest agreement that counts as this share: 2 of 3 teachers are enough for 0.667."""
+    return np.float32(share) - _ROUNDING
+
+
+def too_few_agree(agreement: NDArray[np.float32], share: float) -> NDArray[np.bool_]:
+    """(n,) True for each image on which a smaller share of the teachers agrees."""
+    return np.asarray(agreement < least_agreement(share), np.bool_)
 
 
 def everything(images: Images) -> Decision:

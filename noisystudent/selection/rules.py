@@ -30,6 +30,7 @@ from noisystudent.selection.decisions import (
     Paper,
     everything,
     first_outside,
+    least_agreement,
 )
 from noisystudent.selection.ranking import count_classes, images_at
 from noisystudent.selection.thresholds import adaptive, fixed
@@ -58,7 +59,7 @@ def select(
     - threshold: every image above the threshold, once.
     - all: every image, once.
 
-    Images above max_confidence or outside pool_fraction are removed first. No image at all may be kept.
+    Images above max_confidence, outside pool_fraction or below agreement are removed first; none may be left.
 
     Args:
         labels: pseudo-labels of the teacher.
@@ -72,7 +73,7 @@ def select(
         The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction is given, but the mode is not paper or adaptive.
+        InputError: top_fraction is given without mode paper or adaptive, or agreement for one teacher.
         RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
     if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
@@ -81,16 +82,16 @@ def select(
             " it must be paper or adaptive"
         )
     with database(out, memory_limit, threads) as connection:
-        open_labels(connection, labels)
+        open_labels(connection, labels, agreement=config.agreement > 0)
         decide = _rule(connection, config, labels.num_classes, seed)
-        write(connection, "labels", out, decide)
+        write(connection, "labels", out, decide, agreement=config.agreement > 0)
     return Selection(out, labels.num_classes)
 
 
 def _rule(
     connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int, seed: int
 ) -> Decide:
-    limited = config.max_confidence < 1.0 or config.pool_fraction < 1.0
+    limited = config.max_confidence < 1.0 or config.pool_fraction < 1.0 or config.agreement > 0.0
     if limited:
         restrict(connection, _condition(config))
     match config.mode:
@@ -105,7 +106,8 @@ def _rule(
             decide = Above(fixed(config, num_classes))
         case "all":
             decide = everything
-    return Among(decide, config.max_confidence, config.pool_fraction) if limited else decide
+    within = Among(decide, config.max_confidence, config.pool_fraction, config.agreement)
+    return within if limited else decide
 
 
 def _condition(config: SelectionConfig) -> str:
@@ -115,6 +117,8 @@ def _condition(config: SelectionConfig) -> str:
     if config.pool_fraction < 1.0:
         bound = "".join(f"\\x{byte:02X}" for byte in first_outside(config.pool_fraction).to_bytes(8))
         condition += f" AND content_hash < '{bound}'::BLOB"
+    if config.agreement > 0.0:
+        condition += f" AND agreement::DOUBLE >= {least_agreement(config.agreement):.17e}"
     return condition
 
 

@@ -13,9 +13,11 @@ from noisystudent.data.listing import list_sets
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint, open_sources
 from noisystudent.errors import RunError
+from noisystudent.inference.existing import fingerprints
 from noisystudent.metrics.power import too_small
+from noisystudent.run.build import build_graph
 from noisystudent.run.files import remove
-from noisystudent.run.graph import Graph, Iteration, build_graph
+from noisystudent.run.graph import Graph, Iteration
 from noisystudent.run.lock import lock
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import CONTROLS, DataDir, ModelDir, RunDir
@@ -25,10 +27,12 @@ from noisystudent.self_training import environment, pool
 from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.embed_stage import embed_images
+from noisystudent.self_training.existing import read_existing
+from noisystudent.self_training.first_teachers import labeling, only
 from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
+from noisystudent.self_training.labels import label_pool
 from noisystudent.self_training.train_stage import finetune_model, train_model, train_unchecked
-from noisystudent.self_training.training import Training
 
 __all__ = ["audit", "self_train"]
 
@@ -60,30 +64,28 @@ def self_train(
     check_config(config, pool=sources.unlabeled is not None)
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
-        graph = context.graph
+        _supersede_removed(context)
         embed_images(context)
-        # §3.1: a smaller model (EfficientNet-B0) filters the pool in place of the teacher.
-        if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
-            filtering = context.training(config.filter, ModelDir(graph.filter.path), "filter")
-            train_model(context, graph.filter, filtering)
-            pool.label(context, graph.filter_labels, [filtering], config.students[0].pseudo_label)
+        read_existing(context)
+        _label_by_filter(context)
         initial = _pretrained(context)
         context = predict_out_of_fold(context, initial)
-        teachers = _first_teachers(context, initial)
+        _first_teachers(context, initial)
+        teachers = labeling(context)
         before: Iteration | None = None
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
         for iteration in context.graph.iterations:  # with the settings that were chosen out of fold
-            pool.label(context, iteration.labels, teachers, iteration.config.pseudo_label)
+            label_pool(context, iteration.labels, teachers, iteration.config.pseudo_label)
             pool.select_images(context, iteration, before, teachers)
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
             # Not in the paper: the same training on the labelled images alone shows what the pool adds.
             for model in iteration.controls:
-                control = pool.control(context, iteration, model, teachers[0])
+                control = pool.control(context, iteration, model, teachers.initial)
                 train_model(context, model.training, control)
                 finetune_model(context, model, control)
-            teachers, before = [student], iteration
+            teachers, before = only(student), iteration
         judge(context)
 
 
@@ -149,7 +151,7 @@ def _scan(config: Config, sources: Sources, run: RunDir, progress: Progress) -> 
         # One walk over the folders gives the listings of a first scan and their fingerprint.
         first = not data.dataset.is_file()
         listings = list_sets(sources, data.listings, config.data, progress) if first else None
-        graph = build_graph(config, listing_fingerprint(sources), run)
+        graph = build_graph(config, listing_fingerprint(sources), run, fingerprints(config))
 
         def work() -> None:
             prepare(config.data, sources, data, config.seed, progress, listings=listings)
@@ -179,6 +181,18 @@ def _supersede_removed(context: Context) -> None:
                 )
 
 
+def _label_by_filter(context: Context) -> None:
+    """Train the filter and label the pool with it, if there is one.
+
+    §3.1: a smaller model (EfficientNet-B0) filters the pool in place of the teacher.
+    """
+    graph, config = context.graph, context.config
+    if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
+        filtering = context.training(config.filter, ModelDir(graph.filter.path), "filter")
+        train_model(context, graph.filter, filtering)
+        label_pool(context, graph.filter_labels, only(filtering), config.students[0].pseudo_label)
+
+
 def _pretrained(context: Context) -> ModelDir | None:
     """Train a model on the folder names of the pool if this is configured, and return its folder."""
     stage, config = context.graph.pretraining, context.config.pretrain
@@ -189,19 +203,15 @@ def _pretrained(context: Context) -> ModelDir | None:
     return pretraining.folder
 
 
-def _first_teachers(context: Context, initial: ModelDir | None) -> list[Training]:
-    """Train the first teacher, or several that differ only in their seed, and return their trainings.
+def _first_teachers(context: Context, initial: ModelDir | None) -> None:
+    """Train the first teachers that are not trained elsewhere.
 
     They start from the weights in the folder `initial`, if it is not None.
     """
-    graph, config = context.graph, context.config
-    teachers = []
-    for number, model in enumerate((graph.teacher, *graph.companions), start=1):
-        # The first teacher has the same seed with and without an ensemble.
-        stream = "iteration-0" if number == 1 else f"iteration-0/{number}"
-        training = context.training(config.teacher, ModelDir(model.training.path), stream)
-        # The pretraining has other classes, so its classifier cannot be used.
-        training = replace(training, initial=initial, new_head=initial is not None)
-        train_model(context, model.training, training)
-        teachers.append(finetune_model(context, model, training))
-    return teachers
+    for model in context.graph.teachers:
+        if model.role == "teacher":
+            training, _ = context.trainings(model)
+            # The pretraining has other classes, so its classifier cannot be used.
+            training = replace(training, initial=initial, new_head=initial is not None)
+            train_model(context, model.training, training)
+            finetune_model(context, model, training)

@@ -8,7 +8,7 @@ import torch
 
 from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
-from noisystudent.config.run import learners, require_lengths, require_pool
+from noisystudent.config.run import first_teachers, is_trained, learners, require_lengths, require_pool
 from noisystudent.data.gpu_decode import check_gpu_decoder
 from noisystudent.errors import require
 from noisystudent.models.heads import classifier_path
@@ -79,18 +79,20 @@ def check_features(config: Config) -> None:
     Raises:
         InputError: names the field that cannot be used.
     """
+    firsts = [teacher for teacher in first_teachers(config) if is_trained(teacher)]
+    of_pretraining = [] if config.pretrain is None else [config.pretrain, *firsts]
     require(
-        config.pretrain is None or not (config.pretrain.train.features or config.teacher.train.features),
+        not any(learner.train.features for learner in of_pretraining),
         "pretrain is given, and train.features is true; the backbone that pretrain trains is not cached, so"
         " leave one of them out",
     )
     for name, learner in learners(config).items():
         if learner.train.features:
             _check_no_option_of_blocks(name, learner)
-    labelers = [config.teacher, *config.students]
     for number, student in enumerate(config.students):
         name, labels = f"students.{number}", student.pseudo_label
-        by = [labelers[number], *([config.filter] if config.filter and number == 0 else [])]
+        teachers: list[TeacherConfig] = [*firsts] if number == 0 else [config.students[number - 1]]
+        by = [*teachers, *([config.filter] if config.filter and number == 0 else [])]
         for labeler in (learner for learner in by if learner.train.features):
             why = "but its teacher is a head on cached features"
             require(not labels.noise, f"{name}.pseudo_label.noise is true, {why}; set it to false")
@@ -106,7 +108,7 @@ def check_features(config: Config) -> None:
             not labels.on_the_fly,
             f"{name}.pseudo_label.on_the_fly is true, but {name}.train.features is true; set one to false",
         )
-        same = backbone_key(config, student) == backbone_key(config, labelers[number])
+        same = [backbone_key(config, student)] == [backbone_key(config, one) for one in teachers[:1]]
         require(
             student.init != "teacher" or same,
             f"{name}.init is teacher, but {name}.train.features is true and the features of its teacher are"

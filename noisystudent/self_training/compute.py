@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from noisystudent.config import LearnerConfig, PseudoLabelConfig, TeacherConfig
-from noisystudent.config.run import learners
+from noisystudent.config import FirstTeacherConfig, LearnerConfig, PseudoLabelConfig, TeacherConfig
+from noisystudent.config.run import first_teachers, is_trained, labeling_teachers, learners
 from noisystudent.run.backbones import backbone_key
 from noisystudent.run.rundir import ModelDir
 from noisystudent.self_training.context import Context
@@ -37,26 +37,29 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
 
     if config.pretrain is not None:
         passes["pretraining"] = trained(context.on_pool_folders(config.pretrain, folder))
-    teacher = trained(context.training(config.teacher, folder, "passes"))
+    first = first_teachers(config)
+    teachers = [trained(context.training(each, folder, "passes")) for each in first if is_trained(each)]
     folds = len(context.graph.folds) * len(weight_decays(context))
-    passes |= {"teacher": config.ensemble * teacher, "folds": folds * teacher}
+    passes |= {"teacher": sum(teachers), "folds": folds * sum(teachers[:1])}
     if not heads:
         passes["features"] = FORWARD * sum(_embedded(context, learner) for learner in _backbones(context))
+    labeling = [first[place] for place in labeling_teachers(config)]
+    # Labels that were made elsewhere cost nothing here.
+    networks = [one for one in labeling if not (isinstance(one, FirstTeacherConfig) and one.labels_from)]
     if config.filter is not None:
         passes["filter"] = trained(context.training(config.filter, folder, "passes"))
         views = _views(config.students[0].pseudo_label) if counts(config.filter) else 0
         passes["filter labels"] = FORWARD * pool * views
-    labeler: LearnerConfig = config.teacher
     for index, (student, training) in enumerate(zip(config.students, students, strict=True), start=1):
         labels = student.pseudo_label
-        views = _views(labels) * (config.ensemble if index == 1 else 1)
-        passes[f"labels {index}"] = FORWARD * pool * views if counts(labeler) else 0
+        labelers = networks if index == 1 else [config.students[index - 2]]
+        views = _views(labels) * len(labelers)
+        passes[f"labels {index}"] = FORWARD * pool * _views(labels) * sum(map(counts, labelers))
         if labels.on_the_fly:
             passes[f"labels {index}"] += FORWARD * views * _pool_images(training, 0)
         elif training.ema is not None and counts(student):
             passes[f"labels {index}"] += FORWARD * _pool_images(training, training.ema.first_step)
         passes[f"student {index}"] = trained(training)
-        labeler = student
     return passes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError
 from noisystudent.run.backbones import backbone_key
 from noisystudent.run.graph import Graph, Model
-from noisystudent.run.rundir import EmbeddingsDir, ModelDir, RunDir
+from noisystudent.run.rundir import EmbeddingsDir, ModelDir, RunDir, SetName
 from noisystudent.runtime import torch_seed
 from noisystudent.self_training.finetune import finetuning
 from noisystudent.self_training.training import Training
@@ -89,16 +88,19 @@ class Context:
         return replace(self.training(learner, folder, "pretraining"), dataset=dataset, curve=False)
 
     @property
-    def judged(self) -> tuple[Literal["val", "test"], ImageSet]:
+    def judged(self) -> tuple[SetName, ImageSet]:
         """Name and images of the set that models are compared on: test, or val if there is no test."""
         test = self.dataset.test
         return ("val", self.dataset.val) if test is None else ("test", test)
 
     def trainings(self, model: Model) -> tuple[Training, Training]:
         """Return the first and the last training of a model; they are the same object without fine-tuning."""
-        students = self.config.students
-        config = self.config.teacher if model.role == "teacher" else students[model.iteration - 1]
-        first = self.training(config, ModelDir(model.training.path), f"iteration-{model.iteration}")
+        # The first teacher has the same seed with and without others.
+        number = (
+            model.training.name.removeprefix("teacher").replace("-", "/") if model.role == "teacher" else ""
+        )
+        stream = f"iteration-{model.iteration}{number}"
+        first = self.training(model.config, ModelDir(model.training.path), stream)
         return first, self.last_training(first, model)
 
     def last_training(self, first: Training, model: Model) -> Training:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,39 +12,47 @@ from noisystudent.records import Selection
 from noisystudent.run.graph import Iteration
 from noisystudent.run.record import read_record
 from noisystudent.selection import summary as selection_summary
+from noisystudent.selection import too_few_agree
 from noisystudent.self_training.context import Context
+from noisystudent.self_training.first_teachers import Teachers, label_val
 from noisystudent.self_training.folds import out_of_fold
-from noisystudent.self_training.predict import label_val
-from noisystudent.self_training.training import Training
 
 _RESULT = "precision"  # key in the record of the selection, and in evaluation.json
 
 
-def estimate(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> dict[str, object]:
+def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict[str, object]:
     """Compare the finished selection with labelled images, and return the content of its record.
 
     They are those of val. For the first teacher of a run with folds they are the given labels, predicted
     out of fold: they are more.
 
     An image counts if it has at least the smallest confidence of the kept pool images of the class that is
-    predicted for it, and at most `selection.max_confidence`. The labels of a filter, or of an earlier teacher
-    (`selection.reassign`), decide without these limits; then this is close to the accuracy on val.
+    predicted for it, at most `selection.max_confidence`, and the `selection.agreement`. The labels of a
+    filter, or of an earlier teacher (`selection.reassign`), decide without these limits; then this is close
+    to the accuracy on val.
 
     Returns:
         {precision: {source, images, kept, right, curve}}: numbers of images, see `precision.Precision` and
         `precision.curve`. With settings that were chosen out of fold also {chosen: {threshold, strength,
-        temperature, sentence}}.
+        temperature, sentence}}. Without precision if a first teacher cannot predict val.
     """
-    predicted, source = (out_of_fold(context) if iteration.index == 1 else None), "out of fold"
-    if predicted is None:
-        source = "val"
-        predicted = label_val(teachers, iteration.config.pseudo_label, context.progress)
-    probs, labels = predicted
+    selection = iteration.config.selection
+    known, agreement = (out_of_fold(context) if iteration.index == 1 else None), None
+    source = "val" if known is None else "out of fold"
+    if known is not None:
+        probs, labels = known
+    else:
+        averaged = label_val(context, teachers, iteration.config.pseudo_label)
+        if averaged is None:
+            return _chosen(iteration)
+        probs, labels, agreement = averaged
     confidence, right = probs.max(axis=1), classification.correct(probs, labels)
     kept = selection_summary(Selection(iteration.selection.path, len(context.dataset.classes)))
     least = [np.inf if row["kept"] == 0 else row["min_confidence"] for row in kept["classes"]]
     threshold = np.array(least)[probs.argmax(axis=1)]
-    threshold[confidence > iteration.config.selection.max_confidence] = np.inf
+    threshold[confidence > selection.max_confidence] = np.inf
+    if agreement is not None and len(teachers.members) > 1:
+        threshold[too_few_agree(agreement, selection.agreement)] = np.inf
     estimated = precision_above(confidence, right, threshold)
     counts = {"images": estimated.images, "kept": estimated.kept, "right": estimated.right}
     return {_RESULT: {"source": source, **counts, "curve": curve(confidence, right)}, **_chosen(iteration)}

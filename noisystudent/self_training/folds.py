@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from noisystudent.metrics.precision import by_threshold, curve
 from noisystudent.metrics.scores import Predictions
 from noisystudent.models.heads import Head
 from noisystudent.run.files import remove
-from noisystudent.run.graph import Iteration
+from noisystudent.run.graph import Iteration, Model
 from noisystudent.run.rundir import ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.selection import choose
@@ -70,7 +70,7 @@ def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
         probs = np.empty((len(decays), len(images), len(context.dataset.classes)), np.float32)
         for rows, candidates in trainings:
             for own, training in zip(probs, candidates, strict=True):
-                own[rows] = label_val([training], labels, context.progress).probs
+                own[rows] = label_val(training, labels, context.progress).probs
         losses = [classification.nll(one, images.labels) for one in probs]
         best = int(np.argmin(losses))
         scores.save_predictions(stage.path, probs[best], images.labels)
@@ -160,18 +160,28 @@ def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> C
         return replace(learner, train=replace(train, weight_decay=factor * train.weight_decay))
 
     config, graph = context.config, context.graph
-    iterations = tuple(replace(one, config=scaled(one.config)) for one in graph.iterations)
-    students = tuple(map(scaled, config.students))
+
+    def models(of: Iterable[Model]) -> tuple[Model, ...]:
+        return tuple(replace(model, config=scaled(model.config)) for model in of)
+
+    iterations = tuple(
+        replace(
+            one, config=scaled(one.config), student=models([one.student])[0], controls=models(one.controls)
+        )
+        for one in graph.iterations
+    )
+    teachers, students = tuple(map(scaled, config.teachers)), tuple(map(scaled, config.students))
     return replace(
         context,
-        config=replace(config, teacher=scaled(config.teacher), students=students),
-        graph=replace(graph, iterations=iterations),
+        config=replace(config, teacher=scaled(config.teacher), teachers=teachers, students=students),
+        graph=replace(graph, teachers=models(graph.teachers), iterations=iterations),
     )
 
 
 def _with_steps_of_teacher(context: Context) -> LearnerConfig:
     """Return the teacher's configuration with its number of steps: epochs of fewer images would be fewer."""
     config = context.config.teacher
+    assert context.graph.teacher is not None  # with folds all first teachers are trained
     teacher = context.training(config, ModelDir(context.graph.teacher.training.path), "iteration-0")
     second = config.finetune
     if second is not None:

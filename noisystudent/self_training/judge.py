@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +13,18 @@ from noisystudent.metrics.best import best
 from noisystudent.metrics.reasons import RunFacts
 from noisystudent.metrics.scores import Predictions
 from noisystudent.run.files import json_lines, read_json, write_json, write_text
-from noisystudent.run.rundir import CONTROLS, model_name
+from noisystudent.run.rundir import CONTROLS, TEACHERS, SetName, model_name
 from noisystudent.run.stages import run_stage
 from noisystudent.self_training import expected, pool, robustness
 from noisystudent.self_training.context import Context
+from noisystudent.self_training.existing import labeled_sets
+from noisystudent.self_training.first_teachers import judged
 from noisystudent.self_training.predict import predictions
 from noisystudent.self_training.training import Training
 
 BEFORE = " before finetuning"
 """Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
 
-SetName = Literal["val", "test"]
 
 AllPredictions = dict[tuple[int, str, SetName], Predictions]
 """(iteration, role, name of the set) -> predictions at temperature 1."""
@@ -43,6 +44,9 @@ def judge(context: Context) -> None:
         (*key, name): predictions(training, name, context.progress)
         for key, training, name in _evaluated(context)
     }
+    role = _first_role(context)
+    if (0, role, "val") not in all_predictions:
+        all_predictions |= {(0, role, name): judged(context, name) for name in labeled_sets(context)}
 
     def work() -> None:
         firsts = {
@@ -55,15 +59,19 @@ def judge(context: Context) -> None:
     run_stage(context.graph.judgement, work, context.progress)
 
 
+def _first_role(context: Context) -> str:
+    """Role of the teacher that the student is compared with: the average of several first teachers."""
+    return TEACHERS if len(context.graph.teachers) > 1 else "teacher"
+
+
 def _evaluated(context: Context) -> Iterator[tuple[robustness.Key, Training, SetName]]:
     """Yield ((iteration, role), training, name of the set) of all that is evaluated."""
     for model in context.graph.models():
         first, last = context.trainings(model)
         roles = {model.role: last} | ({f"{model.role}{BEFORE}": first} if last is not first else {})
         for role, training in roles.items():
-            yield (model.iteration, role), training, "val"
-            if context.dataset.test is not None:
-                yield (model.iteration, role), training, "test"
+            for name in labeled_sets(context):
+                yield (model.iteration, role), training, name
 
 
 def _write_evaluations(
@@ -82,11 +90,12 @@ def _write_evaluations(
             if number == index:
                 values = scores.score(probs, labels, bins)
                 models.setdefault(role, {})[name] = values
-                fitted = temperatures[number, role]
-                scaled = scores.score(temperature.scaled(probs, fitted), labels, bins)
-                calibrated.setdefault(role, {"temperature": fitted})[name] = {
-                    measure: scaled[measure] for measure in ("nll", "ece", "brier")
-                }
+                if (number, role) in temperatures:  # not of an average, nor of what was not trained here
+                    fitted = temperatures[number, role]
+                    scaled = scores.score(temperature.scaled(probs, fitted), labels, bins)
+                    calibrated.setdefault(role, {"temperature": fitted})[name] = {
+                        measure: scaled[measure] for measure in ("nll", "ece", "brier")
+                    }
                 lines.append({"iteration": index, "model": role, "set": name, **values})
         content: dict[str, Any] = {"models": models, "calibrated": calibrated}
         own = {role: summary for (number, role), summary in robust.items() if number == index}
@@ -103,9 +112,11 @@ def _write_evaluations(
 def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any]:
     test, _ = context.judged
     last, config = len(context.graph.iterations), context.config
-    # Only the last student is judged, against the first teacher: the whole run is one experiment.
+    # Only the last student is judged, against the first teacher, or the average of several ones, which labels
+    # the pool: the whole run is one experiment.
+    first = _first_role(context)
     if last == 0:
-        top1 = scores.score(*all_predictions[0, "teacher", test], config.evaluate.ece_bins)["top1"]
+        top1 = scores.score(*all_predictions[0, first, test], config.evaluate.ece_bins)["top1"]
         sentence = f"No student was trained: the supervised model is right on {top1:.2%} of {test}."
         return {
             "set": test,
@@ -115,7 +126,7 @@ def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any
             "reasons": [],
             "comparisons": {},
         }
-    student, teacher = all_predictions[last, "student", test], all_predictions[0, "teacher", test]
+    student, teacher = all_predictions[last, "student", test], all_predictions[0, first, test]
     controls = {
         role: all_predictions[last, role, test].probs
         for role in CONTROLS.values()
@@ -164,4 +175,5 @@ def _facts(context: Context, last: int) -> RunFacts:
         pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy"),
         expected=expected.precision(context, context.graph.iterations[last - 1]),
         by_threshold=expected.other_thresholds(context.graph.iterations[last - 1]),
+        teachers=len(context.graph.teachers),
     )

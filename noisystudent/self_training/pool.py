@@ -1,81 +1,38 @@
-"""Stages of the pool: labelling by the teacher, selection, and the training of the student."""
+"""Stages of the pool after its labelling: selection, and the training of the student."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from noisystudent.config import PseudoLabelConfig
-from noisystudent.data.loader import OnlineTeacher, SelectedPool
+from noisystudent.data.loader import SelectedPool
 from noisystudent.data.sampler import shown
 from noisystudent.errors import RunError
 from noisystudent.metrics import guards
 from noisystudent.metrics.reasons import selection_warnings
-from noisystudent.pseudo_label import label_images, read_targets
+from noisystudent.pseudo_label import read_targets
 from noisystudent.pseudo_label import summary as label_summary
-from noisystudent.pseudo_label.encode import soft_targets
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.files import atomic
 from noisystudent.run.graph import Iteration, Model
 from noisystudent.run.rundir import CONTROLS, ModelDir
-from noisystudent.run.stages import Stage, run_stage
-from noisystudent.runtime import release_memory
+from noisystudent.run.stages import run_stage
 from noisystudent.selection import lost_classes, reassign, select, selected_rows, without_effect
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import expected, gallery
 from noisystudent.self_training.compute import lengthened
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.predict import averaged_predictor, noised_views, with_transforms, with_views
-from noisystudent.self_training.training import Training, predictor
+from noisystudent.self_training.first_teachers import Teachers, teacher_rows
+from noisystudent.self_training.labels import online_teacher
+from noisystudent.self_training.training import Training
 from noisystudent.train.ema_teacher import EmaTeacher
 
 
-def label(context: Context, stage: Stage, teachers: Sequence[Training], config: PseudoLabelConfig) -> None:
-    """Label every pool image, unless this was done: clean views at the teacher's resolution, no noise.
-
-    Args:
-        context: the run.
-        stage: stage of the labelling; its folder receives the pseudo-labels.
-        teachers: finished trainings that differ only in their seed. Their probabilities are averaged.
-        config: settings of the labelling. `config.noise` adds the noise of the first teacher's training.
-
-    Raises:
-        RunError: the logits are not finite, or the disk is full.
-        Stopped: a signal was received. Another call resumes.
-    """
-    pool = with_views(teachers[0].sets.pool, config)
-
-    def work() -> None:
-        teacher = with_transforms(averaged_predictor(teachers), config)
-        teacher = replace(teacher, batch_size=config.batch_size)
-        views = partial(teacher.requested_views, pool)
-        if config.noise:
-            # Masks of another batch would be in other memory than a CUDA graph reads.
-            teacher = replace(teacher, eager=True)
-            views = partial(noised_views, teachers[0], teacher, pool)
-        label_images(
-            partial(teacher.prepared, progress=context.progress),
-            views,
-            pool.ids,
-            pool.content_hash,
-            num_classes=len(context.dataset.classes),
-            config=config,
-            out=stage.path,
-            task=stage.name,
-            progress=context.progress,
-        )
-
-    run_stage(stage, work, context.progress)
-    release_memory()
-
-
 def select_images(
-    context: Context, iteration: Iteration, before: Iteration | None, teachers: Sequence[Training]
+    context: Context, iteration: Iteration, before: Iteration | None, teachers: Teachers
 ) -> None:
     """Select pool images with confident pseudo-labels and balance the classes (§3.1), unless this was done.
 
@@ -85,7 +42,7 @@ def select_images(
         context: the run.
         iteration: its labels are read, and its selection is written.
         before: the iteration before, whose images are kept if `selection.reassign` is set; None if first.
-        teachers: finished trainings that labelled the pool.
+        teachers: finished teachers that labelled the pool.
 
     Raises:
         RunError: all confidences are equal, or the disk is full.
@@ -93,7 +50,7 @@ def select_images(
     """
 
     def work() -> dict[str, object]:
-        _select(context, iteration, before)
+        _select(context, iteration, before, several=len(teachers.members) > 1)
         return expected.estimate(context, iteration, teachers)
 
     run_stage(iteration.selection, work, context.progress)
@@ -101,13 +58,13 @@ def select_images(
     _check_selection(context, iteration)
 
 
-def student(context: Context, iteration: Iteration, teachers: Sequence[Training]) -> Training:
+def student(context: Context, iteration: Iteration, teachers: Teachers) -> Training:
     """Return the student's training on the labelled images and the selected pool images."""
-    training = _student(context, iteration, teachers[0])
+    training = _student(context, iteration, teachers.initial)
     return replace(training, read_pool=_pool_reader(context, iteration, teachers, training))
 
 
-def control(context: Context, iteration: Iteration, model: Model, teacher: Training) -> Training:
+def control(context: Context, iteration: Iteration, model: Model, teacher: Training | None) -> Training:
     """Return the training of a control: as the student's, but on labelled images alone.
 
     Network, noise and images per step are the same. The control of the same steps differs from the student
@@ -127,9 +84,12 @@ def summary(context: Context, iteration: Iteration) -> dict[str, object]:
     selection = _selection(context, iteration)
     rows, _ = selected_rows(selection)
     kept = selection_summary(selection)
+    labels = label_summary(_labels(context, iteration.labels.path), truth=truth, kept=rows)
+    if iteration.index == 1 and len(context.graph.teachers) > 1:
+        labels["teachers"] = teacher_rows(context)
     named = [{"class": context.dataset.classes[row["label"]], **row} for row in kept["classes"]]
     return {
-        "pseudo_labels": label_summary(_labels(context, iteration.labels.path), truth=truth, kept=rows),
+        "pseudo_labels": labels,
         "selection": {**kept, "classes": named, **expected.summary(context, iteration)},
     }
 
@@ -142,7 +102,7 @@ def thumbnails(context: Context, iteration: Iteration) -> dict[str, object]:
     return {"classes": classes}
 
 
-def _student(context: Context, iteration: Iteration, teacher: Training) -> Training:
+def _student(context: Context, iteration: Iteration, teacher: Training | None) -> Training:
     """Return the student's training, without pool images."""
     training = _student_or_control(context, iteration, teacher, ModelDir(iteration.student.training.path))
     config = iteration.config.pseudo_label
@@ -159,7 +119,7 @@ def _student(context: Context, iteration: Iteration, teacher: Training) -> Train
 
 
 def _student_or_control(
-    context: Context, iteration: Iteration, teacher: Training, folder: ModelDir
+    context: Context, iteration: Iteration, teacher: Training | None, folder: ModelDir
 ) -> Training:
     """Return the training that a student and its control have in common, without pool images."""
     config, student = iteration.config.pseudo_label, iteration.config
@@ -179,12 +139,12 @@ def _student_or_control(
         hard=config.hard,
         # Without `match_temperature` only the teacher's softmax has a temperature, as in the published code.
         temperature=config.temperature if config.match_temperature else 1.0,
-        initial=teacher.folder if student.init == "teacher" else None,
+        initial=teacher.folder if teacher is not None and student.init == "teacher" else None,
     )
 
 
 def _pool_reader(
-    context: Context, iteration: Iteration, teachers: Sequence[Training], training: Training
+    context: Context, iteration: Iteration, teachers: Teachers, training: Training
 ) -> Callable[[], SelectedPool | None]:
     """Return a function that reads the selection; it is called when the training starts.
 
@@ -199,7 +159,7 @@ def _pool_reader(
             return None
         repeats = shown(repeats, training.images)
         if config.on_the_fly:
-            return SelectedPool(rows, repeats, _online_teacher(teachers, config))
+            return SelectedPool(rows, repeats, online_teacher(context, teachers, config))
         labels = _labels(context, iteration.labels.path)
         # A memory-mapped copy, in the order of `rows`: the Parquet parts have no fast access by row.
         targets = read_targets(labels, rows, hard=config.hard, out=training.folder.targets)
@@ -208,23 +168,11 @@ def _pool_reader(
     return read
 
 
-def _online_teacher(teachers: Sequence[Training], config: PseudoLabelConfig) -> OnlineTeacher:
-    """Return a teacher that labels the pool images of a batch during the training of the student.
-
-    Probabilities are rounded to float16 and normalised again, as stored ones are, so both give equal labels.
-    """
-    teacher = with_transforms(averaged_predictor(teachers, predictor), config)
-
-    def probs(images: Tensor) -> Tensor:  # (B, 3, S, S) uint8 -> (B, K) float32
-        rounded = soft_targets(teacher(images), config.temperature).half().float()
-        return rounded / rounded.sum(dim=1, keepdim=True)
-
-    return OnlineTeacher(teacher.resolution, probs)
-
-
-def _select(context: Context, iteration: Iteration, before: Iteration | None) -> None:
+def _select(context: Context, iteration: Iteration, before: Iteration | None, *, several: bool) -> None:
     labels, out = _labels(context, iteration.labels.path), iteration.selection.path
     config, seed = iteration.config.selection, context.config.seed
+    if not several:  # one teacher agrees with itself
+        config = replace(config, agreement=0.0)
     if context.graph.filter_labels is not None:
         filter_labels = _labels(context, context.graph.filter_labels.path)
         # The filter decides which images are kept and how often; the teacher gives their labels.

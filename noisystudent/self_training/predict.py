@@ -1,11 +1,10 @@
-"""Predictions of the trained models of a run: saved ones, averaged ones, and ones on views with noise."""
+"""Predictions of the trained models of a run: saved ones, and ones on views with noise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import tee
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,12 +20,13 @@ from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import scores
 from noisystudent.metrics.scores import Predictions
 from noisystudent.models.classifier import Classifier
+from noisystudent.run.rundir import SetName
 from noisystudent.run.stages import put_aside
 from noisystudent.self_training.features import FeatureSet
 from noisystudent.self_training.training import Training, predictor_of_sets
 
 
-def predictions(training: Training, name: Literal["val", "test"], progress: Progress) -> Predictions:
+def predictions(training: Training, name: SetName, progress: Progress) -> Predictions:
     """Return the predictions of the trained model on a set, from disk if they were saved there.
 
     They depend on nothing but the weights and the images, so a damaged file is moved away and made again.
@@ -54,19 +54,6 @@ def predictions(training: Training, name: Literal["val", "test"], progress: Prog
     return made
 
 
-def averaged_predictor(
-    trainings: Sequence[Training], of: Callable[[Training], Predictor] = predictor_of_sets
-) -> Predictor:
-    """Return a predictor that averages the probabilities of finished trainings, which differ only in seed.
-
-    Args:
-        trainings: the trainings.
-        of: `predictor` for images, `predictor_of_sets` for those of `Training.sets`.
-    """
-    first, *others = map(of, trainings)
-    return replace(first, models=(first.model, *(other.model for other in others)))
-
-
 def with_transforms(teacher: Predictor, config: PseudoLabelConfig) -> Predictor:
     """Average the probabilities over mirrored and scaled views (data distillation, arXiv 1712.04440)."""
     return replace(teacher, flip=config.flip, scales=config.scales)
@@ -77,32 +64,31 @@ def with_views(images: ImageSet, config: PseudoLabelConfig) -> ImageSet:
     return replace(images, flip=True) if config.flip and isinstance(images, FeatureSet) else images
 
 
-def label_val(teachers: Sequence[Training], config: PseudoLabelConfig, progress: Progress) -> Predictions:
-    """Return what the teachers predict for val in the way in which they label the pool, without noise."""
+def label_val(teacher: Training, config: PseudoLabelConfig, progress: Progress) -> Predictions:
+    """Return what a teacher predicts for val in the way in which it labels the pool, without noise."""
     if config.flip or config.scales != (1.0,):
-        val = with_views(teachers[0].sets.val, config)
-        predictor = with_transforms(averaged_predictor(teachers), config)
-        prepared, _ = predictor.prepared(len(val), progress=progress)
+        val = with_views(teacher.sets.val, config)
+        model = with_transforms(predictor_of_sets(teacher), config)
+        prepared, _ = model.prepared(len(val), progress=progress)
         return Predictions(prepared.probs(val), val.labels)
-    saved = [predictions(teacher, "val", progress) for teacher in teachers]
-    return Predictions(np.mean([one.probs for one in saved], axis=0, dtype=np.float32), saved[0].labels)
+    return predictions(teacher, "val", progress)
 
 
 def noised_views(
-    training: Training, teachers: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
+    training: Training, teacher: Predictor, images: ImageSet, requests: Iterator[NDArray[np.int64]]
 ) -> Iterator[Tensor]:
-    """Yield views (B, 3, S, S) uint8 of the rows `requests` with input noise, and draw the teachers' noise.
+    """Yield views (B, 3, S, S) uint8 of the rows `requests` with input noise, and draw the teacher's noise.
 
     This is the 'noised teacher' of Table 6.
     """
-    policy, models = training.policy, [model for model in teachers.models if isinstance(model, Classifier)]
+    policy, models = training.policy, [model for model in teacher.models if isinstance(model, Classifier)]
 
     def boxes(rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
         # The first row serves as the step, so a resumed labelling draws the same noise.
         return plan.crop_boxes(policy, training.seed, "labeling", int(rows[0]), images.view_sizes(rows))
 
     requests, drawn_for = tee(requests)
-    cropped = teachers.requested_views(images, requests, boxes if policy.crop == "inception" else None)
+    cropped = teacher.requested_views(images, requests, boxes if policy.crop == "inception" else None)
     for rows, batch in zip(drawn_for, cropped, strict=True):
         first, active = int(rows[0]), torch.ones(len(batch), dtype=torch.bool, device=training.device)
         for model in models:

@@ -17,6 +17,7 @@ from noisystudent.run.graph import Model
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory
 from noisystudent.self_training.context import Context
+from noisystudent.self_training.first_teachers import judged
 from noisystudent.self_training.predict import predictions
 from noisystudent.self_training.trainer import train
 from noisystudent.self_training.training import Training
@@ -137,11 +138,16 @@ def _warn_of_chance(context: Context, stage: Stage, sentence: str | None) -> Non
 def _compare_with_teacher(context: Context, stage: Stage, right: NDArray[np.bool_]) -> None:
     """Raise RunError, or print a warning, if a student is significantly worse on val than its teacher."""
     graph, config = context.graph, context.config
-    models = [graph.teacher, *(iteration.student for iteration in graph.iterations)]
+    # Several first teachers, or one that was not trained here, have no predictions of a training.
+    first = graph.teacher if len(graph.teachers) == 1 else None
+    models = [first, *(iteration.student for iteration in graph.iterations)]
     for before, model in pairwise(models):
-        if stage is not model.last:
+        if model is None or stage is not model.last:
             continue
-        teacher = predictions(context.trainings(before)[1], "val", context.progress)
+        if before is None:
+            teacher = judged(context, "val")
+        else:
+            teacher = predictions(context.trainings(before)[1], "val", context.progress)
         comparison = compare(right, classification.correct(*teacher), config.evaluate, config.seed)
         if not below(comparison, config.evaluate.level):
             continue

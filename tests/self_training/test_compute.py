@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
-from noisystudent.run.graph import build_graph
+from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 
 LABELS, POOL = 18, 42  # of the tiny images, all readable and different

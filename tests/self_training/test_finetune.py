@@ -22,7 +22,7 @@ from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.models.registry import build_model
 from noisystudent.report.read import read_run
 from noisystudent.run import status
-from noisystudent.run.graph import build_graph
+from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 from noisystudent.self_training import training
 from noisystudent.self_training.context import Context

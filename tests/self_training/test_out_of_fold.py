@@ -24,7 +24,7 @@ from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predict import predict
 from noisystudent.metrics import scores, temperature
 from noisystudent.report import build
-from noisystudent.run.graph import build_graph
+from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.runtime import torch_seed
 from noisystudent.selection import choose

@@ -1,0 +1,203 @@
+"""From a configuration to the graph of its stages: outputs, paths and inputs, before any stage runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from noisystudent.config import Config, LearnerConfig, TeacherConfig
+from noisystudent.config.run import require_lengths
+from noisystudent.run.backbones import backbone_key, embedding_stages
+from noisystudent.run.first_teachers import labels_of, named_teachers
+from noisystudent.run.graph import Graph, Iteration, Model
+from noisystudent.run.inputs import compute_of, inputs_of, labels_stage, make_stage
+from noisystudent.run.rundir import CONTROLS, ModelDir, RunDir
+from noisystudent.run.stages import Stage
+
+
+def build_graph(config: Config, listing: str, run: RunDir, existing: Sequence[str] = ()) -> Graph:
+    """Build the graph of stages from a configuration, without reading or writing the run directory.
+
+    Args:
+        config: configuration of the run.
+        listing: fingerprint of the images, from `listing_fingerprint`.
+        run: run directory of the stages.
+        existing: fingerprint of each first teacher that is not trained, from `existing.fingerprints`.
+
+    Raises:
+        InputError: a training has no length.
+    """
+    require_lengths(config)
+    data = make_stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
+    return _Builder(config, run, data, embedding_stages(config, run, data), existing).graph()
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Builds the stages of a run from the configuration, the run directory, the scan and the features."""
+
+    config: Config
+    run: RunDir
+    data: Stage
+    embeddings: Mapping[str, Stage]
+    existing: Sequence[str]
+
+    def graph(self) -> Graph:
+        config, first = self.config, self.run.iteration(0)
+        pretraining = None
+        if config.pretrain is not None:
+            pretraining = self._training("pretraining", first.model("pretraining"), config.pretrain)
+        folds, out_of_fold = self._folds(pretraining)
+        teachers = tuple(self._teachers(pretraining, out_of_fold))
+        filter_model, filter_labels = self._filter()
+        iterations: list[Iteration] = []
+        for index in range(1, len(config.students) + 1):
+            before = iterations[-1] if iterations else None
+            # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
+            labeling = (before.student,) if before else teachers
+            iterations.append(self._iteration(index, labeling, filter_labels, before, out_of_fold))
+        # Equal teachers are inputs of the students.
+        judged = [*(teachers if config.teachers else teachers[:1])]
+        judged += [model for iteration in iterations for model in iteration.models]
+        return Graph(
+            data=self.data,
+            embeddings=self.embeddings,
+            pretraining=pretraining,
+            folds=folds,
+            out_of_fold=out_of_fold,
+            teachers=teachers,
+            filter=filter_model,
+            filter_labels=filter_labels,
+            iterations=tuple(iterations),
+            judgement=self._judgement(judged),
+        )
+
+    def _teachers(self, pretraining: Stage | None, out_of_fold: Stage | None) -> Iterator[Model]:
+        """Yield the first teachers."""
+        inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
+        for each in named_teachers(self.config, self.existing):
+            folder = self.run.iteration(0).model(each.name)
+            if each.role == "teacher":
+                # The weight decay of heads is chosen out of fold.
+                head = out_of_fold is not None and self.config.choose and each.config.train.features
+                chosen = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold and head else {}
+                yield self._model(0, "teacher", folder, each.config, inputs | each.inputs | chosen)
+            else:
+                stage = make_stage(each.name, folder.path, data=self.data.fingerprint, **each.inputs)
+                yield Model(0, each.role, each.config, stage)
+
+    def _folds(self, pretraining: Stage | None) -> tuple[tuple[Model, ...], Stage | None]:
+        """Return the teachers of the folds and the stage of their predictions; none without folds."""
+        config, first = self.config, self.run.iteration(0)
+        if config.folds is None or not config.students:
+            return (), None
+        inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
+        folds = tuple(
+            self._model(0, "fold", first.fold(fold), config.teacher, inputs | {"fold": [fold, config.folds]})
+            for fold in range(1, config.folds + 1)
+        )
+        models, labels = [fold.last.fingerprint for fold in folds], config.students[0].pseudo_label
+        # The images are predicted in the way in which the first teacher labels the pool.
+        views = [labels.flip, labels.scales]
+        return folds, make_stage("out-of-fold", first.out_of_fold, models=models, views=views)
+
+    def _filter(self) -> tuple[Stage | None, Stage | None]:
+        """Return the stages of the training of the filter and of its labelling; None without a filter."""
+        config = self.config
+        if config.filter is None or not config.students:
+            return None, None
+        training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
+        # The filter labels the pool only once, before the first student (§3.1).
+        path, options = self.run.iteration(1).filter_labels, config.students[0].pseudo_label
+        labels = labels_stage("filter-labels", path, options, model=training.fingerprint)
+        return training, labels
+
+    def _iteration(
+        self,
+        index: int,
+        teachers: tuple[Model, ...],
+        filter_labels: Stage | None,
+        before: Iteration | None,
+        out_of_fold: Stage | None,
+    ) -> Iteration:
+        config, folder = self.config.students[index - 1], self.run.iteration(index)
+        made_by = labels_of(self.config, [teacher.last.fingerprint for teacher in teachers])
+        first = next((teacher for teacher in teachers if teacher.role != "existing"), None)
+        # Without folds there is no such input, so that the fingerprints are those of runs before folds.
+        expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
+        chosen = expected if self.config.choose else {}  # the temperature; the weight decay of heads
+        labels = labels_stage(f"labels-{index}", folder.labels, config.pseudo_label, **made_by, **chosen)
+        selection = make_stage(
+            f"selection-{index}",
+            folder.selection,
+            config=inputs_of(config.selection),
+            labels=labels.fingerprint,
+            filter=filter_labels.fingerprint if filter_labels else None,
+            # Only `reassign` keeps the images of the iteration before.
+            before=before.selection.fingerprint if before and config.selection.reassign else None,
+            seed=self.config.seed,
+            **expected,
+        )
+        if filter_labels:
+            selection = dataclasses.replace(selection, also=(folder.filter_selection,))
+        # A student and its controls share these inputs, so that they differ only in the pool and the steps.
+        shared: dict[str, object] = {
+            "ratio": config.unlabeled_ratio,
+            "initial": first.last.fingerprint if first and config.init == "teacher" else None,
+            "iteration": index,
+            "length": selection.fingerprint if config.train.pool_epochs else None,  # passes over the pool
+            **(chosen if config.train.features else {}),
+        }
+        # These do not change the control, so it does not train again when one of them is edited.
+        own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
+        own |= inputs_of(config.pseudo_label, of_student=True)
+        student = self._model(index, "student", folder.model("student"), config, shared | own)
+        compute = shared | {"initial": None, "compute": compute_of(self.config)}  # only for the last student
+        if any(student.train.pool_epochs for student in self.config.students):
+            compute["length"] = selection.fingerprint  # it depends on the selections before it
+        inputs = {"same_steps": shared, "same_compute": compute} if index == len(self.config.students) else {}
+        controls = tuple(
+            self._model(index, CONTROLS[kind], folder.model(CONTROLS[kind]), config, inputs[kind])
+            for kind in inputs
+            if kind in self.config.control
+        )
+        return Iteration(index, config, labels, selection, student, controls)
+
+    def _judgement(self, models: list[Model]) -> Stage:
+        stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
+        judgement = make_stage(
+            "judgement",
+            self.run.verdict,
+            config=inputs_of(self.config.evaluate),
+            truth=self.config.data.pool_truth,
+            **{stage.name: stage.fingerprint for stage in stages},
+        )
+        folders = [self.run.iteration(index) for index in range(len(self.config.students) + 1)]
+        written = [folder.evaluation for folder in folders] + [folder.gallery for folder in folders[1:]]
+        return dataclasses.replace(judgement, also=(self.run.metrics, *written))
+
+    def _model(
+        self, index: int, role: str, folder: ModelDir, config: TeacherConfig, inputs: Mapping[str, object]
+    ) -> Model:
+        # In iteration 0 the folder name distinguishes several teachers: teacher, teacher-2, …
+        name = folder.path.name if index == 0 else f"{role}-{index}"
+        training = self._training(name, folder, config, **inputs)
+        finetuning = None
+        if config.finetune is not None:
+            finetuning = make_stage(
+                f"{name}-finetune",
+                folder.finetune.path,
+                config=inputs_of(config.finetune),
+                model=training.fingerprint,
+            )
+        return Model(index, role, config, training, finetuning)
+
+    def _training(self, name: str, folder: ModelDir, config: LearnerConfig, **inputs: object) -> Stage:
+        parts: dict[str, object] = {
+            part: inputs_of(getattr(config, part)) for part in ("model", "augment", "train")
+        }
+        if key := backbone_key(self.config, config):
+            parts["embeddings"] = self.embeddings[key].fingerprint
+        data, seed = self.data.fingerprint, self.config.seed
+        return make_stage(name, folder.path, data=data, seed=seed, **parts, **inputs)

@@ -1,0 +1,78 @@
+"""Counts of a selection, of all images and of each class, and warnings about lost classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from noisystudent.metrics.reasons import listed
+from noisystudent.records import Selection
+from noisystudent.selection.database import database, parquet
+from noisystudent.selection.decisions import REASONS
+
+# Reasons of images whose confidence is above the threshold.
+_ABOVE = tuple(reason for reason in REASONS if reason in ("kept", "over_quota", "below_top_fraction"))
+
+
+def summary(selection: Selection) -> dict[str, Any]:
+    """Count the images of a selection.
+
+    Returns:
+        images: in the pool.
+        above_threshold: images whose confidence is above the threshold.
+        kept: distinct images that were kept.
+        total: kept images with their repeats.
+        coverage: kept / images. 0 if the pool is empty.
+        confidences: smallest and largest confidence of the pool; empty if the pool is.
+        classes: for each class label, predicted, above_threshold, kept, total and min_confidence, the
+            smallest confidence of the kept images (None if none was kept).
+    """
+    names = ("label", "predicted", "above_threshold", "kept", "total", "min_confidence")
+    with database(selection.path, "2GB", None) as connection:
+        rows = connection.execute(
+            f"""SELECT label, count(*), count(*) FILTER (reason IN {_ABOVE}),
+                count(*) FILTER (repeats > 0), sum(repeats)::BIGINT, min(confidence) FILTER (repeats > 0),
+                min(confidence), max(confidence)
+            FROM {parquet([selection.path])} GROUP BY label"""
+        ).fetchall()
+    counts = {row[0]: row[1:6] for row in rows}
+    spans = [row[6:] for row in rows]
+    classes = [
+        dict(zip(names, (label, *counts.get(label, (0, 0, 0, 0, None))), strict=True))
+        for label in range(selection.num_classes)
+    ]
+    images, above, kept, total = (sum(row[name] for row in classes) for name in names[1:5])
+    return {
+        "images": images,
+        "above_threshold": above,
+        "kept": kept,
+        "total": total,
+        "coverage": kept / images if images else 0.0,
+        "confidences": [min(low for low, _ in spans), max(high for _, high in spans)] if spans else [],
+        "classes": classes,
+    }
+
+
+def lost_classes(counts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Warnings about the classes without a selected pool image, each with what may help.
+
+    Args:
+        counts: what `summary` returned.
+        names: name of each class.
+    """
+    lost = [row for row in counts["classes"] if row["kept"] == 0]
+    causes = {
+        "the teacher predicts none; give more labels of these classes, or pool images of them": [
+            row for row in lost if row["predicted"] == 0
+        ],
+        "no pseudo-label passes the selection; decrease selection.threshold or strength or agreement (or"
+        " increase max_confidence, top_fraction or pool_fraction), or give more labels of these classes": [
+            row for row in lost if row["predicted"] > 0
+        ],
+    }
+    return [
+        f"no pool image was selected of {len(rows)} of {len(names)} classes:"
+        f" {listed([names[row['label']] for row in rows])}; {cause}"
+        for cause, rows in causes.items()
+        if rows
+    ]

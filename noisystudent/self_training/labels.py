@@ -1,0 +1,111 @@
+"""The labelling of the pool as a stage of a run, and labels made in the step of a student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor
+
+from noisystudent.config import PseudoLabelConfig
+from noisystudent.data.loader import OnlineTeacher
+from noisystudent.inference.joint import joint_batches
+from noisystudent.inference.predictor import Rows
+from noisystudent.pseudo_label import label_images
+from noisystudent.pseudo_label.encode import soft_targets
+from noisystudent.records import Predict, Vote
+from noisystudent.run.stages import Stage, run_stage
+from noisystudent.runtime import release_memory
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.first_teachers import Teachers, joint_predictor
+from noisystudent.self_training.predict import noised_views, with_transforms, with_views
+from noisystudent.self_training.training import Training, predictor, predictor_of_sets
+
+
+def label_pool(context: Context, stage: Stage, teachers: Teachers, config: PseudoLabelConfig) -> None:
+    """Label every pool image, unless this was done: clean views at the teachers' resolutions, no noise.
+
+    Args:
+        context: the run.
+        stage: stage of the labelling; its folder receives the pseudo-labels.
+        teachers: finished teachers. Several ones are averaged in one pass over the pool.
+        config: settings of the labelling. `config.noise` adds the noise of each teacher's training.
+
+    Raises:
+        RunError: the logits are not finite, or the disk is full.
+        Stopped: a signal was received. Another call resumes.
+    """
+    write = partial(_write_labels, context, stage, config)
+
+    def work() -> dict[str, object] | None:
+        if teachers.single is not None:
+            _label_alone(context, teachers.single, config, write)
+            return None
+        joint, streams = joint_predictor(context, teachers, config)
+        write(
+            partial(joint.prepared, progress=context.progress),
+            partial(joint_batches, streams),
+            voters=len(joint.members),
+        )
+        return {"weights": list(teachers.weights)}
+
+    run_stage(stage, work, context.progress)
+    release_memory()
+
+
+def _label_alone(
+    context: Context, teacher: Training, config: PseudoLabelConfig, write: Callable[..., None]
+) -> None:
+    model = replace(with_transforms(predictor_of_sets(teacher), config), batch_size=config.batch_size)
+    pool = with_views(teacher.sets.pool, config)
+    views = partial(model.requested_views, pool)
+    if config.noise:
+        # Masks of another batch would be in other memory than a CUDA graph reads.
+        model = replace(model, eager=True)
+        views = partial(noised_views, teacher, model, pool)
+    write(partial(model.prepared, progress=context.progress), views)
+
+
+def _write_labels(
+    context: Context,
+    stage: Stage,
+    config: PseudoLabelConfig,
+    prepare: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]],
+    images: Callable[[Iterator[Rows]], Iterator[Any]],
+    *,
+    voters: int = 1,
+) -> None:
+    pool = context.dataset.pool
+    label_images(
+        prepare,
+        images,
+        pool.ids,
+        pool.content_hash,
+        num_classes=len(context.dataset.classes),
+        config=config,
+        out=stage.path,
+        task=stage.name,
+        progress=context.progress,
+        voters=voters,
+    )
+
+
+def online_teacher(context: Context, teachers: Teachers, config: PseudoLabelConfig) -> OnlineTeacher:
+    """Return a teacher that labels the pool images of a batch during the training of the student.
+
+    Probabilities are rounded to float16 and normalised again, as stored ones are, so both give equal labels.
+    """
+    if teachers.single is not None:
+        alone = with_transforms(predictor(teachers.single), config)
+        resolution, logits = alone.resolution, cast(Predict, alone)
+    else:  # they differ only in their seed, so they are given the same views
+        joint, _ = joint_predictor(context, teachers, config, predictor)
+        resolution, logits = joint.resolution, joint.logits
+
+    def probs(images: Tensor) -> Tensor:  # (B, 3, S, S) uint8 -> (B, K) float32
+        rounded = soft_targets(logits(images), config.temperature).half().float()
+        return rounded / rounded.sum(dim=1, keepdim=True)
+
+    return OnlineTeacher(resolution, probs)
