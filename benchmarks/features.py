@@ -203,11 +203,9 @@ def _ours(folder: Path, threads: int) -> Iterator[Run]:
     context = _context(folder, threads)
     for number in (0, 1):
         shutil.rmtree(context.run.iteration(number).path, ignore_errors=True)
-    graph = context.graph
-    (first,) = graph.teachers
+    (first,), (iteration,) = context.graph.teachers, context.graph.iterations
     teacher = context.training(context.config.teacher, ModelDir(first.training.path), "iteration-0")
     train_unchecked(context, first.training, teacher)
-    (iteration,) = graph.iterations
     yield {}
     seconds = [time.perf_counter()]
     label_pool(context, iteration.labels, only(teacher), iteration.config.pseudo_label)

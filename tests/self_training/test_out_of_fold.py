@@ -239,7 +239,7 @@ def test_twelve_val_images_stop_no_run_by_chance(
 
 
 def test_with_folds_the_labels_stop_it(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "label_val", lambda teachers, *_: guesses(len(teachers[0].dataset.val)))
+    monkeypatch.setattr(stage, "label_val", lambda teacher, *_: guesses(len(teacher.dataset.val)))
     with pytest.raises(RunError) as first:
         tiny.run(config(many), tmp_path)
     line = str(first.value)
