@@ -190,6 +190,18 @@ def is_trained(teacher: TeacherConfig) -> bool:
     return not isinstance(teacher, FirstTeacherConfig) or teacher.existing is None
 
 
+def control_from_teacher(config: Config) -> bool:
+    """Return True if the control of the same steps starts from the weights of the first trained teacher.
+
+    It does if the last student starts from its own teacher, and has the network of the first one. Weights of
+    a teacher in between have seen the pool, so a control with another network starts from scratch.
+    """
+    first = next((teacher.model for teacher in first_teachers(config) if is_trained(teacher)), None)
+    last = config.students[-1]
+    same = first is not None and [first.name, first.head] == [last.model.name, last.model.head]
+    return last.init == "teacher" and same
+
+
 def labeling_teachers(config: Config) -> list[int]:
     """Return the places, in `first_teachers`, of those that label the pool: not those of weight 0."""
     count = len(first_teachers(config))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from noisystudent.config import Config, LearnerConfig, TeacherConfig
-from noisystudent.config.run import require_lengths
+from noisystudent.config.run import control_from_teacher, require_lengths
 from noisystudent.run.backbones import backbone_key, embedding_stages
 from noisystudent.run.first_teachers import labels_of, named_teachers
 from noisystudent.run.graph import Graph, Iteration, Model
@@ -54,9 +54,7 @@ class _Builder:
         iterations: list[Iteration] = []
         for index in range(1, len(config.students) + 1):
             before = iterations[-1] if iterations else None
-            # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
-            labeling = (before.student,) if before else teachers
-            iterations.append(self._iteration(index, labeling, filter_labels, before, out_of_fold))
+            iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
         # Equal teachers are inputs of the students.
         judged = [*(teachers if config.teachers else teachers[:1])]
         judged += [model for iteration in iterations for model in iteration.models]
@@ -122,8 +120,9 @@ class _Builder:
         out_of_fold: Stage | None,
     ) -> Iteration:
         config, folder = self.config.students[index - 1], self.run.iteration(index)
-        made_by = labels_of(self.config, [teacher.last.fingerprint for teacher in teachers])
-        first = next((teacher for teacher in teachers if teacher.role != "existing"), None)
+        # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
+        labeling = (before.student,) if before else teachers
+        made_by = labels_of(self.config, [teacher.last.fingerprint for teacher in labeling])
         # Without folds there is no such input, so that the fingerprints are those of runs before folds.
         expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
         chosen = expected if self.config.choose else {}  # the temperature; the weight decay of heads
@@ -144,7 +143,7 @@ class _Builder:
         # A student and its controls share these inputs, so that they differ only in the pool and the steps.
         shared: dict[str, object] = {
             "ratio": config.unlabeled_ratio,
-            "initial": first.last.fingerprint if first and config.init == "teacher" else None,
+            "initial": _weights(labeling) if config.init == "teacher" else None,
             "iteration": index,
             "length": selection.fingerprint if config.train.pool_epochs else None,  # passes over the pool
             **(chosen if config.train.features else {}),
@@ -153,16 +152,24 @@ class _Builder:
         own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
         own |= inputs_of(config.pseudo_label, of_student=True)
         student = self._model(index, "student", folder.model("student"), config, shared | own)
-        compute = shared | {"initial": None, "compute": compute_of(self.config)}  # only for the last student
-        if any(student.train.pool_epochs for student in self.config.students):
-            compute["length"] = selection.fingerprint  # it depends on the selections before it
-        inputs = {"same_steps": shared, "same_compute": compute} if index == len(self.config.students) else {}
+        last = index == len(self.config.students)  # only it is compared with controls
+        inputs = self._control_inputs(shared, teachers, selection) if last else {}
         controls = tuple(
             self._model(index, CONTROLS[kind], folder.model(CONTROLS[kind]), config, inputs[kind])
             for kind in inputs
             if kind in self.config.control
         )
         return Iteration(index, config, labels, selection, student, controls)
+
+    def _control_inputs(
+        self, shared: Mapping[str, object], teachers: Sequence[Model], selection: Stage
+    ) -> dict[str, Mapping[str, object]]:
+        """Return the inputs of each kind of control from those that it shares with the student."""
+        same = {"initial": _weights(teachers) if control_from_teacher(self.config) else None}
+        compute: dict[str, object] = {"initial": None, "compute": compute_of(self.config)}
+        if any(student.train.pool_epochs for student in self.config.students):
+            compute["length"] = selection.fingerprint  # it depends on the selections before it
+        return {"same_steps": {**shared, **same}, "same_compute": {**shared, **compute}}
 
     def _judgement(self, models: list[Model]) -> Stage:
         stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
@@ -201,3 +208,8 @@ class _Builder:
             parts["embeddings"] = self.embeddings[key].fingerprint
         data, seed = self.data.fingerprint, self.config.seed
         return make_stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
+
+
+def _weights(teachers: Sequence[Model]) -> str | None:
+    """Fingerprint of the first of the teachers that this run trains; None if it trains none."""
+    return next((teacher.last.fingerprint for teacher in teachers if teacher.role != "existing"), None)

@@ -72,6 +72,7 @@ def self_train(
         context = predict_out_of_fold(context, initial)
         _first_teachers(context, initial)
         teachers = labeling(context)
+        first = teachers.initial
         before: Iteration | None = None
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
         for iteration in context.graph.iterations:  # with the settings that were chosen out of fold
@@ -82,7 +83,7 @@ def self_train(
             student = finetune_model(context, iteration.student, student)
             # Not in the paper: the same training on the labelled images alone shows what the pool adds.
             for model in iteration.controls:
-                control = pool.control(context, iteration, model, teachers.initial)
+                control = pool.control(context, iteration, model, first)
                 train_model(context, model.training, control)
                 finetune_model(context, model, control)
             teachers, before = only(student), iteration

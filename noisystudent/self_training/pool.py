@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noisystudent.config.run import control_from_teacher
 from noisystudent.data.loader import SelectedPool
 from noisystudent.data.sampler import shown
 from noisystudent.errors import RunError
@@ -69,8 +70,15 @@ def control(context: Context, iteration: Iteration, model: Model, teacher: Train
 
     Network, noise and images per step are the same. The control of the same steps differs from the student
     only in the pool. That of the same compute has as many image passes as the whole run.
+
+    Args:
+        context: the run.
+        iteration: the last iteration.
+        model: stages of the control.
+        teacher: the first teacher that the run has trained, on labelled images alone; None: there is none.
     """
-    training = _student_or_control(context, iteration, teacher, ModelDir(model.training.path))
+    start = teacher if control_from_teacher(context.config) else None
+    training = _student_or_control(context, iteration, start, ModelDir(model.training.path))
     if model.role != CONTROLS["same_compute"]:
         return training
     return lengthened(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,7 +11,11 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
+from noisystudent.config import ModelConfig
+from noisystudent.config.run import control_from_teacher
 from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 
@@ -127,6 +132,36 @@ def test_it_is_trained_again_if_the_passes_may_differ(
     steps, compute = zip(*(graph.iterations[0].controls for graph in graphs), strict=True)
     assert (compute[0].training.fingerprint != compute[1].training.fingerprint) is again
     assert steps[0].training.fingerprint == steps[1].training.fingerprint
+
+
+def test_no_control_starts_from_weights_that_have_seen_the_pool(images: Path, tmp_path: Path) -> None:
+    two = [("students", [{}, {}]), ("student.init", "teacher"), BOTH]
+    plain, other = (
+        build_graph(
+            tiny.config(images, *two, ("student.selection.threshold", t)), "listing", RunDir(tmp_path)
+        )
+        for t in (0.4, 0.5)
+    )
+    for one, same in zip(plain.iterations[1].controls, other.iterations[1].controls, strict=True):
+        assert one.training.fingerprint == same.training.fingerprint
+    out = tmp_path / "run"
+    tiny.run(tiny.config(images, *two, ("student.train.lr", 0.0)), out)
+    teacher, control, compute = (
+        load_file(out / model / "model.safetensors")
+        for model in ("iteration-0/teacher", "iteration-2/control", "iteration-2/control-compute")
+    )
+    learnt = [name for name in teacher if name.endswith("weight")]
+    assert all(torch.equal(teacher[name], control[name]) for name in learnt), "from the first teacher"
+    assert not all(torch.equal(teacher[name], compute[name]) for name in learnt), "from scratch"
+
+
+def test_a_control_of_another_network_than_the_first_teachers_starts_from_scratch(images: Path) -> None:
+    config = tiny.config(images, ("students", [{}, {}]), ("student.init", "teacher"))
+    assert control_from_teacher(config)
+    larger = dataclasses.replace(config.students[1], model=ModelConfig(name="resnet8_32"))
+    assert not control_from_teacher(dataclasses.replace(config, students=(config.students[0], larger)))
+    scratch = dataclasses.replace(config.students[1], init="scratch")
+    assert not control_from_teacher(dataclasses.replace(config, students=(config.students[0], scratch)))
 
 
 def test_a_control_that_is_not_wanted_any_more_is_put_aside(images: Path, run: Path, tmp_path: Path) -> None:
