@@ -95,7 +95,7 @@ def test_a_wrong_value_on_the_command_line(
         ("students: [{init: techer}]", "one of scratch, teacher; did you mean 'teacher'?"),
         ("students: 1.5", "students is 1.5; it must be a whole number, or a list of mappings"),
         ("students: -1", "students is -1; it must be a whole number, or a list of mappings"),
-        ("students: [3]", "3 is given where a mapping of fields is needed"),
+        ("students: [3]", "students is [3]; it must be a whole number, or a list of mappings"),
         ("control: perhaps", "control.0 is 'perhaps'; it must be one of none, same_steps, same_compute"),
     ],
 )

@@ -37,12 +37,12 @@ def tracing(patch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     def compile_function(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         compiled = _compile(function, backend=backend, fullgraph=True, **options)
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             with pytest.MonkeyPatch.context() as inner:
                 for name in pretended:
                     inner.delattr(Tensor, name)
                 inner.setattr(torch.accelerator, "is_available", lambda: False)
-                return compiled(*arguments)
+                return compiled(*arguments, **named)
 
         return call
 
