@@ -30,6 +30,9 @@ __all__ = ["dump", "field_help", "load", "matrices", "names", "read", "resolve",
 
 T = TypeVar("T")
 
+# Names by which the entries of a list are set.
+_NAMED_AS = {"students": "student", "teachers": "teachers.0"}
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -85,11 +88,12 @@ def field_help(cls: type = Config, prefix: str = "") -> list[tuple[str, str, str
     for field in dataclasses.fields(cls):
         inner = _dataclass_in(hints[field.name])
         # Users set the fields of all students as `student.*`; `students` itself is a number or a list.
-        name = prefix + ("student" if field.name == "students" else field.name)
+        name = prefix + _NAMED_AS.get(field.name, field.name)
         if inner is not None:
-            # An entry of `teachers` also has the fields of `teacher`.
-            shared = {own.name for own in dataclasses.fields(TeacherConfig)} if name == "teachers" else set()
-            rows += [row for row in field_help(inner, f"{name}.") if row[0].split(".")[1] not in shared]
+            # An entry of `teachers` also has the sections of `teacher`, which are in the list already.
+            shared = dataclasses.fields(TeacherConfig) if field.name == "teachers" else ()
+            left_out = tuple(f"{name}.{section.name}." for section in shared)
+            rows += [row for row in field_help(inner, f"{name}.") if not row[0].startswith(left_out)]
         else:
             default = field.default if field.default is not dataclasses.MISSING else ""
             allowed = range_of(field)
@@ -115,7 +119,7 @@ def _require_field(dotted: str) -> None:
     name = re.sub(r"^students\.\d+(?=\.)", "student", dotted)
     known = _field_names()
     # An entry of `teachers` has fields of its own, and those of `teacher`.
-    names = [re.sub(r"^teachers\.\d+(?=\.)", section, name) for section in ("teachers", "teacher")]
+    names = [re.sub(r"^teachers\.\d+(?=\.)", section, name) for section in ("teachers.0", "teacher")]
     # A whole section may be given as a mapping.
     section = any(field.startswith(f"{each}.") for field in known for each in names)
     # `options` are arguments of timm.create_model, with any name.

@@ -68,7 +68,7 @@ def test_the_average_is_numpys(models: list[Predictor], pool: ImageSet, chosen: 
     stored = rng.dirichlet(np.ones(3), len(pool)).astype(np.float32)
     order = torch.from_numpy(rng.permutation(3))
     answers = [model.probs(pool)[:, order.numpy()] for model in models] + [stored]
-    weights = rng.dirichlet(np.ones(4))
+    weights = rng.dirichlet(np.ones(4)).tolist()
     everything: list[tuple[Predictor | NDArray[np.float32], torch.Tensor | None]] = [
         *((model, order) for model in models), (stored, None)
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from noisystudent.config import (
     Config,
     DataConfig,
     FinetuneConfig,
+    FirstTeacherConfig,
     LearnerConfig,
     StudentConfig,
     TeacherConfig,
@@ -253,13 +254,14 @@ def test_every_field_can_be_given_its_own_default(dotted: str) -> None:
         data=DataConfig(pool_tags=True),
         pretrain=LearnerConfig(),
         teacher=TeacherConfig(finetune=longer),
+        teachers=(FirstTeacherConfig(finetune=longer), FirstTeacherConfig(labels_from="file")),
         filter=LearnerConfig(),
         students=(StudentConfig(finetune=longer),),
     )
     raw = yaml.safe_load(recipes.dump(plain))
     value: Any = raw
     for key in dotted.split("."):
-        value = value["students"][0] if key == "student" else value[key]
+        value = value["students"][0] if key == "student" else value[int(key) if key.isdigit() else key]
     given_both = [(dotted, value)]
     if dotted.startswith("student."):
         given_both.append((f"students.0.{dotted.removeprefix('student.')}", value))
