@@ -73,7 +73,7 @@ def test_the_average_is_numpys(models: list[Predictor], pool: ImageSet, chosen: 
         *((model, order) for model in models), (stored, None)
     ]  # fmt: skip
     probs, agreement = voted(
-        [everything[n][0] for n in chosen], weights.tolist(), pool, [everything[n][1] for n in chosen]
+        [everything[n][0] for n in chosen], weights, pool, [everything[n][1] for n in chosen]
     )
     mean = sum(w * answers[n].astype(float) for w, n in zip(weights, chosen, strict=True))
     assert np.abs(probs - mean).max() < 1e-6
