@@ -47,6 +47,16 @@ def torch_seed(seed: int, stream: str, *counters: int) -> int:
     return int.from_bytes(_key(seed, stream, counters)[:8], "little") >> 1
 
 
+@contextmanager
+def initial_weights(seed: int, stream: str = "init") -> Iterator[None]:
+    """Draw the weights of modules that are made within the block as a pure function of seed and stream."""
+    # Weights are initialised on the CPU, so only its generator is saved, seeded and restored.
+    # torch.manual_seed would also change the generators of the GPUs.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch_seed(seed, stream))
+        yield
+
+
 GAMMA, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 """The constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as signed numbers."""
 
@@ -178,8 +188,14 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"precision is {precision!r}; choose one of auto, fp32, bf16")
+    wanted = wanted_dtype(precision, device)
+    return wanted if wanted == torch.float32 or _has_bf16(device) else torch.float32
+
+
+def wanted_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the data type that `precision` stands for, whether the device has it or not."""
     wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if wanted and _has_bf16(device) else torch.float32
+    return torch.bfloat16 if wanted else torch.float32
 
 
 def _has_bf16(device: torch.device) -> bool:

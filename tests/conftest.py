@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,3 +50,18 @@ def given(images: Path, tmp_path: Path) -> Path:
 def recipe(tmp_path: Path) -> Path:
     """The tiny recipe as a file."""
     return tiny.write_recipe(tmp_path / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def many(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `tiny` with 20 labels a class, enough to choose on; a fifth of them are wrong.
+
+    Not to be changed: copy it.
+    """
+    root = tmp_path_factory.mktemp("many") / "images"
+    shutil.copytree(images, root)
+    for kind, label in enumerate(tiny.CLASSES):
+        for number, pixels in enumerate(tiny.pictures(kind, 14, 9)):
+            given = tiny.CLASSES[(kind + 1) % 3] if number < 4 else label
+            Image.fromarray(pixels).save(root / "labeled" / given / f"more-{label}-{number:02d}.png")
+    return root

@@ -267,6 +267,11 @@ def learners(config: Config) -> dict[str, LearnerConfig]:
     return {name: learner for name, learner in named.items() if learner is not None}
 
 
+def input_side(config: Config, learner: LearnerConfig) -> int:
+    """Return the input side in pixels of a network."""
+    return learner.model.resolution or config.data.resolution
+
+
 def require_lengths(config: Config) -> None:
     """Check that every training has a length; only students may have one in passes over the pool.
 

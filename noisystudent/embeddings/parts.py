@@ -93,7 +93,7 @@ class Features:
         parts = [] if index is None else index.layout.parts()
         if index is None or len(index.files) != len(parts):
             raise RunError(f"{folder.path} has no complete features; compute them again")
-        self._folder, self.layout = folder, index.layout
+        self._folder, self.layout, self._ranges = folder, index.layout, parts
         self._parts: dict[int, Tensor] = {}  # the mapped ones
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class Features:
     def _mapped(self, number: int) -> Tensor:
         """(V · n, F) float16, a part."""
         path, layout = self._folder.part(number), self.layout
-        shape = (layout.views, len(layout.parts()[number]), layout.width)
+        shape = (layout.views, len(self._ranges[number]), layout.width)
         try:
             with path.open("rb") as file:
                 np.lib.format.read_magic(file)

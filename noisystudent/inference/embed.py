@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, tee
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,27 @@ def embed_set(
         RunError: a feature is not finite, an image is missing, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    layout = _layout(backbone, len(images), views)
+    return _store(backbone, images, views, _layout(backbone, views), out, task=task, progress=progress)
+
+
+def _store(
+    backbone: Predictor,
+    images: ImageSet,
+    views: Views,
+    layout: Layout,
+    out: Path,
+    *,
+    task: str,
+    progress: Progress,
+) -> Features:
+    """Store the features of all images of a set; `layout` is that of `_layout`."""
     copies = Contents(images.index, np.ones(len(images), np.bool_)).copies()
     return embed_images(
         lambda requests: _features(backbone, images, views, requests),
         images.ids,
         images.content_hash,
         copies,
-        layout=layout,
+        layout=replace(layout, rows=len(images)),
         batch_size=backbone.size,
         out=out,
         task=task,
@@ -129,15 +142,16 @@ def embed(
     side, folder = predictor.side or predictor.resolution, PartsDir(out)
     views = Views.of(augment or AugmentConfig(), side, seed)
     with lock(out, "embedding"):
-        _check_owner(folder, _layout(predictor, 0, views))
+        layout = _layout(predictor, views)
+        _check_owner(folder, layout)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
-            features = embed_set(predictor, readable, views, out, task="embedding", progress=progress)
+            features = _store(predictor, readable, views, layout, out, task="embedding", progress=progress)
             write_table(folder.images, _names(readable))
     return features, bad
 
 
-def _layout(backbone: Predictor, rows: int, views: Views) -> Layout:
-    """What the parts have in common. The number of features is found with one black image."""
+def _layout(backbone: Predictor, views: Views) -> Layout:
+    """What the parts of any images have in common. The number of features is found with one black image."""
     model, side = _classifier(backbone), backbone.side or backbone.resolution
     probe = _embedded(backbone, torch.zeros((1, 3, side, side), dtype=torch.uint8, device=backbone.device))
     if probe.ndim != 2:
@@ -145,7 +159,7 @@ def _layout(backbone: Predictor, rows: int, views: Views) -> Layout:
     weights = model.name if backbone.path is None else checksum(backbone.path)
     about = {"model": model.name, "weights": weights, "resolution": side, "dtype": str(backbone.dtype)}
     width = probe.shape[1]
-    return Layout(rows, len(views), width, part_rows(len(views), width), about | views.about())
+    return Layout(0, len(views), width, part_rows(len(views), width), about | views.about())
 
 
 def _classifier(backbone: Predictor) -> Classifier:

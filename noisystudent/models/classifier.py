@@ -148,11 +148,9 @@ class Classifier(nn.Module):
 
         Images may have any memory format.
         """
-        # Normalised here, so that images are transferred to the device as bytes.
-        images = (images / 255 - self.mean) / self.std
         if self._checkpointing is not None:
             self._checkpointing.begin()
-        logits: Tensor = self.net(images)
+        logits: Tensor = self.net(self._normalized(images))
         if self._checkpointing is not None:
             self._checkpointing.end()
         return logits.float()
@@ -160,9 +158,13 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Compute the input of the classifier, pooled features: (B, 3, S, S) uint8 -> (B, F) float32."""
         net: Any = self.net
-        maps = net.forward_features((images / 255 - self.mean) / self.std)
+        maps = net.forward_features(self._normalized(images))
         features: Tensor = net.forward_head(maps, pre_logits=True)
         return features.float()
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Pixels for the network; computed here, so that images are transferred to the device as bytes."""
+        return (images / 255 - self.mean) / self.std
 
 
 def save_weights(

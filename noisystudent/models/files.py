@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from noisystudent.errors import InputError, first_line, require
 from noisystudent.models.layers import head_prefixes
+from noisystudent.run.rundir import WEIGHT_FILES, weights_file
 
 State = dict[str, Tensor]
 """Tensors by name."""
 Build = Callable[[State, int], nn.Module]
 """(state, number of classes) -> the network with this state, loaded by timm; see `load_file`."""
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
-_HUB_FILES = (WEIGHTS, "pytorch_model.bin")
+DESCRIPTION = "config.json"
 
 # Of timm for a state of another network: conversions look for names, and torch compares names and shapes.
 _DIFFERENT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
@@ -33,11 +33,10 @@ def weights_in(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    files = [path / name for name in _HUB_FILES] if path.is_dir() else [path]
-    for file in files:
-        if file.is_file():
-            return file
-    models = sorted(str(model.parent) for model in path.glob(f"*/*/{WEIGHTS}"))
+    file = weights_file(path)
+    if file is not None:
+        return file
+    models = sorted(str(model.parent) for model in path.glob(f"*/*/{WEIGHT_FILES[0]}"))
     right = "one of its models, " + ", ".join(models) if models else "a file, or the folder of a model"
     raise InputError(f"{path} has no weights; give {right}")
 
@@ -79,7 +78,7 @@ def described(path: Path) -> dict[str, Any]:
         plain = {key: json.loads(metadata[key]) for key in ("mean", "std") if key in metadata}
         known: dict[str, Any] = {key: metadata[key] for key in keys if key in metadata} | plain
         beside = path.with_name(DESCRIPTION)
-        if path.name in _HUB_FILES and not known and beside.is_file():
+        if path.name in WEIGHT_FILES and not known and beside.is_file():
             config = json.loads(beside.read_text("utf-8"))
             known |= {
                 key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in keys

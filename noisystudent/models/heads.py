@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from noisystudent.errors import InputError
 from noisystudent.models.noise import ModelNoise
-from noisystudent.runtime import torch_seed
 
 Kind = Literal["linear", "mlp"]
 """Values of the field `model.head`."""
@@ -116,13 +114,3 @@ def use_mlp(net: Any) -> None:
     path = classifier_path(net)
     linear = net.get_submodule(path)
     net.set_submodule(path, Mlp(linear.in_features, linear.out_features))
-
-
-@contextmanager
-def initial_weights(seed: int) -> Iterator[None]:
-    """Draw the weights of modules that are made within the block as a pure function of the seed."""
-    # Weights are initialised on the CPU, so only its generator is saved, seeded and restored.
-    # torch.manual_seed would also change the generators of the GPUs.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch_seed(seed, "init"))
-        yield

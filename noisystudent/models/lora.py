@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from noisystudent.errors import InputError
 from noisystudent.models.layers import head_prefixes
-from noisystudent.runtime import torch_seed
+from noisystudent.runtime import initial_weights
 
 
 class LowRank(nn.Module):
@@ -63,8 +63,7 @@ def add(net: nn.Module, rank: int, seed: int) -> None:
         raise InputError(f"model.lora is {rank}; no trained layer has a weight of a higher rank; lower it")
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name.startswith(head))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch_seed(seed, "lora"))
+    with initial_weights(seed, "lora"):
         for layer in layers:
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank), unsafe=True)
 

@@ -25,6 +25,7 @@ from noisystudent.errors import InputError, require
 from noisystudent.models import download
 from noisystudent.models.download import Message, Request
 from noisystudent.models.files import weights_in
+from noisystudent.run.rundir import WEIGHT_FILES
 
 SILENT_SECONDS = 25.0
 """Longest time in seconds in which a download may receive nothing; with its end it is below 30 s."""
@@ -122,7 +123,7 @@ def hub_file(repository: str, progress: Progress | None = None) -> Path:
     Raises:
         Unavailable, Stopped: see `pretrained_source`.
     """
-    request = _hub_request(repository, ["model.safetensors", "pytorch_model.bin"], described=True)
+    request = _hub_request(repository, list(WEIGHT_FILES), described=True)
     return Path(_obtained(request, HUB + repository, None, progress))
 
 
@@ -133,7 +134,7 @@ def _request(cfg: Any) -> Request:
         return Request(
             server=cfg.url, repository="", revision=None, files=[], path=str(path), described=False
         )
-    files = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    files = [cfg.hf_hub_filename] if cfg.hf_hub_filename else list(WEIGHT_FILES)
     return _hub_request(cfg.hf_hub_id, files, described=False)
 
 

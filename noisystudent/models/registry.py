@@ -20,9 +20,10 @@ from noisystudent.errors import InputError, did_you_mean, first_line
 from noisystudent.models import scaling, small
 from noisystudent.models.classifier import Classifier
 from noisystudent.models.files import described, load_file
-from noisystudent.models.heads import initial_weights, use_mlp
+from noisystudent.models.heads import use_mlp
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Source, Unavailable, find_source, hub_file, pretrained_source
+from noisystudent.runtime import initial_weights
 
 # At import, so that timm has these networks before any name is looked up.
 small.register()

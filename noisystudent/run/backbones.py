@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from noisystudent.config import Config, LearnerConfig
-from noisystudent.config.run import learners
+from noisystudent.config.run import input_side, learners
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.inputs import inputs_of, make_stage
 from noisystudent.run.rundir import RunDir
@@ -25,11 +25,17 @@ def backbone_key(config: Config, learner: LearnerConfig) -> str | None:
     if not learner.train.features:
         return None
     model = {name: value for name, value in inputs_of(learner.model).items() if name not in _OF_HEAD}
-    model["resolution"] = learner.model.resolution or config.data.resolution
+    model["resolution"] = input_side(config, learner)
     noise = {name: value for name, value in inputs_of(learner.augment).items() if name not in _OF_STEP}
     # Without cached views only the mirrored one is left of the noise.
     views = noise if learner.augment.views else {"flip": learner.augment.flip}
     return fingerprint(model, views, config.seed)
+
+
+def backbones(config: Config) -> dict[str, LearnerConfig]:
+    """Return a network for each cache: `backbone_key` -> the last one with this key."""
+    keyed = {backbone_key(config, learner): learner for learner in learners(config).values()}
+    return {key: learner for key, learner in keyed.items() if key is not None}
 
 
 def embedding_stages(config: Config, run: RunDir, data: Stage) -> dict[str, Stage]:
@@ -40,9 +46,8 @@ def embedding_stages(config: Config, run: RunDir, data: Stage) -> dict[str, Stag
         run: run directory.
         data: scan of the images.
     """
-    keys = [backbone_key(config, learner) for learner in learners(config).values()]
     stages: dict[str, Stage] = {}
-    for number, key in enumerate(dict.fromkeys(key for key in keys if key is not None), start=1):
+    for number, key in enumerate(backbones(config), start=1):
         path = run.embeddings(number).path
         stages[key] = make_stage(path.name, path, data=data.fingerprint, backbone=key)
     return stages

@@ -56,7 +56,7 @@ class _Builder:
             before = iterations[-1] if iterations else None
             iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
         # Equal teachers are inputs of the students.
-        judged = [*(teachers if config.teachers else teachers[:1])]
+        judged = list(teachers if config.teachers else teachers[:1])
         judged += [model for iteration in iterations for model in iteration.models]
         return Graph(
             data=self.data,
@@ -78,7 +78,7 @@ class _Builder:
             folder = self.run.iteration(0).model(each.name)
             if each.role == "teacher":
                 # The weight decay of heads is chosen out of fold.
-                head = out_of_fold is not None and self.config.choose and each.config.train.features
+                head = self.config.choose and each.config.train.features
                 chosen = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold and head else {}
                 yield self._model(0, "teacher", folder, each.config, inputs | each.inputs | chosen)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from noisystudent.config.fields import is_absent, is_neutral, is_of_student
 from noisystudent.config.run import is_trained, learners
 from noisystudent.run.checksums import checksum
 from noisystudent.run.fingerprint import fingerprint
-from noisystudent.run.rundir import LABELS_FORMAT
+from noisystudent.run.rundir import LABELS_FORMAT, weights_file
 from noisystudent.run.stages import Stage
 
 # Part of every fingerprint. Increase it when the meaning of a stage's files changes: older runs then make
@@ -42,11 +43,16 @@ def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]
 
 def _weights(pretrained: bool | str) -> object:
     """What `model.pretrained` names; a file is its content, wherever it is."""
-    path = Path(str(pretrained))
-    names = ("model.safetensors", "pytorch_model.bin")  # as `models.files.weights_in`
-    file = next((path / name for name in names if (path / name).is_file()), path)
-    if isinstance(pretrained, bool) or not file.is_file():
+    file = None if isinstance(pretrained, bool) else weights_file(Path(pretrained))
+    if file is None:
         return pretrained
+    about = file.stat()
+    return _checksum(file, about.st_size, about.st_mtime_ns)
+
+
+# A graph asks for it once for each network and each of its stages, and the file may be large.
+@lru_cache(maxsize=32)
+def _checksum(file: Path, _size: int, _written: int) -> object:
     return checksum(file)
 
 

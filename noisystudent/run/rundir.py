@@ -19,6 +19,9 @@ CHECKSUMS = "checksums.json"
 CONTROLS = {"same_steps": "control", "same_compute": "control-compute"}
 """Value of the field `control` -> role of the model, which is also the name of its folder."""
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights in the folder of a model, ours or one of the hub; the first that is there counts."""
+
 SetName = Literal["val", "test"]
 """Sets of labelled images that models are judged on."""
 
@@ -282,3 +285,9 @@ def run_and_name(weights: Path) -> tuple[RunDir, str] | None:
     if not number.isdecimal() or run.iteration(int(number)).path != iteration or not run.config.is_file():
         return None
     return run, model_name(int(number), model.path.name)
+
+
+def weights_file(path: Path) -> Path | None:
+    """Return the weights that a path names: the file itself, or that in a folder; None if there is none."""
+    files = [path / name for name in WEIGHT_FILES] if path.is_dir() else [path]
+    return next((file for file in files if file.is_file()), None)

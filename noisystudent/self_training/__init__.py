@@ -64,7 +64,6 @@ def self_train(
     check_config(config, pool=sources.unlabeled is not None)
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
-        _supersede_removed(context)
         embed_images(context)
         read_existing(context)
         _label_by_filter(context)

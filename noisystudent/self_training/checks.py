@@ -8,7 +8,14 @@ import torch
 
 from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
-from noisystudent.config.run import first_teachers, is_trained, learners, require_lengths, require_pool
+from noisystudent.config.run import (
+    first_teachers,
+    input_side,
+    is_trained,
+    learners,
+    require_lengths,
+    require_pool,
+)
 from noisystudent.data.gpu_decode import check_gpu_decoder
 from noisystudent.errors import require
 from noisystudent.models.heads import classifier_path
@@ -42,7 +49,7 @@ def check_config(config: Config, *, pool: bool) -> None:
         check_gpu_decoder(device)
     built: list[tuple[LearnerConfig, int]] = []
     for name, learner in learners(config).items():
-        side = learner.model.resolution or config.data.resolution
+        side = input_side(config, learner)
         build_policy(learner.augment, side)
         find_source(learner.model.name, learner.model.pretrained)
         _check_kept_weights(config, name, learner)

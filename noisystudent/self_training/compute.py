@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from noisystudent.config import FirstTeacherConfig, LearnerConfig, PseudoLabelConfig, TeacherConfig
 from noisystudent.config.run import first_teachers, is_trained, labeling_teachers, learners
-from noisystudent.run.backbones import backbone_key
+from noisystudent.run.backbones import backbones
 from noisystudent.run.rundir import ModelDir
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.finetune import finetuning
@@ -42,7 +42,9 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
     folds = len(context.graph.folds) * len(weight_decays(context))
     passes |= {"teacher": sum(teachers), "folds": folds * sum(teachers[:1])}
     if not heads:
-        passes["features"] = FORWARD * sum(_embedded(context, learner) for learner in _backbones(context))
+        passes["features"] = FORWARD * sum(
+            _embedded(context, learner) for learner in backbones(config).values()
+        )
     labeling = [first[place] for place in labeling_teachers(config)]
     # Labels that were made elsewhere cost nothing here.
     networks = [one for one in labeling if not (isinstance(one, FirstTeacherConfig) and one.labels_from)]
@@ -61,13 +63,6 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
             passes[f"labels {index}"] += FORWARD * _pool_images(training, training.ema.first_step)
         passes[f"student {index}"] = trained(training)
     return passes
-
-
-def _backbones(context: Context) -> list[LearnerConfig]:
-    """The networks of a run whose features are cached, one for each cache."""
-    config = context.config
-    by_key = {backbone_key(config, learner): learner for learner in learners(config).values()}
-    return [learner for key, learner in by_key.items() if key is not None]
 
 
 def _embedded(context: Context, learner: LearnerConfig) -> int:

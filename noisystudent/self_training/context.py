@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.config.run import input_side
 from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.prepare import Dataset
@@ -58,7 +59,7 @@ class Context:
             dataset=self.dataset,
             folder=folder,
             seed=torch_seed(self.config.seed, stream),
-            resolution=self.side(learner),
+            resolution=input_side(self.config, learner),
             device=self.device,
             workers=worker_count(self.config.data.workers),
             # A control has the ratio too: its batches are as large as those of its student.
@@ -66,10 +67,6 @@ class Context:
             cache=None if key is None else EmbeddingsDir(self.graph.embeddings[key].path),
             evaluation=self.config.evaluate,
         )
-
-    def side(self, learner: LearnerConfig) -> int:
-        """Return the input side in pixels of a network."""
-        return learner.model.resolution or self.config.data.resolution
 
     def on_pool_folders(self, learner: LearnerConfig, folder: ModelDir) -> Training:
         """Return a training that predicts the folder names of the pool images.

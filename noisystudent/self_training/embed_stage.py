@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from noisystudent.config import LearnerConfig
-from noisystudent.config.run import learners
+from noisystudent.config.run import input_side
 from noisystudent.inference.embed import Views, embed_set
 from noisystudent.inference.predictor import Predictor
-from noisystudent.run.backbones import backbone_key
+from noisystudent.run.backbones import backbones
 from noisystudent.run.rundir import EmbeddingsDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory, resolve_dtype
@@ -22,14 +22,13 @@ def embed_images(context: Context) -> None:
         RunError: a feature is not finite in float16, an image is missing, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    by_key = {backbone_key(context.config, learner): learner for learner in learners(context.config).values()}
-    for key, stage in context.graph.embeddings.items():
-        _run(context, stage, by_key[key])
+    for key, learner in backbones(context.config).items():
+        _run(context, context.graph.embeddings[key], learner)
 
 
 def _run(context: Context, stage: Stage, learner: LearnerConfig) -> None:
     """Run the stage of the backbone of `learner`."""
-    folder, dataset, side = EmbeddingsDir(stage.path), context.dataset, context.side(learner)
+    folder, dataset, side = EmbeddingsDir(stage.path), context.dataset, input_side(context.config, learner)
     views = Views.of(learner.augment, side, context.config.seed)
 
     def work() -> None:

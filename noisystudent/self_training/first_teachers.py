@@ -184,6 +184,16 @@ def _transformed(context: Context, teacher: Teacher, config: PseudoLabelConfig) 
     return prepared.probs(val)[:, list(order)]
 
 
+def labeler(model: Predictor, teacher: Training, config: PseudoLabelConfig) -> tuple[Predictor, Stream]:
+    """Return a predictor of a teacher as it labels the pool, and its stream of views of the pool."""
+    model, pool = with_transforms(model, config), with_views(teacher.sets.pool, config)
+    if not config.noise:
+        return model, partial(model.requested_views, pool)
+    # Masks of another batch would be in other memory than a CUDA graph reads.
+    model = replace(model, eager=True)
+    return model, partial(noised_views, teacher, model, pool)
+
+
 def joint_predictor(
     context: Context,
     teachers: Teachers,
@@ -208,21 +218,18 @@ def joint_predictor(
         if isinstance(teacher, Existing) and teacher.config.labels_from is not None:
             members.append(Member(np.load(teacher.folder.probs, mmap_mode="r")))
             continue
-        images, cache, order = context.dataset.pool, None, None
+        cache, order = None, None
         if isinstance(teacher, Training):
-            model, images, cache = of(teacher), with_views(teacher.sets.pool, config), teacher.cache
+            (model, views), cache = labeler(of(teacher), teacher, config), teacher.cache
         else:
             model, order = teacher.predictor(context)
-        # Masks of another batch would be in other memory than a CUDA graph reads.
-        model = replace(with_transforms(model, config), eager=model.eager or config.noise)
-        if config.noise and isinstance(teacher, Training):
-            streams.append(partial(noised_views, teacher, model, images))
-            stream = len(streams) - 1
-        else:
-            key = (None if cache is None else cache.path, model.resolution)
-            stream = shared.setdefault(key, len(streams))
-            if stream == len(streams):
-                streams.append(partial(model.requested_views, images))
+            model = with_transforms(model, config)
+            views = partial(model.requested_views, context.dataset.pool)
+        stream = len(streams)
+        if not config.noise:
+            stream = shared.setdefault((None if cache is None else cache.path, model.resolution), stream)
+        if stream == len(streams):
+            streams.append(views)
         places = None if order is None else torch.tensor(order, device=context.device)
         members.append(Member(model, stream, places))
     joint = JointPredictor(

@@ -18,11 +18,11 @@ from noisystudent.config import LearnerConfig, ModelConfig, TrainConfig
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, first_line
 from noisystudent.models.classifier import Classifier, load_weights, save_weights, write_tensors
-from noisystudent.models.heads import Head, classifier_path, initial_weights
+from noisystudent.models.heads import Head, classifier_path
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.run.rundir import EmbeddingsDir, ModelDir
-from noisystudent.runtime import generator, torch_seed
+from noisystudent.runtime import generator, initial_weights, torch_seed
 from noisystudent.self_training.features import FeatureSet
 
 _CLASSIFIER = "classifier"  # key in the metadata of a weights file: name of the module that is the head
@@ -101,7 +101,7 @@ def first_head(
         head = _new(config, labeled.features.layout.width, len(labeled.classes), resolution)
     head.standardize(labeled.fetch(rows[:: -(-len(rows) // _SAMPLE)], resolution))
     if initial is not None:
-        head.load_folded(_read(initial.weights, head))
+        _load(head, initial.weights, _read(initial.weights))
     return head
 
 
@@ -114,7 +114,7 @@ def finished_head(config: ModelConfig, weights: Path, num_classes: int, resoluti
     state = _read(weights)
     width = next(value.shape[1] for value in state.values() if value.ndim == 2)
     head = _new(config, width, num_classes, resolution)
-    head.load_folded(_read(weights, head))
+    _load(head, weights, state)
     return head.eval()
 
 
@@ -159,21 +159,36 @@ def _new(config: ModelConfig, width: int, num_classes: int, resolution: int) -> 
     )
 
 
-def _read(weights: Path, head: Head | None = None) -> dict[str, Tensor]:
-    """Tensors of the classifier in a file that `save_head` wrote; `head`: which must be like this head.
+def _read(weights: Path) -> dict[str, Tensor]:
+    """Tensors of the classifier in a file that `save_head` wrote.
 
     Raises:
-        InputError: the file is damaged, or has another head.
+        InputError: the file is damaged, or has no head.
     """
     with _opened(weights) as file:
         prefix = f"{file.metadata().get(_CLASSIFIER, '')}."
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    own = {} if head is None else head.layers.state_dict()
-    shapes, expected = ({name: value.shape for name, value in one.items()} for one in (state, own))
-    if not state or (head is not None and shapes != expected):
-        raise InputError(f"{weights} has another head; give a model of the same head, classes and features")
+    if not state:
+        raise _another_head(weights)
     return state
+
+
+def _load(head: Head, weights: Path, state: Mapping[str, Tensor]) -> None:
+    """Set the weights of a head to those of a file.
+
+    Raises:
+        InputError: the file has another head.
+    """
+    own = head.layers.state_dict()
+    shapes, expected = ({name: value.shape for name, value in one.items()} for one in (state, own))
+    if shapes != expected:
+        raise _another_head(weights)
+    head.load_folded(state)
+
+
+def _another_head(weights: Path) -> InputError:
+    return InputError(f"{weights} has another head; give a model of the same head, classes and features")
 
 
 @contextmanager

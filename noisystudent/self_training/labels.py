@@ -19,9 +19,9 @@ from noisystudent.records import Predict, Vote
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.first_teachers import Teachers, joint_predictor
-from noisystudent.self_training.predict import noised_views, with_transforms, with_views
-from noisystudent.self_training.training import Training, predictor, predictor_of_sets
+from noisystudent.self_training.first_teachers import Teachers, joint_predictor, labeler
+from noisystudent.self_training.predict import with_transforms
+from noisystudent.self_training.training import predictor, predictor_of_sets
 
 
 def label_pool(context: Context, stage: Stage, teachers: Teachers, config: PseudoLabelConfig) -> None:
@@ -41,7 +41,9 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
 
     def work() -> dict[str, object] | None:
         if teachers.single is not None:
-            _label_alone(context, teachers.single, config, write)
+            model, views = labeler(predictor_of_sets(teachers.single), teachers.single, config)
+            model = replace(model, batch_size=config.batch_size)
+            write(partial(model.prepared, progress=context.progress), views)
             return None
         joint, streams = joint_predictor(context, teachers, config)
         write(
@@ -53,19 +55,6 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
 
     run_stage(stage, work, context.progress)
     release_memory()
-
-
-def _label_alone(
-    context: Context, teacher: Training, config: PseudoLabelConfig, write: Callable[..., None]
-) -> None:
-    model = replace(with_transforms(predictor_of_sets(teacher), config), batch_size=config.batch_size)
-    pool = with_views(teacher.sets.pool, config)
-    views = partial(model.requested_views, pool)
-    if config.noise:
-        # Masks of another batch would be in other memory than a CUDA graph reads.
-        model = replace(model, eager=True)
-        views = partial(noised_views, teacher, model, pool)
-    write(partial(model.prepared, progress=context.progress), views)
 
 
 def _write_labels(

@@ -67,10 +67,7 @@ def open_stored(teacher: FirstTeacherConfig, classes: Sequence[str]) -> Stored:
     for file, schema in zip(files, schemas, strict=True):
         if schema.names != names:
             raise InputError(f"teachers: labels_from {file} has other columns than {files[0].name}")
-    about = {
-        key.decode(): value.decode() for key, value in (first.metadata or {}).items() if key == b"format"
-    }
-    confident = about.get("format") == LABELS_FORMAT
+    confident = (first.metadata or {}).get(b"format") == LABELS_FORMAT.encode()
     if "content_hash" not in names and "id" not in names:
         raise InputError(f"teachers: labels_from {files[0]} has neither a column content_hash nor id")
     key: Literal["content_hash", "id"] = "content_hash" if "content_hash" in names else "id"
@@ -80,7 +77,7 @@ def open_stored(teacher: FirstTeacherConfig, classes: Sequence[str]) -> Stored:
             " binary, the 16 bytes of a hash"
         )
     if confident:
-        _check_pseudo_labels(files)
+        _check_pseudo_labels(files, schemas)
     columns: tuple[str, ...] = ("probs",)
     if "probs" in names:
         own = label_classes(path) if confident and path.is_dir() else ()
@@ -112,10 +109,9 @@ def _schema(file: Path) -> pa.Schema:
         ) from error
 
 
-def _check_pseudo_labels(files: Sequence[Path]) -> None:
+def _check_pseudo_labels(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> None:
     """Refuse pseudo-labels in which not all probabilities are stored, or with another temperature."""
-    for file in files:
-        about = pq.read_schema(file)
+    for file, about in zip(files, schemas, strict=True):
         temperature = (about.metadata or {}).get(b"temperature", b"1.0").decode()
         if "probs" not in about.names:
             raise InputError(

@@ -23,7 +23,7 @@ from noisystudent.models.heads import Head
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.run.rundir import EmbeddingsDir, ModelDir
-from noisystudent.runtime import resolve_dtype
+from noisystudent.runtime import resolve_dtype, wanted_dtype
 from noisystudent.self_training.features import FeatureSet, with_features
 from noisystudent.self_training.heads import FeatureNoise, draw_views, finished_head, first_head, of_head
 from noisystudent.self_training.models import first_model, with_rate
@@ -146,10 +146,8 @@ class Training:
         """Return one line of text with the network, steps, batch and resolution."""
         phases = self.phases(pool=pool is not None)
         first, last = phases[0], phases[-1]
-        # On a GPU bf16 is the default; see `resolve_dtype`.
-        default = "bf16" if self.device.type == "cuda" else "fp32"
-        wanted = default if self.learner.train.precision == "auto" else self.learner.train.precision
-        fallback = wanted == "bf16" and self.dtype == torch.float32
+        wanted = wanted_dtype(self.learner.train.precision, self.device)
+        fallback = wanted == torch.bfloat16 and self.dtype == torch.float32
         name = f"{'head on features of ' if self.cache else ''}{self.learner.model.name}"
         config, family = self._rate()
         return (
@@ -189,16 +187,17 @@ def start(
 
 def train_step(training: Training, noise: Noise, ema: EmaTeacher | None) -> TrainStep:
     """Return the definition of a step."""
+    config = training.config
     schedule = partial(
         lr_at,
-        config=training.config,
+        config=config,
         steps_per_epoch=training.steps_per_epoch,
         total_steps=training.total_steps,
     )
     return TrainStep(
         noise=noise,
         lr=training.lr or schedule,
-        config=of_head(training.config) if training.cache else training.config,
+        config=of_head(config) if training.cache else config,
         num_classes=len(training.dataset.classes),
         dtype=training.dtype,
         hard_pool=training.hard,

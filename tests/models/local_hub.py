@@ -8,6 +8,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
 
 
 class Hub(ThreadingHTTPServer):
@@ -111,3 +115,13 @@ def serving(content: bytes, behaviour: str) -> Iterator[Hub]:
         hub.shutdown()
         thread.join()
         hub.server_close()
+
+
+def use_empty_cache(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """From now on downloads are kept in a new folder, are allowed, and need no proxy."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*")
+    monkeypatch.setenv("HF_HOME", str(cache))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))

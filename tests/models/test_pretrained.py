@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
-from local_hub import Hub, serving
+from local_hub import Hub, serving, use_empty_cache
 from tiny import Counted, Remembered, call, one_line
 
 from noisystudent.config import ModelConfig
@@ -46,12 +46,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def hub(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine instead of the real one, and empty caches."""
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "*")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    use_empty_cache(monkeypatch, tmp_path / "cache")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     with serving(content, "ok") as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)

@@ -13,7 +13,7 @@ import tiny
 import torch
 from huggingface_hub import constants
 from initial_weights import config, equal, refuse_network, state
-from local_hub import Hub, serving
+from local_hub import Hub, serving, use_empty_cache
 from safetensors.torch import save_file
 from tiny import Capture, Remembered
 
@@ -32,12 +32,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine instead of the real one, with test_vit for 7 classes, and empty caches."""
     file = tmp_path / "published.safetensors"
     save_file(state(build_model(ModelConfig(name="test_vit"), CLASSES, 160, seed=7)), file, {"format": "pt"})
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "*")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    use_empty_cache(monkeypatch, tmp_path / "cache")
     with serving(file.read_bytes(), "ok") as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         yield server

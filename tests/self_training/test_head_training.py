@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
@@ -102,18 +100,6 @@ def test_the_loss_of_a_blend_is_the_blend_of_the_losses(seed: int, share: float,
 # --- folds ---
 
 FOLDS = 3
-
-
-@pytest.fixture(scope="module")
-def many(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images of `tiny` with 20 labels a class, enough to choose on; a fifth of them are wrong."""
-    root = tmp_path_factory.mktemp("many") / "images"
-    shutil.copytree(images, root)
-    for kind, label in enumerate(tiny.CLASSES):
-        for number, pixels in enumerate(tiny.pictures(kind, 14, 9)):
-            given = tiny.CLASSES[(kind + 1) % 3] if number < 4 else label
-            Image.fromarray(pixels).save(root / "labeled" / given / f"more-{label}-{number:02d}.png")
-    return root
 
 
 def config(images: Path, *fields: tuple[str, Any]) -> Config:

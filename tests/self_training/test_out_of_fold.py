@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
 from test_interrupted import _server_that_has_imported_all as _server  # noqa: F401
 from test_interrupted import after, assert_same, attempt, reached
 
@@ -35,18 +34,6 @@ from noisystudent.self_training.training import Training
 
 FOLDS = 3
 FOLD = [f"iteration-0/fold-{number}" for number in range(1, FOLDS + 1)]
-
-
-@pytest.fixture(scope="module")
-def many(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images of `tiny` with 20 labels a class, enough to choose on; a fifth of them are wrong."""
-    root = tmp_path_factory.mktemp("many") / "images"
-    shutil.copytree(images, root)
-    for kind, label in enumerate(tiny.CLASSES):
-        for number, pixels in enumerate(tiny.pictures(kind, 14, 9)):
-            given = tiny.CLASSES[(kind + 1) % 3] if number < 4 else label
-            Image.fromarray(pixels).save(root / "labeled" / given / f"more-{label}-{number:02d}.png")
-    return root
 
 
 def config(images: Path, *fields: tuple[str, object]) -> Config:
