@@ -146,7 +146,7 @@ def _check_kept_weights(config: Config, name: str, learner: LearnerConfig) -> No
     model = learner.model
     published = model.pretrained and not model.pretrained_fallback
     handed = isinstance(learner, StudentConfig) and learner.init == "teacher"
-    handed = handed or (name == "teacher" and config.pretrain is not None)
+    handed = handed or (name.startswith("teacher") and config.pretrain is not None)  # also teachers.0
     kept = {"model.lora": model.lora, "train.frozen_blocks": learner.train.frozen_blocks}
     for field, value in kept.items():
         require(

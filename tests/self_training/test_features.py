@@ -202,6 +202,21 @@ def test_other_backbones_have_caches_of_their_own(images: Path, tmp_path: Path) 
     assert weights["fc.weight"].shape == (3, 128)
 
 
+def test_teachers_with_two_backbones_label_together(images: Path, tmp_path: Path) -> None:
+    """Each from its own cache, at its own resolution; the student's head is on the first backbone."""
+    other = {"model": {"name": "wrn10_1", "resolution": 24}}
+    fields: list[tuple[str, Any]] = [("teachers", [{}, other]), ("students", 1), ("control", "none")]
+    tiny.run(config(images, *fields), tmp_path)
+    assert [path.name for path in sorted(tmp_path.glob("embeddings*"))] == ["embeddings", "embeddings-2"]
+    pool, table = opened(images, tmp_path).pool, labels(tmp_path, 1)
+    teachers = ("teacher", "teacher-2")
+    each = [load_predictor(tmp_path / "iteration-0" / name, "cpu").probs(pool) for name in teachers]
+    assert not np.allclose(*each, atol=0.01)
+    assert np.abs(unlist(table["probs"]).astype(np.float32) - np.mean(each, axis=0)).max() < 5e-3
+    votes = np.mean([probs.argmax(axis=1) == table["label"].to_numpy() for probs in each], axis=0)
+    assert (table["agreement"].to_numpy() == votes).mean() > 0.9, "float16 may turn a near tie"
+
+
 # --- after the features ---
 
 

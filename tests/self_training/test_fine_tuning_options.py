@@ -131,3 +131,7 @@ def test_weights_that_would_be_kept_although_they_are_random_are_refused(
         check_config(tiny.config(images, *published, (f"teacher.{field}", value)), pool=True)
     check_config(tiny.config(images, student, ("student.init", "teacher")), pool=True)
     check_config(tiny.config(images, published[0], (f"teacher.{field}", value)), pool=True)
+    handed = [("pretrain", {"model": SMALL, "train": {"steps": 3}}), ("data.pool_tags", True)]
+    for teachers in ([], [{}, {"train": {"steps": 3}}]):
+        fields = [*handed, ("teachers", teachers), (f"teacher.{field}", value), ("students", 0)]
+        check_config(tiny.config(images, *fields), pool=True)
