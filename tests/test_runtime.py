@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from noisystudent.runtime import on_host, packed_bytes, packed_views, resolve_device, resolve_dtype
+from noisystudent.runtime import (
+    batch_size_for,
+    on_host,
+    packed_bytes,
+    packed_views,
+    resolve_device,
+    resolve_dtype,
+)
 
 # In a process of its own, where nobody has asked for the device before.
 WHERE_A_BLOCK_LIES = """
@@ -177,3 +184,12 @@ def test_the_host_waits_for_the_copies_of_the_device_of_the_values(cuda: FakeCud
     values: Any = SimpleNamespace(is_cuda=True, device=second, to=lambda *_, **__: torch.ones(2, 3))
     assert next(on_host([values])).tolist() == [[1.0] * 3] * 2
     assert cuda.host_waited_for == [cuda.current_stream(second)]
+
+
+@given(side=st.integers(1, 5000), most=st.integers(1, 4096), device=st.sampled_from(["cpu", "cuda"]))
+def test_a_batch_of_large_images_is_a_smaller_power_of_two(side: int, most: int, device: str) -> None:
+    size = batch_size_for(side, most, torch.device(device))
+    pixels = 2**21 if device == "cpu" else 2**24
+    assert 1 <= size <= most
+    assert size == 1 or size * side**2 <= pixels
+    assert size == most or (size.bit_count() == 1 and 2 * size * side**2 > pixels)

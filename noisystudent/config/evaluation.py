@@ -14,8 +14,9 @@ class EvaluateConfig:
     """Evaluation of the models and the verdict."""
 
     batch_size: int = number(512, least=1, most=MOST_IMAGES, neutral=True)
-    """Batch size used when a model is evaluated. A GPU doubles it for a large set if that is faster, unless
-    train.execution is eager. It can change the last digits of a probability."""
+    """Batch size used when a model is evaluated, or a smaller one for large images. A GPU doubles it for a
+    large set if that is faster, unless train.execution is eager. It can change the last digits of a
+    probability."""
     ece_bins: int = number(15, least=1, most=10_000)
     """Number of bins of the expected calibration error."""
     resamples: int = number(10_000, least=1, most=1_000_000)

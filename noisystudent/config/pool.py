@@ -43,8 +43,9 @@ class PseudoLabelConfig:
     scales: tuple[float, ...] = number((1.0,), least=0.25, most=4)
     """Average the probabilities over the image at these multiples of the teacher's resolution."""
     batch_size: int = number(512, least=1, most=MOST_IMAGES, neutral=True)
-    """Batch size used when the pool is labelled. A GPU doubles it for a large pool if that is faster, unless
-    train.execution is eager. It can change the last digits of a probability."""
+    """Batch size used when the pool is labelled, or a smaller one for large images. A GPU doubles it for a
+    large pool if that is faster, unless train.execution is eager. It can change the last digits of a
+    probability."""
     part_size: int = number(65_536, least=1, neutral=True)
     """Images per Parquet part, rounded up to whole batches. A killed labelling loses at most one part."""
     top_k: int = number(32, least=1)

@@ -130,14 +130,14 @@ def label_images(
         _claim(out, predictor, config)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
             plain = replace(predictor, temperature=1.0)  # pseudo-labels have one of their own
-            teacher = replace(plain, batch_size=config.batch_size, flip=config.flip, scales=config.scales)
+            teacher = replace(plain, flip=config.flip, scales=config.scales).limited(config.batch_size)
             labels = write_labels(
                 partial(teacher.prepared, progress=progress),
                 partial(predictor.requested_views, pool),
                 pool.ids,
                 pool.content_hash,
                 num_classes=predictor.num_classes,
-                config=config,
+                config=replace(config, batch_size=teacher.size),
                 out=out,
                 task="labeling",
                 progress=progress,

@@ -202,7 +202,16 @@ class Predictor:
     @property
     def size(self) -> int:
         """Images in one forward pass, unless another number is measured."""
-        return self.batch_size or batch_size_for(self.side or self.resolution, _BATCH)
+        return self.batch_size or self._fitting(_BATCH)
+
+    def limited(self, most: int) -> Predictor:
+        """Return the same predictor with batches of `most` images, or of fewer if the images are large."""
+        return replace(self, batch_size=self._fitting(most))
+
+    def _fitting(self, most: int) -> int:
+        if isinstance(self.model, Head):  # its images are features
+            return most
+        return batch_size_for(self.side or self.resolution, most, self.device)
 
     def _logits(self, model: Predict, images: Tensor) -> Tensor:
         # Without the cache, in which a graph would find casts of weights that are freed when it is replayed.

@@ -156,7 +156,7 @@ def _perturbed(models: Models, images: SuiteImages, plan: Plan, test: str, name:
 
     def predicted() -> Iterator[Tensor]:  # (B, T, K) of each model in turn
         for frames in images.perturbed(name):
-            parts = frames.flatten(0, 1).split(batch_size_for(frames.shape[-1], _FRAMES))
+            parts = frames.flatten(0, 1).split(batch_size_for(frames.shape[-1], _FRAMES, frames.device))
             for model in models.values():
                 logits = torch.cat([_logits(model, part) for part in parts])
                 yield logits.unflatten(0, frames.shape[:2])

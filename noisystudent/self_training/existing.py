@@ -42,8 +42,7 @@ class Existing:
         model, order = load_existing(
             self.config, context.dataset.classes, data.resolution, str(context.device)
         )
-        size = context.config.evaluate.batch_size
-        return replace(model, batch_size=size, workers=data.workers), order
+        return replace(model, workers=data.workers).limited(context.config.evaluate.batch_size), order
 
 
 def read_existing(context: Context) -> None:

@@ -232,7 +232,9 @@ def joint_predictor(
             streams.append(views)
         places = None if order is None else torch.tensor(order, device=context.device)
         members.append(Member(model, stream, places))
+    models = [member.model for member in members if isinstance(member.model, Predictor)]
+    size = min([config.batch_size, *(model.limited(config.batch_size).size for model in models)])
     joint = JointPredictor(
-        members=tuple(members), weights=teachers.weights, device=context.device, batch_size=config.batch_size
+        members=tuple(members), weights=teachers.weights, device=context.device, batch_size=size
     )
     return joint, streams

@@ -42,11 +42,12 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
     def work() -> dict[str, object] | None:
         if teachers.single is not None:
             model, views = labeler(predictor_of_sets(teachers.single), teachers.single, config)
-            model = replace(model, batch_size=config.batch_size)
-            write(partial(model.prepared, progress=context.progress), views)
+            model = model.limited(config.batch_size)
+            write(model.size, partial(model.prepared, progress=context.progress), views)
             return None
         joint, streams = joint_predictor(context, teachers, config)
         write(
+            joint.batch_size,
             partial(joint.prepared, progress=context.progress),
             partial(joint_batches, streams),
             voters=len(joint.members),
@@ -61,6 +62,7 @@ def _write_labels(
     context: Context,
     stage: Stage,
     config: PseudoLabelConfig,
+    batch_size: int,
     prepare: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]],
     images: Callable[[Iterator[Rows]], Iterator[Any]],
     *,
@@ -73,7 +75,7 @@ def _write_labels(
         pool.ids,
         pool.content_hash,
         num_classes=len(context.dataset.classes),
-        config=config,
+        config=replace(config, batch_size=batch_size),
         out=stage.path,
         task=stage.name,
         progress=context.progress,

@@ -108,7 +108,7 @@ def _results(
         context.progress.check()
 
     # All models are given the same batches, so none has a size of its own.
-    size = batch_size_for(side, _BATCH)
+    size = batch_size_for(side, _BATCH, context.device)
     models = {
         _name(key): replace(predictor(training), batch_size=size).prepared(
             len(images), size, progress=context.progress

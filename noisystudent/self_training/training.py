@@ -213,11 +213,10 @@ def predictor(training: Training, model: Classifier | Head | None = None) -> Pre
         classes=training.dataset.classes,
         device=training.device,
         dtype=training.dtype,
-        batch_size=training.evaluation.batch_size,
         workers=training.workers,
         path=training.folder.weights,
         eager=training.learner.train.execution == "eager" or isinstance(model, Head),
-    )
+    ).limited(training.evaluation.batch_size)
 
 
 def predictor_of_sets(training: Training) -> Predictor:

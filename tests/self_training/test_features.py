@@ -211,7 +211,7 @@ def test_teachers_with_two_backbones_label_together(images: Path, tmp_path: Path
     pool, table = opened(images, tmp_path).pool, labels(tmp_path, 1)
     teachers = ("teacher", "teacher-2")
     each = [load_predictor(tmp_path / "iteration-0" / name, "cpu").probs(pool) for name in teachers]
-    assert not np.allclose(*each, atol=0.01)
+    assert np.abs(each[0] - each[1]).max() > 0.01
     assert np.abs(unlist(table["probs"]).astype(np.float32) - np.mean(each, axis=0)).max() < 5e-3
     votes = np.mean([probs.argmax(axis=1) == table["label"].to_numpy() for probs in each], axis=0)
     assert (table["agreement"].to_numpy() == votes).mean() > 0.9, "float16 may turn a near tie"
