@@ -204,6 +204,7 @@ def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path)
     assert to_do(tiny.config(images, ("evaluate.resamples", 7)), finished) == ["judgement"]
 
 
+@pytest.mark.slow
 def test_fewer_students_leave_the_others_on_the_shelf(images: Path, tmp_path: Path) -> None:
     """A run shows the students of its configuration, not those of an earlier one."""
     out = tmp_path / "run"

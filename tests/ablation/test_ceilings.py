@@ -36,6 +36,7 @@ class Study:
         return float(next(cell["top1"] for cell in cells if cell["name"] == "all labels"))
 
 
+@pytest.mark.slow
 def test_a_ceiling_is_trained_once_for_all_ablations_of_a_recipe(images: Path, tmp_path: Path) -> None:
     study = Study(tmp_path, images)
     first = study("first")

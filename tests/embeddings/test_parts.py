@@ -89,7 +89,7 @@ DISTINCT = np.arange(21)
 WITH_COPIES = np.array([0, 1, 0, 2, 3, 1, 4, 5, 6, 0, 7, 5, 6, 6, 8, 9, 9, 0, 1, 2, 10])
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_views_of_any_rows_are_those_that_were_stored(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -70,8 +70,16 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [emptied, flipped, removed])
+DAMAGE: list[Damage] = [emptied, flipped, removed]
+CASES = [
+    # One kind for each file, in turn; the others take long.
+    pytest.param(name, damage, marks=[] if number == place % len(DAMAGE) else [pytest.mark.slow])
+    for place, name in enumerate(FILES)
+    for number, damage in enumerate(DAMAGE)
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES)
 def test_damage_is_named_and_the_results_are_the_same(
     images: Path, finished: Path, tmp_path: Path, name: str, damage: Damage
 ) -> None:

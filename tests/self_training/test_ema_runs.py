@@ -64,7 +64,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "fields", [FREEMATCH, FREEMATCH | PHASES, EMA | {"student.pseudo_label.ema_start": 0.5}]
 )
-@pytest.mark.parametrize("kills", [(6,), (7, 11)])
+@pytest.mark.parametrize("kills", [(6,), pytest.param((7, 11), marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_uninterrupted(
     images: Path, tmp_path: Path, fields: dict[str, Any], kills: tuple[int, ...]
 ) -> None:

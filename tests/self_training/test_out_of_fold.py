@@ -185,6 +185,7 @@ def test_a_damaged_file_is_made_again(many: Path, run: tuple[Path, list[str]], t
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_finetuned_teachers_have_finetuned_folds_of_as_many_steps(many: Path, tmp_path: Path) -> None:
     fields = [("teacher.train.steps", None), ("teacher.train.epochs", 1), ("teacher.finetune.epochs", 0.5)]
     tiny.run(config(many, *fields, ("students", 1), ("control", "none")), tmp_path)
@@ -236,6 +237,7 @@ def test_with_folds_the_labels_stop_it(many: Path, tmp_path: Path, monkeypatch: 
         tiny.run(config(many), tmp_path)
 
 
+@pytest.mark.slow
 def test_with_folds_above_chance_val_does_not_warn(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def probs(logits: Tensor) -> Tensor:
 # --- averaged teachers ---
 
 
+@pytest.mark.slow
 def test_two_teachers_label_together(images: Path, tmp_path: Path) -> None:
     fields = [("ensemble", 2), ("student.pseudo_label.flip", True)]
     tiny.run(tiny.config(images, *fields), tmp_path / "both")
@@ -93,6 +94,7 @@ def test_labels_made_in_the_step_equal_stored_ones(images: Path, finished: Path,
 # --- the pool alone ---
 
 
+@pytest.mark.slow
 def test_pretraining_on_the_pool_then_training_on_the_labels(images: Path, tmp_path: Path) -> None:
     second = {"steps": 20, "lr": 1.0, "augment": True}
     lines = tiny.run(

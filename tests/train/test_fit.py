@@ -89,6 +89,7 @@ def test_stopping_before_the_first_step_has_nothing_to_save(training: Make) -> N
     assert not (run.folder / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_identical_with_several_threads(training: Make) -> None:
     torch.set_num_threads(2)
     assert_same_tensors(training("one").run(), training("two").run())
