@@ -148,20 +148,22 @@ def _doubted(
     level: float,
     names: Mapping[str, str],
 ) -> str:
-    """The opening, after a sentence that the pool added nothing, if the linear probe is not surpassed."""
+    """The opening, after a sentence that says so if the student does not surpass the linear probe."""
     opening = _opening(state, rivals, level, names)
     if probe is None or above(rivals[probe], level):
         return opening
-    name = _RIVALS[_PROBE] if probe == _PROBE else f"{names[probe]}, {_RIVALS[_PROBE]},"
-    if rivals[probe]["difference"] > 0:
-        doubt = f"On this data the pool is not shown to add anything to {name.rstrip(',')}"
-    else:
+    if rivals[probe]["difference"] <= 0:
+        name = _RIVALS[_PROBE] if probe == _PROBE else f"{names[probe]}, {_RIVALS[_PROBE]},"
         better = "better" if below(rivals[probe], level) else "as good"
-        doubt = f"On this data the pool added nothing: {name} is {better}"
+        doubt = f"On this data the pool added nothing: {name} is {better}. "
+    elif state == "improved":
+        doubt = f"On this data the pool is not shown to add anything to {_RIVALS[_PROBE]}. "
+    else:  # the opening names the probe
+        return opening
     if state == "improved":  # over the others
         surpassed = [names[rival] for rival in rivals if above(rivals[rival], level)]
         opening = f"The student is better than {' and '.join(surpassed)}"
-    return f"{doubt}. {opening}"
+    return doubt + opening
 
 
 def _opening(
