@@ -127,10 +127,8 @@ def _sentence(
         for name, rival in rivals.items()
     )
     count = rivals["teacher"]["n"]
-    text = (
-        f"{_doubted(state, rivals, facts.probe, level, names)}: the student predicts {top1:.2%} of {count:,} {test}"
-        f" images correctly, {differences}."
-    )
+    opening = _doubted(state, rivals, facts.probe, level, names)
+    text = f"{opening}: the student predicts {top1:.2%} of {count:,} {test} images correctly, {differences}."
     if state != "unproven":
         return text
     control = next(rival for name, rival in rivals.items() if name != "teacher")

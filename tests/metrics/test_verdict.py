@@ -158,9 +158,7 @@ def test_a_probe_that_equals_the_student_shows_that_the_pool_added_nothing(
 
 @pytest.mark.parametrize("control", [POOR, FAIR, GOOD])
 @pytest.mark.parametrize("probe", [POOR, FAIR, GOOD])
-def test_beside_the_control_of_the_same_steps_the_probe_does_not_decide(
-    control: Probs, probe: Probs
-) -> None:
+def test_beside_the_control_of_the_same_steps_the_probe_does_not_decide(control: Probs, probe: Probs) -> None:
     for student, teacher in itertools.product((POOR, FAIR, GOOD), repeat=2):
         without, found = (judge(student, teacher, control, linear_probe=one) for one in (None, probe))
         assert (found["state"], found["improved"]) == (without["state"], without["improved"])
@@ -171,12 +169,16 @@ def test_beside_the_control_of_the_same_steps_the_probe_does_not_decide(
 
 def test_a_gain_over_all_but_the_probe_is_named_for_what_it_is() -> None:
     found = judge(GOOD, POOR, FAIR, linear_probe=GOOD)
-    better = "The student is better than the first teacher and the control trained only on labels: the student"
+    better = (
+        "The student is better than the first teacher and the control trained only on labels: the student"
+    )
     assert found["sentence"].startswith(f"{ADDED_NOTHING} as good. {better} predicts 90.00%")
     near = model(slice(310, 700))  # 390 errors; the probe has 400 others
     found = judge(near, POOR, POOR, linear_probe=FAIR)
     doubt = "On this data the pool is not shown to add anything to a linear probe on the labels alone. "
-    assert found["sentence"].startswith(f"{doubt}The student is better than the first teacher and the control")
+    assert found["sentence"].startswith(
+        f"{doubt}The student is better than the first teacher and the control"
+    )
 
 
 def test_a_probe_is_a_control_where_there_is_no_other() -> None:
