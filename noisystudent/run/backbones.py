@@ -44,12 +44,12 @@ def embedded(config: Config) -> dict[str, tuple[LearnerConfig, bool]]:
 
     `backbone_key` -> network. The last one may be that of the linear probe, which needs no pool.
     """
-    found = {key: (learner, True) for key, learner in backbones(config).items()}
+    networks = {key: (learner, True) for key, learner in backbones(config).items()}
     probe = linear_probe(config)
     key = None if probe is None else backbone_key(config, probe)
     if probe is not None and key is not None:
-        found.setdefault(key, (probe, False))
-    return found
+        networks.setdefault(key, (probe, False))
+    return networks
 
 
 def embedding_stages(config: Config, run: RunDir, data: Stage) -> dict[str, Stage]:

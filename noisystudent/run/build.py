@@ -155,19 +155,16 @@ class _Builder:
         student = self._model(index, "student", folder.model("student"), config, shared | own)
         last = index == len(self.config.students)  # only it is compared with controls
         inputs = self._control_inputs(shared, teachers, selection, chosen) if last else {}
-        probe, trained = linear_probe(self.config), trained_controls(self.config)
-        controls = tuple(
-            self._model(
-                index,
-                CONTROLS[kind],
-                folder.model(CONTROLS[kind]),
-                probe if probe and kind == "linear_probe" else config,
-                inputs[kind],
-            )
-            for kind in inputs
-            if kind in trained
-        )
-        return Iteration(index, config, labels, selection, student, controls)
+        return Iteration(index, config, labels, selection, student, tuple(self._controls(inputs)))
+
+    def _controls(self, inputs: Mapping[str, Mapping[str, object]]) -> Iterator[Model]:
+        """Yield the controls of the last student, from the inputs of each kind."""
+        index, probe = len(self.config.students), linear_probe(self.config)
+        trained = trained_controls(self.config)
+        for kind in (kind for kind in inputs if kind in trained):
+            config = probe if probe and kind == "linear_probe" else self.config.students[-1]
+            folder = self.run.iteration(index).model(CONTROLS[kind])
+            yield self._model(index, CONTROLS[kind], folder, config, inputs[kind])
 
     def _control_inputs(
         self,

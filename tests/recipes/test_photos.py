@@ -39,7 +39,9 @@ def lite0(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def small(recipe: str, images: Path, weights: Path, *fields: tuple[str, Any]) -> Config:
     """The recipe on the tiny images, with other weights, as a user gives them, and few steps."""
-    given: list[tuple[str, Any]] = [(f"data.{field}", str(images / name)) for field, name in tiny.SETS.items()]
+    given: list[tuple[str, Any]] = [
+        (f"data.{field}", str(images / name)) for field, name in tiny.SETS.items()
+    ]
     given += [("data.resolution", SIDE), ("data.workers", 0), ("device", "cpu"), ("evaluate.resamples", 200)]
     given += [("teacher.model.name", "tf_efficientnet_lite0"), ("teacher.model.pretrained", str(weights))]
     given += [("teacher.model.remap", "order"), ("teacher.train.steps", 40), ("teacher.train.batch_size", 18)]
