@@ -102,13 +102,14 @@ def is_trained(teacher: TeacherConfig) -> bool:
 
 
 def pretrained(config: Config) -> TeacherConfig | None:
-    """Return the last student if its network starts from other weights, or else the first trained teacher.
+    """Return the learner from whose pretrained weights the last student descends, or the first trained teacher.
 
-    None: neither of them does.
+    None: neither starts from pretrained weights. Those of a student with `init` teacher, or of a teacher
+    after `pretrain`, are not used.
     """
-    firsts = [teacher for teacher in first_teachers(config) if is_trained(teacher)]
-    ends = [*config.students[-1:], *firsts[:1]]
-    return next((learner for learner in ends if learner.model.pretrained), None)
+    firsts = [teacher for teacher in first_teachers(config) if is_trained(teacher) and not config.pretrain]
+    scratch = [student for student in config.students if student.init == "scratch"]
+    return next((one for one in (*scratch[-1:], *firsts[:1]) if one.model.pretrained), None)
 
 
 def control_from_teacher(config: Config) -> bool:

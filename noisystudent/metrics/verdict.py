@@ -55,8 +55,7 @@ def judge(
 
     Args:
         student, teacher: (N, K) probabilities of the last student and of the first teachers.
-        control, same_compute, linear_probe: (N, K) probabilities of the controls; None if there is no such
-            control.
+        control, same_compute, linear_probe: (N, K) probabilities of the controls; None: not trained.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
         config, seed: interval level, resamples and ECE bins; seed of the bootstrap.
@@ -71,16 +70,12 @@ def judge(
     given = {"student": student, "teacher": teacher, "control": control}
     given |= {_COMPUTE: same_compute, _PROBE: linear_probe}
     models = {name: probs for name, probs in given.items() if probs is not None}
-    hits = {name: classification.correct(probs, labels) for name, probs in models.items()}
     _check_columns(list(models.values()), facts)
+    hits = {name: classification.correct(probs, labels) for name, probs in models.items()}
+    top1 = {name: float(hit.mean()) for name, hit in hits.items()}
     rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
     state = _state(rivals, facts.probe, config.level)
-    top1 = {name: float(hit.mean()) for name, hit in hits.items()}
-    return {
-        "set": facts.test,
-        "n": len(labels),
-        "level": config.level,
-        "top1": top1,
+    return {"set": facts.test, "n": len(labels), "level": config.level, "top1": top1} | {
         "comparisons": rivals,
         "improved": None if state is None else state == "improved",
         "state": state,

@@ -159,6 +159,11 @@ def test_a_resolved_configuration_says_what_is_trained(given: Config) -> None:
     assert recipes.resolve(yaml.safe_load(recipes.dump(given))) == given
 
 
+UNUSED: list[tuple[str, Any]] = [
+    ("teacher.model.pretrained", False),
+    ("student.model.pretrained", True),
+    ("student.init", "teacher"),
+]
 FEATURES: list[tuple[str, Any]] = [("teacher.train.features", True), ("student.train.features", True)]
 
 
@@ -177,6 +182,8 @@ FEATURES: list[tuple[str, Any]] = [("teacher.train.features", True), ("student.t
             [True, False],
         ),
         ([("teacher.train.features", True), ("student.train.features", False)], ("same_steps",), [True]),
+        ([("student.init", "teacher")], ALL, [False]),  # it descends from the teacher
+        (UNUSED, ("same_steps",), []),  # of the student, whose weights are the teacher's
         ([("control", ["same_compute"])], ("same_compute",), []),
         ([("students", 0)], (), []),
     ],
