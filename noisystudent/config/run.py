@@ -102,7 +102,7 @@ def is_trained(teacher: TeacherConfig) -> bool:
 
 
 def pretrained(config: Config) -> TeacherConfig | None:
-    """Return the learner from whose pretrained weights the last student descends, or the first trained teacher.
+    """Return the learner whose pretrained weights the last student comes from, or the first trained teacher.
 
     None: neither starts from pretrained weights. Those of a student with `init` teacher, or of a teacher
     after `pretrain`, are not used.
