@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from noisystudent import recipes
 from noisystudent.config import Config
 from noisystudent.config.controls import probe_is_teacher, trained_controls
 from noisystudent.models import pretrained
+from noisystudent.self_training.checks import check_config
 
 SIDE = 64
+DOCUMENT = Path(__file__).parents[2] / "docs" / "pretrained.md"
 
 
 def _refused(*_: object) -> None:
@@ -55,6 +59,19 @@ def test_the_first_teacher_is_the_linear_probe_and_the_weights_are_free(recipe: 
     assert probe_is_teacher(config) and trained_controls(config) == ("same_steps",)
     assert timm.get_pretrained_cfg(config.teacher.model.name).license == "apache-2.0"
     assert {student.model.name for student in config.students} == {config.teacher.model.name}
+
+
+def test_the_documentation_states_the_licences_that_timm_states() -> None:
+    rows = re.findall(r"^\| (`.*) \| ([a-z0-9.-]+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    stated = {name: licence for names, licence in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert stated == {name: timm.get_pretrained_cfg(name).license for name in stated} and len(stated) > 10
+
+
+def test_the_recipe_in_the_documentation_is_one() -> None:
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    config = recipes.resolve(yaml.safe_load(recipe))
+    check_config(dataclasses.replace(config, device="cpu"), pool=True)
+    assert trained_controls(config) == ("same_steps", "linear_probe"), "three teachers are no linear probe"
 
 
 def test_the_one_is_the_other_up_to_the_last_student() -> None:
