@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from noisystudent.config import Config, LearnerConfig, TeacherConfig
-from noisystudent.config.controls import linear_probe, trained_controls
+from noisystudent.config.controls import linear_probe, probe_is_teacher, trained_controls
 from noisystudent.config.run import control_from_teacher, require_lengths
 from noisystudent.run.backbones import backbone_key, embedding_stages
 from noisystudent.run.first_teachers import labels_of, named_teachers
@@ -188,12 +188,15 @@ class _Builder:
 
     def _judgement(self, models: list[Model]) -> Stage:
         stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
+        # The verdict names a first teacher that is the linear probe.
+        probe: dict[str, object] = {"probe": "teacher"} if probe_is_teacher(self.config) else {}
         judgement = make_stage(
             "judgement",
             self.run.verdict,
             config=inputs_of(self.config.evaluate),
             truth=self.config.data.pool_truth,
             **{stage.name: stage.fingerprint for stage in stages},
+            **probe,
         )
         folders = [self.run.iteration(index) for index in range(len(self.config.students) + 1)]
         written = [folder.evaluation for folder in folders] + [folder.gallery for folder in folders[1:]]

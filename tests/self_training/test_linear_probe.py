@@ -155,6 +155,13 @@ def test_the_probe_changes_no_other_stage(images: Path, given: Config) -> None:
     assert {name for name in without if without[name] != found[name]} == {"judgement"}
 
 
+def test_the_verdict_is_made_again_if_the_teacher_is_now_the_probe(images: Path, weights: str) -> None:
+    config = tiny.config(images, ("teacher.model.pretrained", weights), *FEATURES)
+    found, without = fingerprints(config), fingerprints(dataclasses.replace(config, control=("same_steps",)))
+    assert found.keys() == without.keys()
+    assert {name for name in without if without[name] != found[name]} == {"judgement"}
+
+
 def test_a_resolved_configuration_says_what_is_trained(given: Config) -> None:
     assert recipes.resolve(yaml.safe_load(recipes.dump(given))) == given
 
