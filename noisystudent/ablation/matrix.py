@@ -13,6 +13,7 @@ from typing import Any
 from noisystudent import recipes
 from noisystudent.ablation.oracle import oracle
 from noisystudent.config import Config
+from noisystudent.config.controls import trained_controls
 from noisystudent.errors import InputError, did_you_mean
 from noisystudent.run.rundir import CONTROLS
 
@@ -278,15 +279,14 @@ def _references(base: Cell) -> list[Cell]:
 
 def _controls(config: Config) -> list[Model]:
     """The controls of a configuration, that of the same steps first."""
-    last = len(config.students)
-    return [(last, role) for kind, role in CONTROLS.items() if last and kind in config.control]
+    last, trained = len(config.students), trained_controls(config)
+    return [(last, role) for kind, role in CONTROLS.items() if kind in trained]
 
 
 def _oracles(base: Cell, folders: tuple[str, ...]) -> list[Cell]:
-    if not folders:
-        return []
     cell = dataclasses.replace(_references(base)[0], kind="oracle", folder=_slug(ALL_LABELS))
-    return [dataclasses.replace(cell, name=ALL_LABELS, config=oracle(base.config, folders))]
+    configs = [oracle(base.config, folders)] if folders else []
+    return [dataclasses.replace(cell, name=ALL_LABELS, config=config) for config in configs]
 
 
 def _chosen(only: Sequence[str], cells: list[Cell]) -> tuple[Cell, ...]:

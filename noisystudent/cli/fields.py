@@ -106,8 +106,9 @@ class Loop(Settings):
     control: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Also train the last student on the labels alone, to compare with: same_steps, same_compute,"
-            " both with a comma between, or none.",
+            help="What is trained on the labels alone, to compare the last student with: same_steps,"
+            " same_compute, linear_probe, or several with commas between; or none. Default: same_steps, and"
+            " with pretrained weights linear_probe too.",
             converter=_names,
             n_tokens=1,
             negative=(),

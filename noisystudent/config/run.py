@@ -1,4 +1,4 @@
-"""Configuration of teachers, students and the whole run."""
+"""Configuration of the whole run."""
 
 from __future__ import annotations
 
@@ -7,102 +7,13 @@ from typing import Literal
 
 from noisystudent.config.evaluation import EvaluateConfig
 from noisystudent.config.fields import LENGTHS, check_ranges, neutral, number
-from noisystudent.config.images import AugmentConfig, DataConfig
-from noisystudent.config.pool import PseudoLabelConfig, SelectionConfig
-from noisystudent.config.training import FinetuneConfig, ModelConfig, TrainConfig
+from noisystudent.config.images import DataConfig
+from noisystudent.config.learners import FirstTeacherConfig, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.weights import check_weights, normalized
 from noisystudent.errors import require
 
-Control = Literal["none", "same_steps", "same_compute"]
+Control = Literal["none", "same_steps", "same_compute", "linear_probe"]
 NO_CONTROL: tuple[Control, ...] = ("none",)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LearnerConfig:
-    """A network, its input noise and its training."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherConfig(LearnerConfig):
-    """A network that labels the pool."""
-
-    finetune: FinetuneConfig | None = None
-    """A second, short training on clean labelled images, e.g. at a higher resolution. None: omit it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FirstTeacherConfig(TeacherConfig):
-    """An entry of `teachers`: a network that the run trains, or a teacher that exists and is not trained."""
-
-    model_from: str | None = None
-    """A model that exists: a run, a model folder, a .safetensors or .onnx file, a checkpoint of the network
-    in `model`, or a name of timm with published weights. It has the classes of the run, in any order."""
-    labels_from: str | None = None
-    """Probabilities that were made elsewhere: a Parquet file, or a folder of them, with a column `id` or
-    `content_hash`, and a column for each class or a list column `probs`."""
-    classes: tuple[str, ...] = ()
-    """Class names in the order of the outputs, or of the list, if the file has no names."""
-
-    @property
-    def existing(self) -> str | None:
-        """File, folder or name of a teacher that is not trained; None: the run trains it."""
-        return self.model_from or self.labels_from
-
-    def __post_init__(self) -> None:
-        if self.existing is None:
-            require(
-                not self.classes, "teachers: an entry has classes, but neither model_from nor labels_from"
-            )
-            return
-        name = "model_from" if self.model_from else "labels_from"
-        require(
-            not (self.model_from and self.labels_from),
-            f"teachers: an entry has model_from {self.model_from} and labels_from {self.labels_from}; give"
-            " one of the two",
-        )
-        default = TeacherConfig()
-        parts = ["augment", "train", "finetune", *(["model"] if self.labels_from else [])]
-        extra = [part for part in parts if getattr(self, part) != getattr(default, part)]
-        require(
-            not extra,
-            f"teachers: the entry {name} {self.existing} has {' and '.join(extra)}, but it is not trained;"
-            f" remove {'it' if len(extra) == 1 else 'them'}",
-        )
-        require(
-            len(set(self.classes)) == len(self.classes),
-            f"teachers: the entry {name} {self.existing} names a class twice; each output has its own class",
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudentConfig(TeacherConfig):
-    """A student, its pseudo-labels, and how it is trained on them. It is the next teacher."""
-
-    unlabeled_ratio: tuple[int, ...] = number((1,), least=1, most=1_000)
-    """Pool images for each labelled image of a batch. Two numbers, e.g. [1, 7]: the first and the last; it
-    grows linearly over the training, in whole numbers (Fast FixMatch, arXiv 2309.03469)."""
-    joint: bool = True
-    """Train on labelled and pool images in the same batch. False: on pool images alone, then in
-    `finetune` on labelled images, which the paper found to be worse (Finding 6)."""
-    init: Literal["scratch", "teacher"] = "scratch"
-    """Initial weights. scratch: random, as in the paper. teacher: the teacher's, for the same network."""
-    pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "student.")
-        growing = len(self.unlabeled_ratio) in (1, 2) and list(self.unlabeled_ratio) == sorted(
-            self.unlabeled_ratio
-        )
-        require(
-            growing,
-            f"student.unlabeled_ratio is {list(self.unlabeled_ratio)}; give one number, or the first and a"
-            " larger last one",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,10 +29,12 @@ class Config:
     deterministic: bool = False
     """On a GPU, use only kernels that give the same bits each time, so that a resumed run ends with the same
     weights as an uninterrupted one. They are slower. A CPU is always deterministic."""
-    control: tuple[Control, ...] = ("same_steps",)
-    """Also train the last student on labelled images alone. The verdict 'improved' needs such a control.
-    same_steps: with the student's steps. same_compute: with as many image passes as the whole run, labelling
-    at a third of a pass. A list of both trains both."""
+    control: tuple[Control, ...] = ()
+    """What is trained on labelled images alone, to compare the last student with; the verdict 'improved'
+    needs it. same_steps: the last student, with its steps. same_compute: with as many image passes as the
+    whole run, labelling at a third of a pass. linear_probe: a linear layer on the features of the pretrained
+    network, which is kept as it is. none, or a list. Empty: same_steps, and with pretrained weights
+    linear_probe too."""
     keep_going: bool = neutral(False)
     """Take a student as the next teacher although it is significantly worse on val than its own teacher.
     False: the run stops there."""
@@ -152,18 +65,16 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
-        different = len(set(self.control)) == len(self.control) > 0
-        require(
-            different and ("none" not in self.control or self.control == NO_CONTROL),
-            f"control is {list(self.control)}; it must be none, same_steps or same_compute, or a list of the"
-            " last two",
-        )
+        _check_control(self)
         require(
             self.pretrain is None or self.data.pool_tags,
             "pretrain is given, but data.pool_tags is false; set it to true to train on the folder names",
         )
         self._take_equal_teachers()
         _check_teachers(self)
+        if not self.control:  # so that config.yaml says what is trained
+            probe: tuple[Control, ...] = ("linear_probe",) if self.students and pretrained(self) else ()
+            object.__setattr__(self, "control", ("same_steps", *probe))
 
     def _take_equal_teachers(self) -> None:
         """Replace a list of equal teachers by `teacher` and `ensemble`, so that both forms are one run."""
@@ -190,6 +101,17 @@ def is_trained(teacher: TeacherConfig) -> bool:
     return not isinstance(teacher, FirstTeacherConfig) or teacher.existing is None
 
 
+def pretrained(config: Config) -> TeacherConfig | None:
+    """Return the learner whose pretrained weights the last student comes from, or the first trained teacher.
+
+    None: neither starts from pretrained weights. Those of a student with `init` teacher, or of a teacher
+    after `pretrain`, are not used.
+    """
+    firsts = [teacher for teacher in first_teachers(config) if is_trained(teacher) and not config.pretrain]
+    scratch = [student for student in config.students if student.init == "scratch"]
+    return next((one for one in (*scratch[-1:], *firsts[:1]) if one.model.pretrained), None)
+
+
 def control_from_teacher(config: Config) -> bool:
     """Return True if the control of the same steps starts from the weights of the first trained teacher.
 
@@ -207,6 +129,24 @@ def labeling_teachers(config: Config) -> list[int]:
     count = len(first_teachers(config))
     weights = normalized(config.teacher_weights, count)
     return [place for place in range(count) if weights is None or weights[place] > 0]
+
+
+def _check_control(config: Config) -> None:
+    """Check the kinds of control.
+
+    Raises:
+        InputError: names the field.
+    """
+    given = config.control
+    require(
+        len(set(given)) == len(given) and ("none" not in given or given == NO_CONTROL),
+        f"control is {list(given)}; it must be none, or a list of same_steps, same_compute and linear_probe",
+    )
+    require(
+        "linear_probe" not in given or pretrained(config) is not None,
+        f"control is {list(given)}, but neither the last student nor the teacher starts from other weights;"
+        " leave linear_probe out, or set model.pretrained",
+    )
 
 
 def _check_teachers(config: Config) -> None:

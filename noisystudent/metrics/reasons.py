@@ -62,6 +62,7 @@ class RunFacts:
             there is none.
         by_threshold: the same share for other thresholds, in words; "" if it is not known.
         teachers: number of first teachers; of several ones the average is compared.
+        probe: which of the compared models is the linear probe: its role, or teacher; None: there is none.
     """
 
     test: Literal["test", "val"]
@@ -73,6 +74,7 @@ class RunFacts:
     expected: Precision | None = None
     by_threshold: str = ""
     teachers: int = 1
+    probe: str | None = None
 
 
 def selection_warnings(kept: int, pool_size: int, expected: Precision | None) -> list[str]:

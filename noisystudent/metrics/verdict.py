@@ -19,13 +19,15 @@ GAIN_WORTH_FINDING = 0.01
 
 State = Literal["improved", "unproven", "not better"]
 
-_COMPUTE = CONTROLS["same_compute"]
+_COMPUTE, _PROBE = CONTROLS["same_compute"], CONTROLS["linear_probe"]
 _SEVERAL = "the average of the first teachers"
 _RIVALS = {
     "teacher": "the first teacher",
     CONTROLS["same_steps"]: "the control trained only on labels",
     _COMPUTE: "the control of the same compute",
+    _PROBE: "a linear probe on the labels alone",
 }
+_SHORT = {_COMPUTE: "control of the same compute", _PROBE: "linear probe"}
 
 # A limit of the intervals, written into every verdict.json.
 SCOPE = (
@@ -41,6 +43,7 @@ def judge(
     labels: Ints,
     *,
     same_compute: Floats | None = None,
+    linear_probe: Floats | None = None,
     facts: RunFacts,
     config: EvaluateConfig,
     seed: int,
@@ -52,7 +55,7 @@ def judge(
 
     Args:
         student, teacher: (N, K) probabilities of the last student and of the first teachers.
-        control, same_compute: (N, K) probabilities of the controls; None if there is no such control.
+        control, same_compute, linear_probe: (N, K) probabilities of the controls; None: not trained.
         labels: (N,) labels of the evaluated images.
         facts: facts about the run.
         config, seed: interval level, resamples and ECE bins; seed of the bootstrap.
@@ -64,18 +67,15 @@ def judge(
     Raises:
         InputError: arrays or names that do not match, or settings out of range.
     """
-    given = {"student": student, "teacher": teacher, "control": control, _COMPUTE: same_compute}
+    given = {"student": student, "teacher": teacher, "control": control}
+    given |= {_COMPUTE: same_compute, _PROBE: linear_probe}
     models = {name: probs for name, probs in given.items() if probs is not None}
-    hits = {name: classification.correct(probs, labels) for name, probs in models.items()}
     _check_columns(list(models.values()), facts)
-    rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
-    state = _state(rivals, config.level)
+    hits = {name: classification.correct(probs, labels) for name, probs in models.items()}
     top1 = {name: float(hit.mean()) for name, hit in hits.items()}
-    return {
-        "set": facts.test,
-        "n": len(labels),
-        "level": config.level,
-        "top1": top1,
+    rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
+    state = _state(rivals, facts.probe, config.level)
+    return {"set": facts.test, "n": len(labels), "level": config.level, "top1": top1} | {
         "comparisons": rivals,
         "improved": None if state is None else state == "improved",
         "state": state,
@@ -86,21 +86,23 @@ def judge(
     }
 
 
-def _state(rivals: dict[str, Comparison], level: float) -> State | None:
+def _state(rivals: dict[str, Comparison], probe: str | None, level: float) -> State | None:
     """What the comparisons of the student with the first teacher and with a control show.
 
     The control of the same steps shows what the pool adds, so it decides. That of the same compute shows
-    whether the labels alone would have given as much for the same work. It decides only if it is the only
-    one; otherwise `_sentence` says where it disagrees.
+    whether the labels alone would have given as much for the same work, and a linear probe whether they
+    would have for next to no work. One of these decides only if there is no other; otherwise `_sentence` says
+    where it disagrees.
 
     Returns:
         None: there is no control, so no gain is claimed. "improved": the student is better than both.
         "unproven": it is better than the teacher, and better than the control in the mean alone; the sentence
         says how many images would show it. "not better": the reasons say why, the likeliest first.
     """
-    if len(rivals) < 2:
+    teacher, *controls = rivals.values()
+    if not controls and probe is None:
         return None
-    teacher, control, *_ = rivals.values()
+    control = next(iter(controls), teacher)  # a teacher that is the probe is trained on the labels alone
     if not above(teacher, level):
         return "not better"
     if above(control, level):
@@ -120,10 +122,8 @@ def _sentence(
         for name, rival in rivals.items()
     )
     count = rivals["teacher"]["n"]
-    text = (
-        f"{_opening(state, rivals, level, names)}: the student predicts {top1:.2%} of {count:,} {test}"
-        f" images correctly, {differences}."
-    )
+    opening = _doubted(state, rivals, facts.probe, level, names)
+    text = f"{opening}: the student predicts {top1:.2%} of {count:,} {test} images correctly, {differences}."
     if state != "unproven":
         return text
     control = next(rival for name, rival in rivals.items() if name != "teacher")
@@ -132,6 +132,31 @@ def _sentence(
         f"{text} A difference of {100 * control['difference']:.2f} points from the control is shown by about "
         f"{needed:,} {test} images with a probability of {POWER:.0%}: give more {test} images."
     )
+
+
+def _doubted(
+    state: State | None,
+    rivals: dict[str, Comparison],
+    probe: str | None,
+    level: float,
+    names: Mapping[str, str],
+) -> str:
+    """The opening, after a sentence that says so if the student does not surpass the linear probe."""
+    opening = _opening(state, rivals, level, names)
+    if probe is None or above(rivals[probe], level):
+        return opening
+    if rivals[probe]["difference"] <= 0:
+        name = _RIVALS[_PROBE] if probe == _PROBE else f"{names[probe]}, {_RIVALS[_PROBE]},"
+        better = "better" if below(rivals[probe], level) else "as good"
+        doubt = f"On this data the pool added nothing: {name} is {better}. "
+    elif state == "improved":
+        doubt = f"On this data the pool is not shown to add anything to {_RIVALS[_PROBE]}. "
+    else:  # the opening names the probe
+        return opening
+    if state == "improved":  # over the others
+        surpassed = [names[rival] for rival in rivals if above(rivals[rival], level)]
+        opening = f"The student is better than {' and '.join(surpassed)}"
+    return doubt + opening
 
 
 def _opening(
@@ -167,7 +192,7 @@ def _differing(rival: Comparison) -> float:
 
 def _power(name: str, rival: Comparison, level: float) -> list[str]:
     """Warnings of too few images, or too few disagreements, to compare the student with `name`."""
-    name = "control of the same compute" if name == _COMPUTE else name
+    name = _SHORT.get(name, name)
     differing, n, wins, losses = _differing(rival), rival["n"], rival["wins"], rival["losses"]
     smallest = detectable(differing, n, level)
     if rival["low"] <= 0 <= rival["high"] and smallest > GAIN_WORTH_FINDING:

@@ -53,6 +53,7 @@ RIVALS = {
     "teacher": "against the teacher",
     "control": "against the control",
     "control-compute": "against the control of the same compute",
+    "control-probe": "against the linear probe",
 }
 GALLERY_CLASSES = 100  # the thumbnails are in the page, so more classes would make it too large
 WORST_PAIRS = 8

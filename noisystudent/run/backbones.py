@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from noisystudent.config import Config, LearnerConfig
+from noisystudent.config.controls import linear_probe
 from noisystudent.config.run import input_side, learners
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.inputs import inputs_of, make_stage
@@ -38,6 +39,19 @@ def backbones(config: Config) -> dict[str, LearnerConfig]:
     return {key: learner for key, learner in keyed.items() if key is not None}
 
 
+def embedded(config: Config) -> dict[str, tuple[LearnerConfig, bool]]:
+    """Return the networks whose features are computed, and True if those of the pool are.
+
+    `backbone_key` -> network. The last one may be that of the linear probe, which needs no pool.
+    """
+    networks = {key: (learner, True) for key, learner in backbones(config).items()}
+    probe = linear_probe(config)
+    key = None if probe is None else backbone_key(config, probe)
+    if probe is not None and key is not None:
+        networks.setdefault(key, (probe, False))
+    return networks
+
+
 def embedding_stages(config: Config, run: RunDir, data: Stage) -> dict[str, Stage]:
     """Return the stages that compute features: `backbone_key` -> stage, one for each different backbone.
 
@@ -47,7 +61,8 @@ def embedding_stages(config: Config, run: RunDir, data: Stage) -> dict[str, Stag
         data: scan of the images.
     """
     stages: dict[str, Stage] = {}
-    for number, key in enumerate(backbones(config), start=1):
+    for number, (key, (_, pool)) in enumerate(embedded(config).items(), start=1):
         path = run.embeddings(number).path
-        stages[key] = make_stage(path.name, path, data=data.fingerprint, backbone=key)
+        without: dict[str, object] = {} if pool else {"pool": False}
+        stages[key] = make_stage(path.name, path, data=data.fingerprint, backbone=key, **without)
     return stages

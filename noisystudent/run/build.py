@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from noisystudent.config import Config, LearnerConfig, TeacherConfig
+from noisystudent.config.controls import linear_probe, probe_is_teacher, trained_controls
 from noisystudent.config.run import control_from_teacher, require_lengths
 from noisystudent.run.backbones import backbone_key, embedding_stages
 from noisystudent.run.first_teachers import labels_of, named_teachers
@@ -153,32 +154,49 @@ class _Builder:
         own |= inputs_of(config.pseudo_label, of_student=True)
         student = self._model(index, "student", folder.model("student"), config, shared | own)
         last = index == len(self.config.students)  # only it is compared with controls
-        inputs = self._control_inputs(shared, teachers, selection) if last else {}
-        controls = tuple(
-            self._model(index, CONTROLS[kind], folder.model(CONTROLS[kind]), config, inputs[kind])
-            for kind in inputs
-            if kind in self.config.control
-        )
-        return Iteration(index, config, labels, selection, student, controls)
+        inputs = self._control_inputs(shared, teachers, selection, chosen) if last else {}
+        return Iteration(index, config, labels, selection, student, tuple(self._controls(inputs)))
+
+    def _controls(self, inputs: Mapping[str, Mapping[str, object]]) -> Iterator[Model]:
+        """Yield the controls of the last student, from the inputs of each kind."""
+        index, probe = len(self.config.students), linear_probe(self.config)
+        trained = trained_controls(self.config)
+        for kind in (kind for kind in inputs if kind in trained):
+            config = probe if probe and kind == "linear_probe" else self.config.students[-1]
+            folder = self.run.iteration(index).model(CONTROLS[kind])
+            yield self._model(index, CONTROLS[kind], folder, config, inputs[kind])
 
     def _control_inputs(
-        self, shared: Mapping[str, object], teachers: Sequence[Model], selection: Stage
+        self,
+        shared: Mapping[str, object],
+        teachers: Sequence[Model],
+        selection: Stage,
+        chosen: Mapping[str, object],
     ) -> dict[str, Mapping[str, object]]:
-        """Return the inputs of each kind of control from those that it shares with the student."""
+        """Return the inputs of each kind of control; all but the probe share some with the student."""
         same = {"initial": _weights(teachers) if control_from_teacher(self.config) else None}
         compute: dict[str, object] = {"initial": None, "compute": compute_of(self.config)}
         if any(student.train.pool_epochs for student in self.config.students):
             compute["length"] = selection.fingerprint  # it depends on the selections before it
-        return {"same_steps": {**shared, **same}, "same_compute": {**shared, **compute}}
+        # The probe has the weight decay that is chosen for heads.
+        probe = chosen if self.config.teacher.train.features else {}
+        return {
+            "same_steps": {**shared, **same},
+            "same_compute": {**shared, **compute},
+            "linear_probe": probe,
+        }
 
     def _judgement(self, models: list[Model]) -> Stage:
         stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
+        # The verdict names a first teacher that is the linear probe.
+        probe: dict[str, object] = {"probe": "teacher"} if probe_is_teacher(self.config) else {}
         judgement = make_stage(
             "judgement",
             self.run.verdict,
             config=inputs_of(self.config.evaluate),
             truth=self.config.data.pool_truth,
             **{stage.name: stage.fingerprint for stage in stages},
+            **probe,
         )
         folders = [self.run.iteration(index) for index in range(len(self.config.students) + 1)]
         written = [folder.evaluation for folder in folders] + [folder.gallery for folder in folders[1:]]

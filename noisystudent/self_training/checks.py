@@ -8,6 +8,7 @@ import torch
 
 from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
+from noisystudent.config.controls import linear_probe
 from noisystudent.config.run import (
     first_teachers,
     input_side,
@@ -17,7 +18,7 @@ from noisystudent.config.run import (
     require_pool,
 )
 from noisystudent.data.gpu_decode import check_gpu_decoder
-from noisystudent.errors import require
+from noisystudent.errors import InputError, require
 from noisystudent.models.heads import classifier_path
 from noisystudent.models.pretrained import find_source
 from noisystudent.models.registry import build_model
@@ -67,6 +68,23 @@ def check_config(config: Config, *, pool: bool) -> None:
                 built.append((network, resolution))
                 _build(network, resolution, config.seed, field)
     check_features(config)
+    _check_probe(config)
+
+
+def _check_probe(config: Config) -> None:
+    """Raise if the network of the linear probe has no linear classifier."""
+    probe = linear_probe(config)
+    if probe is None:
+        return
+    with torch.device("meta"):
+        model = build_model(probe.model, _CLASSES, input_side(config, probe), pretrained=False)
+    try:
+        classifier_path(model.net)
+    except InputError as error:
+        raise InputError(
+            f"control is {list(config.control)}, but the classifier of {probe.model.name} is not a single"
+            " linear layer; leave linear_probe out"
+        ) from error
 
 
 def _build(learner: LearnerConfig, resolution: int, seed: int, field: str) -> None:

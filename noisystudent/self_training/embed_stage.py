@@ -6,7 +6,7 @@ from noisystudent.config import LearnerConfig
 from noisystudent.config.run import input_side
 from noisystudent.inference.embed import Views, embed_set
 from noisystudent.inference.predictor import Predictor
-from noisystudent.run.backbones import backbones
+from noisystudent.run.backbones import embedded
 from noisystudent.run.rundir import EmbeddingsDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory, resolve_dtype
@@ -17,16 +17,18 @@ from noisystudent.self_training.heads import frozen_backbone
 def embed_images(context: Context) -> None:
     """Compute the features of every frozen backbone of the run for all sets, unless this was done.
 
+    Those of a linear probe alone are not computed for the pool.
+
     Raises:
         InputError: the published weights are not available, or the network has no pooled features.
         RunError: a feature is not finite in float16, an image is missing, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    for key, learner in backbones(context.config).items():
-        _run(context, context.graph.embeddings[key], learner)
+    for key, (learner, pool) in embedded(context.config).items():
+        _run(context, context.graph.embeddings[key], learner, pool=pool)
 
 
-def _run(context: Context, stage: Stage, learner: LearnerConfig) -> None:
+def _run(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) -> None:
     """Run the stage of the backbone of `learner`."""
     folder, dataset, side = EmbeddingsDir(stage.path), context.dataset, input_side(context.config, learner)
     views = Views.of(learner.augment, side, context.config.seed)
@@ -46,7 +48,7 @@ def _run(context: Context, stage: Stage, learner: LearnerConfig) -> None:
             workers=context.config.data.workers,
             path=folder.backbone,
         )
-        sets = [dataset.labeled, dataset.val, dataset.test, dataset.pool]
+        sets = [dataset.labeled, dataset.val, dataset.test, dataset.pool if pool else None]
         for images in (images for images in sets if images is not None):
             out, task = folder.features(images.name).path, f"{stage.name} of {images.name}"
             embed_set(backbone, images, views, out, task=task, progress=context.progress)

@@ -61,7 +61,7 @@ class FeatureSet(ImageSet):
 
 
 def with_features(dataset: Dataset, cache: EmbeddingsDir) -> Dataset:
-    """Return the same sets with the features in `cache`.
+    """Return the same sets with the features in `cache`. That of a linear probe has none of the pool.
 
     Raises:
         RunError: features are missing.
@@ -72,10 +72,11 @@ def with_features(dataset: Dataset, cache: EmbeddingsDir) -> Dataset:
         return FeatureSet(**own, features=Features(cache.features(images.name)))
 
     test = None if dataset.test is None else cached(dataset.test)
+    pool = dataset.pool
     return replace(
         dataset,
         labeled=cached(dataset.labeled),
         val=cached(dataset.val),
         test=test,
-        pool=cached(dataset.pool),
+        pool=cached(pool) if cache.features(pool.name).path.is_dir() else pool,
     )

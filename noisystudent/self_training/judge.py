@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from noisystudent.config.controls import linear_probe, probe_is_teacher
 from noisystudent.inference.load import stored_temperature
 from noisystudent.metrics import classification, scores, temperature, verdict
 from noisystudent.metrics.best import best
@@ -138,6 +139,7 @@ def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any
         controls.get(CONTROLS["same_steps"]),
         student.labels,
         same_compute=controls.get(CONTROLS["same_compute"]),
+        linear_probe=controls.get(CONTROLS["linear_probe"]),
         facts=_facts(context, last),
         config=config.evaluate,
         seed=config.seed,
@@ -162,6 +164,7 @@ def _best(context: Context, all_predictions: AllPredictions) -> dict[str, Any]:
 
 
 def _facts(context: Context, last: int) -> RunFacts:
+    probe = CONTROLS["linear_probe"] if linear_probe(context.config) else None
     evaluation = read_json(context.run.iteration(last).evaluation)
     kept = np.zeros(len(context.dataset.classes), dtype=np.int64)
     for row in evaluation["selection"]["classes"]:
@@ -176,4 +179,5 @@ def _facts(context: Context, last: int) -> RunFacts:
         expected=expected.precision(context, context.graph.iterations[last - 1]),
         by_threshold=expected.other_thresholds(context.graph.iterations[last - 1]),
         teachers=len(context.graph.teachers),
+        probe="teacher" if probe_is_teacher(context.config) else probe,
     )

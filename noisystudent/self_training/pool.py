@@ -69,7 +69,8 @@ def control(context: Context, iteration: Iteration, model: Model, teacher: Train
     """Return the training of a control: as the student's, but on labelled images alone.
 
     Network, noise and images per step are the same. The control of the same steps differs from the student
-    only in the pool. That of the same compute has as many image passes as the whole run.
+    only in the pool. That of the same compute has as many image passes as the whole run. The linear probe is
+    what a first teacher with the same settings would be.
 
     Args:
         context: the run.
@@ -77,6 +78,8 @@ def control(context: Context, iteration: Iteration, model: Model, teacher: Train
         model: stages of the control.
         teacher: the first teacher that the run has trained, on labelled images alone; None: there is none.
     """
+    if model.role == CONTROLS["linear_probe"]:
+        return context.training(model.config, ModelDir(model.training.path), "iteration-0")
     start = teacher if control_from_teacher(context.config) else None
     training = _student_or_control(context, iteration, start, ModelDir(model.training.path))
     if model.role != CONTROLS["same_compute"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -46,9 +47,12 @@ def judge(
     control: Probs | None,
     facts: RunFacts = FACTS,
     same_compute: Probs | None = None,
+    linear_probe: Probs | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    config, more = EvaluateConfig(**settings), {"same_compute": same_compute}
+    config, more = EvaluateConfig(**settings), {"same_compute": same_compute, "linear_probe": linear_probe}
+    if linear_probe is not None:
+        facts = dataclasses.replace(facts, probe="control-probe")
     return verdict.judge(student, teacher, control, LABELS, facts=facts, config=config, seed=0, **more)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 
 import numpy as np
 import pytest
-from judged import FACTS, FAIR, GOOD, LABELS, POOR, K, N, judge, model, texts
+from judged import FACTS, FAIR, GOOD, LABELS, POOR, K, N, Probs, judge, model, texts
 
 from noisystudent.config import EvaluateConfig
 from noisystudent.metrics import paired, verdict
@@ -137,3 +138,59 @@ def test_the_same_steps_decide_and_the_same_compute_disagrees_in_words() -> None
     alone = judge(GOOD, POOR, None, same_compute=GOOD)
     assert alone["improved"] is False, "the only control decides"
     assert judge(GOOD, POOR, None, same_compute=POOR)["improved"] is True
+
+
+# --- the linear probe ---
+
+ADDED_NOTHING = "On this data the pool added nothing: a linear probe on the labels alone is"
+
+
+@pytest.mark.parametrize("teacher", [POOR, FAIR, GOOD])
+@pytest.mark.parametrize("control", [POOR, FAIR, GOOD, None])
+def test_a_probe_that_equals_the_student_shows_that_the_pool_added_nothing(
+    teacher: Probs, control: Probs | None
+) -> None:
+    for student, probe, words in ((FAIR, FAIR, "as good."), (FAIR, GOOD, "better.")):
+        found = judge(student, teacher, control, linear_probe=probe)
+        assert found["sentence"].startswith(f"{ADDED_NOTHING} {words} ")
+        assert found["comparisons"]["control-probe"]["difference"] <= 0
+
+
+@pytest.mark.parametrize("control", [POOR, FAIR, GOOD])
+@pytest.mark.parametrize("probe", [POOR, FAIR, GOOD])
+def test_beside_the_control_of_the_same_steps_the_probe_does_not_decide(control: Probs, probe: Probs) -> None:
+    for student, teacher in itertools.product((POOR, FAIR, GOOD), repeat=2):
+        without, found = (judge(student, teacher, control, linear_probe=one) for one in (None, probe))
+        assert (found["state"], found["improved"]) == (without["state"], without["improved"])
+        assert found["comparisons"]["control"] == without["comparisons"]["control"]
+        if found["comparisons"]["control-probe"]["low"] > 0 and found["improved"]:
+            assert found["sentence"].startswith("The student improved: ")
+
+
+def test_a_gain_over_all_but_the_probe_is_named_for_what_it_is() -> None:
+    found = judge(GOOD, POOR, FAIR, linear_probe=GOOD)
+    better = (
+        "The student is better than the first teacher and the control trained only on labels: the student"
+    )
+    assert found["sentence"].startswith(f"{ADDED_NOTHING} as good. {better} predicts 90.00%")
+    near = model(slice(310, 700))  # 390 errors; the probe has 400 others
+    found = judge(near, POOR, POOR, linear_probe=FAIR)
+    doubt = "On this data the pool is not shown to add anything to a linear probe on the labels alone. "
+    assert found["sentence"].startswith(
+        f"{doubt}The student is better than the first teacher and the control"
+    )
+
+
+def test_a_probe_is_a_control_where_there_is_no_other() -> None:
+    assert judge(GOOD, POOR, None, linear_probe=FAIR)["improved"] is True
+    assert judge(GOOD, POOR, None, linear_probe=GOOD)["improved"] is False
+
+
+def test_a_first_teacher_that_is_the_probe_is_named_so() -> None:
+    facts = dataclasses.replace(FACTS, probe="teacher")
+    found = judge(FAIR, FAIR, POOR, facts)
+    named = "the first teacher, a linear probe on the labels alone, is as good. "
+    assert found["sentence"].startswith(f"On this data the pool added nothing: {named}")
+    assert list(found["comparisons"]) == ["teacher", "control"]
+    assert judge(GOOD, FAIR, None, facts)["improved"] is True, "it is trained on the labels alone"
+    assert judge(GOOD, FAIR, POOR, facts) == judge(GOOD, FAIR, POOR)

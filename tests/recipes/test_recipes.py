@@ -219,7 +219,7 @@ def test_yaml_numbers_and_null() -> None:
         ("student.finetune", {"epochs": 0}, "finetune.epochs is 0.0; it must be above 0"),
         ("student.train.batch_size", 1.5, "is 1.5; it must be a whole number"),
         ("control", 1, "control.0 is 1; it must be one of none, same_steps, same_compute"),
-        ("control", ["none", "same_steps"], "it must be none, same_steps or same_compute, or a list of"),
+        ("control", ["none", "same_steps"], "it must be none, or a list of same_steps, same_compute and"),
         ("teacher", 3, "3 is given where a mapping of fields is needed"),
     ],
 )

@@ -13,14 +13,18 @@ from noisystudent.errors import RunError
 from noisystudent.metrics.classification import confusion, reliability, worst_pairs
 from noisystudent.metrics.scores import load_predictions
 from noisystudent.report import figures
-from noisystudent.report.page import count, decimals, p_value, percent, signed
+from noisystudent.report.page import RIVALS, count, decimals, p_value, percent, signed
 from noisystudent.report.read import Model, read_run
 from noisystudent.report.whiskers import whiskers
-from noisystudent.run.rundir import RunDir
+from noisystudent.run.rundir import CONTROLS, RunDir
 
 scores = hnp.arrays(
     np.float32, st.tuples(st.integers(1, 40), st.integers(2, 6)), elements=st.floats(0, 1, width=32)
 )
+
+
+def test_every_control_has_a_name_in_the_report() -> None:
+    assert RIVALS.keys() == {"teacher", *CONTROLS.values()}
 
 
 @given(scores, st.integers(0, 2**31))

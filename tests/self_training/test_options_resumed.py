@@ -47,6 +47,7 @@ def test_the_control_and_the_folds_have_the_options_of_the_run(
     file = finished / "iteration-0" / "teacher" / "model.safetensors"
     model = {"pretrained": str(file), "lora": 1}
     fields = [("teacher.model", model), ("teacher.train", {"layer_decay": 0.8, "lr": 0.5}), ("folds", 2)]
+    fields += [("control", ["same_steps"])]  # a linear probe trains no block
     out = tmp_path / "run"
     lines = tiny.run(tiny.config(images, *fields), out)
     written = [path for path in out.rglob("model.safetensors") if "superseded" not in path.parts]
