@@ -42,7 +42,7 @@ class _Child:
 
     def __get__(
         self,
-        directory: ModelDir | LabelsDir | PartsDir | EmbeddingsDir | IterationDir | DataDir | RunDir,
+        directory: ModelDir | _IndexedDir | EmbeddingsDir | IterationDir | DataDir | RunDir,
         _: type,
     ) -> Path:
         return directory.path / self._name
@@ -78,12 +78,25 @@ meaning of a column changes: pools are then labelled again."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelsDir:
-    """A folder of pseudo-labels."""
+class _IndexedDir:
+    """A folder of parts that several processes may make."""
 
     path: Path
 
-    index = _Child("parts.json")  # number of pool rows, and the checksums of the parts
+    index = _Child("parts.json")  # what the parts have in common, and their checksums
+
+    def index_of(self, rank: int) -> Path:
+        """Path of the index of the parts that one of several processes has made, until all are made."""
+        return self.path / f"parts.rank-{rank}.json" if rank else self.index
+
+    def indices(self) -> list[Path]:
+        """Return the existing paths of `index_of`, that of process 0 first."""
+        return sorted([*self.path.glob("parts.json"), *self.path.glob("parts.rank-*.json")])
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsDir(_IndexedDir):
+    """A folder of pseudo-labels."""
 
     def part(self, index: int) -> Path:
         """Path of part `index`."""
@@ -95,12 +108,9 @@ class LabelsDir:
 
 
 @dataclass(frozen=True, slots=True)
-class PartsDir:
+class PartsDir(_IndexedDir):
     """A folder of cached features of one set of images."""
 
-    path: Path
-
-    index = _Child("parts.json")  # shape of the features, and the checksums of the parts
     images = _Child("images.parquet")  # id and content hash of each row, if `embed` wrote the folder
 
     def part(self, index: int) -> Path:
@@ -208,6 +218,10 @@ class RunDir:
     def data(self) -> DataDir:
         """Folder of the scanned images."""
         return DataDir(self.path / "data")
+
+    def log_of(self, rank: int) -> Path:
+        """File with every line of one of several processes; that of process 0 is `log`."""
+        return self.path / f"run.rank-{rank}.log" if rank else self.log
 
     def embeddings(self, number: int) -> EmbeddingsDir:
         """Folder of the features of a frozen backbone; the backbones are numbered from 1 on."""

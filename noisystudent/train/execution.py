@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -162,7 +163,8 @@ class _Captured:
             if self._warm_ups < _WARM_UPS:
                 self._warm_up(state, batch)
                 return
-            self._inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.pool_targets.clone())
+            names = ("images", "labels", "pool_targets")
+            self._inputs = replace(batch, **{name: getattr(batch, name).clone() for name in names})
             with capture(self._graph, self._stream):
                 self._advance(state, self._inputs)
         # The graph reads each batch from here, so its shapes cannot change.
