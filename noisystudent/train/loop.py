@@ -129,16 +129,18 @@ def _start(
 ) -> tuple[TrainState, Path | None]:
     """State and path of the measurements of the newest intact snapshot; step 0 and None if there is none."""
     model.train()
-    if step.config.channels_last:  # before `Ema` copies the model, so that both have the same memory format
+    everyone = step.everyone
+    sharded = everyone.size > 1 and step.config.parallel == "fsdp"
+    # Before `Ema` copies the model, so that both have the same memory format. FSDP2 takes only one format.
+    if step.config.channels_last and not sharded:
         model.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
-    everyone = step.everyone
     if everyone.size > 1:  # processors of different kinds may draw weights with other last digits
         everyone.copy(*model.parameters(), *model.buffers())
         if step.config.sync_batchnorm:
             synchronize_batchnorm(model)
     frozen, average, whole = frozen_digest(model), averaged_copy(model), None
-    if everyone.size > 1 and step.config.parallel == "fsdp":
+    if sharded:
         whole = on_host(average)
         shard(model)
         shard(average)
