@@ -64,7 +64,7 @@ def self_train(
     # Before `out` is made, and before any image is decoded, which can take hours.
     everyone = group()
     sources = everyone.first(lambda: open_sources(config.data)) if sources is None else sources
-    everyone.lead(lambda: check_config(config, pool=sources.unlabeled is not None))
+    everyone.lead(partial(check_config, config, pool=sources.unlabeled is not None, processes=everyone.size))
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
         embed_images(context)
