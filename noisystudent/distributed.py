@@ -47,6 +47,10 @@ class Group:
         """The part of this process of `count` consecutive rows; parts differ by one row at most."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
+    def part(self, values: Any) -> Any:
+        """The part of this process of consecutive rows, an array or a tensor; None stays None."""
+        return None if values is None else values[self.rows(len(values))]
+
     def own(self, items: Sequence[T]) -> Sequence[T]:
         """The items that this process works on: every `size`-th one."""
         return items[self.rank :: self.size]

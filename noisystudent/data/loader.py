@@ -21,7 +21,7 @@ from noisystudent.data.imageset import ImageSet, each_box
 from noisystudent.data.sampler import Repeated, Sampler
 from noisystudent.data.transfer import send, upload
 from noisystudent.data.workers import in_workers
-from noisystudent.distributed import Group
+from noisystudent.distributed import group
 from noisystudent.records import Batch
 
 Rows = NDArray[np.int64]
@@ -82,9 +82,8 @@ def joint_batches(
     workers: int,
     boxes: Boxes | None = None,
     offsets: tuple[int, int] = (0, 0),
-    everyone: Group | None = None,
 ) -> Iterator[Batch]:
-    """Joint batches of the steps start … stop-1: first the labelled images, then the pool images.
+    """The rows of this process in the joint batches of the steps start … stop-1: labelled ones, then pool.
 
     Args:
         labeled: the labelled images. One pass over them is an epoch of the training.
@@ -98,15 +97,12 @@ def joint_batches(
         workers: decoding processes; 0: this process decodes. Batches do not depend on it.
         boxes: draws the crop boxes of a stream. None: clean views.
         offsets: `Sampler.offset` of labelled and pool images.
-        everyone: processes among which the rows of each part of a batch are divided; what is drawn for a row
-            does not depend on them. None: this process has whole batches.
 
     Raises:
         RunError: an image is missing or has changed since the scan, or a worker died.
     """
-    sizes = (labeled_batch, pool_batch)
-    pool = pool if pool_batch else None
-    joint = _Joint(labeled, pool, selected, sizes, seed=seed, offsets=offsets, everyone=everyone or Group())
+    sizes, cropped = (labeled_batch, pool_batch), boxes is not None
+    joint = _Joint(labeled, pool if pool_batch else None, selected, sizes, seed=seed, offsets=offsets)
     # Positions of the batches that are requested but not delivered: workers fetch several batches ahead.
     waiting: deque[list[Rows]] = deque()
 
@@ -116,9 +112,8 @@ def joint_batches(
             yield joint.parts(step, waiting[-1], boxes)
 
     joint.start_teacher(range(start, stop), workers, device)
-    for images in _batches(
-        joint.sets, requests(), resolution, workers=workers, device=device, cropped=boxes is not None
-    ):
+    views = _batches(joint.sets, requests(), resolution, workers=workers, device=device, cropped=cropped)
+    for images in views:
         labels, targets = upload(joint.labels(waiting.popleft()), device)
         yield Batch(images=images, labels=labels, pool_targets=targets, whole=joint.whole)
 
@@ -126,11 +121,7 @@ def joint_batches(
 class _Joint:
     """The streams of a joint batch: labelled images and, if there is a pool, its selected images.
 
-    Each selected image occurs `repeats` times in an epoch of the pool.
-
-    Attributes:
-        sets: the set of each stream.
-        whole: `Batch.whole`; None if the rows are not divided.
+    Each selected image occurs `repeats` times in an epoch of the pool. `whole` is `Batch.whole`.
     """
 
     def __init__(
@@ -142,21 +133,18 @@ class _Joint:
         *,
         seed: int,
         offsets: tuple[int, int],
-        everyone: Group,
     ) -> None:
         self.sets: tuple[ImageSet, ...] = (labeled,)
         self._samplers = [Sampler(len(labeled), sizes[0], seed, "labeled", offsets[0])]
         self._selected = selected if pool is not None else None
         self._online: Iterator[Tensor] | None = None
-        self._everyone = everyone
         self._no_targets = np.empty((0, len(labeled.classes)), np.float32)
         if pool is not None and selected is not None:
             self.sets += (pool,)
-            # one place for each occurrence in an epoch: its position in `selected.rows`
             self._expanded = Repeated(selected.repeats)
             self._samplers.append(Sampler(len(self._expanded), sizes[1], seed, "pool", offsets[1]))
-        counts = (sizes[0], sizes[1] if len(self.sets) > 1 else 0)
-        self.whole = counts if everyone.size > 1 else None
+        self._own = group().part
+        self.whole = (sizes[0], sizes[1] if len(self.sets) > 1 else 0)
 
     def draw(self, step: int) -> list[Rows]:
         """Rows (L,) of the labelled set and, if there is a pool, positions (B-L,) in the selected rows."""
@@ -166,18 +154,15 @@ class _Joint:
     def parts(self, step: int, drawn: list[Rows], boxes: Boxes | None) -> tuple[Part, ...]:
         """Images to fetch from each set for one step."""
         rows_by_set = [drawn[0]] if self._selected is None else [drawn[0], self._selected.rows[drawn[1]]]
-        # strict=False: without a pool there is only the labelled stream
-        streams = zip(("labeled", "pool"), self.sets, rows_by_set, strict=False)
-        parts = []
-        for stream, images, rows in streams:
-            own = self._everyone.rows(len(rows))
-            drawn_boxes = boxes(stream, step, images.view_sizes(rows)) if boxes else None
-            parts.append(Part(rows[own], None if drawn_boxes is None else drawn_boxes[own]))
-        return tuple(parts)
+        streams = zip(("labeled", "pool"), self.sets, rows_by_set, strict=False)  # or the labelled one alone
+        return tuple(
+            Part(self._own(rows), self._own(boxes(stream, step, images.view_sizes(rows))) if boxes else None)
+            for stream, images, rows in streams
+        )
 
     def labels(self, drawn: list[Rows]) -> tuple[Tensor, Tensor]:
         """Labels (L,) and pseudo-labels (B-L, K) of the drawn images that this process has."""
-        drawn = [rows[self._everyone.rows(len(rows))] for rows in drawn]
+        drawn = [self._own(rows) for rows in drawn]
         labels = torch.from_numpy(self.sets[0].labels[drawn[0]])
         if self._online is not None:
             return labels, next(self._online)
@@ -192,9 +177,8 @@ class _Joint:
             return
         # A copy, because a sampler keeps the order of one epoch, and the two streams may be in two epochs.
         teacher, sampler = selected.targets, copy(self._samplers[1])
-        drawn = (self._expanded[sampler.at(step)] for step in steps)
-        own = self._everyone.rows(sampler.batch)
-        requests = ((Part(selected.rows[at[own]], None),) for at in drawn)
+        drawn = (self._own(self._expanded[sampler.at(step)]) for step in steps)
+        requests = ((Part(selected.rows[at], None),) for at in drawn)
         views = _batches(
             (self.sets[1],), requests, teacher.resolution, workers=workers, device=device, cropped=False
         )
@@ -224,9 +208,8 @@ def requested_batches(
         RunError: an image is missing or has changed since the scan, or a worker died.
     """
     parts = ((Part(rows, None if boxes is None else boxes(rows)),) for rows in requests)
-    yield from _batches(
-        (images,), parts, resolution, workers=workers, device=device, cropped=boxes is not None
-    )
+    cropped = boxes is not None
+    yield from _batches((images,), parts, resolution, workers=workers, device=device, cropped=cropped)
 
 
 class _Fetcher:

@@ -63,14 +63,14 @@ class Sampler:
     def __init__(self, n: int, batch: int, seed: int, name: str, offset: int = 0) -> None:
         if n < 1:
             raise RunError(f"the {name} set has no image to draw from; give it images or train without it")
-        self._n, self.batch, self._seed, self._name = n, batch, seed, name
+        self._n, self._batch, self._seed, self._name = n, batch, seed, name
         self._offset = offset
         self._epoch, self._order = -1, np.empty(0, np.int32)
 
     def at(self, step: int) -> NDArray[np.int64]:
         """(batch,) positions offset + step·batch … offset + (step+1)·batch - 1 of the sequence."""
-        first = self._offset + step * self.batch
-        last = first + self.batch
+        first = self._offset + step * self._batch
+        last = first + self._batch
         pieces = [np.empty(0, np.int32)]
         for epoch in range(first // self._n, -(-last // self._n)):  # all epochs that the batch overlaps
             start = epoch * self._n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -36,8 +37,7 @@ def launch(processes: int) -> None:
 
     Raises:
         RunError: a process was killed.
-        Stopped: a signal was received, and the processes were stopped by it.
-        EndedElsewhere: a process failed, and has printed why.
+        EndedElsewhere: a process failed or was stopped by a signal, and has printed why.
     """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -49,7 +49,7 @@ def launch(processes: int) -> None:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes))),
     }
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error says it in one line
+    logging.disable(logging.ERROR)  # of torchrun: the error of this function says the same in one line
     with tempfile.TemporaryDirectory(prefix="noisystudent-") as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -64,23 +64,20 @@ def launch(processes: int) -> None:
         try:
             elastic_launch(config, sys.executable)("-m", "noisystudent", *sys.argv[1:])
         except SignalException as error:
-            raise Stopped(f"stopped by {error.sigval.name}; run the same command again to resume") from error
+            raise EndedElsewhere(f"stopped by {error.sigval.name}", Stopped.exit_code) from error
         except ChildFailedError as error:
-            raise _failure(error) from error
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            raise _failure(codes) from error
 
 
 def _threads(processes: int) -> int:
     return max(1, (os.cpu_count() or 1) // processes)
 
 
-def _failure(error: object) -> RunError | EndedElsewhere:
-    """The error of the process that ended first: one that was killed has printed nothing."""
-    failures: dict[int, object] = getattr(error, "failures", {})
-    codes = {rank: int(getattr(failure, "exitcode", 1)) for rank, failure in sorted(failures.items())}
-    for rank, code in codes.items():
+def _failure(codes: dict[int, int]) -> RunError | EndedElsewhere:
+    """The error for the exit codes of the ranks that ended first: one that was killed has printed nothing."""
+    for rank, code in sorted(codes.items()):
         if code < 0:
-            import signal
-
             name = signal.Signals(-code).name
             return RunError(
                 f"process {rank} of the run was killed by {name}; run the same command again to resume"

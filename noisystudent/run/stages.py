@@ -23,6 +23,8 @@ from noisystudent.run.rundir import RECORD, RunDir
 # Takes the place of the fingerprint in superseded/ for files without a valid record.
 _UNRECORDED = "unrecorded"
 
+Work = Callable[[], Facts | None]
+
 
 class Status(StrEnum):
     """Status of a stage on disk.
@@ -122,9 +124,7 @@ def state(stage: Stage, *, contents: bool = False) -> State:
     return State(Status.STALE, changed or ("stage format",))
 
 
-def run_stage(
-    stage: Stage, work: Callable[[], Facts | None], progress: Progress, *, shared: bool = False
-) -> Facts | None:
+def run_stage(stage: Stage, work: Work, progress: Progress, *, shared: bool = False) -> Facts | None:
     """Run `stage` unless it is done.
 
     Files made from other inputs are moved to `superseded/` in the run directory. They are moved back when the
@@ -140,8 +140,7 @@ def run_stage(
         shared: True: every process of the run calls `work`. False: process 0 alone, and the others wait.
 
     Returns:
-        The result of `work`, from this call or from the earlier call that finished the stage. Every process
-        has it, that of process 0.
+        The result of `work` in process 0, from this call or the earlier call that finished the stage.
 
     Raises:
         RunError: `work` did not make `stage.path`, or the disk is full.
@@ -150,7 +149,7 @@ def run_stage(
     if everyone.lead(partial(_begin, stage, progress)):
         begun = time.monotonic()
         result = work() if shared else everyone.lead(work)
-        everyone.lead(partial(_finish, stage, time.monotonic() - begun, result))
+        everyone.lead(partial(_write_record, stage, "done", time.monotonic() - begun, result))
     return everyone.lead(lambda: (read_record(stage.record) or {}).get("result"))
 
 
@@ -177,16 +176,12 @@ def _begin(stage: Stage, progress: Progress) -> bool:
     return True
 
 
-def _finish(stage: Stage, seconds: float, result: Facts | None) -> None:
-    if not stage.path.exists():
-        raise RunError(f"{stage.name} ended without writing {stage.path}; this is a bug of the program")
-    _write_record(stage, "done", seconds=seconds, result=result)
-
-
 def _write_record(
     stage: Stage, status: str, seconds: float | None = None, result: Facts | None = None
 ) -> None:
     done = status == "done"
+    if done and not stage.path.exists():
+        raise RunError(f"{stage.name} ended without writing {stage.path}; this is a bug of the program")
     content: Facts = {
         "name": stage.name,
         "fingerprint": stage.fingerprint,

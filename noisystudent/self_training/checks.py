@@ -145,8 +145,8 @@ def _check_parts(name: str, learner: LearnerConfig, processes: int) -> None:
     fairness = learner.pseudo_label.ema_fairness if isinstance(learner, StudentConfig) else 0.0
     require(
         not fairness or train.accumulate == 1,
-        f"{name}.train.accumulate is {train.accumulate}, but pseudo_label.ema_fairness is {fairness:g}, a loss"
-        " of the whole batch; set one of them to its default",
+        f"{name}.train.accumulate is {train.accumulate}, but pseudo_label.ema_fairness is {fairness:g}, which"
+        " is a loss of the whole batch; set one of them to its default",
     )
 
 

@@ -17,7 +17,6 @@ from noisystudent.config import EvaluateConfig, LearnerConfig, TrainConfig
 from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
-from noisystudent.distributed import group
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier, load_weights
 from noisystudent.models.heads import Head
@@ -296,5 +295,4 @@ def batches(training: Training, pool: SelectedPool | None, start: int, stop: int
             workers=training.workers,
             boxes=boxes if training.cache is not None or policy.crop == "inception" else None,
             offsets=phase.offsets,
-            everyone=group(),
         )

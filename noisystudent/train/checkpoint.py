@@ -90,7 +90,7 @@ def journal(snapshot: Path) -> Path:
 def contents(state: TrainState) -> dict[str, Tensor]:
     """Every tensor of a snapshot by name; they share memory with `state`, except for sharded ones.
 
-    All processes must call it if weights are sharded. The result does not depend on the number of processes.
+    All processes call it, and the result does not depend on their number.
     """
     return {name: full(tensor) for name, tensor in _named(state, _optimizer_state(state)).items()}
 
@@ -193,12 +193,9 @@ def _named(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tens
         for name, tensor in module.state_dict().items()
         if name not in frozen
     }
-    # Some optimisers keep numbers such as their step count as Python numbers.
+    # as_tensor, because some optimisers keep numbers such as their step count as Python numbers.
     for name, entry in optimizer_state["state"].items():
-        tensors |= {
-            f"optimizer.{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-            for key, value in entry.items()
-        }
+        tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     if state.averages is not None:
         tensors |= {f"averages.{name}": tensor for name, tensor in state.averages.named().items()}
     counts = {name: torch.tensor(getattr(state, name)) for name in ("step", "logged", "frozen")}

@@ -237,5 +237,7 @@ def test_processes_share_the_parts_out_and_write_the_same_bytes(tmp_path: Path, 
     embed(contents, tmp_path / "one")
     rows = together(2, partial(_embedded, contents, tmp_path / "two"))
     assert all(rows)
-    assert sorted(contents[sum(rows, [])]) == sorted(set(contents)), "each image is computed by one of them"
+    assert sorted(contents[[*rows[0], *rows[1]]]) == sorted(set(contents)), (
+        "each image is computed by one of them"
+    )
     assert files(tmp_path / "two") == files(tmp_path / "one")
