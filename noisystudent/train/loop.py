@@ -98,7 +98,7 @@ def fit(
         while state.step < total_steps:
             batch = next(stream, None)
             # All processes end before the same step, and take a snapshot after the same one.
-            ended, due = everyone.any(batch is None, snapshots.due())
+            ended, due = everyone.any(batch is None, everyone.is_main and snapshots.due())
             if ended or batch is None:
                 break
             execute(batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from processes import together
 
 from noisystudent.models import build_model
+from noisystudent.run.rundir import LabelsDir, RunDir
+from noisystudent.self_training import self_train
 from noisystudent.self_training import training as trainings
 from noisystudent.self_training.noise import TrainingNoise
 
@@ -59,3 +63,38 @@ def test_all_processes_together_see_the_images_and_the_noise_of_one(
             joined = {name: np.concatenate([part[step][name] for part in parts]) for name in alone[step]}
             for name, rows in alone[step].items():
                 assert np.array_equal(joined[name], rows), (size, step, name)
+
+
+def predicted(images: Path, finished: Path) -> NDArray[np.float32]:
+    """Probabilities of the teacher for val, in batches of 5 images."""
+    config, dataset = tiny.opened(images, finished)
+    folder = RunDir(finished).iteration(0).model("teacher").path
+    training = replace(tiny.training(config, dataset, folder), read_pool=None)
+    return replace(trainings.predictor(training), batch_size=5).probs(dataset.val)
+
+
+def test_each_process_has_the_predictions_that_one_makes(images: Path, finished: Path) -> None:
+    call = partial(predicted, images, finished)
+    alone = call()
+    for size in (2, 4):  # 3 batches: a process has two, or none
+        for shared in together(size, call):
+            assert np.array_equal(shared, alone)
+
+
+def run(images: Path, out: Path) -> None:
+    self_train(tiny.config(images), out)
+
+
+def test_labels_and_selection_of_equal_teachers_are_equal_bit_for_bit(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "iteration-1")
+    together(2, run, images, out)
+    one, two = RunDir(finished).iteration(1), RunDir(out).iteration(1)
+    assert tiny.digest(two.selection) == tiny.digest(one.selection)
+    labels = {path.name: tiny.digest(path) for path in LabelsDir(one.labels).parts()}
+    assert {path.name: tiny.digest(path) for path in LabelsDir(two.labels).parts()} == labels
+    assert len(labels) == 3
+    assert [path.name for path in out.glob("run*.log")] == ["run.log", "run.rank-1.log"]
