@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from noisystudent.distributed import is_main_process
 from noisystudent.errors import Stopped, printable
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -31,6 +32,11 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+
+    def set(self) -> None:
+        """Stop the work because of a signal to another process of the same run."""
+        if self.signal is None:
+            self.signal = "a signal to another process"
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Set the flag; a second Ctrl-C ends the process. This is a signal handler."""
@@ -143,8 +149,9 @@ def _end(message: str, code: int) -> None:
     line = f"noisystudent: {message}\n"
     if sys.__stderr__ is not None and sys.__stderr__.isatty():
         line = f"\r\x1b[K\x1b[?25h{line}"  # over the moving bar, which has hidden the cursor
-    with suppress(OSError):  # standard error may be closed
-        os.write(2, line.encode())
+    if is_main_process():  # the signal goes to all processes of a run
+        with suppress(OSError):  # standard error may be closed
+            os.write(2, line.encode())
     os._exit(code)
 
 

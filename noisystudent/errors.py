@@ -3,7 +3,8 @@
 NoisyStudentError
 ├── InputError    2   a wrong call, a wrong file or a wrong key; the message says what would be right
 ├── RunError      1   the run cannot continue: a teacher at chance level, a full disk, a vanished image
-└── Stopped      75   a signal stopped the run; everything is on disk, and the same command resumes it
+├── Stopped      75   a signal stopped the run; everything is on disk, and the same command resumes it
+└── EndedElsewhere    another process of the run has ended, with a line of its own
 """
 
 import difflib
@@ -37,6 +38,19 @@ class Stopped(NoisyStudentError):
     """A signal stopped the run. The same command resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may try the same command again
+
+
+class EndedElsewhere(NoisyStudentError):
+    """Another process of the same run has ended, and prints why, so this one ends without a line.
+
+    Args:
+        message: what happened there, as far as it is known here.
+        exit_code: exit code of the other process.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -40,6 +40,8 @@ class Batch:
             labels them in the step, or the step makes them itself, as on a GPU.
         blend: partner (B,) int64 and share (B,) float32 of each row. Row i is `share[i]` of itself and the
             rest of row `partner[i]`, and its target, too. None: no rows are blended.
+        whole: labelled images and pool images of the batch of all processes, of which this is a part. None:
+            this is the whole batch.
     """
 
     images: Tensor
@@ -47,6 +49,12 @@ class Batch:
     pool_targets: Tensor
     pool_views: Tensor | None = None
     blend: tuple[Tensor, Tensor] | None = None
+    whole: tuple[int, int] | None = None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Labelled images and pool images of the whole batch."""
+        return self.whole or (len(self.labels), len(self.pool_targets))
 
 
 @dataclass(frozen=True, slots=True)

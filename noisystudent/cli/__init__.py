@@ -17,7 +17,17 @@ from cyclopts import App, CycloptsError
 from noisystudent.cli import loop, parts
 from noisystudent.cli.ablate import ablate
 from noisystudent.cli.fields import take_fields
-from noisystudent.errors import InputError, NoisyStudentError, RunError, brief, first_line, is_utf8, printable
+from noisystudent.distributed import is_main_process
+from noisystudent.errors import (
+    EndedElsewhere,
+    InputError,
+    NoisyStudentError,
+    RunError,
+    brief,
+    first_line,
+    is_utf8,
+    printable,
+)
 
 __all__ = ["main"]
 
@@ -68,6 +78,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
             _run([token for token in tokens if token not in ("--debug", "--offline")])
         finally:
             _flush()  # an error of standard output is named before what follows from it
+    except EndedElsewhere as error:  # with a line there
+        _end(error.exit_code, debug)
     except NoisyStudentError as error:
         _fail(str(error), error.exit_code, debug)
     except CycloptsError as error:
@@ -184,7 +196,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     """Print an error in one line and exit."""
+    # A wrong call is wrong in all processes, and a signal goes to all of them.
+    if code == RunError.exit_code or is_main_process():
+        print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
+    _end(code, debug)
+
+
+def _end(code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
     sys.exit(code)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter, Token, validators
 
 from noisystudent.config.parse import parse
 from noisystudent.errors import InputError
@@ -28,6 +28,14 @@ Device = Annotated[str, Parameter(help="auto, or a torch device such as cpu or c
 Flip = Annotated[
     bool,
     Parameter(negative=(), help="Average the probabilities over each image and its mirror image."),
+]
+Processes = Annotated[
+    int | None,
+    Parameter(
+        help="Number of processes on this machine that share the run, one for each GPU. They are started by"
+        " torchrun. Several machines: torchrun … -m noisystudent run …",
+        validator=validators.Number(gte=1),
+    ),
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],

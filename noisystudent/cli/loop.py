@@ -16,6 +16,7 @@ from noisystudent.cli.fields import (
     Images,
     Labels,
     Loop,
+    Processes,
     Settings,
     configure,
     recorded,
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: str | None = None, /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
+    recipe: str | None = None,
+    /,
+    *,
+    images: Images = NO_IMAGES,
+    settings: Loop = NO_LOOP,
+    processes: Processes = None,
+    fields: Fields,
 ) -> None:
     """Train a teacher, label the pool, train students, and write models, verdict and report to a folder.
 
@@ -53,7 +60,7 @@ def run(
             f"--out is {folder}, which has no students (`train` made it); name a recipe to add them, as in"
             " `noisystudent run folder`"
         )
-    _run(config, folder, resumed=resumed)
+    _run(config, folder, resumed=resumed, processes=processes)
 
 
 def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
@@ -78,6 +85,7 @@ def train(
     *,
     labels: Labels = NO_LABELS,
     settings: Settings = NO_SETTINGS,
+    processes: Processes = None,
     fields: Fields,
 ) -> None:
     """Train only the teacher of a recipe, on the labelled images, and write model and report to a folder.
@@ -96,7 +104,13 @@ def train(
             f" {before.parent}`, or choose another folder"
         )
     # A run without students ends after the teacher.
-    run(recipe, images=Images(**asdict(labels)), settings=Loop(**asdict(settings), students=0), fields=fields)
+    run(
+        recipe,
+        images=Images(**asdict(labels)),
+        settings=Loop(**asdict(settings), students=0),
+        processes=processes,
+        fields=fields,
+    )
 
 
 def plan(
@@ -156,18 +170,32 @@ def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields:
             progress.say(line)
 
 
-def _run(config: Config, folder: Path, sources: Sources | None = None, *, resumed: bool = False) -> None:
+def _run(
+    config: Config,
+    folder: Path,
+    sources: Sources | None = None,
+    *,
+    resumed: bool = False,
+    processes: int | None = None,
+) -> None:
     from noisystudent.console import Logged
+    from noisystudent.distributed import joined
     from noisystudent.report import build
     from noisystudent.run.files import read_json
+    from noisystudent.run.launch import launch, launched
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import scores
     from noisystudent.self_training import self_train
 
-    with screen.progress() as progress:
+    if processes is not None and not launched(processes):
+        launch(processes)
+        return
+    with joined() as everyone, screen.progress(silent=not everyone.is_main) as progress:
         if resumed:
             progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
         self_train(config, folder, sources=sources, progress=progress)
+        if not everyone.is_main:
+            return
         page = build(folder)
         screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
         verdict = read_json(RunDir(folder).verdict)

@@ -22,14 +22,19 @@ _WIDTH = 4096  # characters; wide enough that no row is folded if the output is 
 
 
 @contextmanager
-def progress(*, stderr: bool = False) -> Iterator[Progress]:
+def progress(*, stderr: bool = False, silent: bool = False) -> Iterator[Progress]:
     """Print progress within the block, and stop the work there on SIGINT or SIGTERM.
 
     Args:
         stderr: print on standard error, because the results go to standard output.
+        silent: print nothing, because another process of the run does.
     """
-    from noisystudent.console import Terminal, stop_on_signal
+    from noisystudent.console import Progress, Terminal, stop_on_signal
 
+    if silent:
+        with stop_on_signal(nothing := Progress()):
+            yield nothing
+        return
     terminal = Terminal(stderr=stderr)
     with stop_on_signal(terminal):
         try:

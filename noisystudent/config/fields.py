@@ -93,6 +93,11 @@ def neutral(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_NEUTRAL: True})
 
 
+def later(default: Any) -> Any:
+    """Declare a field that is not part of a fingerprint while it has its default value; see `number`."""
+    return dataclasses.field(default=default, metadata={_LATER: True})
+
+
 def of_student(default: Any) -> Any:
     """Declare a field of `pseudo_label` that changes the student's training but not the labelling.
 

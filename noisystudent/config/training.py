@@ -11,6 +11,7 @@ from noisystudent.config.fields import (
     MOST_PIXELS,
     check_ranges,
     is_plain,
+    later,
     neutral,
     number,
 )
@@ -75,7 +76,16 @@ class TrainConfig:
     """Last share of a student's steps that is on labelled images alone. Their number then is that of all
     images in a batch, as in the training of the control."""
     batch_size: int = number(128, least=1, most=MOST_IMAGES)
-    """Labelled images per step."""
+    """Labelled images per step, of all processes together."""
+    accumulate: int = number(1, least=1, most=MOST_IMAGES, later=True)
+    """Number of parts of a batch that a process computes one after the other, in less memory; their gradients
+    are added. The step is that of the whole batch, but batch norm sees only a part."""
+    parallel: Literal["ddp", "fsdp"] = neutral("ddp")
+    """How several processes share a training. ddp: each has all weights. fsdp: weights, their average and the
+    optimiser are divided among them (FSDP2), for networks that need it; steps are then eager."""
+    sync_batchnorm: bool = later(True)
+    """Batch norm over the images of all processes, so that a training does not depend on their number. False:
+    each process over its own, without exchanging statistics."""
     optimizer: Literal["rmsprop_tf", "sgd", "adamw"] = "sgd"
     """rmsprop_tf is the paper's: decay 0.9, momentum 0.9, epsilon 1e-3 inside the root. sgd is Nesterov."""
     lr: float | None = number(None, least=0, most=1e6)
@@ -131,6 +141,10 @@ class TrainConfig:
         lengths = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
         given = " and ".join(f"train.{name} is {value}" for name, value in lengths.items())
         require(len(lengths) <= 1, f"{given}; give only one of them")
+        require(
+            self.parallel == "ddp" or self.execution in ("auto", "eager"),
+            f"train.parallel is fsdp and train.execution is {self.execution}; with fsdp give eager or auto",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from noisystudent.data.imageset import ImageSet, each_box
 from noisystudent.data.sampler import Repeated, Sampler
 from noisystudent.data.transfer import send, upload
 from noisystudent.data.workers import in_workers
+from noisystudent.distributed import group
 from noisystudent.records import Batch
 
 Rows = NDArray[np.int64]
@@ -82,7 +83,7 @@ def joint_batches(
     boxes: Boxes | None = None,
     offsets: tuple[int, int] = (0, 0),
 ) -> Iterator[Batch]:
-    """Joint batches of the steps start … stop-1: first the labelled images, then the pool images.
+    """The rows of this process in the joint batches of the steps start … stop-1: labelled ones, then pool.
 
     Args:
         labeled: the labelled images. One pass over them is an epoch of the training.
@@ -100,7 +101,7 @@ def joint_batches(
     Raises:
         RunError: an image is missing or has changed since the scan, or a worker died.
     """
-    sizes = (labeled_batch, pool_batch)
+    sizes, cropped = (labeled_batch, pool_batch), boxes is not None
     joint = _Joint(labeled, pool if pool_batch else None, selected, sizes, seed=seed, offsets=offsets)
     # Positions of the batches that are requested but not delivered: workers fetch several batches ahead.
     waiting: deque[list[Rows]] = deque()
@@ -111,17 +112,16 @@ def joint_batches(
             yield joint.parts(step, waiting[-1], boxes)
 
     joint.start_teacher(range(start, stop), workers, device)
-    for images in _batches(
-        joint.sets, requests(), resolution, workers=workers, device=device, cropped=boxes is not None
-    ):
+    views = _batches(joint.sets, requests(), resolution, workers=workers, device=device, cropped=cropped)
+    for images in views:
         labels, targets = upload(joint.labels(waiting.popleft()), device)
-        yield Batch(images=images, labels=labels, pool_targets=targets)
+        yield Batch(images=images, labels=labels, pool_targets=targets, whole=joint.whole)
 
 
 class _Joint:
     """The streams of a joint batch: labelled images and, if there is a pool, its selected images.
 
-    Each selected image occurs `repeats` times in an epoch of the pool.
+    Each selected image occurs `repeats` times in an epoch of the pool. `whole` is `Batch.whole`.
     """
 
     def __init__(
@@ -141,9 +141,10 @@ class _Joint:
         self._no_targets = np.empty((0, len(labeled.classes)), np.float32)
         if pool is not None and selected is not None:
             self.sets += (pool,)
-            # one place for each occurrence in an epoch: its position in `selected.rows`
             self._expanded = Repeated(selected.repeats)
             self._samplers.append(Sampler(len(self._expanded), sizes[1], seed, "pool", offsets[1]))
+        self._own = group().part
+        self.whole = (sizes[0], sizes[1] if len(self.sets) > 1 else 0)
 
     def draw(self, step: int) -> list[Rows]:
         """Rows (L,) of the labelled set and, if there is a pool, positions (B-L,) in the selected rows."""
@@ -153,15 +154,15 @@ class _Joint:
     def parts(self, step: int, drawn: list[Rows], boxes: Boxes | None) -> tuple[Part, ...]:
         """Images to fetch from each set for one step."""
         rows_by_set = [drawn[0]] if self._selected is None else [drawn[0], self._selected.rows[drawn[1]]]
-        # strict=False: without a pool there is only the labelled stream
-        streams = zip(("labeled", "pool"), self.sets, rows_by_set, strict=False)
+        streams = zip(("labeled", "pool"), self.sets, rows_by_set, strict=False)  # or the labelled one alone
         return tuple(
-            Part(rows, boxes(stream, step, images.view_sizes(rows)) if boxes else None)
+            Part(self._own(rows), self._own(boxes(stream, step, images.view_sizes(rows))) if boxes else None)
             for stream, images, rows in streams
         )
 
     def labels(self, drawn: list[Rows]) -> tuple[Tensor, Tensor]:
-        """Labels (L,) and pseudo-labels (B-L, K) of the drawn images."""
+        """Labels (L,) and pseudo-labels (B-L, K) of the drawn images that this process has."""
+        drawn = [self._own(rows) for rows in drawn]
         labels = torch.from_numpy(self.sets[0].labels[drawn[0]])
         if self._online is not None:
             return labels, next(self._online)
@@ -176,7 +177,7 @@ class _Joint:
             return
         # A copy, because a sampler keeps the order of one epoch, and the two streams may be in two epochs.
         teacher, sampler = selected.targets, copy(self._samplers[1])
-        drawn = (self._expanded[sampler.at(step)] for step in steps)
+        drawn = (self._own(self._expanded[sampler.at(step)]) for step in steps)
         requests = ((Part(selected.rows[at], None),) for at in drawn)
         views = _batches(
             (self.sets[1],), requests, teacher.resolution, workers=workers, device=device, cropped=False
@@ -207,9 +208,8 @@ def requested_batches(
         RunError: an image is missing or has changed since the scan, or a worker died.
     """
     parts = ((Part(rows, None if boxes is None else boxes(rows)),) for rows in requests)
-    yield from _batches(
-        (images,), parts, resolution, workers=workers, device=device, cropped=boxes is not None
-    )
+    cropped = boxes is not None
+    yield from _batches((images,), parts, resolution, workers=workers, device=device, cropped=cropped)
 
 
 class _Fetcher:

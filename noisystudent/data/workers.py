@@ -37,12 +37,16 @@ _Requests = queue.SimpleQueue[tuple[int, Any] | None]  # None: there are no more
 _Results = queue.SimpleQueue[tuple[int | None, Any]]  # None: the worker failed
 
 
-def worker_count(workers: int | None) -> int:
-    """Number of decoding processes. `None`: one for each core that this process may use."""
+def worker_count(workers: int | None, processes: int = 1) -> int:
+    """Number of decoding processes. `None`: one for each core that this process may use.
+
+    So many processes of the same run share the cores.
+    """
     if workers is not None:
         return workers
     # cpu_count() also counts other cores; macOS has no sched_getaffinity
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
 
 
 def context(module: str = "noisystudent.data.loader") -> BaseContext:

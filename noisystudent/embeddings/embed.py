@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.console import Progress
-from noisystudent.embeddings.parts import Features, Layout, PartIndex, Rows, read_index, write_index
+from noisystudent.distributed import group
+from noisystudent.embeddings.parts import (
+    Features,
+    Layout,
+    PartIndex,
+    Rows,
+    join_indices,
+    read_index,
+    write_index,
+)
 from noisystudent.errors import RunError
 from noisystudent.run.checksums import checksum, problems
 from noisystudent.run.files import atomic, remove
@@ -22,6 +33,7 @@ from noisystudent.run.stages import put_aside
 from noisystudent.runtime import on_host
 
 _PART_ROWS = 65_536
+_POLL = 0.05  # seconds between two looks for the part of another process
 _PART_BYTES = 2**28  # wide features of many views have fewer images in a part
 
 
@@ -44,7 +56,8 @@ def embed_images(
 ) -> Features:
     """Store the features of every image in float16. A second call after a stop continues.
 
-    Complete parts of the same images and settings are kept, all others are made again or removed.
+    Complete parts of the same images and settings are kept, all others are made again or removed. All
+    processes of a run call this, and share the parts out.
 
     Args:
         features: rows of each batch -> (V, b, F) of each batch; called once, for the batches of all parts.
@@ -60,9 +73,11 @@ def embed_images(
         RunError: a feature is not finite in float16, images are missing, or the disk is full.
         Stopped: a signal came. All finished parts are on disk.
     """
-    folder, parts = PartsDir(out), layout.parts()
-    index = _resume(folder, layout, content_hash, task, progress)
-    missing = [number for number in range(len(parts)) if folder.part(number).name not in index.files]
+    folder, parts, everyone = PartsDir(out), layout.parts(), group()
+    known = everyone.lead(partial(_resume, folder, layout, content_hash, task, progress))
+    todo = [number for number in range(len(parts)) if folder.part(number).name not in known.files]
+    missing = everyone.own(todo)
+    index = known if everyone.is_main else PartIndex(layout, {}, everyone.rank)
     batches = {number: _batches(parts[number], copies[0], batch_size) for number in missing}
     requests = [rows for part in batches.values() for rows in part]
     stream = features(iter(requests)) if requests else iter(())
@@ -75,10 +90,12 @@ def embed_images(
                     _fill(array, next(computed, None), batch, rows.start, ids)
                     progress.check()
                     progress.advance(task, int(batch[-1]) + 1, layout.rows)
-                _copy(array, folder, layout, rows, copies)
+                _copy(array, folder, layout, rows, copies, progress)
             index.files[folder.part(number).name]["images"] = _digest(content_hash, rows)
             write_index(folder, index)
         progress.advance(task, rows.stop, layout.rows)
+    made = everyone.gather(index.files)
+    everyone.lead(partial(join_indices, folder, layout, made))
     return Features(folder)
 
 
@@ -125,7 +142,12 @@ def _fill(
 
 
 def _copy(
-    array: NDArray[np.float16], folder: PartsDir, layout: Layout, rows: range, copies: tuple[Rows, Rows]
+    array: NDArray[np.float16],
+    folder: PartsDir,
+    layout: Layout,
+    rows: range,
+    copies: tuple[Rows, Rows],
+    progress: Progress,
 ) -> None:
     """Fill the rows of a part whose content an earlier row has, in this part or in one before it."""
     low, high = np.searchsorted(copies[0], [rows.start, rows.stop])
@@ -134,6 +156,9 @@ def _copy(
     array[:, local[here]] = array[:, firsts[here] - rows.start]
     number, before = np.divmod(firsts[~here], layout.part_rows)
     for earlier in np.unique(number):
+        while not folder.part(int(earlier)).exists():  # another process makes it
+            progress.check()
+            time.sleep(_POLL)
         stored: NDArray[np.float16] = np.load(folder.part(int(earlier)), mmap_mode="r")
         array[:, local[~here][number == earlier]] = stored[:, before[number == earlier]]
 
@@ -165,9 +190,7 @@ def _resume(
     for path in folder.parts():
         if path.name not in kept:
             remove(path)
-    index = PartIndex(layout, kept)
-    write_index(folder, index)
-    return index
+    return join_indices(folder, layout, [kept])
 
 
 def _without_rows(layout: Layout) -> tuple[object, ...]:

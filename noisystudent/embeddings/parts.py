@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisystudent.errors import RunError, first_line
-from noisystudent.run.files import read_json, write_json
+from noisystudent.run.files import read_json, remove, write_json
 from noisystudent.run.rundir import PartsDir
 
 Rows = NDArray[np.int64]
@@ -50,19 +51,41 @@ class PartIndex:
     Attributes:
         layout: what the parts have in common.
         files: name of a part -> its checksum, and as `images` a digest of the content hashes of its images.
+        rank: number of the process that makes these parts. Until all are made, those of other processes than
+            process 0 are in a file of their own.
     """
 
     layout: Layout
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rank: int = 0
 
 
 def read_index(folder: PartsDir) -> PartIndex | None:
-    """Read parts.json; None without a readable one: then no part is known to be complete."""
-    try:
-        content = read_json(folder.index)
-        return PartIndex(Layout(**content["layout"]), dict(content["files"]))
-    except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
-        return None
+    """Read parts.json, and those of other processes; None without a readable one: no part is complete."""
+    found: PartIndex | None = None
+    for path in folder.indices():
+        try:
+            content = read_json(path)
+            index = PartIndex(Layout(**content["layout"]), dict(content["files"]))
+        except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
+            continue
+        if found is None or found.layout == index.layout:
+            found = PartIndex(index.layout, index.files | (found.files if found else {}))
+    return found
+
+
+def join_indices(folder: PartsDir, layout: Layout, made: Sequence[dict[str, dict[str, Any]]]) -> PartIndex:
+    """Write parts.json with the parts that all processes have made, and return it.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    index = PartIndex(layout, {name: about for part in made for name, about in part.items()})
+    write_index(folder, index)
+    for path in folder.indices():
+        if path != folder.index:
+            remove(path)
+    return index
 
 
 def write_index(folder: PartsDir, index: PartIndex) -> None:
@@ -72,7 +95,7 @@ def write_index(folder: PartsDir, index: PartIndex) -> None:
         RunError: the disk is full.
     """
     files = dict(sorted(index.files.items()))
-    write_json(folder.index, {"layout": asdict(index.layout), "files": files})
+    write_json(folder.index_of(index.rank), {"layout": asdict(index.layout), "files": files})
 
 
 class Features:

@@ -18,6 +18,7 @@ from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet, View
 from noisystudent.data.loader import requested_batches
 from noisystudent.data.workers import worker_count
+from noisystudent.distributed import group
 from noisystudent.errors import InputError, RunError
 from noisystudent.inference import forms
 from noisystudent.models.classifier import Classifier
@@ -158,11 +159,24 @@ class Predictor:
     def probs(self, images: ImageSet, rows: Rows | None = None) -> NDArray[np.float32]:
         """Class probabilities (N, K) of the clean views of `rows` (None: all).
 
+        The processes of a run share the batches out, and all get the result.
+
         Raises:
             InputError: no images.
             RunError: a logit is not finite.
         """
-        return predict_probs(self, self.views(images, rows))
+        rows, everyone = np.arange(len(images)) if rows is None else rows, group()
+        places = [np.arange(len(rows))[start : start + self.size] for start in range(0, len(rows), self.size)]
+        own = [*everyone.own(places)]
+        if len(own) < -(-len(places) // everyone.size):
+            own.append(places[-1])  # as many batches as process 0: all compute a sharded model together
+        probs = predict_probs(self, self.requested_views(images, (rows[place] for place in own)))
+        if everyone.size == 1:
+            return probs
+        joined = np.empty((len(rows), probs.shape[1]), probs.dtype)
+        for place, part in everyone.gather((np.concatenate(own), probs)):
+            joined[place] = part
+        return joined
 
     def prepared(self, images: int, most: int | None = None, *, progress: Progress) -> tuple[Predictor, int]:
         """Return the same predictor in the form that is fastest for a number of images, and its batch size.

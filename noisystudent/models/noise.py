@@ -81,6 +81,7 @@ class ModelNoise:
             # masks of the copied ModelNoise.
             classifier.register_forward_pre_hook(self._drop_features)
         self._masks: _Masks | None = None
+        self._features: Tensor | None = None  # masks of dropout, if they are of some rows alone
         self._is_on = False
 
     def draw(self, seed: int, step: int, active: Tensor, split: int | None = None) -> None:
@@ -101,16 +102,21 @@ class ModelNoise:
 
     # Tensors made in inference mode cannot be refilled outside of it.
     @torch.inference_mode(False)
-    def on(self, seed: int, active: Tensor, split: int | None = None) -> None:
+    def on(
+        self, seed: int, active: Tensor, split: int | None = None, first: tuple[int, int] = (0, 0)
+    ) -> None:
         """Switch the noise on, with masks that the next `fill` computes; the arguments are those of `draw`.
+
+        `first` is the number of the first row of each part, if other processes have the rows before it.
 
         Masks keep their memory as long as seed, split and shape stay the same, so a captured CUDA graph reads
         the new ones.
         """
         split = len(active) if split is None else split
-        key = (seed, split, len(active), active.device)
+        key = (seed, (split, len(active) - split), first, active.device)
         if self._masks is None or self._masks.key != key:
             self._masks, self._is_on = _Masks(key, self._feature_rates, self._path_rates), False
+            self._features = None
         self._masks.active = active
         if not self._is_on:
             for path, mask in zip(self._paths, self._masks.paths, strict=True):
@@ -124,6 +130,13 @@ class ModelNoise:
         """
         assert self._masks is not None, "call `on` first"
         self._masks.fill(step)
+
+    def restrict(self, rows: Tensor) -> None:
+        """Use the masks of some rows (b,) alone in the next forward pass, until the next call of this."""
+        assert self._masks is not None, "call `on` first"
+        self._features = self._masks.features[rows]
+        for path, mask in zip(self._paths, self._masks.paths, strict=True):
+            path.mask = mask[rows]
 
     def spare(self, modules: Iterable[nn.Module]) -> None:
         """Set the drop rate of every branch inside these modules to 0, from the next `draw` on."""
@@ -143,7 +156,8 @@ class ModelNoise:
         """Forward pre-hook of the classifier that applies dropout; None leaves the input unchanged."""
         if not self._is_on or self._masks is None:
             return None
-        (features,), mask = inputs, self._masks.features
+        (features,) = inputs
+        mask = self._masks.features if self._features is None else self._features
         if features.shape != mask.shape:
             raise InputError(
                 f"dropout was drawn for features of shape {tuple(mask.shape)} but is applied "
@@ -153,7 +167,7 @@ class ModelNoise:
         return (features * mask.to(features.dtype),)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_masks": None, "_is_on": False}
+        return self.__dict__ | {"_masks": None, "_features": None, "_is_on": False}
 
 
 def no_stochastic_depth(name: str) -> InputError:
@@ -204,19 +218,28 @@ class _Masks:
     starts the sequence of the columns. Only integers are compared, so every device has the same masks.
 
     Attributes:
-        key: seed, number of labelled rows, number of rows B, device.
+        key: seed, numbers of labelled rows and of other rows, number of the first row of each, device.
         active: (B,) bool, rows that get noise.
         features: (B, F) float32, masks of dropout.
         paths: (B,) float32 each, masks of the branches.
     """
 
-    def __init__(self, key: tuple[int, int, int, torch.device], *rates: list[float]) -> None:
+    def __init__(
+        self,
+        key: tuple[int, tuple[int, int], tuple[int, int], torch.device],
+        *rates: list[float],
+    ) -> None:
         self.key = key
-        seed, split, count, device = key
+        seed, sizes, firsts, device = key
+        count = sum(sizes)
         self.active = torch.ones(count, dtype=torch.bool, device=device)
         rows = [
-            mix(torch.arange(size, device=device).mul_(GAMMA).add_(torch_seed(seed, f"model_noise/{part}")))
-            for part, size in (("labeled", split), ("pool", count - split))
+            mix(
+                torch.arange(first, first + size, device=device)
+                .mul_(GAMMA)
+                .add_(torch_seed(seed, f"model_noise/{part}"))
+            )
+            for part, size, first in zip(("labeled", "pool"), sizes, firsts, strict=True)
         ]
         self._rows = torch.cat(rows)  # (B,)
         # Each hash has 64 bits, which are the words of two columns. Features and branches have columns far

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.encode import Encoder, Images
-from noisystudent.pseudo_label.parts import PartIndex, hashes, lists, write_index
+from noisystudent.pseudo_label.parts import PartIndex, hashes, join_indices, lists, write_index
 from noisystudent.pseudo_label.resume import Part, resume
 from noisystudent.records import PseudoLabels, Vote
 from noisystudent.run.checksums import checksum
@@ -56,6 +58,7 @@ def label_images(
 
     Each part has `part_size` pool rows, rounded up to whole batches. Complete parts of the same images and
     settings are kept, all others are made again or removed. `config.hard` has no effect; see `read_targets`.
+    All processes of a run call this, and share the parts out; a part has the same bytes whoever makes it.
 
     Args:
         prepare: (number of images to label, largest batch size) -> the teacher, and its batch size.
@@ -73,9 +76,13 @@ def label_images(
     """
     encoder = Encoder(num_classes, config.temperature, config.top_k, voters)
     parts, total = _parts(LabelsDir(out), config, content_hash, encoder), len(content_hash)
-    index = resume(LabelsDir(out), parts, task, progress)
-    missing = {part for part in parts if part.path.name not in index.files}
-    predict, batch_size = prepare(sum(len(part.rows) for part in missing), len(parts[0].rows))
+    everyone = group()
+    known = everyone.lead(partial(resume, LabelsDir(out), parts, task, progress))
+    todo = [part for part in parts if part.path.name not in known.files]
+    # As of one process: the form of the teacher, and so the last bits, depend on the number of images.
+    predict, batch_size = prepare(sum(len(part.rows) for part in todo), len(parts[0].rows))
+    missing = set(everyone.own(todo))
+    index = known if everyone.is_main else replace(known, files={}, rank=everyone.rank)
     requests = [rows for part in parts if part in missing for rows in _split(part.rows, batch_size)]
     stream = images(map(_array, requests)) if requests else iter(())
     with ThreadPoolExecutor(1) as thread:
@@ -88,6 +95,8 @@ def label_images(
                 writer.submit(_write, part, _encoded(encoder, predict, watched, part.rows, ids), ids, index)
             progress.advance(task, part.rows.stop, total)
         writer.wait()
+    made = everyone.gather(index.files)
+    everyone.lead(partial(join_indices, index, made))
     return PseudoLabels(out, num_classes)
 
 

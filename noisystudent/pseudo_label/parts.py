@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from noisystudent.errors import RunError
 from noisystudent.records import PseudoLabels
 from noisystudent.run.checksums import Checksum, problems
-from noisystudent.run.files import read_json, write_json
+from noisystudent.run.files import read_json, remove, write_json
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
 
 DENSE_CLASSES = 256
@@ -74,23 +74,42 @@ class PartIndex:
         folder: folder of the parts.
         rows: number of pool rows. None: there is no such file.
         files: name of a part -> its checksum.
+        rank: number of the process that makes these parts. Until all are made, those of other processes than
+            process 0 are in a file of their own.
     """
 
     folder: LabelsDir
     rows: int | None = None
     files: dict[str, Checksum] = field(default_factory=dict)
+    rank: int = 0
 
 
 def read_index(folder: LabelsDir) -> PartIndex:
-    """Read parts.json; without a readable one no part is known.
+    """Read parts.json, and those of other processes; without a readable one no part is known.
 
     A part that is not in it may be incomplete: it is labelled again.
     """
-    try:
-        content = read_json(folder.index)
-        return PartIndex(folder, int(content["rows"]), dict(content["files"]))
-    except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
-        return PartIndex(folder)
+    rows, files = None, dict[str, Checksum]()
+    for path in folder.indices():
+        try:
+            content = read_json(path)
+            rows, files = int(content["rows"]), files | dict(content["files"])
+        except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
+            continue
+    return PartIndex(folder, rows, files)
+
+
+def join_indices(index: PartIndex, made: Sequence[dict[str, Checksum]]) -> None:
+    """Write parts.json with the parts that all processes have made.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    files = {name: checksum for part in made for name, checksum in part.items()}
+    write_index(replace(index, files=files))
+    for path in index.folder.indices():
+        if path != index.folder.index:
+            remove(path)
 
 
 def write_index(index: PartIndex) -> None:
@@ -99,7 +118,8 @@ def write_index(index: PartIndex) -> None:
     Raises:
         RunError: the disk is full.
     """
-    write_json(index.folder.index, {"rows": index.rows, "files": dict(sorted(index.files.items()))})
+    files = dict(sorted(index.files.items()))
+    write_json(index.folder.index_of(index.rank), {"rows": index.rows, "files": files})
 
 
 def check_parts(labels: PseudoLabels) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
-from noisystudent.pseudo_label.parts import PartIndex, footer, hashes, read_index, write_index
+from noisystudent.pseudo_label.parts import PartIndex, footer, hashes, join_indices, read_index
 from noisystudent.run.checksums import Checksum, problems
 from noisystudent.run.files import remove
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
@@ -70,7 +70,7 @@ def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) 
         if _is_complete(part):
             intact[name] = known[name]
     index = PartIndex(folder, sum(len(part.rows) for part in parts), intact)
-    write_index(index)
+    join_indices(index, [intact])
     return index
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from noisystudent.distributed import group
 from noisystudent.errors import InputError
 
 MARKER = ".noisystudent"
@@ -23,7 +24,9 @@ def owns(folder: Path) -> bool:
 
 @contextmanager
 def lock(folder: Path, kind: str = "run") -> Iterator[None]:
-    """Lock `folder` during the block. It must be new, empty, or marked as a folder of this kind.
+    """Lock `folder` during the block, for all processes of this run.
+
+    It must be new, empty, or marked as a folder of this kind.
 
     The marker file is locked with flock. The kernel releases the lock when the process ends, so a killed run
     does not block the next one.
@@ -37,6 +40,9 @@ def lock(folder: Path, kind: str = "run") -> Iterator[None]:
         InputError: the folder holds other files, has another kind, is locked by another process, or cannot be
             written.
     """
+    if not group().is_main:  # process 0 has the lock of the run
+        yield
+        return
     path = folder / MARKER
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from noisystudent.config.parse import parse, read_text
 from noisystudent.errors import InputError, RunError
@@ -35,7 +35,7 @@ TEACHERS = "teachers"
 ROLES = ("teacher", "student", *CONTROLS.values())
 """Roles of the models that are evaluated: the teacher of iteration 0, and those of the other iterations."""
 
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(r"part-\d{5,}")
 
 
 class _Child:
@@ -45,9 +45,7 @@ class _Child:
         self._name = name
 
     def __get__(
-        self,
-        directory: ModelDir | LabelsDir | PartsDir | EmbeddingsDir | IterationDir | DataDir | RunDir,
-        _: type,
+        self, directory: ModelDir | _IndexedDir | EmbeddingsDir | IterationDir | DataDir | RunDir, _: type
     ) -> Path:
         return directory.path / self._name
 
@@ -77,43 +75,47 @@ class ModelDir:
 
 
 LABELS_FORMAT = "noisystudent.pseudo_labels/2"
-"""Format of the parts in a folder of pseudo-labels. 2: the confidence has temperature 1. Increase it when the
-meaning of a column changes: pools are then labelled again."""
+"""Format of pseudo-labels. Another one labels all pools again. 2: the confidence has temperature 1."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelsDir:
-    """A folder of pseudo-labels."""
+class _IndexedDir:
+    """A folder of parts that several processes may make."""
 
     path: Path
+    suffix: ClassVar[str]
+    index = _Child("parts.json")  # what the parts have in common, and their checksums
 
-    index = _Child("parts.json")  # number of pool rows, and the checksums of the parts
+    def index_of(self, rank: int) -> Path:
+        """Path of the index of the parts that one of several processes has made, until all are made."""
+        return self.path / f"parts.rank-{rank}.json" if rank else self.index
+
+    def indices(self) -> list[Path]:
+        """Return the existing paths of `index_of`, that of process 0 first."""
+        return sorted([*self.path.glob("parts.json"), *self.path.glob("parts.rank-*.json")])
 
     def part(self, index: int) -> Path:
         """Path of part `index`."""
-        return self.path / f"part-{index:05d}.parquet"
+        return self.path / f"part-{index:05d}.{self.suffix}"
 
     def parts(self) -> list[Path]:
         """Return the existing parts in order of their names. A copy under another name is not a part."""
-        return sorted(path for path in self.path.glob("part-*.parquet") if _PART.fullmatch(path.name))
+        return sorted(path for path in self.path.glob(f"part-*.{self.suffix}") if _PART.fullmatch(path.stem))
 
 
 @dataclass(frozen=True, slots=True)
-class PartsDir:
+class LabelsDir(_IndexedDir):
+    """A folder of pseudo-labels."""
+
+    suffix = "parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class PartsDir(_IndexedDir):
     """A folder of cached features of one set of images."""
 
-    path: Path
-
-    index = _Child("parts.json")  # shape of the features, and the checksums of the parts
+    suffix = "npy"
     images = _Child("images.parquet")  # id and content hash of each row, if `embed` wrote the folder
-
-    def part(self, index: int) -> Path:
-        """Path of part `index`."""
-        return self.path / f"part-{index:05d}.npy"
-
-    def parts(self) -> list[Path]:
-        """Return the existing parts in order of their names."""
-        return sorted(self.path.glob("part-*.npy"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,10 @@ class RunDir:
     def data(self) -> DataDir:
         """Folder of the scanned images."""
         return DataDir(self.path / "data")
+
+    def log_of(self, rank: int) -> Path:
+        """File with every line of one of several processes; that of process 0 is `log`."""
+        return self.path / f"run.rank-{rank}.log" if rank else self.log
 
     def embeddings(self, number: int) -> EmbeddingsDir:
         """Folder of the features of a frozen backbone; the backbones are numbered from 1 on."""

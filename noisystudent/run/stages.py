@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from noisystudent.console import Progress
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.run.checksums import checksums, problems
 from noisystudent.run.files import remove, sync_folder
@@ -20,6 +22,8 @@ from noisystudent.run.rundir import RECORD, RunDir
 
 # Takes the place of the fingerprint in superseded/ for files without a valid record.
 _UNRECORDED = "unrecorded"
+
+Work = Callable[[], Facts | None]
 
 
 class Status(StrEnum):
@@ -120,7 +124,7 @@ def state(stage: Stage, *, contents: bool = False) -> State:
     return State(Status.STALE, changed or ("stage format",))
 
 
-def run_stage(stage: Stage, work: Callable[[], Facts | None], progress: Progress) -> Facts | None:
+def run_stage(stage: Stage, work: Work, progress: Progress, *, shared: bool = False) -> Facts | None:
     """Run `stage` unless it is done.
 
     Files made from other inputs are moved to `superseded/` in the run directory. They are moved back when the
@@ -133,13 +137,24 @@ def run_stage(stage: Stage, work: Callable[[], Facts | None], progress: Progress
         stage: the stage to run.
         work: makes `stage.path`. Its result is stored in the record, so it must be JSON or None.
         progress: receives a line for each thing that is done or skipped.
+        shared: True: every process of the run calls `work`. False: process 0 alone, and the others wait.
 
     Returns:
-        The result of `work`, from this call or from the earlier call that finished the stage.
+        The result of `work` in process 0, from this call or the earlier call that finished the stage.
 
     Raises:
         RunError: `work` did not make `stage.path`, or the disk is full.
     """
+    everyone = group()
+    if everyone.lead(partial(_begin, stage, progress)):
+        begun = time.monotonic()
+        result = work() if shared else everyone.lead(work)
+        everyone.lead(partial(_write_record, stage, "done", time.monotonic() - begun, result))
+    return everyone.lead(lambda: (read_record(stage.record) or {}).get("result"))
+
+
+def _begin(stage: Stage, progress: Progress) -> bool:
+    """Prepare the files of a stage for its work. False: it is done."""
     current = state(stage, contents=True)
     if current.status is Status.STALE:
         inputs = f"made from other inputs ({', '.join(current.changed)})"
@@ -151,29 +166,22 @@ def run_stage(stage: Stage, work: Callable[[], Facts | None], progress: Progress
         current = state(stage, contents=True)  # a restored stage may be done or partial
     if current.status is Status.DONE:
         progress.say(f"{stage.name}: done before, skipped")
-    else:
-        if current.status is Status.DAMAGED:
-            _put_damage_aside(stage, progress)
-        if current.status is Status.PARTIAL:
-            progress.say(f"{stage.name}: interrupted before, resumed")
-        _perform(stage, work)
-    return (read_record(stage.record) or {}).get("result")
-
-
-def _perform(stage: Stage, work: Callable[[], Facts | None]) -> None:
+        return False
+    if current.status is Status.DAMAGED:
+        _put_damage_aside(stage, progress)
+    if current.status is Status.PARTIAL:
+        progress.say(f"{stage.name}: interrupted before, resumed")
     # Written before the work: after a kill, the files can then be identified as a partial stage.
     _write_record(stage, "running")
-    begun = time.monotonic()
-    result = work()
-    if not stage.path.exists():
-        raise RunError(f"{stage.name} ended without writing {stage.path}; this is a bug of the program")
-    _write_record(stage, "done", seconds=time.monotonic() - begun, result=result)
+    return True
 
 
 def _write_record(
     stage: Stage, status: str, seconds: float | None = None, result: Facts | None = None
 ) -> None:
     done = status == "done"
+    if done and not stage.path.exists():
+        raise RunError(f"{stage.name} ended without writing {stage.path}; this is a bug of the program")
     content: Facts = {
         "name": stage.name,
         "fingerprint": stage.fingerprint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from noisystudent.console import Logged, Progress
 from noisystudent.data.listing import list_sets
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Sources, listing_fingerprint, open_sources
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.inference.existing import fingerprints
 from noisystudent.metrics.power import too_small
@@ -60,8 +62,9 @@ def self_train(
         Stopped: a signal was received. Another call resumes the run.
     """
     # Before `out` is made, and before any image is decoded, which can take hours.
-    sources = open_sources(config.data) if sources is None else sources
-    check_config(config, pool=sources.unlabeled is not None)
+    everyone = group()
+    sources = everyone.first(lambda: open_sources(config.data)) if sources is None else sources
+    everyone.lead(partial(check_config, config, pool=sources.unlabeled is not None, processes=everyone.size))
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
         embed_images(context)
@@ -122,10 +125,13 @@ def audit(config: Config, sources: Sources, out: Path, *, progress: Progress | N
 
 
 def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Context:
-    progress = Logged(progress, run.log)
+    everyone = group()
+    everyone.lead(lambda: environment.describe(run, config))  # first: the folder is made, and locked
+    progress = Logged(progress, run.log_of(everyone.rank))
     progress.say(f"run: {run.path}")
-    environment.describe(run, config)
-    graph = _scan(config, sources, run, progress)
+    if everyone.size > 1:
+        progress.say(f"{everyone.size} processes; the lines of process {everyone.rank}")
+    graph = everyone.lead(partial(_scan, config, sources, run, progress))
     dataset = open_dataset(run.data, config.data, sources)
     for note in dataset.notes:
         progress.say(f"note: {note}")
@@ -139,7 +145,7 @@ def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) 
         progress.say("deterministic: kernels that give the same bits each time are used; they are slower")
     dataset = dataset.to_device(device)
     context = Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
-    _supersede_removed(context)
+    everyone.lead(partial(_supersede_removed, context))
     return context
 
 

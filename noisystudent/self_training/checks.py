@@ -31,7 +31,7 @@ from noisystudent.train.optim import lr_scales
 _CLASSES = 2  # of the networks that are built here; the classes of the run are not known yet
 
 
-def check_config(config: Config, *, pool: bool) -> None:
+def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
     """Check the lengths, the pool, the device, its decoder, and every network with its options and its noise.
 
     Each network is built once, without memory for its weights.
@@ -39,6 +39,7 @@ def check_config(config: Config, *, pool: bool) -> None:
     Args:
         config: configuration of the run.
         pool: True if there are unlabelled images.
+        processes: number of processes that share the run.
 
     Raises:
         InputError: names the field that cannot be used.
@@ -54,6 +55,7 @@ def check_config(config: Config, *, pool: bool) -> None:
         build_policy(learner.augment, side)
         find_source(learner.model.name, learner.model.pretrained)
         _check_kept_weights(config, name, learner)
+        _check_parts(name, learner, processes)
         features = learner.train.features
         model = frozen(learner.model) if features else learner.model
         networks = [(LearnerConfig(model=model, train=learner.train), side, "train.frozen_blocks")]
@@ -139,6 +141,31 @@ def check_features(config: Config) -> None:
             f"{name}.init is teacher, but {name}.train.features is true and the features of its teacher are"
             " others; set init to scratch",
         )
+
+
+def _check_parts(name: str, learner: LearnerConfig, processes: int) -> None:
+    """Raise if a process would have no labelled image of a part of a batch, or a loss cannot be divided.
+
+    Parts of different sizes are no problem: each image counts the same.
+    """
+    train, sizes = learner.train, {"train.batch_size": learner.train.batch_size}
+    if train.features:
+        return
+    if isinstance(learner, TeacherConfig) and learner.finetune is not None:
+        sizes["finetune.batch_size"] = learner.finetune.batch_size or train.batch_size
+    least = processes * train.accumulate
+    for field, size in sizes.items():
+        require(
+            size >= least,
+            f"{name}.{field} is {size}, and train.accumulate {train.accumulate} with {processes} processes"
+            f" divides it into {least} parts; give {least} or more images, or fewer parts",
+        )
+    fairness = learner.pseudo_label.ema_fairness if isinstance(learner, StudentConfig) else 0.0
+    require(
+        not fairness or train.accumulate == 1,
+        f"{name}.train.accumulate is {train.accumulate}, but pseudo_label.ema_fairness is {fairness:g}, which"
+        " is a loss of the whole batch; set one of them to its default",
+    )
 
 
 def _check_no_option_of_blocks(name: str, learner: LearnerConfig) -> None:

@@ -13,6 +13,7 @@ from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.workers import worker_count
+from noisystudent.distributed import local_size
 from noisystudent.errors import InputError
 from noisystudent.run.backbones import backbone_key
 from noisystudent.run.graph import Graph, Model
@@ -61,7 +62,7 @@ class Context:
             seed=torch_seed(self.config.seed, stream),
             resolution=input_side(self.config, learner),
             device=self.device,
-            workers=worker_count(self.config.data.workers),
+            workers=worker_count(self.config.data.workers, local_size()),
             # A control has the ratio too: its batches are as large as those of its student.
             ratios=_ratios(learner),
             cache=None if key is None else EmbeddingsDir(self.graph.embeddings[key].path),

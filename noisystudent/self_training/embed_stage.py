@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from noisystudent.config import LearnerConfig
 from noisystudent.config.run import input_side
+from noisystudent.distributed import group
 from noisystudent.inference.embed import Views, embed_set
 from noisystudent.inference.predictor import Predictor
 from noisystudent.run.backbones import embedded
@@ -34,8 +37,16 @@ def _run(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) 
     views = Views.of(learner.augment, side, context.config.seed)
 
     def work() -> None:
-        model = frozen_backbone(
-            learner.model, folder, dataset.classes, side, seed=context.config.seed, progress=context.progress
+        model = group().first(
+            partial(
+                frozen_backbone,
+                learner.model,
+                folder,
+                dataset.classes,
+                side,
+                seed=context.config.seed,
+                progress=context.progress,
+            )
         )
         context.progress.say(
             f"{stage.name}: {learner.model.name}, {len(views)} views of each image, {side} pixels"
@@ -53,5 +64,5 @@ def _run(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) 
             out, task = folder.features(images.name).path, f"{stage.name} of {images.name}"
             embed_set(backbone, images, views, out, task=task, progress=context.progress)
 
-    run_stage(stage, work, context.progress)
+    run_stage(stage, work, context.progress, shared=True)
     release_memory()

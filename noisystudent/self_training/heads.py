@@ -36,7 +36,7 @@ def frozen(config: ModelConfig) -> ModelConfig:
 
 def of_head(config: TrainConfig) -> TrainConfig:
     """Return the settings of the training of a head: on a batch of features nothing is left to compile."""
-    return replace(config, execution="eager", precision="fp32", channels_last=False)
+    return replace(config, execution="eager", precision="fp32", channels_last=False, accumulate=1)
 
 
 def frozen_backbone(
@@ -242,6 +242,10 @@ class FeatureNoise:
     def apply(self, images: Tensor) -> Tensor:
         """Return the features; `batches` has blended them."""
         return images
+
+    def restrict(self, rows: Tensor) -> None:
+        """Draw the dropout of the next forward pass for some rows; see `train.step.Noise`."""
+        self._head.noise.restrict(rows)
 
     def views(self, batch: Batch) -> Tensor:
         """Return the features of the pool images before the blend, for an `EmaTeacher`."""

@@ -54,7 +54,7 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
         )
         return {"weights": list(teachers.weights)}
 
-    run_stage(stage, work, context.progress)
+    run_stage(stage, work, context.progress, shared=True)
     release_memory()
 
 

@@ -15,6 +15,7 @@ from noisystudent.augment.policies import Policy
 from noisystudent.augment.program import Program, compile_plan
 from noisystudent.config import LearnerConfig
 from noisystudent.console import Progress
+from noisystudent.distributed import group
 from noisystudent.errors import first_line
 from noisystudent.models.classifier import Classifier
 from noisystudent.records import Batch
@@ -116,7 +117,8 @@ class TrainingNoise:
             self._active[:labeled] = self._learner.model.noise_labeled
             self._active[labeled:] = self._learner.model.noise_pool
         self._step.fill_(step)
-        self._model.noise.on(self._seed, self._active, split=labeled)
+        first = tuple(group().rows(count).start for count in batch.counts)
+        self._model.noise.on(self._seed, self._active, split=labeled, first=(first[0], first[1]))
         if batch.images.is_cuda and step // PLANS != self._block:
             self._block = step // PLANS
             self._upload(batch)
@@ -128,6 +130,10 @@ class TrainingNoise:
         if self._plans is None:
             return images
         return self._run(images, self._plans.part(self._step % PLANS, len(images)))
+
+    def restrict(self, rows: Tensor) -> None:
+        """Draw the model noise of the next forward pass for some rows; see `train.step.Noise`."""
+        self._model.noise.restrict(rows)
 
     def views(self, batch: Batch) -> Tensor:
         """Weakly augmented views of the pool images; see `train.step.Noise`."""
@@ -173,18 +179,22 @@ class TrainingNoise:
         config = self._learner.augment
         # (random stream, True if noised, rows). Table 6 switches the noise off for the pool alone.
         parts = (
-            ("labeled", config.labeled, len(batch.labels)),
-            ("pool", config.pool, len(batch.pool_targets)),
+            ("labeled", config.labeled, batch.counts[0]),
+            ("pool", config.pool, batch.counts[1]),
         )
-        return plan.join(
-            [
-                plan.draw(self._policy, self._seed, stream, step, rows, resolution=self._side)
-                if noised
-                else plan.identity(self._policy, rows, self._side)
-                for stream, noised, rows in parts
-            ]
-        )
+        drawn = [
+            plan.draw(self._policy, self._seed, stream, step, rows, resolution=self._side)
+            if noised
+            else plan.identity(self._policy, rows, self._side)
+            for stream, noised, rows in parts
+        ]
+        return plan.join([self._own(part) for part in drawn])
 
     def _draw_weak(self, step: int, batch: Batch) -> plan.Plan:
-        rows = len(batch.pool_targets)
-        return plan.draw(self._weak, self._seed, "pool/weak", step, rows, resolution=self._side)
+        rows = batch.counts[1]
+        return self._own(plan.draw(self._weak, self._seed, "pool/weak", step, rows, resolution=self._side))
+
+    def _own(self, drawn: plan.Plan) -> plan.Plan:
+        """The rows of this process in a plan for the rows of all."""
+        own = group().rows(len(drawn))
+        return drawn.rows(own.start, own.stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from noisystudent.config.run import control_from_teacher
 from noisystudent.data.loader import SelectedPool
 from noisystudent.data.sampler import shown
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.metrics import guards
 from noisystudent.metrics.reasons import selection_warnings
@@ -173,7 +175,8 @@ def _pool_reader(
             return SelectedPool(rows, repeats, online_teacher(context, teachers, config))
         labels = _labels(context, iteration.labels.path)
         # A memory-mapped copy, in the order of `rows`: the Parquet parts have no fast access by row.
-        targets = read_targets(labels, rows, hard=config.hard, out=training.folder.targets)
+        out = training.folder.targets
+        targets = group().lead(partial(read_targets, labels, rows, hard=config.hard, out=out))
         return SelectedPool(rows, repeats, targets)
 
     return read

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import tee
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from noisystudent.augment import ops, plan
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import scores
@@ -29,6 +32,8 @@ from noisystudent.self_training.training import Training, predictor_of_sets
 def predictions(training: Training, name: SetName, progress: Progress) -> Predictions:
     """Return the predictions of the trained model on a set, from disk if they were saved there.
 
+    All processes of a run call this, and share the images out.
+
     They depend on nothing but the weights and the images, so a damaged file is moved away and made again.
 
     Args:
@@ -39,19 +44,28 @@ def predictions(training: Training, name: SetName, progress: Progress) -> Predic
     Raises:
         Stopped: a signal was received.
     """
-    path = training.folder.predictions(name)
-    if path.is_file():
-        try:
-            return scores.load_predictions(path)
-        except RunError as error:
-            progress.say(f"{error}; kept in {put_aside(path)}; the images are predicted again")
+    path, everyone = training.folder.predictions(name), group()
+    stored = everyone.lead(partial(_stored, path, progress))
+    if stored is not None:
+        return stored
     progress.check()
     images = training.sets.val if name == "val" else training.sets.test
     assert images is not None, "without test images val is judged"
     prepared, _ = predictor_of_sets(training).prepared(len(images), progress=progress)
     made = Predictions(prepared.probs(images), images.labels)
-    scores.save_predictions(path, *made)
+    everyone.lead(partial(scores.save_predictions, path, *made))
     return made
+
+
+def _stored(path: Path, progress: Progress) -> Predictions | None:
+    """Read saved predictions; None without an intact file."""
+    if not path.is_file():
+        return None
+    try:
+        return scores.load_predictions(path)
+    except RunError as error:
+        progress.say(f"{error}; kept in {put_aside(path)}; the images are predicted again")
+        return None
 
 
 def with_transforms(teacher: Predictor, config: PseudoLabelConfig) -> Predictor:

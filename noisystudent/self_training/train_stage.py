@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.inference.load import stored_temperature
 from noisystudent.metrics import classification, guards, temperature
@@ -52,9 +54,11 @@ def train_unchecked(context: Context, stage: Stage, training: Training) -> None:
 
     def work() -> None:
         _train(context, stage, training)
-        remove(training.folder.targets)  # a copy, and as large as the pseudo-labels
+        # A copy, and as large as the pseudo-labels.
+        group().lead(lambda: remove(training.folder.targets))
 
-    run_stage(stage, work, context.progress)
+    # A head on cached features is too small to be shared.
+    run_stage(stage, work, context.progress, shared=training.cache is None)
     release_memory()  # of the model and its optimiser: the next stage has its own
 
 
@@ -79,20 +83,28 @@ def finetune_model(context: Context, model: Model, training: Training) -> Traini
 def _train(context: Context, stage: Stage, training: Training) -> None:
     pool = None if training.read_pool is None else training.read_pool()
     context.progress.say(f"{stage.name}: {training.describe(pool)}")
-    board = journal.Board(context.run.tensorboard(stage.name))
+    board = group().lead(partial(_board, context, stage, training))
 
     def on_log(line: dict[str, float]) -> None:
         board.draw(line)
         context.progress.advance(stage.name, int(line["step"]), training.total_steps)
 
-    # A killed training has drawn points after its last snapshot, so all points up to it are drawn again.
+    try:
+        train(training, pool, context.progress, on_log if group().is_main else None)
+    except RunError as error:
+        raise RunError(f"{stage.name}: {error}") from error
+
+
+def _board(context: Context, stage: Stage, training: Training) -> journal.Board:
+    """Return the learning curves of a training, with all points up to its last snapshot.
+
+    A killed training has drawn points after it.
+    """
+    board = journal.Board(context.run.tensorboard(stage.name))
     snapshot = checkpoint.newest(training.folder.checkpoints, context.progress)
     for line in [] if snapshot is None else journal.read(checkpoint.journal(snapshot)):
         board.draw(line)
-    try:
-        train(training, pool, context.progress, on_log)
-    except RunError as error:
-        raise RunError(f"{stage.name}: {error}") from error
+    return board
 
 
 def _check_model(context: Context, stage: Stage, training: Training) -> None:

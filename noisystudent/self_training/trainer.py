@@ -9,6 +9,7 @@ from torch import nn
 
 from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool
+from noisystudent.distributed import group
 from noisystudent.metrics import scores, temperature
 from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
 from noisystudent.models.heads import Head
@@ -21,12 +22,12 @@ def train(
     training: Training,
     pool: SelectedPool | None,
     progress: Progress,
-    on_log: Callable[[dict[str, float]], None],
+    on_log: Callable[[dict[str, float]], None] | None,
 ) -> None:
     """Train a model, and write the weights of its moving average to `training.folder.weights`.
 
     The metadata of the file holds the temperature that was fitted on val. An interrupted training continues
-    from its last snapshot. `on_log` receives each line of metrics.jsonl.
+    from its last snapshot. `on_log` receives each line of metrics.jsonl. All processes of a run call this.
 
     Raises:
         RunError: the training diverged, or the disk is full.
@@ -41,21 +42,22 @@ def train(
         save_head(averaged, training.learner.model, training.cache, training.folder.weights, metadata)
         return
     assert isinstance(averaged, Classifier)
-    save_weights(averaged, training.folder.weights, training.dataset.classes, metadata)
+    save = partial(save_weights, averaged, training.folder.weights, training.dataset.classes, metadata)
+    group().lead(save)
 
 
 def fitted(
     training: Training,
     pool: SelectedPool | None,
     progress: Progress,
-    on_log: Callable[[dict[str, float]], None],
+    on_log: Callable[[dict[str, float]], None] | None,
 ) -> nn.Module:
     """Train a model as `train` does, and return its moving average, a `Classifier` or a `Head`.
 
     Only the snapshots are written.
     """
     ema = training.ema if pool is not None else None
-    model, noise = start(training, ema, progress)
+    model, noise = group().first(partial(start, training, ema, progress))
     return fit(
         model,
         lambda start, stop: noise.batches(batches(training, pool, start, stop), start),

@@ -32,6 +32,7 @@ from noisystudent.run.checksums import broken, seal
 from noisystudent.run.stages import put_aside
 from noisystudent.train.ema import Ema
 from noisystudent.train.ema_teacher import Averages
+from noisystudent.train.parallel import full
 
 _SNAPSHOT = re.compile(r"step-\d{8,}")
 _UNFINISHED = re.compile(r"\.step-\d{8,}\.partial")  # name that `files.atomic` uses; a killed run leaves it
@@ -53,6 +54,7 @@ class TrainState:
         step: number of finished steps.
         logged: step of the last log line.
         frozen: digest of the frozen parameters, see `optim.frozen_digest`; 0 if there are none.
+        whole: copy of the average on the CPU, for its weights in the end. None: they are not sharded.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class TrainState:
     step: int = 0
     logged: int = 0
     frozen: int = 0
+    whole: nn.Module | None = None
 
 
 def newest(folder: Path, progress: Progress) -> Path | None:
@@ -85,8 +88,11 @@ def journal(snapshot: Path) -> Path:
 
 
 def contents(state: TrainState) -> dict[str, Tensor]:
-    """Every tensor of a snapshot by name; they share memory with `state`."""
-    return _named(state, _optimizer_state(state))
+    """Every tensor of a snapshot by name; they share memory with `state`, except for sharded ones.
+
+    All processes call it, and the result does not depend on their number.
+    """
+    return {name: full(tensor) for name, tensor in _named(state, _optimizer_state(state)).items()}
 
 
 def write(tensors: dict[str, Tensor], folder: Path, metrics: bytes) -> None:

@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 
@@ -16,11 +17,24 @@ def decay_at(step: int, decay: float) -> float:
 
 
 def _pairs(average: nn.Module, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Trained parameters and buffers of a copy of a model, each with that of the model."""
+    """Trained parameters and buffers of a copy of a model, each with that of the model.
+
+    Of sharded ones, which are sharded alike, the shards of this process.
+    """
     parameters = zip(average.parameters(), model.parameters(), strict=True)
     trained = [pair for pair in parameters if pair[1].requires_grad]  # frozen ones stay equal
     pairs = chain(trained, zip(average.buffers(), model.buffers(), strict=True))
-    return [(one.detach(), other.detach()) for one, other in pairs]
+    return [(local(one.detach()), local(other.detach())) for one, other in pairs]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The shard that this process has of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def averaged_copy(model: nn.Module) -> nn.Module:
+    """Copy of a model whose weights become its moving average: in evaluation mode, without gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 class Ema:
@@ -28,14 +42,15 @@ class Ema:
 
     Args:
         model: model to average. From now on its tensors must keep their memory and change in place.
+        module: result of `averaged_copy`, if it was sharded as the model. None: it is made here.
 
     Attributes:
         module: copy of the model with the averaged weights, on the same device, always in evaluation mode and
             without gradients.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, module: nn.Module | None = None) -> None:
+        self.module = averaged_copy(model) if module is None else module
         # The lists are made once, because iterating over a small model takes longer than averaging it.
         pairs = _pairs(self.module, model)
         floating = [pair for pair in pairs if pair[1].is_floating_point()]
@@ -62,5 +77,6 @@ class Ema:
         """Euclidean norms of the weights and of their average, (2,) float32 on the device of the model.
 
         A norm is finite only if every trained parameter and floating-point buffer is. The host does not wait.
+        Of sharded weights these are the norms of the shards of this process.
         """
         return torch.stack([get_total_norm(self._floating), get_total_norm(self._averaged)])

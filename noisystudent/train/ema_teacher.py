@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from noisystudent.distributed import Group
+
 
 @dataclass(frozen=True, slots=True)
 class Averages:
@@ -36,13 +38,22 @@ class Averages:
         """The three tensors by name."""
         return {"confidence": self.confidence, "probs": self.probs, "shares": self.shares}
 
-    def update(self, probs: Tensor, decay: Tensor) -> None:
-        """Add the predictions (N, K) of a step; `decay` is () float32."""
+    def update(self, probs: Tensor, decay: Tensor, everyone: Group, count: int) -> None:
+        """Add the predictions of a step.
+
+        Args:
+            probs: (N, K) of the rows of this process.
+            decay: () float32.
+            everyone: the processes that share the batch.
+            count: number of rows of all of them.
+        """
         confidence, labels = probs.max(dim=1)
-        shares = F.one_hot(labels, probs.shape[1]).float().mean(dim=0)
-        new = (confidence.mean(), probs.mean(dim=0), shares)
+        shares = F.one_hot(labels, probs.shape[1]).float().sum(dim=0)
+        new = (confidence.sum(), probs.sum(dim=0), shares)
+        everyone.sum(*new)
         for average, value in zip(self.named().values(), new, strict=True):
-            average.copy_(value + decay * (average - value))
+            mean = value / count
+            average.copy_(mean + decay * (average - mean))
 
     def thresholds(self) -> Tensor:
         """(K,) threshold of each class: the mean confidence, lower for classes that are predicted less."""
@@ -77,19 +88,27 @@ class EmaTeacher:
     fairness: float = 0.0
     first_step: int = 0
 
-    def targets(self, logits: Tensor, averages: Averages | None, decay: Tensor) -> Tensor:
+    def targets(
+        self,
+        logits: Tensor,
+        averages: Averages | None,
+        decay: Tensor,
+        everyone: Group | None = None,
+        count: int | None = None,
+    ) -> Tensor:
         """Return targets (N, K) float32; rows of images below their threshold are 0.
 
         Args:
             logits: (N, K) of the moving average.
             averages: updated first, if thresholds are adaptive.
             decay: () float32, of `averages`.
+            everyone, count: see `Averages.update`. None: this process alone, and its rows.
         """
         probs = logits.float().softmax(dim=1)
         confidence, labels = probs.max(dim=1)
         threshold: Tensor | float = self.threshold
         if averages is not None:
-            averages.update(probs, decay)
+            averages.update(probs, decay, everyone or Group(), len(logits) if count is None else count)
             threshold = averages.thresholds()[labels]
         targets = (logits.float() / self.temperature).softmax(dim=1)
         return torch.where((confidence >= threshold)[:, None], targets, 0.0)

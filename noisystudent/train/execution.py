@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +13,7 @@ from noisystudent.errors import RunError, first_line, root_cause
 from noisystudent.records import Batch
 from noisystudent.runtime import COMPILATION_SECONDS, capture
 from noisystudent.train.checkpoint import TrainState
+from noisystudent.train.parallel import is_sharded
 from noisystudent.train.step import TrainStep
 
 Advance = Callable[[TrainState, Batch], None]
@@ -64,8 +66,9 @@ class Executor:
     def __init__(self, step: TrainStep, state: TrainState, progress: Progress, steps: int) -> None:
         self._step, self._state, self._progress = step, state, progress
         self._on_gpu = state.window.is_cuda
-        self._forms = forms_to_try(step.config.execution, self._on_gpu, steps)
-        if step.config.execution == "auto" and self._forms[0] == "captured-eager":
+        execution = "eager" if is_sharded(state.model) else step.config.execution
+        self._forms = forms_to_try(execution, self._on_gpu, steps)
+        if execution == "auto" and self._forms[0] == "captured-eager":
             progress.say(
                 f"Execution of steps: captured-eager. {steps:,} steps are left, and compilation pays from"
                 f" {WORTH_COMPILING:,} on."
@@ -162,7 +165,8 @@ class _Captured:
             if self._warm_ups < _WARM_UPS:
                 self._warm_up(state, batch)
                 return
-            self._inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.pool_targets.clone())
+            names = ("images", "labels", "pool_targets")
+            self._inputs = replace(batch, **{name: getattr(batch, name).clone() for name in names})
             with capture(self._graph, self._stream):
                 self._advance(state, self._inputs)
         # The graph reads each batch from here, so its shapes cannot change.

@@ -6,22 +6,25 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from noisystudent.console import Progress
+from noisystudent.distributed import group
 from noisystudent.errors import RunError, Stopped
 from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
 from noisystudent.train import checkpoint
 from noisystudent.train.checkpoint import TrainState
-from noisystudent.train.ema import Ema
+from noisystudent.train.ema import Ema, averaged_copy
 from noisystudent.train.ema_teacher import Averages
 from noisystudent.train.execution import Executor
 from noisystudent.train.journal import Journal
 from noisystudent.train.optim import build_optimizer, frozen_digest
+from noisystudent.train.parallel import assemble, on_host, shard, synchronize_batchnorm
 from noisystudent.train.snapshots import Snapshots
 from noisystudent.train.step import TrainStep
 
@@ -83,31 +86,42 @@ def fit(
             f"the checkpoint in {folder.path} is at step {state.step} of {total_steps}; delete it to"
             " start again"
         )
-    log = _Log(Journal(folder.metrics, earlier), step.lr, steps_per_epoch, on_log)
+    everyone = step.everyone
+    journal = Journal(folder.metrics, earlier) if everyone.is_main else None
+    log = _Log(journal, step.lr, steps_per_epoch, on_log)
     # With deterministic kernels a resumed training must also take the form of an uninterrupted one.
     steps = total_steps - (0 if torch.are_deterministic_algorithms_enabled() else state.step)
     execute = Executor(step, state, progress, steps // kinds)
     eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
     with Snapshots(state, folder, config.checkpoint_steps, progress) as snapshots:
-        for batch in _until_signal(batches(state.step, total_steps), progress):
+        stream = _until_signal(batches(state.step, total_steps), progress)
+        while state.step < total_steps:
+            batch = next(stream, None)
+            # All processes end before the same step, and take a snapshot after the same one.
+            ended, due = everyone.any(batch is None, everyone.is_main and snapshots.due())
+            if ended or batch is None:
+                break
             execute(batch)
-            log.images += len(batch.images)
+            log.images += sum(batch.counts)
             last = state.step == total_steps  # `execute` has incremented the step
             if last or state.step % config.log_steps == 0:
                 log.write_training(state)
             if evaluate is not None and (last or state.step % eval_steps == 0):
                 log.write_evaluation(state, evaluate)
             # No snapshot after the last step: the caller saves the weights.
-            if snapshots.due() and not last:
+            if due and not last:
                 _take(snapshots, state, log)
-        if state.step < total_steps and progress.signal is not None:
+        (stopped,) = everyone.any(progress.signal is not None)
+        if state.step < total_steps and stopped:
             if state.step > snapshots.step:  # otherwise no step would be lost
                 _take(snapshots, state, log)
             snapshots.wait()
+            everyone.any()  # until it is written: what started the processes ends all with the first
+            progress.stop.set()
             progress.check()
     if state.step != total_steps:
         raise RunError(f"training ended at step {state.step} of {total_steps}: the loader ran out of batches")
-    return state.ema.module
+    return state.ema.module if state.whole is None else assemble(state.whole, state.ema.module)
 
 
 def _start(
@@ -115,20 +129,33 @@ def _start(
 ) -> tuple[TrainState, Path | None]:
     """State and path of the measurements of the newest intact snapshot; step 0 and None if there is none."""
     model.train()
-    if step.config.channels_last:  # before `Ema` copies the model, so that both have the same memory format
+    everyone = step.everyone
+    sharded = everyone.size > 1 and step.config.parallel == "fsdp"
+    # Before `Ema` copies the model, so that both have the same memory format. FSDP2 takes only one format.
+    if step.config.channels_last and not sharded:
         model.to(memory_format=torch.channels_last)
     device = next(model.parameters()).device
+    if everyone.size > 1:  # processors of different kinds may draw weights with other last digits
+        everyone.copy(*model.parameters(), *model.buffers())
+        if step.config.sync_batchnorm:
+            synchronize_batchnorm(model)
+    frozen, average, whole = frozen_digest(model), averaged_copy(model), None
+    if sharded:
+        whole = on_host(average)
+        shard(model)
+        shard(average)
     state = TrainState(
         model,
-        Ema(model),
+        Ema(model, average),
         build_optimizer(model, step.config),
         window=torch.zeros(2, device=device),
         decay=torch.zeros((), device=device),
-        frozen=frozen_digest(model),
+        frozen=frozen,
+        whole=whole,
     )
     if step.teacher is not None and step.teacher.adaptive:
         state.averages = Averages.start(step.num_classes, device)
-    snapshot = checkpoint.newest(folder.checkpoints, progress)
+    snapshot = everyone.lead(partial(checkpoint.newest, folder.checkpoints, progress))
     if snapshot is None:
         return state, None
     checkpoint.load(state, snapshot)
@@ -162,7 +189,7 @@ class _Log:
     """Writes the measurements of a training.
 
     Attributes:
-        journal: file of the measurements.
+        journal: file of the measurements. None: another process writes it.
         lr: step -> learning rate.
         steps_per_epoch: labelled images / labelled images per step.
         on_log: called with each line.
@@ -170,7 +197,7 @@ class _Log:
         since: time in seconds of the last log line, evaluation or snapshot.
     """
 
-    journal: Journal
+    journal: Journal | None
     lr: Callable[[int], float]
     steps_per_epoch: float
     on_log: OnLog | None
@@ -179,7 +206,8 @@ class _Log:
 
     def write(self, line: dict[str, float]) -> None:
         """Append one line to the file, and call `on_log` with it."""
-        self.journal.append(line)
+        if self.journal is not None:
+            self.journal.append(line)
         if self.on_log is not None:
             self.on_log(line)
 
@@ -227,7 +255,10 @@ class _Log:
         values = [state.window, state.ema.norms()]
         if state.averages is not None:
             values.append(state.averages.norm().view(1))
-        loss, top1, *norms = torch.cat(values).tolist()
+        sums = torch.cat(values)
+        # Each process has its share of loss and top-1. A sum of norms is finite if every norm is.
+        group().sum(sums)
+        loss, top1, *norms = sums.tolist()
         # Without `averages` there are only the first two norms.
         names = ("loss", *(f"norm of the {name}" for name in _NORMS[: len(norms)]))
         for name, value in zip(names, (loss, *norms), strict=True):

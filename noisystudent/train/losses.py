@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -37,10 +38,12 @@ def joint_loss(
     normalization: Normalization,
     pool_temperature: float = 1.0,
     blend: tuple[Tensor, Tensor] | None = None,
+    counts: tuple[int, int] | None = None,
 ) -> Tensor:
     """Compute the loss of a joint batch (Xie et al. 2020, arXiv 1911.04252, Alg. 1 and §3.1).
 
     Labelled rows are first. Without pool rows, or without labelled rows, all normalisations give the mean.
+    The losses of the parts of a batch sum to that of the batch.
 
     Args:
         logits: (B, K) of any floating-point type; the loss is computed in float32.
@@ -55,6 +58,7 @@ def joint_loss(
         pool_temperature: T of distillation (Hinton et al. 2015, arXiv 1503.02531). Logits of pool rows only
             are divided by T, and their losses are multiplied by T², so that gradients keep their size.
         blend: see `Batch.blend`; the partner of a row is in the same part of the batch.
+        counts: labelled rows and pool rows of the batch of which these rows are a part. None: of these rows.
 
     Returns:
         () float32.
@@ -72,14 +76,17 @@ def joint_loss(
     if pool_temperature != 1.0:
         cooled = soft_cross_entropy(logits[num_labeled:].float() / pool_temperature, pool_targets)
         losses = torch.cat([losses[:num_labeled], cooled * pool_temperature**2])
-    if normalization == "joint" or num_labeled in (0, len(losses)):
-        return losses.mean()
+    in_labeled, in_pool = (num_labeled, len(pool_targets)) if counts is None else counts
+    if normalization == "joint" or 0 in (in_labeled, in_pool):
+        return losses.sum() / (in_labeled + in_pool)
     if normalization == "equal":
-        return losses[:num_labeled].mean() + losses[num_labeled:].mean()
-    return losses.sum() / num_labeled  # a longer pool part gives a larger loss
+        return losses[:num_labeled].sum() / in_labeled + losses[num_labeled:].sum() / in_pool
+    return losses.sum() / in_labeled  # a longer pool part gives a larger loss
 
 
-def fairness_loss(logits: Tensor, targets: Tensor, expected: Tensor) -> Tensor:
+def fairness_loss(
+    logits: Tensor, targets: Tensor, expected: Tensor, total: Callable[[Tensor], Tensor] = torch.clone
+) -> Tensor:
     """Compute FreeMatch's fairness term Σ_k e_k log q_k (arXiv 2205.07246, eq. 11 and 12).
 
     q is the mean prediction over the rows that have a target, divided by the share of these rows that are
@@ -90,15 +97,19 @@ def fairness_loss(logits: Tensor, targets: Tensor, expected: Tensor) -> Tensor:
         targets: (N, K) labels of these images; rows of zeros have no label.
         expected: (K,) e, normalised ratio of the mean prediction and the share of each class over earlier
             steps.
+        total: sum of a tensor over all parts of a batch, of which these rows are one. Default: they are all.
 
     Returns:
-        () float32.
+        () float32, the term of the whole batch.
     """
     kept = targets.any(dim=1).float()  # (N,)
-    probs, count = logits.float().softmax(dim=1), kept.sum().clamp(min=1)
-    mean = kept @ probs / count  # (K,)
-    share = kept @ F.one_hot(logits.argmax(dim=1), logits.shape[1]).float() / count  # (K,)
+    probs = logits.float().softmax(dim=1)
+    labels = F.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+    # (2 K + 1,): sums of predictions, of predicted classes, and of rows
+    sums = total(torch.cat([kept @ probs, kept @ labels, kept.sum()[None]]))
+    count = sums[-1].clamp(min=1)
+    mean, share = sums[:-1].view(2, -1) / count  # (K,) each
     # As in the published code: the ratio of a class without predictions is 0, and 1e-12 is added to q.
     ratio = torch.where(share > 0, mean / torch.where(share > 0, share, 1.0), 0.0)
     ratio = ratio / ratio.sum().clamp(min=1e-12)
-    return (expected * (ratio + 1e-12).log()).sum() * kept.any()
+    return (expected * (ratio + 1e-12).log()).sum() * (sums[-1] > 0)

@@ -9,6 +9,7 @@ import torch
 import xxhash
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from noisystudent.config import TrainConfig
@@ -111,8 +112,8 @@ def frozen_digest(model: nn.Module) -> int:
     return digest.intdigest() >> 1  # int64 has a sign
 
 
-def _timm_arguments(config: TrainConfig, on_gpu: bool) -> dict[str, Any]:
-    """Arguments of timm's create_optimizer_v2, without parameters and learning rate."""
+def _timm_arguments(config: TrainConfig, example: nn.Parameter) -> dict[str, Any]:
+    """Arguments of timm's create_optimizer_v2, without parameters, of which one is given, and rate."""
     match config.optimizer:
         # As in TensorFlow: epsilon is inside the square root, and the average of squares starts at 1.
         case "rmsprop_tf":
@@ -126,10 +127,11 @@ def _timm_arguments(config: TrainConfig, on_gpu: bool) -> dict[str, Any]:
         # timm's `sgd` uses Nesterov momentum, which must not be 0. timm's `momentum` is SGD without Nesterov.
         case "sgd":
             name = "sgd" if config.momentum else "momentum"
-            return {"opt": name, "momentum": config.momentum, "fused": True}
+            # PyTorch cannot divide its fused SGD among processes.
+            return {"opt": name, "momentum": config.momentum, "fused": not isinstance(example, DTensor)}
         case "adamw":
             # Capturable: the step count stays on the GPU, as a CUDA graph needs it.
-            return {"opt": "adamw", "fused": True, "capturable": on_gpu}
+            return {"opt": "adamw", "fused": True, "capturable": example.is_cuda}
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
@@ -140,10 +142,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     value of a number.
     """
     groups = parameter_groups(model, config)
-    device = groups[0]["params"][0].device
-    arguments = _timm_arguments(config, device.type == "cuda")
+    example = groups[0]["params"][0]
+    arguments = _timm_arguments(config, example)
     optimizer: Optimizer = create_optimizer_v2(groups, lr=peak_lr(config), **arguments)
-    rates = {group["lr_scale"]: torch.empty((), device=device) for group in optimizer.param_groups}
+    rates = {group["lr_scale"]: torch.empty((), device=example.device) for group in optimizer.param_groups}
     for group in optimizer.param_groups:
         group["lr"] = rates[group["lr_scale"]]
     set_lr(optimizer, peak_lr(config))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from noisystudent.console import Progress
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.run.rundir import ModelDir
 from noisystudent.runtime import packed_bytes, packed_views
@@ -58,7 +59,7 @@ class Snapshots:
             self._progress.say(str(unwritten))
 
     def due(self) -> bool:
-        """True if a snapshot of the current step is to be taken.
+        """True if a snapshot is to be taken after the next step.
 
         Raises:
             RunError: the last snapshot could not be written.
@@ -66,17 +67,20 @@ class Snapshots:
         if self._writing is not None and self._writing.done():
             self.wait()
         if self._steps is not None:
-            return self._state.step % self._steps == 0
+            return (self._state.step + 1) % self._steps == 0
         return self._writing is None and time.monotonic() - self._since >= _SECONDS
 
     def take(self) -> None:
-        """Copy the state, and start to write the copy.
+        """Copy the state, and start to write the copy. All processes call it, and one of them writes.
 
         Raises:
             RunError: the last snapshot could not be written, or metrics.jsonl is gone.
         """
         self.wait()  # its copy is in the same memory
         tensors = checkpoint.contents(self._state)
+        self.step, self._since = self._state.step, time.monotonic()
+        if not group().is_main:
+            return
         copies = self._copy(tensors)
         copied = None
         if self._state.window.is_cuda:
@@ -86,7 +90,6 @@ class Snapshots:
         self._writing = self._thread.submit(
             self._write, copies, copied, journal.content(self._folder.metrics)
         )
-        self.step, self._since = self._state.step, time.monotonic()
 
     def wait(self) -> None:
         """Wait until the last snapshot is written.

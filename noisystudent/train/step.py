@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from noisystudent.config import TrainConfig
+from noisystudent.distributed import Group, group
 from noisystudent.errors import InputError
 from noisystudent.records import Batch
 from noisystudent.train.checkpoint import TrainState
@@ -18,11 +19,12 @@ from noisystudent.train.ema import decay_at
 from noisystudent.train.ema_teacher import Averages, EmaTeacher
 from noisystudent.train.losses import fairness_loss, joint_loss
 from noisystudent.train.optim import set_lr
+from noisystudent.train.parallel import buffers, is_sharded, sum_gradients, total
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
-"""(model, images, labels, pool_targets, expected, blend) -> (loss, top-1); see `TrainStep.forward`."""
-Label = Callable[[nn.Module, Tensor, Averages | None, Tensor], Tensor]
-"""(moving average, views, averages, decay) -> targets; see `TrainStep.label`."""
+"""(model, images, labels, pool_targets, expected, …) -> (loss, top-1); see `TrainStep.forward`."""
+Label = Callable[[nn.Module, Tensor, Averages | None, Tensor, int], Tensor]
+"""(moving average, views, averages, decay, count) -> targets; see `TrainStep.label`."""
 
 
 class Noise(Protocol):
@@ -40,6 +42,9 @@ class Noise(Protocol):
 
         On a GPU this must only launch kernels, so that a CUDA graph can capture it.
         """
+
+    def restrict(self, rows: Tensor) -> None:
+        """Draw the model noise of the next forward pass for some rows of the batch alone: (b,) int64."""
 
     def views(self, batch: Batch) -> Tensor:
         """Return weakly augmented views of the pool images, (B-L, 3, S, S) uint8, for an `EmaTeacher`.
@@ -64,6 +69,7 @@ class TrainStep:
         dtype: data type of the forward pass; float32 switches autocast off.
         hard_pool, pool_temperature: see `joint_loss`.
         teacher: how the moving average labels the pool images. None: their stored labels are used.
+        everyone: the processes that share each batch.
     """
 
     noise: Noise
@@ -74,6 +80,7 @@ class TrainStep:
     hard_pool: bool = False
     pool_temperature: float = 1.0
     teacher: EmaTeacher | None = None
+    everyone: Group = field(default_factory=group)
     _apply: Callable[[Tensor], Tensor] | None = None
     _forward: Forward | None = None
     _label: Label | None = None
@@ -109,20 +116,54 @@ class TrainStep:
         targets, expected = batch.pool_targets, None
         if self.teacher is not None and self.kind(state.step, batch)[-1]:
             views = self._in_layout(self.noise.views(batch))
-            targets = (self._label or self.label)(state.ema.module, views, state.averages, state.decay)
+            label = self._label or self.label
+            targets = label(state.ema.module, views, state.averages, state.decay, batch.counts[1])
             if state.averages is not None and self.teacher.fairness:
                 expected = state.averages.expected()
-        forward = self._forward or self.forward
-        loss, top1 = forward(state.model, images, batch.labels, targets, expected=expected, blend=batch.blend)
-        loss.backward()
+        sharded = is_sharded(state.model)
+        for part in self._parts(replace(batch, images=images, pool_targets=targets)):
+            loss, top1 = (self._forward or self.forward)(
+                state.model,
+                part.images,
+                part.labels,
+                part.pool_targets,
+                expected=expected,
+                blend=part.blend,
+                counts=part.counts,
+            )
+            # FSDP2 takes the mean of the gradients of all processes.
+            (loss * self.everyone.size if sharded else loss).backward()
+            # Summed on the device: reading the loss in every step would make the host wait.
+            state.window.add_(torch.stack([loss.detach(), top1]))
+        sum_gradients(state.model, self.everyone)
         if self.config.clip_norm is not None:
             clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
         state.optimizer.step()
         # None instead of 0, so that a capture allocates the gradients in the memory of its CUDA graph.
         state.optimizer.zero_grad(set_to_none=True)
+        if self.everyone.size > 1:
+            self.everyone.copy(*buffers(state.model))
         state.ema.update(state.decay)
-        # Summed on the device: reading the loss in every step would make the host wait.
-        state.window.add_(torch.stack([loss.detach(), top1]))
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the parts of a batch that are computed one after the other; the noise is that of the part."""
+        number = self.config.accumulate
+        if number == 1:
+            yield batch
+            return
+        labeled, pool = torch.arange(len(batch.images), device=batch.images.device).split(
+            [len(batch.labels), len(batch.pool_targets)]
+        )
+        for of_labeled, of_pool in zip(labeled.tensor_split(number), pool.tensor_split(number), strict=True):
+            rows = torch.cat([of_labeled, of_pool])
+            self.noise.restrict(rows)
+            yield replace(
+                batch,
+                images=self._in_layout(batch.images[rows]),
+                labels=batch.labels[of_labeled],
+                pool_targets=batch.pool_targets[of_pool - len(labeled)],
+                whole=batch.counts,
+            )
 
     def _in_layout(self, images: Tensor) -> Tensor:
         """The images in the memory format of the model."""
@@ -131,12 +172,17 @@ class TrainStep:
         return images.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def label(self, average: nn.Module, views: Tensor, averages: Averages | None, decay: Tensor) -> Tensor:
-        """Label weakly augmented views (N, 3, S, S) uint8 by the moving average: targets (N, K) float32."""
+    def label(
+        self, average: nn.Module, views: Tensor, averages: Averages | None, decay: Tensor, count: int
+    ) -> Tensor:
+        """Label weakly augmented views (N, 3, S, S) uint8 by the moving average: targets (N, K) float32.
+
+        `count` is the number of views of all processes.
+        """
         assert self.teacher is not None
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = average(views)
-        return self.teacher.targets(logits, averages, decay)
+        return self.teacher.targets(logits, averages, decay, self.everyone, count)
 
     def forward(
         self,
@@ -147,10 +193,12 @@ class TrainStep:
         *,
         expected: Tensor | None = None,
         blend: tuple[Tensor, Tensor] | None = None,
+        counts: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and top-1 before the update, () float32 each.
 
         Top-1 is the fraction of labelled rows that are predicted correctly; without them that of pool rows.
+        Of a part of a batch both are its share, so that those of all parts sum to those of the batch.
 
         Args:
             model: images -> logits (B, K).
@@ -158,6 +206,7 @@ class TrainStep:
             pool_targets: (B-L, K) probabilities; rows of zeros have no label.
             expected: (K,) for `fairness_loss`. None: without it.
             blend: of the batch.
+            counts: labelled rows and pool rows of the batch of which these are a part. None: they are all.
 
         Raises:
             InputError: the model does not have K outputs.
@@ -178,13 +227,15 @@ class TrainStep:
             normalization=self.config.normalization,
             pool_temperature=self.pool_temperature,
             blend=blend,
+            counts=counts,
         )
         if expected is not None and self.teacher is not None:
-            fairness = fairness_loss(logits[len(labels) :], pool_targets, expected)
-            loss = loss + self.teacher.fairness * fairness
+            fairness = fairness_loss(logits[len(labels) :], pool_targets, expected, total)
+            loss = loss + self.teacher.fairness / self.everyone.size * fairness
         # No class is right where there is no label.
-        targets = labels
-        if not len(labels):
+        targets, (count, in_pool) = labels, counts or (len(labels), len(pool_targets))
+        if count == 0:
+            count = in_pool
             targets = torch.where(pool_targets.any(dim=1), pool_targets.argmax(dim=1), -1)
         correct = logits[: len(targets)].detach().argmax(dim=1) == targets
-        return loss, correct.float().mean()
+        return loss, correct.float().sum() / count

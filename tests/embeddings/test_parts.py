@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from processes import together
 from tiny import Counted, Remembered
 from torch import Tensor
 
@@ -222,3 +224,20 @@ def test_a_signal_stops_between_two_batches_and_progress_ends_at_the_total(tmp_p
 def test_parts_of_wide_features_have_fewer_images() -> None:
     assert part_rows(1, 384) == 65_536
     assert part_rows(6, 2048) * 6 * 2048 * 2 <= 2**28
+
+
+def _embedded(contents: Rows, out: Path) -> list[int]:
+    backbone = Backbone(contents)
+    embed(contents, out, backbone=backbone)
+    return backbone.rows
+
+
+@pytest.mark.parametrize("contents", [DISTINCT, WITH_COPIES], ids=["distinct", "with copies"])
+def test_processes_share_the_parts_out_and_write_the_same_bytes(tmp_path: Path, contents: Rows) -> None:
+    embed(contents, tmp_path / "one")
+    rows = together(2, partial(_embedded, contents, tmp_path / "two"))
+    assert all(rows)
+    assert sorted(contents[[*rows[0], *rows[1]]]) == sorted(set(contents)), (
+        "each image is computed by one of them"
+    )
+    assert files(tmp_path / "two") == files(tmp_path / "one")

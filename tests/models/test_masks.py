@@ -80,3 +80,21 @@ def test_masks_are_independent_of_their_neighbours() -> None:
     # Every pattern of eight features is as frequent as any other.
     patterns = np.bincount(np.packbits(kept.reshape(-1, 8), axis=1).ravel(), minlength=256)
     assert stats.chisquare(patterns).pvalue > 1e-3
+
+
+def test_rows_of_a_batch_have_the_noise_that_they_have_in_the_whole_batch() -> None:
+    """Parts of a batch are computed one after the other, or by several processes."""
+    net = tiny("resnet10t")
+    noise = ModelNoise(net, 0.5, 0.5)
+    images, active = torch.rand(9, 3, 32, 32), torch.ones(9, dtype=torch.bool)
+    noise.draw(3, 4, active, split=4)
+    with torch.no_grad():
+        whole = net(images)
+        clean = torch.tensor([0, 2, 5, 8])
+        noise.restrict(clean)
+        assert torch.allclose(net(images[clean]), whole[clean], atol=1e-6)
+        # Labelled rows 1 … 3 and pool rows 2 … 4, as of the second of two processes.
+        noise.on(3, active[:6], split=3, first=(1, 2))
+        noise.fill(torch.tensor(4))
+        rows = torch.tensor([1, 2, 3, 6, 7, 8])
+        assert torch.allclose(net(images[rows]), whole[rows], atol=1e-6)

@@ -191,8 +191,8 @@ def test_averages_that_are_not_finite_stop_the_training(
     """A teacher whose logits overflow for a moment leaves thresholds that no image reaches again."""
     update = Averages.update
 
-    def overflow(averages: Averages, probs: Tensor, decay: Tensor) -> None:
-        update(averages, probs * float("nan"), decay)
+    def overflow(averages: Averages, probs: Tensor, *others: Any) -> None:
+        update(averages, probs * float("nan"), *others)
 
     monkeypatch.setattr(Averages, "update", overflow)
     with pytest.raises(RunError, match="the norm of the moving averages of the confidences became nan"):
@@ -203,9 +203,9 @@ def test_labels_are_those_of_the_average_before_the_step(training: Make) -> None
     seen: list[Tensor] = []
 
     class Watched(EmaTeacher):
-        def targets(self, logits: Tensor, averages: Averages | None, decay: Tensor) -> Tensor:
+        def targets(self, logits: Tensor, *others: Any) -> Tensor:
             seen.append(logits.clone())
-            return super().targets(logits, averages, decay)
+            return super().targets(logits, *others)
 
     training(
         "watched", changes={"teacher": Watched(threshold=0.0)}, schedule="constant", warmup_epochs=0.0

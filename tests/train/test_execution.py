@@ -48,6 +48,9 @@ class FlipAndNoise:
     def apply(self, images: Tensor) -> Tensor:
         return torch.where(self._mirrored, images.flip(3), images)
 
+    def restrict(self, rows: Tensor) -> None:
+        self._model.noise.restrict(rows)  # type: ignore[operator,union-attr]
+
     def views(self, batch: Batch) -> Tensor:
         return batch.images[len(batch.labels) :].flip(3)
 

@@ -105,6 +105,9 @@ class TinyNoise:
         batch, step = self.drawn
         return self.augment(replace(batch, images=images), step)
 
+    def restrict(self, rows: Tensor) -> None:
+        pass  # without model noise
+
     def views(self, batch: Batch) -> Tensor:
         return batch.images[len(batch.labels) :]  # clean
 

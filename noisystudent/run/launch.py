@@ -1,0 +1,86 @@
+"""Starts a command as several processes of this machine, by torchrun, and ends when they have ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+
+from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped
+
+_GRACE = "120"  # seconds for a last snapshot, before a process that was stopped is killed
+
+
+def launched(processes: int) -> bool:
+    """True in a process that torchrun has started.
+
+    Raises:
+        InputError: torchrun has started another number of processes.
+    """
+    if "RANK" not in os.environ:
+        return False
+    started = int(os.environ["WORLD_SIZE"])
+    if started != processes:
+        raise InputError(
+            f"--processes is {processes}, but torchrun has started {started} processes; leave it out"
+        )
+    return True
+
+
+def launch(processes: int) -> None:
+    """Run the command of this process as several processes, and wait for them.
+
+    Nothing is restarted here: the same command resumes the run. If one process ends, the others are ended.
+
+    Raises:
+        RunError: a process was killed.
+        EndedElsewhere: a process failed or was stopped by a signal, and has printed why.
+    """
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ |= {
+        # Otherwise the processes of a later call could be given the addresses of an earlier one.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes))),
+    }
+    logging.disable(logging.ERROR)  # of torchrun: the error of this function says the same in one line
+    with tempfile.TemporaryDirectory(prefix="noisystudent-") as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "noisystudent", *sys.argv[1:])
+        except SignalException as error:
+            raise EndedElsewhere(f"stopped by {error.sigval.name}", Stopped.exit_code) from error
+        except ChildFailedError as error:
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            raise _failure(codes) from error
+
+
+def _threads(processes: int) -> int:
+    return max(1, (os.cpu_count() or 1) // processes)
+
+
+def _failure(codes: dict[int, int]) -> RunError | EndedElsewhere:
+    """The error for the exit codes of the ranks that ended first: one that was killed has printed nothing."""
+    for rank, code in sorted(codes.items()):
+        if code < 0:
+            name = signal.Signals(-code).name
+            return RunError(
+                f"process {rank} of the run was killed by {name}; run the same command again to resume"
+            )
+    return EndedElsewhere("a process of the run has failed", max(codes.values(), default=1))

@@ -1,0 +1,139 @@
+"""`run --processes N`: a signal, the death of a process and the death of the launcher lose nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+from noisystudent.run.lock import is_locked
+from noisystudent.run.rundir import ModelDir
+
+PROCESSES, STEPS, AT = 2, 150, 25
+SECONDS = 240.0  # within which all processes have ended
+pytestmark = pytest.mark.slow  # each call of the command takes seconds to import torch in each process
+
+Call = list[str]
+
+
+@pytest.fixture(scope="module")
+def call(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Call:
+    """The command without its folder: a long training on the labels."""
+    recipe = tiny.write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml")
+    words = [sys.executable, "-m", "noisystudent", "run", recipe, *tiny.flags(images), "--students", 0]
+    words += ["--teacher.train.steps", STEPS, "--teacher.train.checkpoint_steps", 10]
+    words += ["--teacher.train.lr", 0.1, "--processes", PROCESSES]
+    return [str(word) for word in words]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(call: Call, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of the model."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    start_and_end(call, out)
+    return tiny.weights(out, "iteration-0/teacher")
+
+
+def start(call: Call, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*call, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def start_and_end(call: Call, out: Path) -> None:
+    process = start(call, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == ""
+
+
+def ranks(launcher: int) -> list[int]:
+    """Process ids of the ranks, by rank: the children that run the command."""
+    found: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((name for name in names if name.startswith(b"RANK=")), None)
+        if parent == launcher and rank is not None:
+            found[int(rank.removeprefix(b"RANK="))] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.02)
+
+
+def in_training(process: subprocess.Popen[str], out: Path) -> None:
+    """Wait until the training has logged the step `AT`."""
+    metrics = ModelDir(out / "iteration-0" / "teacher").metrics
+    try:
+        wait_for(lambda: metrics.is_file() and f'"step": {AT},' in metrics.read_text())
+    except AssertionError:
+        process.terminate()
+        raise
+
+
+def snapshots(out: Path) -> list[str]:
+    return sorted(path.name for path in ModelDir(out / "iteration-0" / "teacher").checkpoints.glob("step-*"))
+
+
+def finish(call: Call, out: Path, uninterrupted: str) -> None:
+    wait_for(lambda: not is_locked(out))
+    start_and_end(call, out)
+    assert tiny.weights(out, "iteration-0/teacher") == uninterrupted
+
+
+def test_a_signal_to_the_launcher_stops_all_after_the_same_step(
+    call: Call, uninterrupted: str, tmp_path: Path
+) -> None:
+    process = start(call, tmp_path / "run")
+    in_training(process, tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, errors
+    assert [line.partition(":")[0] for line in errors.splitlines()] == ["noisystudent"], errors
+    assert "SIGTERM" in errors
+    assert int(snapshots(tmp_path / "run")[-1].removeprefix("step-")) >= AT
+    finish(call, tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_others_with_one_line(
+    call: Call, uninterrupted: str, tmp_path: Path, rank: int
+) -> None:
+    process = start(call, tmp_path / "run")
+    in_training(process, tmp_path / "run")
+    os.kill(ranks(process.pid)[rank], signal.SIGKILL)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, errors
+    assert errors.splitlines() == [
+        f"noisystudent: process {rank} of the run was killed by SIGKILL; run the same command again to resume"
+    ]
+    finish(call, tmp_path / "run", uninterrupted)
+
+
+def test_processes_of_a_killed_launcher_stop(call: Call, uninterrupted: str, tmp_path: Path) -> None:
+    process = start(call, tmp_path / "run")
+    in_training(process, tmp_path / "run")
+    left = ranks(process.pid)
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    wait_for(lambda: not any(Path(f"/proc/{each}").exists() for each in left))
+    finish(call, tmp_path / "run", uninterrupted)
