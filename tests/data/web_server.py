@@ -24,6 +24,7 @@ class WebServer(ThreadingHTTPServer):
         files: content of each path.
         requests: (method, path, first byte, past last byte) of each request.
         fault: draws the fault of a request; None: no fault.
+        faults: those that came.
         etags: False: only the time of the last change is sent.
     """
 
@@ -35,6 +36,7 @@ class WebServer(ThreadingHTTPServer):
         self.files = files
         self.requests: list[tuple[str, str, int, int]] = []
         self.fault: Callable[[], str | None] = lambda: None
+        self.faults: list[str] = []
         self.etags = True
         self.modified = "Thu, 01 Jan 2026 00:00:00 GMT"
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -87,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         start, stop = (int(ranged[1]), min(int(ranged[2]) + 1, size)) if ranged else (0, size)
         self.server.requests.append((self.command, self.path, start, stop))
         fault = self.server.fault()
+        if fault is not None:
+            self.server.faults.append(fault)
         if fault == "reset":
             linger = b"\1\0\0\0\0\0\0\0"  # a close is then a reset
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

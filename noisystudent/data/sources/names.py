@@ -76,7 +76,8 @@ def _choices(inside: str, name: str) -> list[str]:
     if abs(int(last) - int(first)) > _MOST_NAMES:
         raise _too_many(name)
     step = 1 if int(first) <= int(last) else -1
-    width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+    padded = any(len(end) > 1 and end[0] == "0" for end in (first, last))
+    width = max(len(first), len(last)) if padded else 0
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
 
 

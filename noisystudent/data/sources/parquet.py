@@ -89,6 +89,7 @@ class ParquetSource:
         """Encoded bytes of one image; empty if the value is null."""
         starts = self._open(self._shards[shard]).starts
         if size == LOST:
+            self._shards[shard].open().read(0, 1)  # raises the reason if its store does not give it
             raise OSError("the file could not be listed; all its images are lost")
         group = bisect_right(starts, offset) - 1
         try:

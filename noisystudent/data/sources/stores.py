@@ -25,9 +25,7 @@ _CREDENTIALS = {
     "hf": "HF_TOKEN",
 }
 # What obstore says if it has no credentials: it asks the metadata service of a virtual machine, in vain.
-_NO_CREDENTIALS = re.compile(
-    r"169\.254\.169\.254|metadata\.google|must be specified|Credential", re.IGNORECASE
-)
+_NO_CREDENTIALS = re.compile(r"latest/api/token|169\.254\.169\.254|metadata\.google|must be specified")
 
 Result = TypeVar("Result")
 
@@ -107,7 +105,7 @@ def open_store(root: str, patience: Patience) -> Store:
     """The store of a root from `split`, opened once in a process. It is not fork-safe.
 
     Raises:
-        InputError: it cannot be opened.
+        Unreadable: it cannot be opened.
     """
     if root == "hf://":
         from huggingface_hub import HfFileSystem
@@ -128,7 +126,7 @@ def open_store(root: str, patience: Patience) -> Store:
             retry_config={"max_retries": patience.retries, "retry_timeout": seconds},
         )
     except Exception as error:  # obstore raises many types of errors on a wrong root
-        raise InputError(_reason(root, error)) from error
+        raise Unreadable(_reason(root, error)) from error
     return _ObjectStore(root, store)
 
 
@@ -178,8 +176,6 @@ class _ObjectStore:
             return call()
         except PreconditionError as error:
             raise _replaced(self._root, path) from error
-        except FileNotFoundError as error:
-            raise Unreadable("no such object or bucket (404)") from error
         except (BaseError, OSError) as error:
             raise Unreadable(_reason(self._root, error)) from error
 
@@ -212,10 +208,8 @@ class FilesystemStore:
         while True:
             try:
                 return call()
-            except FileNotFoundError as error:
-                raise Unreadable("no such file or repository (404)") from error
             except Exception as error:  # a file system passes on the errors of its client, of any type
-                if left == 0 or time.monotonic() + pause > end:
+                if isinstance(error, FileNotFoundError) or left == 0 or time.monotonic() + pause > end:
                     raise Unreadable(_reason(self._root, error)) from error
             time.sleep(pause)
             left, pause = left - 1, min(2 * pause, 15.0)
@@ -243,9 +237,11 @@ def _replaced(root: str, path: str) -> RunError:
 
 def _reason(root: str, error: Exception) -> str:
     """One line about an error of a client."""
-    scheme, line = root.partition("://")[0], first_line(error)
+    scheme, line = root.partition("://")[0], first_line(error).partition(": <")[0]  # then comes XML or HTML
     denied = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
     if scheme in _CREDENTIALS and (denied or _NO_CREDENTIALS.search(line)):
         what = "access is denied" if denied else "there are no credentials"
         return f"{what}; set {_CREDENTIALS[scheme]} ({line})"
+    if isinstance(error, FileNotFoundError) or "404 Not Found" in line:
+        return "no such object, bucket or repository (404)"
     return line
