@@ -15,17 +15,16 @@ from noisystudent.data.sources import stores
 from noisystudent.recipes import resolve
 
 
-def sharded(root: str, resident: bool) -> Config:
-    """The tiny recipe on the shards below `root`; one worker streams the images if they are not resident."""
+def sharded(root: str) -> Config:
+    """The tiny recipe on the shards below `root`, which a worker streams."""
     given = {name: (f"{root}/{name}-{{0..1}}.tar",) for name in ("labeled", "pool", "val", "test")}
     fields = {"unlabeled" if name == "pool" else name: spec for name, spec in given.items()}
-    plane = {"plane": "resident" if resident else "streamed", "workers": 0 if resident else 1}
+    plane = {"plane": "streamed", "workers": 1}
     return resolve(tiny.RECIPE, [(f"data.{name}", value) for name, value in (fields | plane).items()])
 
 
-@pytest.mark.parametrize("resident", [True, False])
 def test_a_run_on_a_faulty_server_is_the_run_on_the_files(
-    images: Path, resident: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOISYSTUDENT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(stores, "_SILENT_SECONDS", 0.3)
@@ -34,10 +33,10 @@ def test_a_run_on_a_faulty_server_is_the_run_on_the_files(
         for number in range(2):
             halves = sorted((images / name).rglob("*.png"))[number::2]
             tarred(images / name, tmp_path / f"{name}-{number}.tar", files=halves)
-    tiny.run(sharded(str(tmp_path), resident), tmp_path / "here")
+    tiny.run(sharded(str(tmp_path)), tmp_path / "here")
     with serving({f"/{path.name}": path.read_bytes() for path in tmp_path.glob("*.tar")}) as web:
         web.fault = faults(0.1)
-        tiny.run(sharded(web.url, resident), tmp_path / "there")
+        tiny.run(sharded(web.url), tmp_path / "there")
     stores.open_store.cache_clear()
     for model in ("iteration-0/teacher", "iteration-1/student", "iteration-1/control"):
         assert tiny.weights(tmp_path / "there", model) == tiny.weights(tmp_path / "here", model)
