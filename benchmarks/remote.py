@@ -3,8 +3,8 @@
     python benchmarks/remote.py
     python benchmarks/remote.py --images 4000 --shards 8 --repeats 3
 
-The images are random bytes of 20 to 80 kB in tar shards; nothing is decoded. The server is that of the tests on
-loopback, in a process of its own: the CPU time is that of the reader alone. `in order` reads 64 neighbours at
+The images are random bytes of 20 to 80 kB in tar shards; nothing is decoded; the server is the tests', on
+loopback in a process of its own: the CPU time is that of the reader alone. `in order` reads 64 neighbours at
 once, as the scan does; `shuffled` reads 64 that are drawn from all shards, as a training does.
 
 folder: a file an image. tar: the shards on disk. remote: the same shards through the store, `cold` without a
@@ -131,9 +131,10 @@ def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -
     cpu, (requests, size) = time.process_time() - cpu, counted(pipe)
     print(f"listing: {requests} requests, {size:.1f} MB, {1000 * cpu / len(where):.3f} CPU ms an image\n")
     cached, loose = open_source([names], True, cache_gb=1), open_source([root / "folder"], False)
-    from_source(cached)(where)  # fills the cache
+    in_order = np.arange(len(where))
+    measure(from_source(cached), where, in_order, pipe)  # fills the cache
     print(f"{'':26}{'requests':>10}{'kB':>10}{'CPU ms':>10}{'images/s':>10}   an image")
-    in_order, expected = np.arange(len(where)), digest(from_source(tars)(where))
+    expected = digest(from_source(tars)(where))
     shuffled = np.random.default_rng(1).permutation(len(where))
     with ThreadPoolExecutor(THREADS) as threads:
         readers = {

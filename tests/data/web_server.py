@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -69,8 +70,14 @@ def faults(share: float, seed: int = 0) -> Callable[[], str | None]:
     return draw
 
 
+@lru_cache
+def _etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets; the second would wait for 40 ms
     server: WebServer
 
     def log_message(self, *_: object) -> None:
@@ -101,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None or fault == "error":
             self._status(404 if data is None else 503)
             return
-        etag = f'"{hashlib.md5(data).hexdigest()}"' if self.server.etags else None
+        etag = _etag(data) if self.server.etags else None
         if self.headers.get("If-Match", etag) != etag:
             self._status(412)
             return

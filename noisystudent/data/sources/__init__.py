@@ -175,16 +175,16 @@ def _names(specs: Sequence[str | Path | ArraySource]) -> list[str]:
 def _open_one(spec: str | Path | ArraySource, labeled: bool, cache: Cache) -> Source:
     if isinstance(spec, ArraySource):
         return _arrays(spec, labeled)
-    found = expand(spec, cache)
-    if isinstance(found[0], Path) and found[0].is_dir():
-        if len(found) > 1:
-            raise InputError(f"{spec}: matches {len(found)} folders; give each folder separately")
-        return _open_folder(found[0], labeled)
-    files: list[Shard] = [LocalShard(one) if isinstance(one, Path) else one for one in found]
+    matches = expand(spec, cache)
+    if isinstance(matches[0], Path) and matches[0].is_dir():
+        if len(matches) > 1:
+            raise InputError(f"{spec}: matches {len(matches)} folders; give each folder separately")
+        return _open_folder(matches[0], labeled)
+    files: list[Shard] = [LocalShard(one) if isinstance(one, Path) else one for one in matches]
     suffixes = {file_name(file).suffix.lower() for file in files}
     # Files of one pattern must be of one kind: they are the shards of one source.
     opener = _OPENERS.get(suffixes.pop()) if len(suffixes) == 1 else None
-    if opener is None or not all(one.is_file() for one in found if isinstance(one, Path)):
+    if opener is None or not all(one.is_file() for one in matches if isinstance(one, Path)):
         raise InputError(
             f"{spec}: cannot be read; give a folder of images, or plain .tar, .parquet or .npz files"
         )

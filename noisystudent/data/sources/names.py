@@ -39,9 +39,9 @@ def expand(spec: str | Path, cache: Cache) -> list[Path | RemoteShard]:
         raise InputError("the name of an image source is empty; give a folder or a file")
     lines = _lines(text) if text.startswith("@") and not os.path.lexists(text) else [text]
     names = [name for line in lines for name in _braced(line)]
-    # The stores answer many requests at once; what lies on disk is found one by one.
-    found = in_threads(partial(_remote, cache=cache), filter(is_url, names))
-    return [one for name in names for one in (next(found) if is_url(name) else _local(name))]
+    # The stores answer many requests at once; files on disk are looked up one by one.
+    remote = in_threads(partial(_remote, cache=cache), filter(is_url, names))
+    return [one for name in names for one in (next(remote) if is_url(name) else _local(name))]
 
 
 def _lines(text: str) -> list[str]:

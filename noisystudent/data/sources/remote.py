@@ -201,19 +201,19 @@ _memory = _Memory()
 
 def _blocks(places: Sequence[_Place]) -> dict[_Place, bytes | Unreadable]:
     """Blocks from memory, from the cache, or else from their stores; an error in place of a lost block."""
-    found: dict[_Place, bytes | Unreadable] = {}
+    blocks: dict[_Place, bytes | Unreadable] = {}
     missing: list[_Place] = []
     for place in places:
         data = _memory.get(place) or _cached(place)
         if data is None:
             missing.append(place)
         else:
-            found[place] = data
+            blocks[place] = data
     with closing(in_threads(_request, _joined(missing))) as answers:
         for answer in answers:
-            found |= answer
-    _memory.put({place: data for place, data in found.items() if isinstance(data, bytes)})
-    return found
+            blocks |= answer
+    _memory.put({place: data for place, data in blocks.items() if isinstance(data, bytes)})
+    return blocks
 
 
 def _cached(place: _Place) -> bytes | None:

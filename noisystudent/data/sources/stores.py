@@ -192,8 +192,8 @@ class FilesystemStore:
 
     def list(self, prefix: str, /) -> Iterator[Entry]:
         """See `Store`."""
-        found: dict[str, Any] = self._tried(lambda: self._files.find(prefix, detail=True))
-        return map(_file_entry, found.values())
+        infos: dict[str, Any] = self._tried(lambda: self._files.find(prefix, detail=True))
+        return map(_file_entry, infos.values())
 
     def get(self, entry: Entry, start: int, stop: int, /) -> bytes:
         """See `Store`. The hub has no conditional request: the content hashes of the images show a change."""
