@@ -59,7 +59,7 @@ def test_a_pattern_matches_what_it_matches_on_disk(names: list[str], pattern: li
     wild = re.sub(r"/+", "/", "".join(pattern)).strip("/")
     assume(wild and not re.search(r"[^/]\*\*|\*\*$|\*\*[^/]", wild))
     with tempfile.TemporaryDirectory() as folder:
-        for name in (f"{re.sub('/+', '/', name).strip('/')}.tar" for name in names):
+        for name in (f"{re.sub('/+', '/', name).strip('/')}n.tar" for name in names):
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()

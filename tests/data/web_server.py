@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 
 FAULTS = ("error", "truncated", "reset", "stall")
-STALL_SECONDS = 1.0
+STALL_SECONDS = 0.6
 
 
 class WebServer(ThreadingHTTPServer):

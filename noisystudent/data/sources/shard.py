@@ -1,4 +1,4 @@
-"""A shard: a file that holds images, on disk or in a store. Formats read it and do not know where it lies."""
+"""A shard: a file that holds images, on disk or in a store, which formats read without knowing where it is."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def listings(
 
 
 def source_name(shards: Sequence[Shard], kind: str) -> str:
-    """Name of a source of some shards, such as `/data/pool (12 tar shards)`."""
+    """Name of a source of some shards, such as `photos/pool (12 tar shards)`."""
     first = shards[0].name
     return first if len(shards) == 1 else f"{first.rpartition('/')[0] or '.'} ({len(shards)} {kind})"
 
