@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,13 @@ from image_files import labeled_folder, table
 from web_server import FAULTS, WebServer, faults
 
 from noisystudent.config import DataConfig
-from noisystudent.console import Progress
+from noisystudent.console import Progress, stop_on_signal
 from noisystudent.data.listing import list_sets
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Source, open_source, open_sources, prefetch, remote, stores
 from noisystudent.data.sources.stores import NAMING, open_store
-from noisystudent.errors import InputError, RunError
+from noisystudent.data.sources.threads import in_threads
+from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.run.rundir import DataDir
 
 
@@ -94,7 +96,7 @@ def test_no_fault_changes_an_image(
     monkeypatch.setattr(stores, "_SILENT_SECONDS", 0.3)
     monkeypatch.setattr(remote, "BLOCK", 128)
     monkeypatch.setattr(remote, "_REQUEST", 1)  # many requests, so that every fault comes
-    web.fault = faults(0.1)
+    web.fault = faults(0.2)
     there = open_source([f"{web.url}/d/{{a,b}}.{kind}"], labeled=True, cache_gb=0)
     assert listed(there) == listed(open_source([str(shards / f"*.{kind}")], labeled=True))
     assert set(web.faults) == set(FAULTS) and web.gets > 100
@@ -206,3 +208,26 @@ def test_a_file_system_that_loses_requests_gives_all_images(
         InputError, match=r"^hf:///datasets/z\.tar: no such object, bucket or repository \(404\)$"
     ):
         open_source(["hf:///datasets/z.tar"], labeled=True)
+
+
+def test_results_of_threads_come_in_order_and_a_signal_ends_the_wait() -> None:
+    calls: list[int] = []
+
+    def call(number: int) -> int:
+        calls.append(number)
+        time.sleep(0.01 * (number % 3))
+        return -number
+
+    assert list(in_threads(call, range(50))) == [-number for number in range(50)]
+    results = in_threads(call, range(1000))
+    assert next(results) == 0
+    results.close()
+    time.sleep(0.1)
+    before = len(calls)
+    time.sleep(0.1)
+    assert len(calls) == before < 1050, "no further call is made"
+    hanging, progress = threading.Event(), Progress()
+    threading.Timer(0.2, lambda: setattr(progress.stop, "signal", "SIGTERM")).start()
+    with pytest.raises(Stopped, match="SIGTERM"), stop_on_signal(progress):
+        list(in_threads(hanging.wait, [60.0]))
+    hanging.set()

@@ -125,8 +125,8 @@ def _entries(url: str, root: str, path: str) -> Iterable[Entry]:
         return [store.head(path)]
     if root.startswith("http"):
         raise InputError(
-            f"{url}: a web server lists no files; name each .tar or .parquet file, with braces"
-            " such as {000..999} or in a list, @FILE"
+            f"{url}: a web server lists no files; name each .tar or .parquet file, without * and ?, with"
+            " braces such as {000..999} or in a list, @FILE"
         )
     if wild is not None:
         matches = _pattern(path)

@@ -25,9 +25,7 @@ from noisystudent.errors import RunError
 _REQUEST = 2**23 // BLOCK  # blocks in the largest request
 _MEMORY = 2**26 // BLOCK  # blocks that a process keeps in memory
 _AHEAD = _MEMORY // 2  # blocks that are fetched ahead; they must not push each other out
-_REST_SECONDS = (
-    60.0  # a shard that failed is not requested again so soon: its other images would wait as long
-)
+_REST_SECONDS = 60.0  # for which a shard that failed is left alone: each of its images would wait as long
 _ROWS = 2**14  # of a listing in memory at once
 # Bytes and not text: a name in a tar file need not be UTF-8.
 _SCHEMA = pa.schema(
@@ -82,13 +80,17 @@ class RemoteShard:
             Unreadable: they cannot be read.
             RunError: the shard was replaced.
         """
+        places = self.blocks(offset, size)
+        blocks = _blocks(places)
+        start = offset % BLOCK
+        return b"".join(_good(blocks[place]) for place in places)[start : start + size]
+
+    def blocks(self, offset: int, size: int) -> list[_Place]:
+        """The blocks that hold the bytes of a range; none if it is outside the file."""
         stop = min(offset + size, self.size)
-        if stop <= offset:
-            return b""
-        numbers = range(offset // BLOCK, (stop - 1) // BLOCK + 1)
-        blocks = _blocks([(self, number) for number in numbers])
-        first = numbers[0] * BLOCK
-        return b"".join(_good(blocks[self, number]) for number in numbers)[offset - first : stop - first]
+        if not 0 <= offset < stop:
+            return []
+        return [(self, number) for number in range(offset // BLOCK, (stop - 1) // BLOCK + 1)]
 
     def stream(self) -> io.RawIOBase:
         """The shard as a stream that can seek."""
@@ -133,12 +135,10 @@ def fetch_ahead(ranges: Iterable[tuple[RemoteShard, int, int]]) -> None:
     """
     wanted: dict[_Place, None] = {}
     for shard, offset, size in ranges:
-        stop = min(offset + size, shard.size)
-        numbers = range(offset // BLOCK, (stop - 1) // BLOCK + 1) if stop > offset else range(0)
-        if len(wanted) + len(numbers) > _AHEAD:
+        wanted |= dict.fromkeys(shard.blocks(offset, size))
+        if len(wanted) > _AHEAD:
             break
-        wanted.update(((shard, number), None) for number in numbers)
-    _blocks(list(wanted))
+    _blocks(list(wanted)[:_AHEAD])
 
 
 class _Stream(io.RawIOBase):
@@ -269,7 +269,7 @@ def _opened(path: Path) -> Any:
     """Reader of a kept listing; None if there is none, or if it is damaged."""
     try:
         return pa.ipc.open_file(pa.memory_map(str(path)))
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, pa.ArrowInvalid, ValueError):  # ValueError: the file is empty
         return None
 
 
@@ -280,11 +280,10 @@ def _rows(table: Any) -> Iterator[Row]:
 
 
 def _write_rows(path: Path, rows: list[Row]) -> None:
-    names, labels = (
-        [os.fsencode(row.name) for row in rows],
-        [row.label and os.fsencode(row.label) for row in rows],
-    )
-    columns = [names, labels, [row.offset for row in rows], [row.size for row in rows]]
+    lines = [
+        (os.fsencode(name), label and os.fsencode(label), offset, size) for name, label, offset, size in rows
+    ]
+    columns = list(zip(*lines, strict=True)) or [()] * len(_SCHEMA)
     table = pa.table([pa.array(*pair) for pair in zip(columns, _SCHEMA.types, strict=True)], schema=_SCHEMA)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

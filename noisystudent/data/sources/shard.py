@@ -1,4 +1,4 @@
-"""A shard: a file that holds images, on disk or in a store, which formats read without knowing where it is."""
+"""A shard: a file that holds images, on disk or in a store; formats read it without knowing where it is."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class TarSource:
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
         """Unknown suffixes and damaged shards."""
         damaged = (
-            f"{name}: cut short or damaged from byte {offset}; images after it are lost"
+            f"{name}: cut short or damaged from byte {offset}, or not readable; images after it are lost"
             for name, offset in self._damage.items()
         )
         return (*self._skipped.notes(self.name), *damaged)

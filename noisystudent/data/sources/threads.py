@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from noisystudent.console import active
@@ -60,7 +61,6 @@ def in_threads(call: Callable[[Argument], Result], arguments: Iterable[Argument]
 
 def _next(results: queue.SimpleQueue[tuple[int, Any, bool]]) -> tuple[int, Any, bool]:
     while True:
-        try:
+        active().check()
+        with suppress(queue.Empty):
             return results.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            active().check()
