@@ -1,4 +1,4 @@
-"""The local cache of remote shards: one file of a fixed size, which all processes share without locks."""
+"""The local cache of remote shards: their listings, and one file of blocks that all processes share."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import hashlib
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import xxhash
 
+from noisystudent.data.sources.base import Row
 from noisystudent.errors import InputError, RunError
 
 BLOCK = 2**17
 """Bytes of a block, the unit of requests and of the cache: two images of 50 kB share most of their blocks."""
 _HEADER = struct.Struct("<16sQQ")  # key, bytes, xxh3_64 of the data
 _WAYS = 8  # slots in which a block may lie
+_ROWS = 2**14  # of a listing in memory at once
+# Bytes and not text: a name in a tar file need not be UTF-8.
+_SCHEMA = pa.schema(
+    [("name", pa.binary()), ("label", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())]
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,44 @@ class Cache:
     def blocks(self) -> BlockFile | None:
         """The file of blocks; None if it would have no slot."""
         return _opened(self) if self.size >= _WAYS * (BLOCK + _HEADER.size) else None
+
+    def rows(self, key: bytes) -> Iterator[Row] | None:
+        """The listing of a shard; None if it is not there, or damaged."""
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(self._listing(key))))
+        except (FileNotFoundError, pa.ArrowInvalid, ValueError):  # ValueError: the file is empty
+            return None
+        return _rows(file)
+
+    def keep_rows(self, key: bytes, rows: list[Row]) -> None:
+        """Keep the listing of a shard.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        path = self._listing(key)
+        lines = [(os.fsencode(one.name), one.label and os.fsencode(one.label), *one[2:]) for one in rows]
+        columns = list(zip(*lines, strict=True)) or [()] * len(_SCHEMA)
+        arrays = [pa.array(*pair) for pair in zip(columns, _SCHEMA.types, strict=True)]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # a name of its own: two runs may list the same shard at once
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                with pa.ipc.new_file(file, _SCHEMA) as sink:
+                    sink.write_table(pa.table(arrays, schema=_SCHEMA), max_chunksize=_ROWS)
+                os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _listing(self, key: bytes) -> Path:
+        return self.folder / "listings" / f"{key.hex()}.arrow"
+
+
+def _rows(file: Any) -> Iterator[Row]:
+    for number in range(file.num_record_batches):
+        names, labels, *numbers = (column.to_pylist() for column in file.get_batch(number).columns)
+        yield from map(Row, map(os.fsdecode, names), (one and os.fsdecode(one) for one in labels), *numbers)
 
 
 def cache_folder() -> Path:

@@ -109,7 +109,7 @@ class ParquetSource:
         for number, row, size, _ in places:
             shard = self._shards[number]
             with suppress(Unreadable):  # `read` raises it again
-                if size != LOST:
+                if size != LOST and not shard.on_disk:
                     yield shard, *self._open(shard).range_of(row)
 
     def fingerprint(self) -> str:

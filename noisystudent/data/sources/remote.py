@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,18 +17,12 @@ from noisystudent.data.sources.base import LOST, Row, Unreadable
 from noisystudent.data.sources.cache import BLOCK, Cache, key_of
 from noisystudent.data.sources.stores import READING, Entry, open_store, split
 from noisystudent.data.sources.threads import in_threads
-from noisystudent.errors import RunError
 
 _REQUEST = 2**23 // BLOCK  # blocks in the largest request
 _MEMORY = 2**26 // BLOCK  # blocks that a process keeps in memory
 _AHEAD = _MEMORY // 2  # blocks that are fetched ahead; they must not push each other out
 _REST_SECONDS = 60.0  # for which a shard that failed is left alone: each of its images would wait as long
-_ROWS = 2**14  # of a listing in memory at once
-# Bytes and not text: a name in a tar file need not be UTF-8.
-_SCHEMA = pa.schema(
-    [("name", pa.binary()), ("label", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())]
-)
-_FORMAT = 1  # of the files of listings
+_FORMAT = 1  # of listings: another number lists all shards again
 
 _Place = tuple["RemoteShard", int]  # a shard and the number of a block
 
@@ -52,6 +43,8 @@ class RemoteShard:
     entry: Entry
     cache: Cache
 
+    on_disk = False
+    """Ranges are better fetched ahead."""
     headers_at_once = 2**22
     """Bytes of a request when headers are listed: small images are passed over in it."""
 
@@ -105,9 +98,9 @@ class RemoteShard:
 
         If the shard cannot be read, its last row stands for all images that are lost. It is not kept.
         """
-        kept = self._kept(rows)
-        if (table := _opened(kept)) is not None:
-            yield from _rows(table)
+        key = self._key(rows)
+        if (kept := self.cache.rows(key)) is not None:
+            yield from kept
             return
         listed: list[Row] = []
         try:
@@ -117,15 +110,14 @@ class RemoteShard:
         except Unreadable:
             yield Row(f"{self.signature()[0]}@{len(listed)}", None, listed[-1].offset if listed else 0, LOST)
             return
-        _write_rows(kept, listed)
+        self.cache.keep_rows(key, listed)
 
     def is_listed(self, rows: Callable[[Any], Iterator[Row]]) -> bool:
         """True if the listing is in the cache."""
-        return self._kept(rows).exists()
+        return self.cache.rows(self._key(rows)) is not None
 
-    def _kept(self, rows: Callable[[Any], Iterator[Row]]) -> Path:
-        key = key_of(_FORMAT, rows.__module__, self.url, self.entry)
-        return self.cache.folder / "listings" / f"{key.hex()}.arrow"
+    def _key(self, rows: Callable[[Any], Iterator[Row]]) -> bytes:
+        return key_of(_FORMAT, rows.__module__, self.url, self.entry)
 
 
 def fetch_ahead(ranges: Iterable[tuple[RemoteShard, int, int]]) -> None:
@@ -218,10 +210,10 @@ def _blocks(places: Sequence[_Place]) -> dict[_Place, bytes | Unreadable]:
 
 def _cached(place: _Place) -> bytes | None:
     blocks = place[0].cache.blocks
-    return None if blocks is None else blocks.get(_key(place))
+    return None if blocks is None else blocks.get(_block_key(place))
 
 
-def _key(place: _Place) -> bytes:
+def _block_key(place: _Place) -> bytes:
     shard, number = place
     return key_of(shard.url, shard.entry, number)
 
@@ -255,7 +247,7 @@ def _request(places: list[_Place]) -> dict[_Place, bytes | Unreadable]:
     blocks = shard.cache.blocks
     if blocks is not None:
         for place, part in parts.items():
-            blocks.put(_key(place), part)
+            blocks.put(_block_key(place), part)
     return dict(parts)
 
 
@@ -263,35 +255,3 @@ def _good(block: bytes | Unreadable) -> bytes:
     if isinstance(block, Unreadable):
         raise block
     return block
-
-
-def _opened(path: Path) -> Any:
-    """Reader of a kept listing; None if there is none, or if it is damaged."""
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-    except (FileNotFoundError, pa.ArrowInvalid, ValueError):  # ValueError: the file is empty
-        return None
-
-
-def _rows(table: Any) -> Iterator[Row]:
-    for number in range(table.num_record_batches):
-        names, labels, *numbers = (column.to_pylist() for column in table.get_batch(number).columns)
-        yield from map(Row, map(os.fsdecode, names), (one and os.fsdecode(one) for one in labels), *numbers)
-
-
-def _write_rows(path: Path, rows: list[Row]) -> None:
-    lines = [
-        (os.fsencode(name), label and os.fsencode(label), offset, size) for name, label, offset, size in rows
-    ]
-    columns = list(zip(*lines, strict=True)) or [()] * len(_SCHEMA)
-    table = pa.table([pa.array(*pair) for pair in zip(columns, _SCHEMA.types, strict=True)], schema=_SCHEMA)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # a name of its own: two runs may list the same shard at once
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            with pa.ipc.new_file(file, _SCHEMA) as sink:
-                sink.write_table(table, max_chunksize=_ROWS)
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error

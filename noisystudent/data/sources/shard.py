@@ -45,6 +45,10 @@ class Shard(Protocol):
         """Bytes."""
 
     @property
+    def on_disk(self) -> bool:
+        """False if it pays to fetch ranges ahead."""
+
+    @property
     def headers_at_once(self) -> int:
         """Bytes that are read at once when headers are listed."""
 
@@ -74,6 +78,8 @@ class LocalShard:
 
     path: Path
 
+    on_disk = True
+    """No range has to be fetched ahead."""
     headers_at_once = io.DEFAULT_BUFFER_SIZE
     """Bytes that are read at once when headers are listed."""
 
