@@ -12,15 +12,19 @@ from pathlib import Path
 
 import fsspec
 import huggingface_hub
+import numpy as np
 import obstore
 import pytest
+import torch
 from fsspec import AbstractFileSystem
-from image_files import labeled_folder, table
+from image_files import labeled_folder, make, table
+from torch import Tensor
 from web_server import FAULTS, WebServer, faults
 
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress, stop_on_signal
 from noisystudent.data.listing import list_sets
+from noisystudent.data.loader import requested_batches
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import Source, open_source, open_sources, prefetch, remote, stores
 from noisystudent.data.sources.stores import NAMING, open_store
@@ -148,6 +152,21 @@ def test_a_shard_that_is_lost_is_in_the_ledger(
         ("pool", "cannot be read: no such object, bucket or repository (404)")
     }
     assert len(open_dataset(out, config, sources).pool) == 12
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_worker_opens_the_store_itself(shards: Path, web: WebServer, kind: str, tmp_path: Path) -> None:
+    def batch(root: str, workers: int) -> Tensor:
+        spec = (f"{root}/{{a,b}}.{kind}",)
+        data = make(tmp_path / f"{workers}", labeled=spec, plane="streamed", cache_gb=0)
+        rows = np.random.default_rng(0).permutation(len(data.labeled))
+        (pixels,) = requested_batches(
+            data.labeled, iter([rows]), resolution=8, device=torch.device("cpu"), workers=workers
+        )
+        return pixels
+
+    assert torch.equal(batch(f"{web.url}/d", workers=1), batch(str(shards), workers=0))
+    assert web.gets > 2, "this process and the worker have both read"
 
 
 def test_a_killed_listing_goes_on(web: WebServer, tmp_path: Path) -> None:

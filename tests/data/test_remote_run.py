@@ -16,10 +16,10 @@ from noisystudent.recipes import resolve
 
 
 def sharded(root: str) -> Config:
-    """The tiny recipe on the shards below `root`, which a worker streams."""
+    """The tiny recipe on the shards below `root`, which are streamed."""
     given = {name: (f"{root}/{name}-{{0..1}}.tar",) for name in ("labeled", "pool", "val", "test")}
     fields = {"unlabeled" if name == "pool" else name: spec for name, spec in given.items()}
-    plane = {"plane": "streamed", "workers": 1}
+    plane = {"plane": "streamed", "workers": 0}
     return resolve(tiny.RECIPE, [(f"data.{name}", value) for name, value in (fields | plane).items()])
 
 
