@@ -17,9 +17,10 @@ class DataConfig:
     """Images of a run and how they are read."""
 
     labeled: tuple[str, ...] = neutral(())
-    """Labelled images: a folder `<class>/<image>`, tar shards, Parquet files or an .npz (images, labels)."""
+    """Labelled images: a folder `<class>/<image>`, tar shards, Parquet files or an .npz (images, labels).
+    Tar and Parquet also by URL: s3, gs, az, https, hf. Patterns, {000..999} and lists (@FILE) of them."""
     unlabeled: tuple[str, ...] = neutral(())
-    """The pool, unlabelled images: nested folders, tar shards, Parquet files or an .npz (images)."""
+    """The pool, unlabelled images: nested folders, or as for `labeled`."""
     val: tuple[str, ...] = neutral(())
     """Labelled images for all checks during the run. Empty: a stratified share of the labelled images."""
     test: tuple[str, ...] = neutral(())
@@ -35,6 +36,9 @@ class DataConfig:
     """With `auto`, a set of at most this many GiB of decoded pixels is resident."""
     workers: int | None = number(None, least=0, most=1_000, neutral=True)
     """Number of decoding processes. None: one per core. 0: the main process decodes."""
+    cache_gb: float = number(10.0, least=0, neutral=True)
+    """Largest size in GB of the local cache of remote shards. It is in the folder NOISYSTUDENT_CACHE (an
+    environment variable), or in ~/.cache/noisystudent. 0: nothing but the listings of shards is kept."""
     decoder: Literal["cpu", "gpu"] = "cpu"
     """gpu: the GPU decodes JPEGs that are not resident, with nvImageCodec. Pixels differ by rounding.
     The scan and all other images use the CPU. Not measured on a GPU."""

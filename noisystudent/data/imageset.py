@@ -20,11 +20,12 @@ from noisystudent.data.decode import Box, DecodeError, crop_resize, decode
 from noisystudent.data.decode import view as crop_view
 from noisystudent.data.gpu_decode import suits_gpu
 from noisystudent.data.index import HASH_BYTES, Index
-from noisystudent.data.sources import Source
+from noisystudent.data.sources import Place, Source, prefetch
 from noisystudent.data.transfer import upload
 from noisystudent.errors import InputError, RunError
 
 _DEVICE_SHARE = 0.4  # of the free GPU memory; the rest is for the model, its gradients and activations
+_AHEAD = 64  # images that are read from a store together
 _WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)  # the box that covers the whole image
 
 
@@ -197,8 +198,10 @@ class ImageSet:
         at = self._index_rows(rows)
         columns = (self.index.take(name, at).tolist() for name in ("shard", "offset", "size"))
         hashes, windows = self.index.take("content_hash", at), each_box(boxes, len(rows))
-        places = zip(*columns, self.index.ids(at), strict=True)
-        for place, expected, box in zip(places, hashes, windows, strict=True):
+        places: list[Place] = list(zip(*columns, self.index.ids(at), strict=True))
+        for number, (place, expected, box) in enumerate(zip(places, hashes, windows, strict=True)):
+            if number % _AHEAD == 0:
+                prefetch(self.source, places[number : number + _AHEAD])
             name = place[-1]
             with self._readable(name):
                 data = self.source.read(*place)

@@ -18,7 +18,7 @@ from noisystudent.data.decode import DecodeError, decode, view
 from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.listing import Listing
-from noisystudent.data.sources import ArraySource, Source
+from noisystudent.data.sources import ArraySource, Place, Source, prefetch
 from noisystudent.data.workers import in_workers
 
 _CHUNK = 64  # images that a worker scans at once
@@ -144,7 +144,9 @@ def scan_chunk(job: Job, part: Any) -> ScannedChunk:
     sizes = np.zeros((count, 2), np.int32)
     pixels = None if side is None else np.zeros((count, 3, side, side), np.uint8)
     reasons: dict[int, str] = {}
-    places = zip(*(part.column(name).to_pylist() for name in ("shard", "offset", "size", "id")), strict=True)
+    columns = (part.column(name).to_pylist() for name in ("shard", "offset", "size", "id"))
+    places: list[Place] = list(zip(*columns, strict=True))
+    prefetch(job.source, places)
     for row, place in enumerate(places):
         try:
             data = job.source.read(*place)

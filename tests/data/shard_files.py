@@ -25,9 +25,9 @@ def contents(source: Source) -> list[tuple[str | None, bytes]]:
     return [(label, bytes(data)) for label, data in read]
 
 
-def tarred(folder: Path, path: Path, top: str = "") -> Path:
+def tarred(folder: Path, path: Path, top: str = "", files: list[Path] | None = None) -> Path:
     with tarfile.open(path, "w") as archive:
-        for file in sorted(folder.rglob("*.png")):
+        for file in sorted(folder.rglob("*.png")) if files is None else files:
             archive.add(file, top + str(file.relative_to(folder)))
     return path
 

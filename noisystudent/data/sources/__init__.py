@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from noisystudent.config import DataConfig
 from noisystudent.data.sources.arrays import ArraySource, NpzSource, require_labels
-from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, Source, digest, expand
+from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, Place, Source, digest, prefetch
+from noisystudent.data.sources.cache import Cache, cache_folder
 from noisystudent.data.sources.files import ImageFiles, is_image_file
 from noisystudent.data.sources.folder import FolderSource
+from noisystudent.data.sources.names import SUFFIXES, expand
 from noisystudent.data.sources.parquet import ParquetSource
+from noisystudent.data.sources.shard import LocalShard, Shard, file_name
 from noisystudent.data.sources.tar import TarSource
 from noisystudent.errors import InputError
 
@@ -23,11 +26,13 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ArraySource",
     "Item",
+    "Place",
     "Source",
     "Sources",
     "listing_fingerprint",
     "open_source",
     "open_sources",
+    "prefetch",
 ]
 
 
@@ -53,13 +58,17 @@ class Sources:
         return ((name, source) for name, source in sets if source is not None)
 
 
-def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Source:
+def open_source(
+    specs: Sequence[str | Path | ArraySource], labeled: bool, cache_gb: float | None = None
+) -> Source:
     """Open files, folders or arrays as one source. With several specs, ids begin with the spec's name.
 
     Args:
-        specs: folders, `.tar`, `.parquet` or `.npz` files, glob patterns of them, folders of shards, or
-            arrays. If labels are not needed, image files are also possible.
+        specs: folders, `.tar`, `.parquet` or `.npz` files, URLs of tar or Parquet shards, patterns, braces
+            and lists of them (see `names.expand`), folders of shards, or arrays. If labels are not needed,
+            image files are also possible.
         labeled: True if every image must have a label.
+        cache_gb: `data.cache_gb`. None: its default.
 
     Raises:
         InputError: a spec does not exist, has no images, or has images without the labels that are needed.
@@ -76,7 +85,9 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
                 f"{files[0]} is an image file, but others are not; give image files in a separate call"
             )
         return ImageFiles(files)
-    parts = [_open_one(spec, labeled) for spec in specs]
+    size = DataConfig().cache_gb if cache_gb is None else cache_gb
+    cache = Cache(cache_folder(), int(size * 1e9))
+    parts = [_open_one(spec, labeled, cache) for spec in specs]
     return parts[0] if len(parts) == 1 else _Joined(parts, _names(specs))
 
 
@@ -90,7 +101,7 @@ def open_sources(config: DataConfig) -> Sources:
     def opened(field: str, labeled: bool) -> Source | None:
         specs = getattr(config, field)
         try:
-            return open_source(specs, labeled) if specs else None
+            return open_source(specs, labeled, config.cache_gb) if specs else None
         except InputError as error:
             raise InputError(f"data.{field}: {error}") from error
 
@@ -135,6 +146,16 @@ class _Joined:
         part_id = name.removeprefix(self._prefixes[part])
         return self._parts[part].read(shard - self._starts[part], offset, size, part_id)
 
+    def prefetch(self, places: Sequence[Place], /) -> None:
+        """See `base.prefetch`."""
+        own: dict[int, list[Place]] = {}
+        for shard, offset, size, name in places:
+            part = bisect_right(self._starts, shard) - 1
+            place = (shard - self._starts[part], offset, size, name.removeprefix(self._prefixes[part]))
+            own.setdefault(part, []).append(place)
+        for part, inside in own.items():
+            prefetch(self._parts[part], inside)
+
     def fingerprint(self) -> str:
         return digest(
             (name, part.fingerprint()) for name, part in zip(self._prefixes, self._parts, strict=True)
@@ -151,30 +172,31 @@ def _names(specs: Sequence[str | Path | ArraySource]) -> list[str]:
     return names if unique else [f"{number}-{name}" for number, name in enumerate(names)]
 
 
-def _open_one(spec: str | Path | ArraySource, labeled: bool) -> Source:
+def _open_one(spec: str | Path | ArraySource, labeled: bool, cache: Cache) -> Source:
     if isinstance(spec, ArraySource):
         return _arrays(spec, labeled)
-    paths = expand(spec)
-    if paths[0].is_dir():
-        if len(paths) > 1:
-            raise InputError(f"{spec}: matches {len(paths)} folders; give each folder separately")
-        return _open_folder(paths[0], labeled)
-    suffixes = {path.suffix.lower() for path in paths}
+    matches = expand(spec, cache)
+    if isinstance(matches[0], Path) and matches[0].is_dir():
+        if len(matches) > 1:
+            raise InputError(f"{spec}: matches {len(matches)} folders; give each folder separately")
+        return _open_folder(matches[0], labeled)
+    files: list[Shard] = [LocalShard(one) if isinstance(one, Path) else one for one in matches]
+    suffixes = {file_name(file).suffix.lower() for file in files}
     # Files of one pattern must be of one kind: they are the shards of one source.
     opener = _OPENERS.get(suffixes.pop()) if len(suffixes) == 1 else None
-    if opener is None or not all(path.is_file() for path in paths):
+    if opener is None or not all(one.is_file() for one in matches if isinstance(one, Path)):
         raise InputError(
             f"{spec}: cannot be read; give a folder of images, or plain .tar, .parquet or .npz files"
         )
-    return opener(paths, labeled)
+    return opener(files, labeled)
 
 
 def _open_folder(path: Path, labeled: bool) -> Source:
     """Open a folder: as shards if it directly contains tar or Parquet files, otherwise as image files."""
-    for suffix in (".tar", ".parquet"):  # an .npz is opened by its own name or a pattern only
+    for suffix in SUFFIXES:  # an .npz is opened by its own name or a pattern only
         shards = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
         if shards:
-            return _OPENERS[suffix](shards, labeled)
+            return _OPENERS[suffix](list(map(LocalShard, shards)), labeled)
     return FolderSource(path, labeled)
 
 
@@ -184,13 +206,14 @@ def _arrays(source: ArraySource | NpzSource, labeled: bool) -> ArraySource | Npz
     return source
 
 
-def _npz(paths: list[Path], labeled: bool) -> Source:
+def _npz(files: list[Shard], labeled: bool) -> Source:
+    paths = [Path(file.name) for file in files]  # URLs of .npz files are no shards
     if len(paths) == 1:
         return _arrays(NpzSource(paths[0]), labeled)
     return _Joined([_arrays(NpzSource(path), labeled) for path in paths], _names(paths))
 
 
-_OPENERS: dict[str, Callable[[list[Path], bool], Source]] = {
+_OPENERS: dict[str, Callable[[list[Shard], bool], Source]] = {
     ".tar": TarSource,
     ".parquet": ParquetSource,
     ".npz": _npz,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +44,34 @@ class Item(NamedTuple):
     shard: int
     offset: int
     size: int
+
+
+Place = tuple[int, int, int, str]
+"""Shard, offset, size and id of an `Item`: the arguments of `Source.read`."""
+
+
+class Row(NamedTuple):
+    """One line of the listing of a shard.
+
+    Attributes:
+        name: name of the image in the shard.
+        label: class name. None: unknown.
+        offset: as in `Item`.
+        size: as in `Item`. LOST: the row stands for all images that a damage took, or that cannot be listed.
+            OTHERS: it stands for `offset` files that are not images, and `name` is their suffix.
+    """
+
+    name: str
+    label: str | None
+    offset: int
+    size: int
+
+
+LOST, OTHERS = -2, -3
+
+
+class Unreadable(OSError):
+    """A store does not give the bytes of a shard. The shard itself need not be damaged."""
 
 
 class Source(Protocol):
@@ -82,6 +109,20 @@ class Source(Protocol):
         They are complete after `items` has listed all images. With `streamed`, they include the cost of
         reading images one by one in random order.
         """
+
+
+@runtime_checkable
+class _Prefetching(Protocol):
+    def prefetch(self, places: Sequence[Place], /) -> None: ...
+
+
+def prefetch(source: Source, places: Sequence[Place]) -> None:
+    """Tell a source which images are read next: a remote one brings them in few requests, all at once.
+
+    Nothing is raised: an image that cannot be brought is an error of `read`.
+    """
+    if isinstance(source, _Prefetching):
+        source.prefetch(places)
 
 
 @dataclass
@@ -189,23 +230,6 @@ def file_signature(path: Path) -> tuple[str, int, int]:
     """(name, bytes, mtime in ns) of a file."""
     stat = path.stat()
     return path.name, stat.st_size, stat.st_mtime_ns
-
-
-def expand(spec: str | Path) -> list[Path]:
-    """Paths that a spec names: the path itself, or the sorted matches of a glob pattern.
-
-    Raises:
-        InputError: nothing exists at the path, or nothing matches the pattern.
-    """
-    if not str(spec):
-        raise InputError("the name of an image source is empty; give a folder or a file")
-    path = Path(spec).expanduser()
-    if os.path.exists(path):  # before the pattern: names of existing folders may contain [ or *
-        return [path]
-    matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-    if not matches:
-        raise InputError(f"{spec}: no such file or folder")
-    return matches
 
 
 def class_name(label: object, name: str) -> str | None:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisystudent.data.sources.base import Item, class_name, digest, file_signature, missing_label
-from noisystudent.errors import InputError, first_line
+from noisystudent.data.sources.base import (
+    LOST,
+    Item,
+    Place,
+    Row,
+    Unreadable,
+    class_name,
+    digest,
+    missing_label,
+)
+from noisystudent.data.sources.shard import Shard, ahead, file_name, listings, source_name
+from noisystudent.errors import InputError, NoisyStudentError, first_line
 
 _OPEN_FILES = 64  # open at once; the operating system limits the open files of a process
 _GROUPS_KEPT = 2  # row groups in memory at once
@@ -34,62 +44,81 @@ class ParquetSource:
         InputError: a file is not Parquet or has no image column, or there are no rows.
     """
 
-    def __init__(self, paths: list[Path], labeled: bool) -> None:
-        self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} Parquet files)"
-        self._paths = paths
+    def __init__(self, shards: list[Shard], labeled: bool) -> None:
+        self.name = source_name(shards, "Parquet files")
+        self._shards = shards
         self._labeled = labeled
-        # Caches of this object and not of the class: they end with it, and pickling can leave them out.
-        self._open = lru_cache(maxsize=_OPEN_FILES)(_Shard)
-        self._group = lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
+        self._set_caches()
         if len(self) == 0:
             raise InputError(f"{self.name}: no images in it")
 
+    def _set_caches(self) -> None:
+        # Caches of this object and not of the class: they end with it, and pickling can leave them out.
+        self._open = lru_cache(maxsize=_OPEN_FILES)(_File)
+        self._group = lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
+
     def __getstate__(self) -> dict[str, Any]:
         """State without open files; a worker opens the files itself."""
-        return {key: self.__dict__[key] for key in ("name", "_paths", "_labeled")}
+        return {key: self.__dict__[key] for key in ("name", "_shards", "_labeled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open = lru_cache(maxsize=_OPEN_FILES)(_Shard)
-        self._group = lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
+        self._set_caches()
 
     @property
     def shards(self) -> int:
         """Number of Parquet files."""
-        return len(self._paths)
+        return len(self._shards)
 
     def __len__(self) -> int:
-        """Number of rows, from the footers of the files."""
-        return sum(self._open(path).starts[-1] for path in self._paths)
+        """Number of rows, from the footers of the files, and of files that cannot be read."""
+        return sum(1 if file is None else file.starts[-1] for file in self._files())
 
     def items(self) -> Iterator[Item]:
         """Items in the order of the rows, file by file. Only the label column is read."""
-        for shard, path in enumerate(self._paths):
-            file = self._open(path)
-            prefix = "" if len(self._paths) == 1 else f"{shard:05d}-{path.stem}/"
-            for row, label in enumerate(file.labels()):
-                item = Item(f"{prefix}{row:08d}", label, shard, row, -1)
-                if label is None and self._labeled:
-                    raise missing_label(item.id, str(path))
+        for shard, rows in listings(self._shards, self._rows):
+            file = self._shards[shard]
+            prefix = "" if len(self._shards) == 1 else f"{shard:05d}-{file_name(file).stem}/"
+            for row in rows:
+                item = Item(prefix + row.name, row.label, shard, row.offset, row.size)
+                if row.label is None and row.size != LOST and self._labeled:
+                    raise missing_label(item.id, file.name)
                 yield item
 
-    def read(self, shard: int, offset: int, _size: int, _name: str, /) -> bytes:
+    def read(self, shard: int, offset: int, size: int, _name: str, /) -> bytes:
         """Encoded bytes of one image; empty if the value is null."""
-        starts = self._open(self._paths[shard]).starts
+        starts = self._open(self._shards[shard]).starts
+        if size == LOST:
+            self._shards[shard].open().read(0, 1)  # raises the reason if its store does not give it
+            raise OSError("the file could not be listed; all its images are lost")
         group = bisect_right(starts, offset) - 1
         try:
             data: bytes | None = self._group(shard, group)[offset - starts[group]].as_py()
+        except NoisyStudentError:
+            raise
         except Exception as error:  # a damaged page counts as bad images, as a damaged file does
             raise OSError(first_line(error)) from error
         return data or b""
 
+    def prefetch(self, places: Sequence[Place], /) -> None:
+        """See `base.prefetch`."""
+        ahead(self._ranges(places))
+
+    def _ranges(self, places: Sequence[Place]) -> Iterator[tuple[Shard, int, int]]:
+        """(shard, offset, size) of the images of the row groups of some places."""
+        for number, row, size, _ in places:
+            shard = self._shards[number]
+            with suppress(Unreadable):  # `read` raises it again
+                if size != LOST and not shard.on_disk:
+                    yield shard, *self._open(shard).range_of(row)
+
     def fingerprint(self) -> str:
-        """Hash of (name, bytes, mtime) of every file."""
-        return digest(file_signature(path) for path in self._paths)
+        """Hash of (name, bytes, mtime or etag) of every file."""
+        return digest(shard.signature() for shard in self._shards)
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
         """A note about slow reading, if images are streamed from large row groups."""
-        rows = max(self._open(path).largest_group for path in self._paths)
+        rows = max(0 if file is None else file.largest_group for file in self._files())
         if not streamed or rows <= _SMALL_GROUP:
             return ()
         return (
@@ -97,11 +126,27 @@ class ParquetSource:
             f"up to {rows}; data.plane resident, tar shards or row groups of {_SMALL_GROUP} are faster",
         )
 
+    def _files(self) -> Iterator[_File | None]:
+        """The open files; None in place of one that its store does not give."""
+        for start in range(0, len(self._shards), _OPEN_FILES):
+            shards = self._shards[start : start + _OPEN_FILES]
+            ahead((shard, shard.size - 1, 1) for shard in shards)  # the footers, all at once
+            for shard in shards:
+                try:
+                    yield self._open(shard)
+                except Unreadable:
+                    yield None
+
+    def _rows(self, shard: Shard) -> Iterator[Row]:
+        """Rows of a file, named by their numbers."""
+        for row, label in enumerate(self._open(shard).labels()):
+            yield Row(f"{row:08d}", label, row, -1)
+
     def _read_group(self, shard: int, group: int) -> Any:
-        return self._open(self._paths[shard]).images(group)
+        return self._open(self._shards[shard]).images(group)
 
 
-class _Shard:
+class _File:
     """One open Parquet file.
 
     Attributes:
@@ -109,24 +154,33 @@ class _Shard:
         largest_group: number of rows of the largest row group.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, shard: Shard) -> None:
+        self._name = shard.name
         self.starts = [0]
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._file = pq.ParquetFile(shard.arrow())
             metadata, schema = self._file.metadata, self._file.schema_arrow
             for group in range(metadata.num_row_groups):
                 self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
-            size = path.stat().st_size
+            size = shard.size
+        except (Unreadable, NoisyStudentError):
+            raise
         except Exception as error:  # Arrow raises many types of errors on broken bytes
-            raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from error
+            raise InputError(f"{self._name}: not a Parquet file ({first_line(error)})") from error
         rows = [b - a for a, b in pairwise(self.starts)]
         if min(rows, default=0) < 0 or sum(rows) > size:  # an image has more than a byte
-            raise InputError(f"{path}: damaged; it cannot have {sum(rows):,} images in {size:,} bytes")
+            raise InputError(f"{self._name}: damaged; it cannot have {sum(rows):,} images in {size:,} bytes")
         self.largest_group = max(rows, default=0)
-        self._column = _image_column(schema, path)
-        self._names = _class_names(schema, path)
+        self._column = _image_column(schema, self._name)
+        self._names = _class_names(schema, self._name)
         self._has_labels = "label" in schema.names
+
+    def range_of(self, row: int) -> tuple[int, int]:
+        """(offset, size) in bytes of the images of the row group that has a row."""
+        group = self._file.metadata.row_group(bisect_right(self.starts, row) - 1)
+        columns = (group.column(number) for number in range(group.num_columns))
+        column = next(one for one in columns if one.path_in_schema == self._column)
+        return column.dictionary_page_offset or column.data_page_offset, column.total_compressed_size
 
     def images(self, group: int) -> Any:
         """Arrow array of the encoded images of one row group."""
@@ -148,23 +202,25 @@ class _Shard:
         try:
             batch = next(batches, None)
             return None if batch is None else batch.column(0).to_pylist()
+        except (Unreadable, NoisyStudentError):
+            raise
         except Exception as error:  # as above
-            raise InputError(f"{self._path}: column `label` cannot be read ({first_line(error)})") from error
+            raise InputError(f"{self._name}: column `label` cannot be read ({first_line(error)})") from error
 
     def _label(self, value: object) -> str | None:
         """Class name of a value of the label column; None if unknown."""
         # Hugging Face writes -1 for the hidden labels of a test set.
-        name = class_name(value, str(self._path))
+        name = class_name(value, self._name)
         if name is None or self._names is None or not isinstance(value, int):
             return name
         if value >= len(self._names):
             raise InputError(
-                f"{self._path}: label {value}, but its metadata names {len(self._names)} classes"
+                f"{self._name}: label {value}, but its metadata names {len(self._names)} classes"
             )
         return self._names[value]
 
 
-def _image_column(schema: Any, path: Path) -> str:
+def _image_column(schema: Any, path: str) -> str:
     """Path of the column with the encoded images, such as `image.bytes`.
 
     Raises:
@@ -191,7 +247,7 @@ def _bytes_field(column: Any) -> str | None:
     return name if kind in (pa.binary(), pa.large_binary(), pa.binary_view()) else None
 
 
-def _class_names(schema: Any, path: Path) -> list[str] | None:
+def _class_names(schema: Any, path: str) -> list[str] | None:
     """Class names of a ClassLabel feature in Hugging Face's metadata, None if there are none.
 
     Raises:

@@ -1,0 +1,176 @@
+"""What does a pool in a store cost? Requests, bytes and CPU time an image, beside a folder and beside fsspec.
+
+    python benchmarks/remote.py
+    python benchmarks/remote.py --images 4000 --shards 8 --repeats 3
+
+The images are random bytes of 20 to 80 kB in tar shards; nothing is decoded; the server is the tests', on
+loopback in a process of its own: the CPU time is that of the reader alone. `in order` reads 64 neighbours at
+once, as the scan does; `shuffled` reads 64 that are drawn from all shards, as a training does.
+
+folder: a file an image. tar: the shards on disk. remote: the same shards through the store, `cold` without a
+cache, `cached` with a cache that has them. fsspec: a range request an image, in 16 threads. It is told the
+ranges, and does not look whether the shard is still the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import multiprocessing
+import os
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from noisystudent.data.sources import Place, Source, open_source, prefetch, remote
+from noisystudent.data.sources.threads import THREADS
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "data"))
+from web_server import serving
+
+_BATCH = 64
+Read = Callable[[Sequence[Place]], list[bytes]]
+
+
+def images(count: int) -> list[bytes]:
+    rng = np.random.default_rng(0)
+    return [rng.bytes(int(size)) for size in rng.integers(20_000, 80_000, count)]
+
+
+def write(root: Path, data: list[bytes], shards: int) -> None:
+    """The images as files `folder/<shard>/<number>.jpg` and as `<shard>.tar`."""
+    for shard in range(shards):
+        (root / "folder" / f"{shard:02d}").mkdir(parents=True)
+        with tarfile.open(root / f"{shard:02d}.tar", "w") as archive:
+            for number in range(shard, len(data), shards):
+                member = tarfile.TarInfo(f"c/{number:06d}.jpg")
+                member.size = len(data[number])
+                archive.addfile(member, io.BytesIO(data[number]))
+                (root / "folder" / f"{shard:02d}" / f"{number:06d}.jpg").write_bytes(data[number])
+
+
+def serve(root: Path, pipe: Connection) -> None:
+    """Serve the shards; each message is answered with (requests, bytes) since the last one."""
+    with serving({f"/{path.name}": path.read_bytes() for path in root.glob("*.tar")}) as web:
+        pipe.send(web.url)
+        while pipe.recv():
+            done, web.requests = web.requests, []
+            pipe.send((len(done), sum(stop - start for method, _, start, stop in done if method == "GET")))
+
+
+def places(source: Source) -> list[Place]:
+    return [(item.shard, item.offset, item.size, item.id) for item in source.items()]
+
+
+def counted(pipe: Connection) -> tuple[int, float]:
+    """Requests and MB since the last call."""
+    pipe.send(True)
+    requests, size = pipe.recv()
+    return requests, size / 1e6
+
+
+def from_source(source: Source) -> Read:
+    def read(batch: Sequence[Place]) -> list[bytes]:
+        prefetch(source, batch)
+        return [bytes(source.read(*place)) for place in batch]
+
+    return read
+
+
+def from_fsspec(url: str, threads: ThreadPoolExecutor) -> Read:
+    files = fsspec.filesystem("http")
+
+    def one(place: Place) -> bytes:
+        shard, offset, size, _ = place
+        data: bytes = files.cat_file(f"{url}/{shard:02d}.tar", start=offset, end=offset + size)
+        return data
+
+    return lambda batch: list(threads.map(one, batch))
+
+
+def digest(data: Iterable[bytes]) -> bytes:
+    state = hashlib.blake2b()
+    for one in data:
+        state.update(hashlib.blake2b(one).digest())
+    return state.digest()
+
+
+def measure(read: Read, where: list[Place], rows: NDArray[np.int64], pipe: Connection) -> tuple[str, bytes]:
+    """Read all images in the order of `rows`; the figures, and the digest of the images by row."""
+    found: dict[int, bytes] = {}
+    remote._memory = remote._Memory()
+    counted(pipe)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for start in range(0, len(rows), _BATCH):
+        batch = rows[start : start + _BATCH].tolist()
+        found |= dict(zip(batch, read([where[row] for row in batch]), strict=True))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    requests, size = counted(pipe)
+    count = len(rows)
+    figures = (requests / count, 1000 * size / count, 1000 * cpu / count, count / wall)
+    return "{:10.3f}{:10.1f}{:10.3f}{:10,.0f}".format(*figures), digest(found[row] for row in range(count))
+
+
+def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -> None:
+    names = f"{url}/{{00..{shards - 1:02d}}}.tar"
+    tars, cold = open_source([root / "*.tar"], True), open_source([names], True, cache_gb=0)
+    where = places(tars)
+    counted(pipe)
+    cpu = time.process_time()
+    assert places(cold) == where
+    cpu, (requests, size) = time.process_time() - cpu, counted(pipe)
+    print(f"listing: {requests} requests, {size:.1f} MB, {1000 * cpu / len(where):.3f} CPU ms an image\n")
+    cached, loose = open_source([names], True, cache_gb=1), open_source([root / "folder"], False)
+    in_order = np.arange(len(where))
+    measure(from_source(cached), where, in_order, pipe)  # fills the cache
+    print(f"{'':26}{'requests':>10}{'kB':>10}{'CPU ms':>10}{'images/s':>10}   an image")
+    expected = digest(from_source(tars)(where))
+    shuffled = np.random.default_rng(1).permutation(len(where))
+    with ThreadPoolExecutor(THREADS) as threads:
+        readers = {
+            "folder": (from_source(loose), places(loose)),
+            "tar": (from_source(tars), where),
+            "remote, cold": (from_source(cold), where),
+            "remote, cached": (from_source(cached), where),
+            "fsspec": (from_fsspec(url, threads), where),
+        }
+        for _ in range(repeats):
+            for name, (read, at) in readers.items():
+                for order, rows in (("in order", in_order), ("shuffled", shuffled)):
+                    figures, found = measure(read, at, rows, pipe)
+                    assert found == expected, f"{name} has read other bytes"
+                    print(f"{name:16}{order:10}{figures}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=2)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        os.environ["NOISYSTUDENT_CACHE"] = str(root / "cache")
+        data = images(given.images)
+        write(root, data, given.shards)
+        here, there = multiprocessing.Pipe()
+        multiprocessing.get_context("fork").Process(target=serve, args=(root, there), daemon=True).start()
+        size = sum(map(len, data)) / 1e6
+        print(f"{len(data):,} images, {size:.0f} MB in {given.shards} shards")
+        compare(root, here.recv(), given.shards, given.repeats, here)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The cache of blocks is bounded, and gives what was put last or nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noisystudent.data.sources.cache import BLOCK, BlockFile, key_of
+
+
+@given(
+    puts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 2**10)), max_size=60),
+    size=st.integers(8 * (BLOCK + 32), 30 * (BLOCK + 32)),
+)
+def test_the_cache_stays_within_its_bound_and_gives_what_was_put_last(
+    puts: list[tuple[int, int]], size: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = [BlockFile(Path(folder, "blocks"), size) for _ in range(2)]  # two processes
+        last: dict[bytes, bytes] = {}
+        for turn, (number, length) in enumerate(puts):
+            key, data = key_of(number), bytes([turn]) * length
+            files[turn % 2].put(key, data)
+            last[key] = data
+            assert files[(turn + 1) % 2].get(key) == data
+        assert all(files[0].get(key) in (None, data) for key, data in last.items())
+        if len(last) <= 8:
+            assert all(files[0].get(key) == data for key, data in last.items())
+        assert sum(path.stat().st_size for path in Path(folder).iterdir()) <= size
+
+
+def test_a_torn_block_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "blocks"
+    blocks = BlockFile(path, 2**21)
+    blocks.put(b"k" * 16, b"x" * 100)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"x" * 100) + 50] = 0
+    path.write_bytes(data)
+    assert blocks.get(b"k" * 16) is None
