@@ -101,6 +101,11 @@ def of_student(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_OF_STUDENT: True})
 
 
+def later(default: Any) -> Any:
+    """Declare a field that is not part of a fingerprint while it has its default value, see `number`."""
+    return dataclasses.field(default=default, metadata={_LATER: True})
+
+
 def range_of(field: dataclasses.Field[Any]) -> Range | None:
     """Return the range that was declared with a field, or None."""
     bounds: Range | None = field.metadata.get(_RANGE)
