@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.config import DataConfig
+from noisystudent.console import Progress
 from noisystudent.data.duplicates import Mask, Rows
 from noisystudent.data.index import Index
 from noisystudent.data.phash import (
@@ -55,7 +56,9 @@ def signature_of(config: DataConfig, name: str, before: dict[str, Scan]) -> Sign
     return "hash" if any(_large(scan.index).any() for scan in before.values()) else None
 
 
-def near_copies(scans: dict[str, Scan], members: Members, config: DataConfig) -> list[Leak]:
+def near_copies(
+    scans: dict[str, Scan], members: Members, config: DataConfig, progress: Progress
+) -> list[Leak]:
     """Search the pool for near copies, remove them from its members, and return them.
 
     A pool image that is near an image of test or val is removed. One that is near an earlier image of the
@@ -65,6 +68,10 @@ def near_copies(scans: dict[str, Scan], members: Members, config: DataConfig) ->
         scans: the scans, with signatures as `signature_of` says.
         members: the images of each set, without exact copies; the mask of the pool is changed.
         config: its fields near_duplicates and pool_near_duplicates.
+        progress: advances with the search, and a signal stops it.
+
+    Raises:
+        Stopped: a signal stopped the search.
     """
     if "pool" not in scans or scans["pool"].signatures is None:
         return []
@@ -75,7 +82,9 @@ def near_copies(scans: dict[str, Scan], members: Members, config: DataConfig) ->
             part, own = members[name]
             large = _large(scans[part].index)
             held = np.flatnonzero(own if all_sizes else own & large)
-            rows, near, distances = _found(pool, mask, HeldOut(_thumbnails(scans[part], held), large[held]))
+            rows, near, distances = _search(
+                pool, mask, HeldOut(_thumbnails(scans[part], held), large[held]), progress
+            )
             leaks.append(Leak("pool", "pool", rows, name, part, held[near], "near copy", distances))
             mask[rows] = False
     compared = np.flatnonzero(mask if all_sizes else mask & _large(pool.index))
@@ -102,30 +111,30 @@ class HeldOut:
         import faiss  # takes 0.1 s, and most commands do not need it
 
         parts = [hash_variants(thumbnails[part]) for part in _slices(len(thumbnails))]
-        found = np.concatenate([np.empty((0, VARIANTS, BYTES), np.uint8), *parts])
-        self._owner, self._variant = np.nonzero(has_detail(found))
-        self._hashes = found[self._owner, self._variant]
+        codes = np.concatenate([np.empty((0, VARIANTS, BYTES), np.uint8), *parts])
+        self._owner, self._variant = np.nonzero(has_detail(codes))
+        self._hashes = codes[self._owner, self._variant]
         self._thumbnails, self._large = thumbnails, large
-        fewer = _FEWER * max(0.0, log10(max(found.shape[0] * VARIANTS, 1) / _MEASURED))
+        fewer = _FEWER * max(0.0, log10(max(codes.shape[0] * VARIANTS, 1) / _MEASURED))
         self._limits = np.where(large, _BITS, _SMALL_BITS)[self._owner] - fewer
         self._index = faiss.IndexBinaryFlat(8 * COARSE_BYTES)
         self._index.add(np.ascontiguousarray(self._hashes[:, :COARSE_BYTES]))
 
-    def nearest(self, found: Hashes, thumbnails: Thumbnails | None) -> tuple[Rows, Rows, Distances]:
+    def nearest(self, codes: Hashes, thumbnails: Thumbnails | None) -> tuple[Rows, Rows, Distances]:
         """The images that have a near copy here.
 
         Args:
-            found: (n, 32) hashes of images.
+            codes: (n, 32) hashes of images.
             thumbnails: (n, 32, 32, 3) of the same images. None: all images here are large.
 
         Returns:
-            Their positions in `found`, ascending; for each the held-out image with the nearest variant; and
+            Their positions in `codes`, ascending; for each the held-out image with the nearest variant; and
             the distance to it.
         """
-        coarse = np.ascontiguousarray(found[:, :COARSE_BYTES])
+        coarse = np.ascontiguousarray(codes[:, :COARSE_BYTES])
         ends, _, variants = self._index.range_search(coarse, _COARSE + 1)  # those that are below it
-        queries = np.repeat(np.arange(len(found)), (ends[1:] - ends[:-1]).astype(np.int64))
-        distances = bits_between(found[queries], self._hashes[variants])
+        queries = np.repeat(np.arange(len(codes)), (ends[1:] - ends[:-1]).astype(np.int64))
+        distances = bits_between(codes[queries], self._hashes[variants])
         close = np.flatnonzero(distances <= self._limits[variants])
         queries, variants, distances = queries[close], variants[close], distances[close]
         if thumbnails is not None:
@@ -147,27 +156,27 @@ class HeldOut:
         return alike
 
 
-def copies_within(found: Hashes) -> tuple[Rows, Rows, Distances]:
+def copies_within(codes: Hashes) -> tuple[Rows, Rows, Distances]:
     """Images that are near an earlier one, without crops and mirrored images.
 
     Near copies almost always share one of the 8 words of their hashes, so they are neighbours when the images
     are sorted by this word. Time and memory grow with the number of images, not with its square.
 
     Args:
-        found: (n, 32) hashes.
+        codes: (n, 32) hashes.
 
     Returns:
         Their positions, ascending; for each an earlier one that is near it; and the distance.
     """
-    words = np.ascontiguousarray(found).view(np.uint32)
-    usable = np.flatnonzero(has_detail(found))
+    words = np.ascontiguousarray(codes).view(np.uint32)
+    usable = np.flatnonzero(has_detail(codes))
     pairs = [np.empty((3, 0), np.int64)]
     for column in words.T:
         order = usable[np.argsort(column[usable], kind="stable")]  # equal words in the order of the images
         for step in range(1, _NEIGHBOURS + 1):
             same = np.flatnonzero(column[order[step:]] == column[order[:-step]])
             later, earlier = order[step:][same], order[:-step][same]
-            distances = bits_between(found[later], found[earlier])
+            distances = bits_between(codes[later], codes[earlier])
             pairs.append(np.stack([later, earlier, distances])[:, distances <= _POOL_BITS])
     later, earlier, distances = np.concatenate(pairs, axis=1)
     order = np.lexsort((earlier, distances, later))
@@ -182,15 +191,17 @@ def bits_between(some: Hashes, others: Hashes) -> Distances:
     return distances
 
 
-def _found(pool: Scan, mask: Mask, held: HeldOut) -> tuple[Rows, Rows, Distances]:
+def _search(pool: Scan, mask: Mask, held: HeldOut, progress: Progress) -> tuple[Rows, Rows, Distances]:
     """Rows of the pool with a near copy in `held`, the position of the copy there, and the distance."""
     results = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
     rows = np.flatnonzero(mask)
     for part in _slices(len(rows)):
         thumbnails = None if _is_hash(pool) else _thumbnails(pool, rows[part])
-        found = _hashes(pool, rows[part]) if thumbnails is None else hashes(thumbnails)
-        at, near, distances = held.nearest(found, thumbnails)
+        codes = _hashes(pool, rows[part]) if thumbnails is None else hashes(thumbnails)
+        at, near, distances = held.nearest(codes, thumbnails)
         results.append((rows[part][at], near, distances))
+        progress.check()
+        progress.advance("searching near copies", part.stop, len(rows))
     rows, near, distances = (np.concatenate(columns) for columns in zip(*results, strict=True))
     return rows, near, distances
 

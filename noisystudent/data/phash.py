@@ -103,12 +103,12 @@ def hash_variants(thumbnails: Thumbnails) -> Hashes:
     return np.stack([_bits(one) for wave in waves for one in (wave, wave * _MIRROR)], axis=1)
 
 
-def has_detail(found: Hashes) -> NDArray[np.bool_]:
+def has_detail(codes: Hashes) -> NDArray[np.bool_]:
     """(…,) False for nearly flat images, whose hashes are alike: under an eighth of their bits is set.
 
     Half of the bits of a photograph are set.
     """
-    bits = np.bitwise_count(np.ascontiguousarray(found).view(np.uint64)).sum(axis=-1)
+    bits = np.bitwise_count(np.ascontiguousarray(codes).view(np.uint64)).sum(axis=-1)
     return np.asarray(bits >= BYTES)
 
 
@@ -154,9 +154,11 @@ def _picture(
 
 
 def _directions(pictures: NDArray[np.float32]) -> Vectors:
+    """(n, 768) of pictures (n, 3, 16, 16)."""
     # each channel without its mean: all pictures of a blue sky would be alike
     means = pictures.mean(axis=(2, 3), keepdims=True)
-    flat: Vectors = np.subtract(pictures, means, dtype=np.float32).reshape(len(pictures), -1)
-    length = np.linalg.norm(flat, axis=1)
-    flat[length < np.sqrt(flat.shape[1])] = 0  # less than 1 grey level in each value
-    return np.asarray(flat / np.maximum(length, 1)[:, None], np.float32)
+    flat = np.asarray(pictures - means, np.float32).reshape(len(pictures), -1)
+    length = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
+    detail = length > np.sqrt(flat.shape[1])  # at least 1 grey level in each value
+    directions: Vectors = np.divide(flat, length, out=np.zeros_like(flat), where=detail)
+    return directions
