@@ -1,13 +1,14 @@
-"""Which planted copies of test images does the leak guard find, what else does it remove, and what does it cost?
+"""Which planted copies of test images does the leak guard find, what else is removed, and what does it cost?
 
     python benchmarks/leaks.py
     python benchmarks/leaks.py --parts tiny cost
 
-tiny: Tiny ImageNet, 64 pixels. Half of train is labelled, the other half and 2,500 images of other classes are
-the pool, with 200 copies of test images of each kind. `many` is the same without copies, with 6,250 images as test.
-cifar: CIFAR-10, 32 pixels, `data.near_duplicates: all`; 4,000 labelled images, the rest of train is the pool. A
-pool image that is removed and was not planted is listed as `clean`, although many are true copies: 3.3 % of the
-test images have one in train (arXiv 1902.00423).
+tiny: Tiny ImageNet, 64 pixels. Half of train is labelled; the other half and 2,500 images of other classes
+are the pool, with 200 copies of test images of each kind. `many` is the same without copies, with 6,250 images
+as test.
+cifar: CIFAR-10, 32 pixels, `data.near_duplicates: all`; 4,000 labelled images, the rest of train is the pool.
+Images that are removed and were not planted count as clean, although many are true copies: 3.3 % of the test
+images have one in train (arXiv 1902.00423).
 cost: CPU time of the whole scan with and without the guard, in turn, in one process. pool: time and memory of
 the search within a pool of 10 million random hashes.
 """
@@ -193,9 +194,7 @@ def pool(count: int) -> None:
     copies_within(codes)
     seconds = time.process_time() - begun
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / count
-    print(
-        f"\npool: {count:,} hashes compared in {seconds:.1f} s of CPU, with {more:.0f} bytes an image beside 32"
-    )
+    print(f"\npool: {count:,} hashes in {seconds:.1f} s of CPU, {more:.0f} bytes an image beside 32")
 
 
 def main() -> None:

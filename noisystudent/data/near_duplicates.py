@@ -34,11 +34,11 @@ LEAST_SIDE = 64
 
 # Limits were chosen so that at most 0.5 % of clean pool images are removed: benchmarks/leaks.py.
 _COARSE = 14  # of 64 bits: more, and a pair is not looked at further
-_BITS = 82  # of 256
-_SMALL_BITS = 88  # for images below LEAST_SIDE, if the vectors agree too
-_COSINE = 0.88  # least, for images below LEAST_SIDE
-_MEASURED = 137_500  # variants: the limits hold up to 6,250 held-out images
-_FEWER = 12  # bits for ten times as many variants, which are ten times as many chances of a false match
+_BITS = 88  # of 256, at most
+_COSINE = 0.88  # least of the vectors, for images below LEAST_SIDE
+# Many held-out images have many chances of a false match. With 6,250 of them, a hash may differ in 82 bits.
+_MANY, _BITS_MANY = 6_250, 82
+_FEWER = 8  # bits for ten times as many images
 _POOL_BITS = 32  # within the pool, where crops and mirrored images are not looked for
 _NEIGHBOURS = 4  # of an image among those with an equal word of the hash, which are compared with it
 _AT_ONCE = 8192  # images that are processed at once, which bounds the temporary arrays
@@ -115,8 +115,8 @@ class HeldOut:
         self._owner, self._variant = np.nonzero(has_detail(codes))
         self._hashes = codes[self._owner, self._variant]
         self._thumbnails, self._large = thumbnails, large
-        fewer = _FEWER * max(0.0, log10(max(codes.shape[0] * VARIANTS, 1) / _MEASURED))
-        self._limits = np.where(large, _BITS, _SMALL_BITS)[self._owner] - fewer
+        limit = min(_BITS, _BITS_MANY - _FEWER * log10(max(len(thumbnails), 1) / _MANY))
+        self._limits = np.where(large, limit, _BITS)[self._owner]
         self._index = faiss.IndexBinaryFlat(8 * COARSE_BYTES)
         self._index.add(np.ascontiguousarray(self._hashes[:, :COARSE_BYTES]))
 

@@ -149,8 +149,7 @@ def _picture(
 ) -> NDArray[np.float32]:
     """(n, 3, 16, 16) a window of each thumbnail."""
     channels = thumbnails.transpose(0, 3, 1, 2).astype(np.float32)
-    picture: NDArray[np.float32] = rows @ channels @ columns.T
-    return picture
+    return np.asarray(rows @ channels @ columns.T, np.float32)
 
 
 def _directions(pictures: NDArray[np.float32]) -> Vectors:

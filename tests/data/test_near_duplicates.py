@@ -93,7 +93,7 @@ def test_each_pool_image_is_kept_or_listed_with_its_pair(
     assert reported == ([] if twins == "remove" else [("twin.png", "clean-05.png")])
     distances = {row["id"]: int(row["distance"]) for row in rows}
     assert distances.pop("then-again.png") == 0, "an exact copy"
-    assert max(distances.values()) <= 82
+    assert max(distances.values()) <= 88
     removed = [row["id"] for row in rows if row["reason"] != "near copy kept"]
     kept = data.pool.ids(np.arange(len(data.pool)))
     assert sorted([*kept, *removed]) == sorted(file.name for file in (tmp_path / "pool").iterdir())
@@ -177,7 +177,7 @@ def test_the_search_finds_the_nearest_variant_that_is_near_enough(seed: int, fli
     for number, query in enumerate(queries):
         far = np.bitwise_count(variants ^ query).sum(axis=-1)
         coarse = np.bitwise_count(variants[..., :8] ^ query[:8]).sum(axis=-1)
-        far = np.where((coarse <= 14) & (far <= 82), far, 999)
+        far = np.where((coarse <= 14) & (far <= 88), far, 999)
         if far.min() < 999:
             expected.append((number, int(far.reshape(-1).argmin()) // 22, int(far.min())))
     found = HeldOut(held, np.ones(3, np.bool_)).nearest(queries, None)
