@@ -4,8 +4,7 @@
     python benchmarks/leaks.py --parts tiny cost
 
 tiny: Tiny ImageNet, 64 pixels. Half of train is labelled; the other half and 2,500 images of other classes
-are the pool, with 200 copies of test images of each kind. `many` is the same without copies, with 6,250 images
-as test.
+are the pool, with 200 copies of test images of each kind. `many` has no copies, and 6,250 images as test.
 cifar: CIFAR-10, 32 pixels, `data.near_duplicates: all`; 4,000 labelled images, the rest of train is the pool.
 Images that are removed and were not planted count as clean, although many are true copies: 3.3 % of the test
 images have one in train (arXiv 1902.00423).

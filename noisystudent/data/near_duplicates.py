@@ -81,11 +81,10 @@ def near_copies(
         if name in members:
             part, own = members[name]
             large = _large(scans[part].index)
-            held = np.flatnonzero(own if all_sizes else own & large)
-            rows, near, distances = _search(
-                pool, mask, HeldOut(_thumbnails(scans[part], held), large[held]), progress
-            )
-            leaks.append(Leak("pool", "pool", rows, name, part, held[near], "near copy", distances))
+            of_set = np.flatnonzero(own if all_sizes else own & large)
+            held_out = HeldOut(_thumbnails(scans[part], of_set), large[of_set])
+            rows, near, distances = _search(pool, mask, held_out, progress)
+            leaks.append(Leak("pool", "pool", rows, name, part, of_set[near], "near copy", distances))
             mask[rows] = False
     compared = np.flatnonzero(mask if all_sizes else mask & _large(pool.index))
     later, earlier, distances = copies_within(_hashes(pool, compared))
