@@ -156,7 +156,7 @@ def _directions(pictures: NDArray[np.float32]) -> Vectors:
     """(n, 768) of pictures (n, 3, 16, 16)."""
     # each channel without its mean: all pictures of a blue sky would be alike
     means = pictures.mean(axis=(2, 3), keepdims=True)
-    flat = np.asarray(pictures - means, np.float32).reshape(len(pictures), -1)
+    flat = np.asarray(pictures - means, np.float32).reshape(-1, 3 * (SIDE // 2) ** 2)
     length = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
     detail = length > np.sqrt(flat.shape[1])  # at least 1 grey level in each value
     directions: Vectors = np.divide(flat, length, out=np.zeros_like(flat), where=detail)

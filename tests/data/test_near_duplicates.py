@@ -118,6 +118,17 @@ def test_small_images_are_compared_only_if_that_is_configured(tmp_path: Path) ->
     assert ids(make(tmp_path / "all", **specs, near_duplicates="all").pool) == CLEAN
 
 
+def test_each_held_out_image_is_compared_by_its_own_size(tmp_path: Path, folders: dict[str, Any]) -> None:
+    for file in (tmp_path / "test").rglob("*.png"):  # now too small for a hash alone
+        file.write_bytes(encoded(resized(np.asarray(Image.open(file)), 48)))
+    data = make(tmp_path / "out", **folders, resolution=32)
+    assert ids(data.pool) == CLEAN | {f"{name}.png" for name in COPIES} | {"twin.png"}
+    assert "of-val.png" in {row["id"] for row in table(tmp_path / "out" / "leaks.csv")}
+    assert ids(make(tmp_path / "all", **folders, resolution=32, near_duplicates="all").pool) == CLEAN | {
+        "twin.png"
+    }
+
+
 def test_workers_find_what_one_process_finds(
     tmp_path: Path, folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
