@@ -171,7 +171,7 @@ def cost(root: Path, repeats: int) -> None:
     for copy in range(20):  # as 800 photographs; those with the same bytes leave the pool after the scan
         for file in files:
             (photos / f"{copy}-{file.name}").write_bytes(file.read_bytes())
-    folders["unlabeled"] = photos
+    folders = {"labeled": folders["test"], "unlabeled": photos}
     for plane in ("resident", "streamed"):
         _compare(f"photographs at 224, {plane}", root, folders, repeats, resolution=224, plane=plane)
 
