@@ -83,7 +83,7 @@ def plant(test: Path, pool: Path) -> dict[str, tuple[str, str]]:
     planted = {}
     for number, (kind, (change, quality)) in enumerate(KINDS.items()):
         for file in rng.permutation(np.array(files, object))[:_COPIES]:
-            name = f"planted-{number}-{file.stem}.jpg"
+            name = f"planted-{number}-{file.parent.name}-{file.stem}.jpg"
             change(Image.open(file).convert("RGB"), rng).save(pool / name, "JPEG", quality=quality)
             planted[name] = kind, file.relative_to(test).as_posix()
     return planted
