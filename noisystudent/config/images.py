@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisystudent.config.fields import MOST_PIXELS, check_ranges, neutral, number
+from noisystudent.config.fields import MOST_PIXELS, check_ranges, later, neutral, number
 from noisystudent.errors import require
 
 # Twice Pillow's MAX_IMAGE_PIXELS: above it Pillow itself raises DecompressionBombError.
@@ -46,6 +46,11 @@ class DataConfig:
     """The run stops if a larger share of the images of a set cannot be read."""
     max_pixels: int = number(100_000_000, least=1, most=_PILLOW_PIXELS)
     """An image with more pixels is refused as a decompression bomb. The largest value is Pillow's limit."""
+    near_duplicates: Literal["auto", "all", "off"] = later("auto")
+    """auto: pool images that are near copies of val or test images are removed, if those have sides of at
+    least 64 pixels. all: near copies of smaller images too. off: only exact copies are removed."""
+    pool_near_duplicates: Literal["report", "remove"] = later("report")
+    """What happens to pool images that are near copies of another pool image, by the same search."""
     pool_truth: bool = neutral(False)
     """Folder names of the pool are the true classes. They evaluate pseudo-labels and never train a model."""
     pool_tags: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,16 +21,17 @@ from noisystudent.data.duplicates import Mask
 from noisystudent.data.imageset import ImageSet, to_device
 from noisystudent.data.index import SCHEMA, Index, writer
 from noisystudent.data.listing import Listing, list_sets
+from noisystudent.data.lists import bad_notes, leak_notes, write_leaks, write_ledger
+from noisystudent.data.near_duplicates import near_copies, signature_of
 from noisystudent.data.scan import Job, Scan, scan
 from noisystudent.data.sources import Sources
-from noisystudent.data.splits import Leak, Members, assign, classes_of, label_map, require_images
+from noisystudent.data.splits import Members, assign, classes_of, label_map, require_images
 from noisystudent.data.workers import worker_count
 from noisystudent.errors import InputError, RunError, readable_size
 from noisystudent.run.files import atomic, read_json, remove, write_json
 from noisystudent.run.rundir import DataDir
 
 _GIB = 1024**3
-_IDS = 4096  # ids that are read into memory at once
 _FORMAT = 1  # of dataset.json and the files of store/
 
 
@@ -76,7 +76,7 @@ def prepare(
     """Decode every image once and write the files that `open_dataset` and later stages read.
 
     Files in `out`: manifest.parquet (one row for each image in use), ledger.csv (unusable images and the
-    reasons), leaks.csv (images removed as copies, and copies that stay with two labels), store/ (columns and
+    reasons), leaks.csv (images removed as copies or near copies, and copies that stay), store/ (columns and
     decoded pixels, memory-mapped) and, last, dataset.json. A call after a kill starts the scan again. `seed`
     is for the val split. `listings` is the result of `list_sets`; None: it is called here.
 
@@ -97,20 +97,20 @@ def prepare(
         for name, source in sources.named():
             listing = listings[name]
             side = config.resolution if _is_resident(config, name, len(listing.index), store) else None
-            job = Job(source, config.max_pixels, side)
+            job = Job(source, config.max_pixels, side, signature_of(config, name, scans))
             scans[name] = scan(listing, job, store, name, workers=workers, progress=progress)
         # Ledger and leaks are written before the checks that may stop the run: they explain the errors.
-        _write_ledger(out.ledger, scans, config.max_bad_fraction)
+        write_ledger(out.ledger, scans, config.max_bad_fraction)
         classes, class_notes = classes_of(scans)
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
-        _write_leaks(out.leaks, scans, leaks)
+        leaks += near_copies(scans, members, config, progress)
+        write_leaks(out.leaks, scans, leaks)
         require_images(members, scans, classes, out.leaks)
         _write_rows(store, out.manifest, scans, members, classes, tagged=config.pool_tags)
         remove(scratch)
     source_notes = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
-    all_notes = [*source_notes, *_bad_notes(scans), *class_notes, *notes]
-    sets = _storage(members, scans)
-    content = {"format": _FORMAT, "classes": classes, "notes": all_notes, "sets": sets}
+    all_notes = [*source_notes, *bad_notes(scans), *class_notes, *notes, *leak_notes(leaks)]
+    content = {"format": _FORMAT, "classes": classes, "notes": all_notes, "sets": _storage(members, scans)}
     content["counts"] = {name: int(mask.sum()) for name, (_, mask) in members.items()}
     content["tags"] = scans["pool"].names if config.pool_tags and "pool" in scans else []
     write_json(out.dataset, content)
@@ -169,56 +169,10 @@ def _is_resident(config: DataConfig, name: str, count: int, store: Path) -> bool
     return config.plane == "resident" or (config.plane == "auto" and fits)
 
 
-def _write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) -> None:
-    """Write ledger.csv, then check it, so that the user can read it if the run stops.
-
-    Raises:
-        InputError: a set has too many bad images, or only bad ones.
-    """
-    rows = ((name, *entry) for name, scanned in scans.items() for entry in scanned.bad)
-    _write_csv(path, ("set", "id", "reason"), rows)
-    for name, scanned in scans.items():
-        bad = len(scanned.bad)
-        if bad > max_bad_fraction * scanned.listed or (bad and bad == scanned.listed):
-            first, reason = scanned.bad[0]
-            raise InputError(
-                f"{name}: {bad} of {scanned.listed} images cannot be read, more than data.max_bad_fraction "
-                f"{max_bad_fraction}; the first is {first} ({reason}); all are in {path}"
-            )
-
-
 def _source_notes(name: str, scanned: Scan) -> tuple[str, ...]:
     """Notes of a set's source; reading in random order matters only for streamed training images."""
     shuffled = name in ("labeled", "pool")  # val and test are read in order
     return scanned.source.notes(streamed=shuffled and scanned.storage is None)
-
-
-def _bad_notes(scans: dict[str, Scan]) -> list[str]:
-    return [
-        f"{name}: {len(scanned.bad)} of {scanned.listed} images cannot be read and are left out (ledger.csv)"
-        for name, scanned in scans.items()
-        if scanned.bad
-    ]
-
-
-def _write_leaks(path: Path, scans: dict[str, Scan], leaks: list[Leak]) -> None:
-    _write_csv(path, ("set", "id", "found_in", "id_there", "reason"), _leak_rows(scans, leaks))
-
-
-def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str, ...]]:
-    for leak in leaks:
-        here, there = scans[leak.scan].index, scans[leak.other_scan].index
-        for start in range(0, len(leak.rows), _IDS):
-            part = slice(start, start + _IDS)
-            ids = zip(here.ids(leak.rows[part]), there.ids(leak.other_rows[part]), strict=True)
-            yield from ((leak.name, one, leak.other, other, leak.reason) for one, other in ids)
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
-    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(header)
-        lines.writerows(rows)
 
 
 def _write_rows(

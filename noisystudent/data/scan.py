@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from noisystudent.data.decode import DecodeError, decode, view
 from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.listing import Listing
+from noisystudent.data.phash import SIDE, Signature, signatures, thumbnail
 from noisystudent.data.sources import ArraySource, Place, Source, prefetch
 from noisystudent.data.workers import in_workers
 
 _CHUNK = 64  # images that a worker scans at once
 _AHEAD = 4  # chunks for each worker that are drawn but not used: bounds memory, and keeps the workers busy
-_SMALLEST = 1  # without pixels to keep, a JPEG is decoded for this side: at 1/8 of its size, but to its end
+_SMALLEST = 1  # side of a view of which only its size is used: 1/8 of the size of the file
 _FEW = 1024  # with fewer images, starting worker processes costs more time than it saves
 
 
@@ -36,6 +37,7 @@ class Scan:
         index: columns of the images that can be decoded, on disk.
         names: label names. A label of `index` is a position in them.
         storage: file of the decoded pixels (N, 3, S, S) uint8. None: no pixels are kept.
+        signatures: file of the signatures (N, B) uint8 of the images. None: there are none.
         bad: (id, reason) of the images that cannot be used.
         listed: number of all listed images, including the bad ones.
     """
@@ -44,6 +46,7 @@ class Scan:
     index: Index
     names: list[str]
     storage: Path | None
+    signatures: Path | None
     bad: list[tuple[str, str]]
     listed: int
 
@@ -60,11 +63,13 @@ class Job:
         source: where the images are.
         max_pixels: images with more pixels are refused.
         resolution: side S of the pixels to keep. None: no pixels are kept.
+        signature: what is kept of each image to find near copies. None: nothing.
     """
 
     source: Source
     max_pixels: int
     resolution: int | None
+    signature: Signature | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,14 @@ class ScannedChunk:
         sizes: (n, 2) height and width of the originals in pixels.
         reasons: for each row that cannot be used, the reason.
         pixels: (n, 3, S, S) clean views. None: no pixels are kept.
+        signatures: (n, B) signatures. None: none are kept.
     """
 
     hashes: NDArray[np.uint8]
     sizes: NDArray[np.int32]
     reasons: dict[int, str]
     pixels: NDArray[np.uint8] | None
+    signatures: NDArray[np.uint8] | None
 
 
 def scan(
@@ -99,7 +106,7 @@ def scan(
         listing: the images.
         job: the source, and what to keep.
         folder: `scratch/<name>.arrow` is written into it, and `<name>.npy` (N, 3, S, S) uint8 if pixels are
-            kept.
+            kept, and `scratch/<name>.signatures` if signatures are.
         name: name of the set.
         workers: decoding processes; 0: this process decodes.
         progress: advances after every chunk. A signal stops the scan between two chunks.
@@ -110,28 +117,29 @@ def scan(
     """
     bad = list(listing.bad)
     total, done, stored = len(listing.index), 0, 0
-    storage = None if job.resolution is None else folder / f"{name}.npy"
     path = folder / "scratch" / f"{name}.arrow"
-    pixels = storage.open("wb") if storage else None
-    try:
-        with writer(path, SCHEMA) as append, closing(_results(listing.index, job, workers)) as results:
-            _write_header(pixels, 0, job.resolution)  # reserves its place; the count is not known yet
-            for part, result in results:
-                progress.check()
-                good = np.ones(part.num_rows, np.bool_)
-                good[list(result.reasons)] = False
-                bad.extend((part.column("id")[row].as_py(), why) for row, why in result.reasons.items())
-                append(_good_rows(part, result, good, stored if storage else None))
-                if pixels is not None and result.pixels is not None:
-                    pixels.write(np.ascontiguousarray(result.pixels[good]).data)
-                stored += int(good.sum())
-                done += part.num_rows
-                progress.advance(f"scanning {name}", done, total)
+    storage = None if job.resolution is None else folder / f"{name}.npy"
+    signed = None if job.signature is None else path.with_suffix(".signatures")
+    with ExitStack() as files, writer(path, SCHEMA) as append:
+        pixels, signature = (
+            files.enter_context(file.open("wb")) if file else None for file in (storage, signed)
+        )
+        results = files.enter_context(closing(_results(listing.index, job, workers)))
+        _write_header(pixels, 0, job.resolution)  # reserves its place; the count is not known yet
+        for part, result in results:
+            progress.check()
+            good = np.ones(part.num_rows, np.bool_)
+            good[list(result.reasons)] = False
+            bad.extend((part.column("id")[row].as_py(), why) for row, why in result.reasons.items())
+            append(_good_rows(part, result, good, stored if storage else None))
+            for file, array in ((pixels, result.pixels), (signature, result.signatures)):
+                if file is not None and array is not None:
+                    file.write(np.ascontiguousarray(array[good]).data)
+            stored += int(good.sum())
+            done += part.num_rows
+            progress.advance(f"scanning {name}", done, total)
         _write_header(pixels, stored, job.resolution)
-    finally:
-        if pixels is not None:
-            pixels.close()
-    return Scan(job.source, Index(path), listing.names, storage, bad, total + len(listing.bad))
+    return Scan(job.source, Index(path), listing.names, storage, signed, bad, total + len(listing.bad))
 
 
 def scan_chunk(job: Job, part: Any) -> ScannedChunk:
@@ -143,6 +151,9 @@ def scan_chunk(job: Job, part: Any) -> ScannedChunk:
     hashes = np.zeros((count, HASH_BYTES), np.uint8)
     sizes = np.zeros((count, 2), np.int32)
     pixels = None if side is None else np.zeros((count, 3, side, side), np.uint8)
+    thumbnails = None if job.signature is None else np.zeros((count, SIDE, SIDE, 3), np.uint8)
+    # without pixels to keep, a JPEG is decoded at a fraction of its size, but to its end
+    least = side or (_SMALLEST if thumbnails is None else SIDE // 2)
     reasons: dict[int, str] = {}
     columns = (part.column(name).to_pylist() for name in ("shard", "offset", "size", "id"))
     places: list[Place] = list(zip(*columns, strict=True))
@@ -152,15 +163,18 @@ def scan_chunk(job: Job, part: Any) -> ScannedChunk:
             data = job.source.read(*place)
             # of the file's bytes and not of the pixels: it does not change with the version of a decoder
             hashes[row] = np.frombuffer(content_hash(data), np.uint8)
-            image = decode(data, job.max_pixels, side or _SMALLEST)
+            image = decode(data, job.max_pixels, least)
             sizes[row] = image.size
             if pixels is not None and side is not None:
                 pixels[row] = view(image, side).numpy()
+            if thumbnails is not None:
+                thumbnails[row] = thumbnail(image.pixels)
         except DecodeError as error:
             reasons[row] = str(error)
         except OSError as error:
             reasons[row] = f"cannot be read: {error.strerror or error}"
-    return ScannedChunk(hashes, sizes, reasons, pixels)
+    signed = None if thumbnails is None or job.signature is None else signatures(thumbnails, job.signature)
+    return ScannedChunk(hashes, sizes, reasons, pixels, signed)
 
 
 def _chunks(index: Index) -> Iterator[Chunk]:

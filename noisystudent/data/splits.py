@@ -22,16 +22,11 @@ The scan has another name than the set only if val is split off the labelled ima
 """
 
 _NAMED = 5  # names that a message lists at most
-# What happens to the images of a leak, by its reason; {} is the other set.
-_NOTES = {
-    "copy": "removed, copies of images in {}",
-    "other label": "have a copy with another label; they stay in training",
-}
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Images of a set whose content another set, or the set itself, has too.
+    """Images of a set whose content another set, or the set itself, has too, exactly or nearly.
 
     Attributes:
         name: the set of the images.
@@ -39,8 +34,9 @@ class Leak:
         rows: (n,) rows of that scan.
         other: the set that keeps the content.
         other_scan: name of the scan of that set.
-        other_rows: (n,) rows of `other_scan` with the same content.
-        reason: copy: the rows are removed from the set. other label: they stay, although their labels differ.
+        other_rows: (n,) rows of `other_scan` with this content.
+        reason: copy, near copy: the rows are removed from the set. other label, near copy kept: they stay.
+        distances: (n,) bits of 256 in which the hashes of near copies differ. None: the contents are equal.
     """
 
     name: str
@@ -49,7 +45,8 @@ class Leak:
     other: str
     other_scan: str
     other_rows: Rows
-    reason: Literal["copy", "other label"] = "copy"
+    reason: Literal["copy", "other label", "near copy", "near copy kept"] = "copy"
+    distances: NDArray[np.int32] | None = None
 
 
 def classes_of(scans: dict[str, Scan]) -> tuple[tuple[str, ...], list[str]]:
@@ -101,7 +98,7 @@ def assign(
     is split off the labelled images.
 
     Returns:
-        The members of each set, the leaks, and notes for the user.
+        The members of each set, the leaks, and other notes for the user.
 
     Raises:
         InputError: there is no val and none can be split off.
@@ -134,10 +131,6 @@ def assign(
         members["pool"] = "pool", _pool(scans["pool"].index, held_out, members, leaks)
     else:  # an empty pool, whose rows refer to some scan
         members["pool"] = "labeled", np.zeros(len(scans["labeled"].index), np.bool_)
-    notes += [
-        f"{leak.name}: {len(leak.rows)} images {_NOTES[leak.reason].format(leak.other)} (see leaks.csv)"
-        for leak in leaks
-    ]
     return members, leaks, notes
 
 

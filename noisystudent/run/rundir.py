@@ -191,7 +191,7 @@ class DataDir:
 
     manifest = _Child("manifest.parquet")  # one row per image in use
     ledger = _Child("ledger.csv")  # images that cannot be used, and why
-    leaks = _Child("leaks.csv")  # copies in other sets, which were removed, and with other labels
+    leaks = _Child("leaks.csv")  # copies and near copies that were removed, and those that stay
     dataset = _Child("dataset.json")  # classes, sets and notes; written last
     store = _Child("store")  # folder of the columns and the decoded pixels
     listings = _Child(".listings.partial")  # folder of the listed image names, deleted after the scan

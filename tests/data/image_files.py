@@ -21,6 +21,20 @@ from noisystudent.run.rundir import DataDir
 Pixels = NDArray[np.uint8]
 
 
+class StopAfter(Progress):
+    """A signal comes when the work has looked for one a number of times."""
+
+    def __init__(self, checks: int) -> None:
+        super().__init__()
+        self._left = checks
+
+    def check(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.stop.signal = "SIGTERM"
+        super().check()
+
+
 def encoded(pixels: NDArray[Any], kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from image_files import labeled_folder, make, prepared, random_images, table, write_folder
+from image_files import StopAfter, labeled_folder, make, prepared, random_images, table, write_folder
 from tiny import Counted
 
 from noisystudent.config import DataConfig
@@ -175,18 +175,6 @@ def test_copies_are_removed_and_written_down(tmp_path: Path, labeled: Path, pool
     assert ("pool", "leak/2.png", "labeled", "c1/0010.png") in rows
     assert len(rows) == 6 + 3 + 1
     assert any("6" not in note and "removed" in note for note in data.notes)
-
-
-class StopAfter(Progress):
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self._left = checks
-
-    def check(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self.stop.signal = "SIGTERM"
-        super().check()
 
 
 @pytest.mark.parametrize("checks", [1, 2, 3, 4])
