@@ -207,7 +207,7 @@ def _arrays(source: ArraySource | NpzSource, labeled: bool) -> ArraySource | Npz
 
 
 def _npz(files: list[Shard], labeled: bool) -> Source:
-    paths = [Path(file.name) for file in files]  # URLs of .npz files are no shards
+    paths = [Path(file.name) for file in files]  # on disk: no shard of a store is an .npz file
     if len(paths) == 1:
         return _arrays(NpzSource(paths[0]), labeled)
     return _Joined([_arrays(NpzSource(path), labeled) for path in paths], _names(paths))

@@ -97,26 +97,22 @@ def _local(name: str) -> list[Path]:
 
 
 def _remote(url: str, cache: Cache) -> list[RemoteShard]:
-    """The shard at a URL, the matches of a pattern, or the shards of a folder, in the order of their names.
+    """The shard at a URL, those that match a pattern, or those of a folder, in the order of their names.
 
     Raises:
-        InputError: there is none, or the store does not answer.
+        InputError: there is none, the pattern is wrong, or the store does not answer.
     """
     root, path = split(url)
     try:
         entries = list(_entries(url, root, path))
-    except OSError as error:
+    except (OSError, re.error) as error:
         raise InputError(f"{url}: {error}") from error
     if not entries:
         raise InputError(f"{url}: no such shards; give .tar or .parquet files, or a folder of them")
     if [entry.path for entry in entries] == [path]:
         return [RemoteShard(url, entries[0], cache)]
     start = root if root.endswith("/") else f"{root}/"
-    return [RemoteShard(start + entry.path, entry, cache) for entry in sorted(entries, key=_path)]
-
-
-def _path(entry: Entry) -> str:
-    return entry.path
+    return [RemoteShard(start + entry.path, entry, cache) for entry in sorted(entries)]
 
 
 def _entries(url: str, root: str, path: str) -> Iterable[Entry]:
@@ -131,7 +127,8 @@ def _entries(url: str, root: str, path: str) -> Iterable[Entry]:
     if wild is not None:
         matches = _pattern(path)
         folder = path[: wild.start()].rpartition("/")[0]
-        return (entry for entry in store.list(folder) if matches.fullmatch(entry.path))
+        listed = (entry for entry in store.list(folder) if matches.fullmatch(entry.path))
+        return (entry for entry in listed if entry.path.lower().endswith(SUFFIXES))
     folder = path.rstrip("/")
     inside = [entry for entry in store.list(folder) if entry.path.rpartition("/")[0] == folder]
     by_suffix = ([one for one in inside if one.path.lower().endswith(suffix)] for suffix in SUFFIXES)
@@ -139,7 +136,14 @@ def _entries(url: str, root: str, path: str) -> Iterable[Entry]:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """Expression of a glob pattern, whose * and ? stand for anything but a slash, and **/ for any folders."""
+    """Expression of a glob pattern, whose * and ? stand for anything but a slash, and **/ for any folders.
+
+    Raises:
+        re.error: the inside of its brackets is not right.
+    """
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", path)
-    return re.compile("".join(parts.get(one, one if one[:1] == "[" else re.escape(one)) for one in pieces))
+    pieces = [
+        one.replace("[!", "[^", 1) if one[:1] == "[" else parts.get(one, re.escape(one)) for one in pieces
+    ]
+    return re.compile("".join(pieces))

@@ -44,9 +44,9 @@ READING = Patience(10, 180.0)
 """In the middle of a run: a store may be away for minutes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Entry:
-    """An object in a store.
+    """An object in a store. Entries are in the order of their paths.
 
     Attributes:
         path: its path in the store.
