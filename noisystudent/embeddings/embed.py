@@ -22,6 +22,7 @@ from noisystudent.embeddings.parts import (
     PartIndex,
     Rows,
     join_indices,
+    own_index,
     read_index,
     write_index,
 )
@@ -56,8 +57,7 @@ def embed_images(
 ) -> Features:
     """Store the features of every image in float16. A second call after a stop continues.
 
-    Complete parts of the same images and settings are kept, all others are made again or removed. All
-    processes of a run call this, and share the parts out.
+    Complete parts of the same images and settings are kept. All processes of a run share the others out.
 
     Args:
         features: rows of each batch -> (V, b, F) of each batch; called once, for the batches of all parts.
@@ -73,11 +73,9 @@ def embed_images(
         RunError: a feature is not finite in float16, images are missing, or the disk is full.
         Stopped: a signal came. All finished parts are on disk.
     """
-    folder, parts, everyone = PartsDir(out), layout.parts(), group()
-    known = everyone.lead(partial(_resume, folder, layout, content_hash, task, progress))
-    todo = [number for number in range(len(parts)) if folder.part(number).name not in known.files]
-    missing = everyone.own(todo)
-    index = known if everyone.is_main else PartIndex(layout, {}, everyone.rank)
+    folder, parts = PartsDir(out), layout.parts()
+    known = group().lead(partial(_resume, folder, layout, content_hash, task, progress))
+    missing, index = group().own(_missing(folder, known)), own_index(known)
     batches = {number: _batches(parts[number], copies[0], batch_size) for number in missing}
     requests = [rows for part in batches.values() for rows in part]
     stream = features(iter(requests)) if requests else iter(())
@@ -90,13 +88,23 @@ def embed_images(
                     _fill(array, next(computed, None), batch, rows.start, ids)
                     progress.check()
                     progress.advance(task, int(batch[-1]) + 1, layout.rows)
-                _copy(array, folder, layout, rows, copies, progress)
-            index.files[folder.part(number).name]["images"] = _digest(content_hash, rows)
-            write_index(folder, index)
+                _copy(array, folder, layout, rows, copies, progress=progress)
+            _record(folder, index, number, _digest(content_hash, rows))
         progress.advance(task, rows.stop, layout.rows)
-    made = everyone.gather(index.files)
-    everyone.lead(partial(join_indices, folder, layout, made))
+    join_indices(folder, index)
     return Features(folder)
+
+
+def _missing(folder: PartsDir, index: PartIndex) -> list[int]:
+    """Numbers of the parts that are not in the index."""
+    numbers = range(len(index.layout.parts()))
+    return [number for number in numbers if folder.part(number).name not in index.files]
+
+
+def _record(folder: PartsDir, index: PartIndex, number: int, images: str) -> None:
+    """Write the index with the part of this number, and the digest of its images."""
+    index.files[folder.part(number).name]["images"] = images
+    write_index(folder, index)
 
 
 @contextmanager
@@ -147,6 +155,7 @@ def _copy(
     layout: Layout,
     rows: range,
     copies: tuple[Rows, Rows],
+    *,
     progress: Progress,
 ) -> None:
     """Fill the rows of a part whose content an earlier row has, in this part or in one before it."""
@@ -190,7 +199,9 @@ def _resume(
     for path in folder.parts():
         if path.name not in kept:
             remove(path)
-    return join_indices(folder, layout, [kept])
+    index = PartIndex(layout, kept)
+    join_indices(folder, index)
+    return index
 
 
 def _without_rows(layout: Layout) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisystudent.distributed import group
 from noisystudent.errors import RunError, first_line
 from noisystudent.run.files import read_json, remove, write_json
 from noisystudent.run.rundir import PartsDir
@@ -62,30 +64,39 @@ class PartIndex:
 
 def read_index(folder: PartsDir) -> PartIndex | None:
     """Read parts.json, and those of other processes; None without a readable one: no part is complete."""
-    found: PartIndex | None = None
+    known: PartIndex | None = None
     for path in folder.indices():
         try:
             content = read_json(path)
             index = PartIndex(Layout(**content["layout"]), dict(content["files"]))
         except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
             continue
-        if found is None or found.layout == index.layout:
-            found = PartIndex(index.layout, index.files | (found.files if found else {}))
-    return found
+        if known is None or known.layout == index.layout:
+            known = PartIndex(index.layout, index.files | (known.files if known else {}))
+    return known
 
 
-def join_indices(folder: PartsDir, layout: Layout, made: Sequence[dict[str, dict[str, Any]]]) -> PartIndex:
-    """Write parts.json with the parts that all processes have made, and return it.
+def own_index(known: PartIndex) -> PartIndex:
+    """Return the index for the parts that this process makes: that of process 0 has the known ones, too."""
+    rank = group().rank
+    return PartIndex(known.layout, {}, rank) if rank else known
+
+
+def join_indices(folder: PartsDir, index: PartIndex) -> None:
+    """Write parts.json with the parts that all processes have made.
 
     Raises:
         RunError: the disk is full.
     """
-    index = PartIndex(layout, {name: about for part in made for name, about in part.items()})
-    write_index(folder, index)
+    made = group().gather(index.files)
+    group().lead(partial(_join, folder, index.layout, made))
+
+
+def _join(folder: PartsDir, layout: Layout, made: Sequence[dict[str, dict[str, Any]]]) -> None:
+    write_index(folder, PartIndex(layout, {name: about for part in made for name, about in part.items()}))
     for path in folder.indices():
         if path != folder.index:
             remove(path)
-    return index
 
 
 def write_index(folder: PartsDir, index: PartIndex) -> None:

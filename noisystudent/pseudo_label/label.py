@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.encode import Encoder, Images
-from noisystudent.pseudo_label.parts import PartIndex, hashes, join_indices, lists, write_index
+from noisystudent.pseudo_label.parts import PartIndex, hashes, join_indices, lists, own_index, write_index
 from noisystudent.pseudo_label.resume import Part, resume
 from noisystudent.records import PseudoLabels, Vote
 from noisystudent.run.checksums import checksum
@@ -57,11 +56,11 @@ def label_images(
     """Store softmax(logits / temperature) of every pool image. A second call after a stop continues.
 
     Each part has `part_size` pool rows, rounded up to whole batches. Complete parts of the same images and
-    settings are kept, all others are made again or removed. `config.hard` has no effect; see `read_targets`.
-    All processes of a run call this, and share the parts out; a part has the same bytes whoever makes it.
+    settings are kept, others are made again or removed. All processes of a run share the parts out; a part
+    has the same bytes whoever makes it. `config.hard` has no effect; see `read_targets`.
 
     Args:
-        prepare: (number of images to label, largest batch size) -> the teacher, and its batch size.
+        prepare: (number of images of all processes, largest batch size) -> the teacher, and its batch size.
         images: pool rows of each batch -> images of each batch; called once, for all parts.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
@@ -76,27 +75,20 @@ def label_images(
     """
     encoder = Encoder(num_classes, config.temperature, config.top_k, voters)
     parts, total = _parts(LabelsDir(out), config, content_hash, encoder), len(content_hash)
-    everyone = group()
-    known = everyone.lead(partial(resume, LabelsDir(out), parts, task, progress))
+    known = group().lead(partial(resume, LabelsDir(out), parts, task, progress))
     todo = [part for part in parts if part.path.name not in known.files]
-    # As of one process: the form of the teacher, and so the last bits, depend on the number of images.
     predict, batch_size = prepare(sum(len(part.rows) for part in todo), len(parts[0].rows))
-    missing = set(everyone.own(todo))
-    index = known if everyone.is_main else replace(known, files={}, rank=everyone.rank)
-    requests = [rows for part in parts if part in missing for rows in _split(part.rows, batch_size)]
+    missing, index = group().own(todo), own_index(known)
+    requests = [rows for part in missing for rows in _split(part.rows, batch_size)]
     stream = images(map(_array, requests)) if requests else iter(())
-    with ThreadPoolExecutor(1) as thread:
-        writer = _Writer(thread)
+    with _Writer() as writer:
         for part in parts:
-            progress.check()
             if part in missing:
                 batches = islice(stream, len(_split(part.rows, batch_size)))
                 watched = _watched(batches, part.rows.start, total, task, progress)
                 writer.submit(_write, part, _encoded(encoder, predict, watched, part.rows, ids), ids, index)
             progress.advance(task, part.rows.stop, total)
-        writer.wait()
-    made = everyone.gather(index.files)
-    everyone.lead(partial(join_indices, index, made))
+    join_indices(index)
     return PseudoLabels(out, num_classes)
 
 
@@ -121,11 +113,22 @@ def _array(rows: range) -> Rows:
 
 
 class _Writer:
-    """Writes one part at a time in a thread, so that the model does not wait for the disk."""
+    """Writes one part at a time in a thread, so that the model does not wait for the disk.
 
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
-        self._thread = thread
+    Use it as a context manager: at its end the last part is on the disk.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
         self._job: Future[None] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
 
     def submit(self, work: Callable[..., None], *arguments: Any) -> None:
         """Start to write a part, after the previous one is written."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.records import PseudoLabels
 from noisystudent.run.checksums import Checksum, problems
@@ -99,14 +101,24 @@ def read_index(folder: LabelsDir) -> PartIndex:
     return PartIndex(folder, rows, files)
 
 
-def join_indices(index: PartIndex, made: Sequence[dict[str, Checksum]]) -> None:
+def own_index(known: PartIndex) -> PartIndex:
+    """Return the index for the parts that this process makes: that of process 0 has the known ones, too."""
+    rank = group().rank
+    return replace(known, files={}, rank=rank) if rank else known
+
+
+def join_indices(index: PartIndex) -> None:
     """Write parts.json with the parts that all processes have made.
 
     Raises:
         RunError: the disk is full.
     """
-    files = {name: checksum for part in made for name, checksum in part.items()}
-    write_index(replace(index, files=files))
+    made = group().gather(index.files)
+    group().lead(partial(_join, index, made))
+
+
+def _join(index: PartIndex, made: Sequence[dict[str, Checksum]]) -> None:
+    write_index(replace(index, files={name: checksum for part in made for name, checksum in part.items()}))
     for path in index.folder.indices():
         if path != index.folder.index:
             remove(path)

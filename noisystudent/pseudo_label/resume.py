@@ -70,7 +70,7 @@ def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) 
         if _is_complete(part):
             intact[name] = known[name]
     index = PartIndex(folder, sum(len(part.rows) for part in parts), intact)
-    join_indices(index, [intact])
+    join_indices(index)
     return index
 
 

@@ -47,7 +47,7 @@ class TrainState:
             its frozen parameters, which the caller makes again.
         ema: moving average of `model`.
         optimizer: optimiser of the parameters of `model`. A snapshot holds its tensors, not its settings.
-        window: (2,) float32 on the device, sums of loss and top-1 over the steps since the last log line.
+        window: (2,) float32 on the device, sums of loss and top-1 of whole batches since the last log line.
         decay: () float32 on the device, decay of the moving average in the current step. It is not part of a
             snapshot.
         averages: what the thresholds of an adaptive `EmaTeacher` depend on. None: there is no such teacher.

@@ -13,7 +13,6 @@ from noisystudent.errors import RunError, first_line, root_cause
 from noisystudent.records import Batch
 from noisystudent.runtime import COMPILATION_SECONDS, capture
 from noisystudent.train.checkpoint import TrainState
-from noisystudent.train.parallel import is_sharded
 from noisystudent.train.step import TrainStep
 
 Advance = Callable[[TrainState, Batch], None]
@@ -66,7 +65,7 @@ class Executor:
     def __init__(self, step: TrainStep, state: TrainState, progress: Progress, steps: int) -> None:
         self._step, self._state, self._progress = step, state, progress
         self._on_gpu = state.window.is_cuda
-        execution = "eager" if is_sharded(state.model) else step.config.execution
+        execution = step.config.execution if state.whole is None else "eager"
         self._forms = forms_to_try(execution, self._on_gpu, steps)
         if execution == "auto" and self._forms[0] == "captured-eager":
             progress.say(

@@ -115,10 +115,7 @@ def fit(
         if state.step < total_steps and stopped:
             if state.step > snapshots.step:  # otherwise no step would be lost
                 _take(snapshots, state, log)
-            snapshots.wait()
-            everyone.any()  # until it is written: what started the processes ends all with the first
-            progress.stop.set()
-            progress.check()
+            _stop(snapshots, progress)
     if state.step != total_steps:
         raise RunError(f"training ended at step {state.step} of {total_steps}: the loader ran out of batches")
     return state.ema.module if state.whole is None else assemble(state.whole, state.ema.module)
@@ -182,6 +179,14 @@ def _take(snapshots: Snapshots, state: TrainState, log: _Log) -> None:
     log.check(state)
     snapshots.take()
     log.restart_clock()
+
+
+def _stop(snapshots: Snapshots, progress: Progress) -> None:
+    """Stop all processes when the last snapshot is on disk, whichever of them has received the signal."""
+    snapshots.wait()
+    group().any()  # what started the processes ends all when the first has ended
+    progress.stop.set()
+    progress.check()
 
 
 @dataclass(slots=True)
@@ -252,13 +257,12 @@ class _Log:
 
         This is the only host synchronisation of the loop.
         """
-        values = [state.window, state.ema.norms()]
+        values = [state.ema.norms()]
         if state.averages is not None:
             values.append(state.averages.norm().view(1))
-        sums = torch.cat(values)
-        # Each process has its share of loss and top-1. A sum of norms is finite if every norm is.
-        group().sum(sums)
-        loss, top1, *norms = sums.tolist()
+        all_norms = torch.cat(values)
+        group().sum(all_norms)  # a sum is finite if the norms of the shards of all processes are
+        loss, top1, *norms = torch.cat([state.window, all_norms]).tolist()
         # Without `averages` there are only the first two norms.
         names = ("loss", *(f"norm of the {name}" for name in _NORMS[: len(norms)]))
         for name, value in zip(names, (loss, *norms), strict=True):

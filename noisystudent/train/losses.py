@@ -76,12 +76,19 @@ def joint_loss(
     if pool_temperature != 1.0:
         cooled = soft_cross_entropy(logits[num_labeled:].float() / pool_temperature, pool_targets)
         losses = torch.cat([losses[:num_labeled], cooled * pool_temperature**2])
-    in_labeled, in_pool = (num_labeled, len(pool_targets)) if counts is None else counts
-    if normalization == "joint" or 0 in (in_labeled, in_pool):
-        return losses.sum() / (in_labeled + in_pool)
-    if normalization == "equal":
-        return losses[:num_labeled].sum() / in_labeled + losses[num_labeled:].sum() / in_pool
-    return losses.sum() / in_labeled  # a longer pool part gives a larger loss
+    counts = counts or (num_labeled, len(pool_targets))
+    return _normalized(losses, num_labeled, counts, normalization)
+
+
+def _normalized(
+    losses: Tensor, num_labeled: int, counts: tuple[int, int], normalization: Normalization
+) -> Tensor:
+    """The sum of the losses (B,) of a part of a batch, divided as those of the batch."""
+    if normalization == "equal" and all(counts):
+        return losses[:num_labeled].sum() / counts[0] + losses[num_labeled:].sum() / counts[1]
+    # official: a longer pool part gives a larger loss
+    divisor = counts[0] if normalization == "official" and all(counts) else sum(counts)
+    return losses.sum() / divisor
 
 
 def fairness_loss(

@@ -120,10 +120,10 @@ def synchronize_batchnorm(model: nn.Module) -> None:
             norm.forward = MethodType(_synchronized, norm)  # type: ignore[method-assign]
 
 
-def buffers(model: nn.Module) -> list[Tensor]:
-    """The statistics of a model that are not synchronised, and differ between processes after a step."""
+def batchnorm_buffers(model: nn.Module) -> list[Tensor]:
+    """The running statistics of a model. Unless they are synchronised, those of process 0 count."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [buffer for norm in norms if "forward" not in vars(norm) for buffer in norm.buffers()]
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
@@ -145,11 +145,6 @@ def shard(model: nn.Module) -> None:
     fully_shard(model, reshard_after_forward=True)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """True if the parameters of a model are divided among the processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
 def full(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, in every process; any other tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -168,7 +163,6 @@ def assemble(whole: nn.Module, sharded: nn.Module) -> nn.Module:
     return whole.to(device)
 
 
-def sum_gradients(model: nn.Module, everyone: Group) -> None:
-    """Replace the gradients of each process by their sum. Those of a sharded model are summed already."""
-    if everyone.size > 1 and not is_sharded(model):
-        everyone.sum(*(one.grad for one in model.parameters() if one.grad is not None))
+def gradients(model: nn.Module) -> list[Tensor]:
+    """The gradients of a model, in the order of its parameters."""
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -19,7 +19,7 @@ from noisystudent.train.ema import decay_at
 from noisystudent.train.ema_teacher import Averages, EmaTeacher
 from noisystudent.train.losses import fairness_loss, joint_loss
 from noisystudent.train.optim import set_lr
-from noisystudent.train.parallel import buffers, is_sharded, sum_gradients, total
+from noisystudent.train.parallel import batchnorm_buffers, gradients, total
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 """(model, images, labels, pool_targets, expected, …) -> (loss, top-1); see `TrainStep.forward`."""
@@ -120,7 +120,7 @@ class TrainStep:
             targets = label(state.ema.module, views, state.averages, state.decay, batch.counts[1])
             if state.averages is not None and self.teacher.fairness:
                 expected = state.averages.expected()
-        sharded = is_sharded(state.model)
+        measured = torch.zeros_like(state.window)
         for part in self._parts(replace(batch, images=images, pool_targets=targets)):
             loss, top1 = (self._forward or self.forward)(
                 state.model,
@@ -132,17 +132,19 @@ class TrainStep:
                 counts=part.counts,
             )
             # FSDP2 takes the mean of the gradients of all processes.
-            (loss * self.everyone.size if sharded else loss).backward()
-            # Summed on the device: reading the loss in every step would make the host wait.
-            state.window.add_(torch.stack([loss.detach(), top1]))
-        sum_gradients(state.model, self.everyone)
+            (loss if state.whole is None else loss * self.everyone.size).backward()
+            measured.add_(torch.stack([loss.detach(), top1]))
+        if self.everyone.size > 1:
+            self.everyone.sum(*([] if state.whole else gradients(state.model)), measured)
+        # Summed on the device: reading the loss in every step would make the host wait.
+        state.window.add_(measured)
         if self.config.clip_norm is not None:
             clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
         state.optimizer.step()
         # None instead of 0, so that a capture allocates the gradients in the memory of its CUDA graph.
         state.optimizer.zero_grad(set_to_none=True)
-        if self.everyone.size > 1:
-            self.everyone.copy(*buffers(state.model))
+        if not self.config.sync_batchnorm and self.everyone.size > 1:
+            self.everyone.copy(*batchnorm_buffers(state.model))
         state.ema.update(state.decay)
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
@@ -198,15 +200,13 @@ class TrainStep:
         """Compute loss and top-1 before the update, () float32 each.
 
         Top-1 is the fraction of labelled rows that are predicted correctly; without them that of pool rows.
-        Of a part of a batch both are its share, so that those of all parts sum to those of the batch.
 
         Args:
             model: images -> logits (B, K).
             images, labels: of the batch, with their noise.
             pool_targets: (B-L, K) probabilities; rows of zeros have no label.
             expected: (K,) for `fairness_loss`. None: without it.
-            blend: of the batch.
-            counts: labelled rows and pool rows of the batch of which these are a part. None: they are all.
+            blend, counts: of the batch. Losses and top-1 of its parts sum to those of the batch.
 
         Raises:
             InputError: the model does not have K outputs.
@@ -232,10 +232,12 @@ class TrainStep:
         if expected is not None and self.teacher is not None:
             fairness = fairness_loss(logits[len(labels) :], pool_targets, expected, total)
             loss = loss + self.teacher.fairness / self.everyone.size * fairness
-        # No class is right where there is no label.
-        targets, (count, in_pool) = labels, counts or (len(labels), len(pool_targets))
-        if count == 0:
-            count = in_pool
-            targets = torch.where(pool_targets.any(dim=1), pool_targets.argmax(dim=1), -1)
+        in_labeled, in_pool = counts or (len(labels), len(pool_targets))
+        targets = labels if in_labeled else _hard(pool_targets)
         correct = logits[: len(targets)].detach().argmax(dim=1) == targets
-        return loss, correct.float().sum() / count
+        return loss, correct.float().sum() / (in_labeled or in_pool)
+
+
+def _hard(targets: Tensor) -> Tensor:
+    """The most likely class of each target (N, K); -1, which is none, where there is no label."""
+    return torch.where(targets.any(dim=1), targets.argmax(dim=1), -1)
