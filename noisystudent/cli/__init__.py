@@ -78,8 +78,10 @@ def main(tokens: Sequence[str] | None = None) -> None:
             _run([token for token in tokens if token not in ("--debug", "--offline")])
         finally:
             _flush()  # an error of standard output is named before what follows from it
-    except EndedElsewhere as error:  # with a line there
-        _end(error.exit_code, debug)
+    except EndedElsewhere as error:  # the other process has printed a line
+        if debug:
+            traceback.print_exc()
+        sys.exit(error.exit_code)
     except NoisyStudentError as error:
         _fail(str(error), error.exit_code, debug)
     except CycloptsError as error:
@@ -196,13 +198,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     """Print an error in one line and exit."""
+    if debug:
+        traceback.print_exc()
     # A wrong call is wrong in all processes, and a signal goes to all of them.
     if code == RunError.exit_code or is_main_process():
         print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
-    _end(code, debug)
-
-
-def _end(code: int, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exc()
     sys.exit(code)

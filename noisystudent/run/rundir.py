@@ -16,11 +16,7 @@ RECORD = "stage.json"
 CHECKSUMS = "checksums.json"
 """Name of the file with the checksums of the other files of a folder."""
 
-CONTROLS = {
-    "same_steps": "control",
-    "same_compute": "control-compute",
-    "linear_probe": "control-probe",
-}
+CONTROLS = {"same_steps": "control", "same_compute": "control-compute", "linear_probe": "control-probe"}
 """Value of the field `control` -> role of the model, which is also the name of its folder."""
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -37,17 +37,18 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
         RunError: the logits are not finite, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    write = partial(_write_labels, context, stage, config)
+    write = partial(_write_labels, context, stage)
 
     def work() -> dict[str, object] | None:
         if teachers.single is not None:
             model, views = labeler(predictor_of_sets(teachers.single), teachers.single, config)
             model = model.limited(config.batch_size)
-            write(model.size, partial(model.prepared, progress=context.progress), views)
+            limited = replace(config, batch_size=model.size)
+            write(limited, partial(model.prepared, progress=context.progress), views)
             return None
         joint, streams = joint_predictor(context, teachers, config)
         write(
-            joint.batch_size,
+            replace(config, batch_size=joint.batch_size),
             partial(joint.prepared, progress=context.progress),
             partial(joint_batches, streams),
             voters=len(joint.members),
@@ -62,7 +63,6 @@ def _write_labels(
     context: Context,
     stage: Stage,
     config: PseudoLabelConfig,
-    batch_size: int,
     prepare: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]],
     images: Callable[[Iterator[Rows]], Iterator[Any]],
     *,
@@ -75,7 +75,7 @@ def _write_labels(
         pool.ids,
         pool.content_hash,
         num_classes=len(context.dataset.classes),
-        config=replace(config, batch_size=batch_size),
+        config=config,
         out=stage.path,
         task=stage.name,
         progress=context.progress,
