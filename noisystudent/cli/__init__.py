@@ -78,12 +78,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
             _run([token for token in tokens if token not in ("--debug", "--offline")])
         finally:
             _flush()  # an error of standard output is named before what follows from it
-    except EndedElsewhere as error:  # the other process has printed a line
-        if debug:
-            traceback.print_exc()
-        sys.exit(error.exit_code)
     except NoisyStudentError as error:
-        _fail(str(error), error.exit_code, debug)
+        _fail(str(error), error.exit_code, debug, silent=isinstance(error, EndedElsewhere))
     except CycloptsError as error:
         _fail(str(error), InputError.exit_code, debug)
     except KeyboardInterrupt:
@@ -196,11 +192,11 @@ def _is_out_of_memory(error: Exception) -> bool:
     return known or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-def _fail(message: str, code: int, debug: bool) -> NoReturn:
-    """Print an error in one line and exit."""
+def _fail(message: str, code: int, debug: bool, *, silent: bool = False) -> NoReturn:
+    """Print an error in one line, unless another process has printed it, and exit."""
     if debug:
         traceback.print_exc()
     # A wrong call is wrong in all processes, and a signal goes to all of them.
-    if code == RunError.exit_code or is_main_process():
+    if not silent and (code == RunError.exit_code or is_main_process()):
         print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
     sys.exit(code)
