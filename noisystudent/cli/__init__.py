@@ -79,7 +79,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         finally:
             _flush()  # an error of standard output is named before what follows from it
     except EndedElsewhere as error:  # with a line there
-        _end(error.exit_code, debug)
+        _fail("", error.exit_code, debug)
     except NoisyStudentError as error:
         _fail(str(error), error.exit_code, debug)
     except CycloptsError as error:
@@ -195,14 +195,10 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
-    """Print an error in one line and exit."""
-    # A wrong call is wrong in all processes, and a signal goes to all of them.
-    if code == RunError.exit_code or is_main_process():
-        print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
-    _end(code, debug)
-
-
-def _end(code: int, debug: bool) -> NoReturn:
+    """Print an error in one line, unless it is empty, and exit."""
     if debug:
         traceback.print_exc()
+    # A wrong call is wrong in all processes, and a signal goes to all of them.
+    if message and (code == RunError.exit_code or is_main_process()):
+        print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
     sys.exit(code)
