@@ -11,6 +11,7 @@ from tiny import Capture, refused
 
 from noisystudent.errors import InputError
 from noisystudent.self_training import self_train
+from noisystudent.self_training.checks import check_config
 
 FINETUNE = {"steps": 2, "frozen_blocks": 99}
 
@@ -64,3 +65,13 @@ def test_every_network_of_a_run_is_checked(images: Path, tmp_path: Path) -> None
         with pytest.raises(InputError, match="resnet8_17"):
             self_train(tiny.config(images, *fields, name), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_has_an_image_for_each_part(images: Path) -> None:
+    config = tiny.config(images, ("student.train.accumulate", 2))
+    check_config(config, pool=True, processes=3)  # 6 labelled images in 6 parts
+    with pytest.raises(InputError, match=r"students.0.train.batch_size is 6, .* 4 processes .* give 8 "):
+        check_config(config, pool=True, processes=4)
+    check_config(tiny.config(images), pool=True, processes=6)
+    with pytest.raises(InputError, match=r"teacher.train.batch_size is 6, .* 7 processes .* give 7 "):
+        check_config(tiny.config(images), pool=True, processes=7)

@@ -1,0 +1,106 @@
+"""What the processes of a run exchange, and how one learns that another has ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import together
+
+from noisystudent import distributed
+from noisystudent.distributed import Group, group
+from noisystudent.errors import EndedElsewhere, InputError, Stopped
+
+
+class _Of(Group):
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+@given(count=st.integers(0, 200), size=st.integers(1, 9))
+def test_rows_and_parts_are_divided_without_rest(count: int, size: int) -> None:
+    everyone = [_Of(rank, size) for rank in range(size)]
+    rows = [list(range(count))[each.rows(count)] for each in everyone]
+    assert sum(rows, start=[]) == list(range(count))  # noqa: RUF017
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+    parts = [part for each in everyone for part in each.own(range(count))]
+    assert sorted(parts) == list(range(count))
+
+
+def exchanged() -> None:
+    everyone = group()
+    rank, size = everyone.rank, everyone.size
+    distributed._BUCKET = 7  # several buckets
+    kinds = [torch.float32, torch.float32, torch.float64, torch.int64]
+    tensors = [torch.full((n, 3), rank + n).to(kind) for n, kind in enumerate(kinds, start=1)]
+    tensors.append(torch.full((2, 3, 4, 4), float(rank)).to(memory_format=torch.channels_last))
+    everyone.sum(*tensors)
+    total = sum(range(size))
+    assert all((tensor == total + size * n).all() for n, tensor in enumerate(tensors[:4], start=1))
+    assert (tensors[4] == total).all()
+    everyone.copy(mine := torch.tensor([float(rank)]))
+    assert mine == 0
+    assert everyone.any(rank == 1, False, rank == 0) == [True, False, True]
+    assert everyone.gather(f"of {rank}") == [f"of {each}" for each in range(size)]
+    assert everyone.stack(torch.tensor([rank, 7])).tolist() == [[each, 7] for each in range(size)]
+
+
+def test_everything_is_exchanged() -> None:
+    together(3, exchanged)
+    Group().sum(tensor := torch.ones(2))
+    assert tensor.tolist() == [1, 1], "a process alone has the sum"
+
+
+def led(folder: Path) -> tuple[list[int], int]:
+    everyone, calls = group(), list[int]()
+
+    def work() -> str:
+        assert group().size == 1, "it is alone"
+        group().lead(lambda: calls.append(everyone.rank))
+        (folder / "written").write_text("whole")
+        return "result"
+
+    assert everyone.lead(work) == "result"
+    assert everyone.first(lambda: (folder / "written").read_text()) == "whole"
+    for error, code in ((InputError("wrong"), 2), (Stopped("stopped"), 75)):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error) if everyone.is_main else EndedElsewhere) as caught:
+            everyone.lead(fail)
+        assert caught.value.exit_code == code
+    return calls, everyone.any(False).count(True)
+
+
+def test_process_0_leads_alone_and_all_have_its_result_or_its_error(tmp_path: Path) -> None:
+    first, second = together(2, led, tmp_path)
+    assert first == ([0], 0)
+    assert second == ([], 0)
+
+
+def left_alone(folder: Path) -> float:
+    """Seconds until the death of another process is noticed."""
+    if group().rank == 1:
+        (folder / "died").touch()
+        os._exit(9)
+    while not (folder / "died").exists():
+        time.sleep(0.01)
+    start = time.monotonic()
+    with pytest.raises(EndedElsewhere, match="another process of this run has ended"):
+        for _ in range(3):
+            group().any(False)
+    (folder / f"seconds-{group().rank}").write_text(f"{time.monotonic() - start}")
+    raise EndedElsewhere("noticed")
+
+
+def test_the_others_notice_a_dead_process(tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, EOFError)):
+        together(3, left_alone, tmp_path)
+    seconds = [float((tmp_path / f"seconds-{rank}").read_text()) for rank in (0, 2)]
+    assert max(seconds) < 30
