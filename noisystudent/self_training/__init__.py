@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,12 @@ _SETS = ("labeled", "val", "test", "pool")
 
 
 def self_train(
-    config: Config, out: Path, *, sources: Sources | None = None, progress: Progress | None = None
+    config: Config,
+    out: Path,
+    *,
+    sources: Sources | None = None,
+    others: Sequence[Path] = (),
+    progress: Progress | None = None,
 ) -> None:
     """Train a teacher and then all students of `config`, evaluate them, and write everything into `out`.
 
@@ -52,6 +58,7 @@ def self_train(
         config: configuration of the run.
         out: run directory; made if it does not exist.
         sources: labelled images, pool, val and test; None: those that `config.data` names.
+        others: run directories whose cached features of the same images are copied.
         progress: receives lines and progress, and stops the run. None: nothing is printed.
 
     Raises:
@@ -64,6 +71,7 @@ def self_train(
     check_config(config, pool=sources.unlabeled is not None)
     with lock(out):
         context = _prepare(config, sources, RunDir(out), progress or Progress())
+        context = replace(context, others=others)
         embed_images(context)
         read_existing(context)
         _label_by_filter(context)
