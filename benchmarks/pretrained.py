@@ -36,7 +36,7 @@ from noisystudent.metrics.paired import paired_over_seeds
 from noisystudent.metrics.scores import load_predictions
 
 _MATRIX, _POOL_AFTER = "ablation-pretrained", 20
-_FEATURES, _ONE = "features-three-iterations", "one-teacher-features"
+_FEATURES, _ONE, _SMALL = "features-three-iterations", "one-teacher-features", "features-at-128-pixels"
 _THREE, _WHOLE = "three-teachers-features", "three-teachers-fine-tuned-student"
 _SCRATCH = "from-scratch-one-iteration"
 _PROBE, _TUNED = "linear probe", "fine-tuned on labels"
@@ -49,6 +49,8 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "features, iteration 1": (_FEATURES, ("1/student",), ("0/teacher", "1/labels")),
     "features, iteration 2": (_FEATURES, ("2/student",), ("0/teacher", "[12]/labels", "1/student")),
     "features, iteration 3": (_FEATURES, ("3/student",), ("0/teacher", "?/labels", "[12]/student")),
+    "probe at 128 pixels": (_SMALL, ("0/teacher",), ()),
+    "features at 128 pixels": (_SMALL, ("1/student",), ("0/teacher", "1/labels")),
     "one teacher, no folds": (_ONE, ("1/student",), ("0/teacher", "1/labels")),
     "three probes, averaged": (_THREE, _TEACHERS, ()),
     "three teachers, head": (_THREE, ("1/student",), (*_TEACHERS, "1/labels")),

@@ -47,10 +47,10 @@ class KnownFeatures:
             if not len(left):
                 break
             first = contents.first(hashes[left])
-            found, rows = left[first >= 0], first[first >= 0]
+            present, rows = left[first >= 0], first[first >= 0]
             for view in range(self._layout.views):
-                values[view, torch.from_numpy(found)] = features(rows, view)
-            known[found] = True
+                values[view, torch.from_numpy(present)] = features(rows, view)
+            known[present] = True
         return known, values
 
 

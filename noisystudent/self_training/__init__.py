@@ -34,6 +34,7 @@ from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
 from noisystudent.self_training.labels import label_pool
 from noisystudent.self_training.train_stage import finetune_model, train_model, train_unchecked
+from noisystudent.self_training.training import Training
 
 __all__ = ["audit", "self_train"]
 
@@ -70,8 +71,7 @@ def self_train(
     sources = open_sources(config.data) if sources is None else sources
     check_config(config, pool=sources.unlabeled is not None)
     with lock(out):
-        context = _prepare(config, sources, RunDir(out), progress or Progress())
-        context = replace(context, others=others)
+        context = _prepare(config, sources, RunDir(out), others, progress or Progress())
         embed_images(context)
         read_existing(context)
         _label_by_filter(context)
@@ -88,11 +88,7 @@ def self_train(
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
-            # Not in the paper: the same training on the labelled images alone shows what the pool adds.
-            for model in iteration.controls:
-                control = pool.control(context, iteration, model, first)
-                train_model(context, model.training, control)
-                finetune_model(context, model, control)
+            _train_controls(context, iteration, first)
             teachers, before = only(student), iteration
         judge(context)
 
@@ -129,7 +125,9 @@ def audit(config: Config, sources: Sources, out: Path, *, progress: Progress | N
     return [*lines, f"unreadable: {data.ledger}", f"duplicates and leaks: {data.leaks}"]
 
 
-def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Context:
+def _prepare(
+    config: Config, sources: Sources, run: RunDir, others: Sequence[Path], progress: Progress
+) -> Context:
     progress = Logged(progress, run.log)
     progress.say(f"run: {run.path}")
     environment.describe(run, config)
@@ -146,7 +144,15 @@ def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) 
     if config.deterministic and device.type == "cuda":
         progress.say("deterministic: kernels that give the same bits each time are used; they are slower")
     dataset = dataset.to_device(device)
-    context = Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
+    context = Context(
+        config=config,
+        run=run,
+        graph=graph,
+        dataset=dataset,
+        device=device,
+        progress=progress,
+        others=others,
+    )
     _supersede_removed(context)
     return context
 
@@ -223,3 +229,14 @@ def _first_teachers(context: Context, initial: ModelDir | None) -> None:
             training = replace(training, initial=initial, new_head=initial is not None)
             train_model(context, model.training, training)
             finetune_model(context, model, training)
+
+
+def _train_controls(context: Context, iteration: Iteration, first: Training | None) -> None:
+    """Train the controls of an iteration. `first` is the first teacher that the run trains.
+
+    Not in the paper: the same training on the labelled images alone shows what the pool adds.
+    """
+    for model in iteration.controls:
+        control = pool.control(context, iteration, model, first)
+        train_model(context, model.training, control)
+        finetune_model(context, model, control)
