@@ -1,7 +1,7 @@
 """Pretrained teachers with few labels: what a pool adds to a linear probe and to fine-tuning on the labels.
 
     python benchmarks/pretrained.py --labels 5 20 50 --seeds 0 1 2
-    python benchmarks/pretrained.py --labels 20 --seeds 0 --only "three teachers, features"
+    python benchmarks/pretrained.py --labels 20 --seeds 0 --only "three teachers at 128 pixels"
 
 Lays 25 classes of Tiny ImageNet out under --work for each number of labels a class and each seed: the first
 images of each class, in an order that the seed shuffles, are `labeled/`; those after the first 20 or more are
@@ -36,8 +36,8 @@ from noisystudent.metrics.paired import paired_over_seeds
 from noisystudent.metrics.scores import load_predictions
 
 _MATRIX, _POOL_AFTER = "ablation-pretrained", 20
-_FEATURES, _ONE, _SMALL = "features-three-iterations", "one-teacher-features", "features-at-128-pixels"
-_THREE, _WHOLE = "three-teachers-features", "three-teachers-fine-tuned-student"
+_FEATURES, _ONE = "features-three-iterations", "one-teacher-at-128-pixels"
+_THREE, _WHOLE = "three-teachers-at-128-pixels", "three-teachers-fine-tuned-student"
 _SCRATCH = "from-scratch-one-iteration"
 _PROBE, _TUNED = "linear probe", "fine-tuned on labels"
 _TEACHERS = ("0/teacher", "0/teacher-2", "0/teacher-3")
@@ -49,11 +49,10 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "features, iteration 1": (_FEATURES, ("1/student",), ("0/teacher", "1/labels")),
     "features, iteration 2": (_FEATURES, ("2/student",), ("0/teacher", "[12]/labels", "1/student")),
     "features, iteration 3": (_FEATURES, ("3/student",), ("0/teacher", "?/labels", "[12]/student")),
-    "probe at 128 pixels": (_SMALL, ("0/teacher",), ()),
-    "features at 128 pixels": (_SMALL, ("1/student",), ("0/teacher", "1/labels")),
-    "one teacher, no folds": (_ONE, ("1/student",), ("0/teacher", "1/labels")),
-    "three probes, averaged": (_THREE, _TEACHERS, ()),
-    "three teachers, head": (_THREE, ("1/student",), (*_TEACHERS, "1/labels")),
+    "probe at 128 pixels": (_ONE, ("0/teacher",), ()),
+    "one teacher, 128 pixels": (_ONE, ("1/student",), ("0/teacher", "1/labels")),
+    "three probes, 128": (_THREE, _TEACHERS, ()),
+    "three teachers, 128": (_THREE, ("1/student",), (*_TEACHERS, "1/labels")),
     _TUNED: (_WHOLE, ("1/control",), ("0/teacher",)),
     "three teachers, tuned": (_WHOLE, ("1/student",), (*_TEACHERS, "1/labels")),
     "from scratch, labels": (_SCRATCH, ("0/teacher",), ()),
