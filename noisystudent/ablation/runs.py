@@ -15,7 +15,7 @@ from noisystudent.run import reuse
 from noisystudent.run.build import build_graph
 from noisystudent.run.graph import Graph
 from noisystudent.run.lock import MARKER, lock
-from noisystudent.run.rundir import RunDir
+from noisystudent.run.rundir import RECORD, RunDir
 from noisystudent.run.stages import Status, state
 
 
@@ -87,7 +87,7 @@ def attempt(name: str, config: Config, folder: RunDir, out: Path, progress: Prog
             log = Logged(progress, folder.log)
             for lender, taken in _take_over(graph, folder.path, out, progress).items():
                 log.say(f"{', '.join(taken)}: taken over from {lender.relative_to(out)}")
-        self_train(config, folder.path, sources=sources, progress=progress)
+        self_train(config, folder.path, sources=sources, others=_with_features(out), progress=progress)
     except Stopped:
         raise
     except NoisyStudentError as error:
@@ -118,6 +118,11 @@ def _take_over(graph: Graph, folder: Path, out: Path, progress: Progress) -> dic
         if lender is not None:
             taken.setdefault(lender, []).append(stage.name)
     return taken
+
+
+def _with_features(out: Path) -> list[Path]:
+    """Run directories of this ablation and of those beside it, which may have features of the same images."""
+    return sorted(path.parent.parent for path in out.parent.glob(f"*/*/seed-*/embeddings*/{RECORD}"))
 
 
 def _lenders(graph: Graph, folder: Path, out: Path) -> list[Path]:

@@ -172,6 +172,15 @@ def _copy(
         array[:, local[~here][number == earlier]] = stored[:, before[number == earlier]]
 
 
+def is_of(folder: PartsDir, content_hash: NDArray[np.uint8]) -> bool:
+    """Return True if `folder` has all features of the images with these content hashes (N, 16), in order."""
+    index = read_index(folder)
+    if index is None or index.layout.rows != len(content_hash):
+        return False
+    names = {folder.part(number).name: rows for number, rows in enumerate(index.layout.parts())}
+    return all(index.files.get(n, {}).get("images") == _digest(content_hash, r) for n, r in names.items())
+
+
 def _resume(
     folder: PartsDir, layout: Layout, content_hash: NDArray[np.uint8], task: str, progress: Progress
 ) -> PartIndex:

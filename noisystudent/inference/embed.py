@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, tee
 from pathlib import Path
@@ -24,6 +24,7 @@ from noisystudent.embeddings.embed import embed_images, part_rows
 from noisystudent.embeddings.parts import Features, Layout, read_index
 from noisystudent.errors import InputError
 from noisystudent.inference.images import Images, open_images, scanned, stored_side
+from noisystudent.inference.known import KnownFeatures, known_features
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier
 from noisystudent.run.checksums import checksum
@@ -66,7 +67,14 @@ class Views:
 
 
 def embed_set(
-    backbone: Predictor, images: ImageSet, views: Views, out: Path, *, task: str, progress: Progress
+    backbone: Predictor,
+    images: ImageSet,
+    views: Views,
+    out: Path,
+    *,
+    others: Sequence[Path] = (),
+    task: str,
+    progress: Progress,
 ) -> Features:
     """Store the features of all images of a set; see `embed_images`.
 
@@ -75,6 +83,8 @@ def embed_set(
         images: the whole set.
         views: views of each image.
         out: folder of the parts.
+        others: run directories whose features of the same images are copied. A view with noise depends on
+            the row of an image, so features with such views are always computed.
         task, progress: name of this work and its display.
 
     Raises:
@@ -82,7 +92,9 @@ def embed_set(
         RunError: a feature is not finite, an image is missing, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    return _store(backbone, images, views, _layout(backbone, views), out, task=task, progress=progress)
+    layout = _layout(backbone, views)
+    known = None if views.drawn else known_features(others, layout)
+    return _store(backbone, images, views, layout, out, known=known, task=task, progress=progress)
 
 
 def _store(
@@ -92,13 +104,20 @@ def _store(
     layout: Layout,
     out: Path,
     *,
+    known: KnownFeatures | None = None,
     task: str,
     progress: Progress,
 ) -> Features:
     """Store the features of all images of a set; `layout` is that of `_layout`."""
     copies = Contents(images.index, np.ones(len(images), np.bool_)).copies()
+
+    def features(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
+        if known is None:
+            return _features(backbone, images, views, requests)
+        return _copied_or_computed(backbone, images, views, known, requests)
+
     return embed_images(
-        lambda requests: _features(backbone, images, views, requests),
+        features,
         images.ids,
         images.content_hash,
         copies,
@@ -205,6 +224,24 @@ def _features(
             )
             pixels.append(ops.apply(next(decoded) if cropped else clean, noise))
         yield torch.stack([_embedded(backbone, view) for view in pixels])
+
+
+def _copied_or_computed(
+    backbone: Predictor,
+    images: ImageSet,
+    views: Views,
+    known: KnownFeatures,
+    requests: Iterator[NDArray[np.int64]],
+) -> Iterator[Tensor]:
+    """Yield the features (V, b, F) of the rows of each request; known ones are not computed."""
+    ahead, drawn = tee((rows, *known(images.index.take("content_hash", rows))) for rows in requests)
+    computed = _features(backbone, images, views, (rows[~old] for rows, old, _ in ahead if not old.all()))
+    for _, old, values in drawn:
+        if not old.all():
+            new = next(computed)
+            values = values.to(new.device, new.dtype)
+            values[:, torch.from_numpy(~old)] = new
+        yield values
 
 
 def _stream(images: ImageSet, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
 from noisystudent.self_training.labels import label_pool
 from noisystudent.self_training.train_stage import finetune_model, train_model, train_unchecked
+from noisystudent.self_training.training import Training
 
 __all__ = ["audit", "self_train"]
 
@@ -42,7 +44,12 @@ _SETS = ("labeled", "val", "test", "pool")
 
 
 def self_train(
-    config: Config, out: Path, *, sources: Sources | None = None, progress: Progress | None = None
+    config: Config,
+    out: Path,
+    *,
+    sources: Sources | None = None,
+    others: Sequence[Path] = (),
+    progress: Progress | None = None,
 ) -> None:
     """Train a teacher and then all students of `config`, evaluate them, and write everything into `out`.
 
@@ -54,6 +61,7 @@ def self_train(
         config: configuration of the run.
         out: run directory; made if it does not exist.
         sources: labelled images, pool, val and test; None: those that `config.data` names.
+        others: run directories whose cached features of the same images are copied.
         progress: receives lines and progress, and stops the run. None: nothing is printed.
 
     Raises:
@@ -66,7 +74,7 @@ def self_train(
     sources = everyone.first(lambda: open_sources(config.data)) if sources is None else sources
     everyone.lead(partial(check_config, config, pool=sources.unlabeled is not None, processes=everyone.size))
     with lock(out):
-        context = _prepare(config, sources, RunDir(out), progress or Progress())
+        context = _prepare(config, sources, RunDir(out), others, progress or Progress())
         embed_images(context)
         read_existing(context)
         _label_by_filter(context)
@@ -83,11 +91,7 @@ def self_train(
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
-            # Not in the paper: the same training on the labelled images alone shows what the pool adds.
-            for model in iteration.controls:
-                control = pool.control(context, iteration, model, first)
-                train_model(context, model.training, control)
-                finetune_model(context, model, control)
+            _train_controls(context, iteration, first)
             teachers, before = only(student), iteration
         judge(context)
 
@@ -124,7 +128,9 @@ def audit(config: Config, sources: Sources, out: Path, *, progress: Progress | N
     return [*lines, f"unreadable: {data.ledger}", f"duplicates and leaks: {data.leaks}"]
 
 
-def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Context:
+def _prepare(
+    config: Config, sources: Sources, run: RunDir, others: Sequence[Path], progress: Progress
+) -> Context:
     everyone = group()
     everyone.lead(lambda: environment.describe(run, config))  # first: the folder is made, and locked
     progress = Logged(progress, run.log_of(everyone.rank))
@@ -144,7 +150,15 @@ def _prepare(config: Config, sources: Sources, run: RunDir, progress: Progress) 
     if config.deterministic and device.type == "cuda":
         progress.say("deterministic: kernels that give the same bits each time are used; they are slower")
     dataset = dataset.to_device(device)
-    context = Context(config=config, run=run, graph=graph, dataset=dataset, device=device, progress=progress)
+    context = Context(
+        config=config,
+        run=run,
+        graph=graph,
+        dataset=dataset,
+        device=device,
+        progress=progress,
+        others=others,
+    )
     everyone.lead(partial(_supersede_removed, context))
     return context
 
@@ -221,3 +235,14 @@ def _first_teachers(context: Context, initial: ModelDir | None) -> None:
             training = replace(training, initial=initial, new_head=initial is not None)
             train_model(context, model.training, training)
             finetune_model(context, model, training)
+
+
+def _train_controls(context: Context, iteration: Iteration, first: Training | None) -> None:
+    """Train the controls of an iteration. `first` is the first teacher that the run trains.
+
+    Not in the paper: the same training on the labelled images alone shows what the pool adds.
+    """
+    for model in iteration.controls:
+        control = pool.control(context, iteration, model, first)
+        train_model(context, model.training, control)
+        finetune_model(context, model, control)

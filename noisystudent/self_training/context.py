@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ class Context:
         dataset: images of all sets.
         device: device that models are trained and evaluated on.
         progress: receives lines and progress, and stops the run.
+        others: run directories whose cached features are copied.
     """
 
     config: Config
@@ -42,6 +45,7 @@ class Context:
     dataset: Dataset
     device: torch.device
     progress: Progress
+    others: Sequence[Path] = ()
 
     def training(self, learner: LearnerConfig, folder: ModelDir, stream: str) -> Training:
         """Return a training without pool images.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from noisystudent.config import LearnerConfig
 from noisystudent.config.run import input_side
 from noisystudent.distributed import group
@@ -48,11 +50,12 @@ def _run(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) 
                 progress=context.progress,
             )
         )
+        layout = torch.channels_last if learner.train.channels_last else torch.contiguous_format
         context.progress.say(
             f"{stage.name}: {learner.model.name}, {len(views)} views of each image, {side} pixels"
         )
         backbone = Predictor(
-            models=(model.to(context.device).eval(),),
+            models=(model.to(context.device).to(memory_format=layout).eval(),),
             classes=dataset.classes,
             device=context.device,
             dtype=resolve_dtype(learner.train.precision, context.device),
@@ -62,7 +65,9 @@ def _run(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) 
         sets = [dataset.labeled, dataset.val, dataset.test, dataset.pool if pool else None]
         for images in (images for images in sets if images is not None):
             out, task = folder.features(images.name).path, f"{stage.name} of {images.name}"
-            embed_set(backbone, images, views, out, task=task, progress=context.progress)
+            embed_set(
+                backbone, images, views, out, others=context.others, task=task, progress=context.progress
+            )
 
     run_stage(stage, work, context.progress, shared=True)
     release_memory()

@@ -1,0 +1,90 @@
+"""Features that other runs have computed, found by the content of an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisystudent.data.duplicates import Contents, Hashes
+from noisystudent.data.index import Index
+from noisystudent.embeddings.embed import is_of
+from noisystudent.embeddings.parts import Features, Layout, read_index
+from noisystudent.run.record import valid_record
+from noisystudent.run.rundir import RECORD, EmbeddingsDir, RunDir
+from noisystudent.run.stages import Stage, Status, state
+
+_SETS = ("labeled", "val", "test", "pool")
+
+
+class KnownFeatures:
+    """Features of images in the caches of other runs.
+
+    Args:
+        caches: the contents of some images, and their features.
+        layout: numbers of views and features of all caches.
+    """
+
+    def __init__(self, caches: Sequence[tuple[Contents, Features]], layout: Layout) -> None:
+        self._caches, self._layout = caches, layout
+
+    def __call__(self, hashes: Hashes) -> tuple[NDArray[np.bool_], Tensor]:
+        """Return (n,) whether the features of each content are known, and (V, n, F) float32, 0 if not.
+
+        Args:
+            hashes: (n, 16) uint8 content hashes.
+        """
+        known = np.zeros(len(hashes), np.bool_)
+        values = torch.zeros((self._layout.views, len(hashes), self._layout.width))
+        for contents, features in self._caches:
+            left = np.flatnonzero(~known)
+            if not len(left):
+                break
+            first = contents.first(hashes[left])
+            present, rows = left[first >= 0], first[first >= 0]
+            for view in range(self._layout.views):
+                values[view, torch.from_numpy(present)] = features(rows, view)
+            known[present] = True
+        return known, values
+
+
+def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
+    """Return the features of the same backbone and views in finished and undamaged caches of other runs.
+
+    Args:
+        runs: run directories.
+        layout: of the features that are wanted.
+    """
+    caches: list[tuple[Contents, Features]] = []
+    seen: set[tuple[int, int]] = set()  # runs of an ablation share files
+    for run in map(RunDir, runs):
+        for cache in (EmbeddingsDir(path) for path in sorted(run.path.glob("embeddings*"))):
+            folders = {name: cache.features(name) for name in _SETS if cache.features(name).index.is_file()}
+            indices = {name: read_index(folder) for name, folder in folders.items()}
+            same = all(
+                i is not None and i.layout == replace(layout, rows=i.layout.rows) for i in indices.values()
+            )
+            files = {(about.st_dev, about.st_ino) for about in (os.stat(f.index) for f in folders.values())}
+            if not same or files <= seen or not _is_intact(cache.path):
+                continue
+            seen |= files
+            for name, folder in folders.items():
+                path = run.data.store / f"{name}.arrow"
+                if path.is_file() and is_of(folder, (index := Index(path)).full("content_hash")):
+                    caches.append((Contents(index, np.ones(len(index), np.bool_)), Features(folder)))
+    return KnownFeatures(caches, layout)
+
+
+def _is_intact(folder: Path) -> bool:
+    """Return True if a stage in `folder` is finished, and its files have the checksums of its record."""
+    record = valid_record(folder / RECORD)
+    if record is None:
+        return False
+    stage = Stage(record["name"], folder, record["fingerprint"], record["inputs"])
+    return state(stage, contents=True).status is Status.DONE

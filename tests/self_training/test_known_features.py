@@ -1,0 +1,141 @@
+"""Features that another run has: copied for the same image, never for another backbone or view."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from noisystudent.config import Config, ModelConfig
+from noisystudent.data.prepare import open_dataset
+from noisystudent.data.sources import open_sources
+from noisystudent.embeddings import Features
+from noisystudent.inference import embed
+from noisystudent.inference.predictor import Predictor
+from noisystudent.models import build_model, save_weights
+from noisystudent.run.rundir import EmbeddingsDir, RunDir
+from noisystudent.self_training import self_train
+
+torch.set_num_threads(1)
+
+SETS = ("labeled", "val", "test", "pool")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "published.safetensors"
+    save_weights(build_model(ModelConfig(name="resnet8_16"), 3, tiny.SIDE, seed=7), path)
+    return path
+
+
+def fields(weights: Path | bool) -> dict[str, Any]:
+    model = {"pretrained": str(weights) if weights else False}
+    train = {"features": True, "lr": 1.0}
+    return {"control": "none", "students": 0, "teacher": {"model": model, "train": train}}
+
+
+def config(images: Path, weights: Path | bool, *others: tuple[str, Any]) -> Config:
+    return tiny.config(images, *fields(weights).items(), *others)
+
+
+@pytest.fixture(scope="module")
+def first(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("first") / "run"
+    tiny.run(config(images, weights), out)
+    return out
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of images in each call of the backbone, without the black one that tells the shape."""
+    counts, own = list[int](), embed._embedded
+
+    def counted(backbone: Predictor, given: Tensor) -> Tensor:
+        if given.any():
+            counts.append(len(given))
+        return own(backbone, given)
+
+    monkeypatch.setattr(embed, "_embedded", counted)
+    return counts
+
+
+def by_content(given: Config, out: Path) -> dict[bytes, Tensor]:
+    """Content hash -> features of all views of an image, in every set of a run."""
+    dataset, found = open_dataset(RunDir(out).data, given.data, open_sources(given.data)), {}
+    for name in SETS:
+        images = getattr(dataset, name)
+        features = Features(EmbeddingsDir(out / "embeddings").features(name))
+        for row, content in enumerate(images.content_hash):
+            views = [features(np.array([row]), view) for view in range(features.layout.views)]
+            found[content.tobytes()] = torch.stack(views)
+    return found
+
+
+def other_split(images: Path, folder: Path) -> Path:
+    """The same images, of which one label is in the pool, and one image that is new there."""
+    shutil.copytree(images, folder)
+    (folder / "labeled" / "red" / "00.png").rename(folder / "pool" / "red" / "moved.png")
+    shutil.copy(folder / "pool" / "red" / "00.png", folder / "labeled" / "red" / "added.png")
+    (folder / "pool" / "red" / "01.png").unlink()
+    Image.fromarray(tiny.pictures(0, 1, 99)[0]).save(folder / "pool" / "red" / "new.png")
+    return folder
+
+
+def test_only_new_images_are_computed_whatever_set_and_seed_the_others_have(
+    images: Path, weights: Path, first: Path, tmp_path: Path, computed: list[int]
+) -> None:
+    given = config(other_split(images, tmp_path / "images"), weights, ("seed", 1))
+    self_train(given, tmp_path / "run", others=[first])
+    assert computed == [1, 1], "the new image and its mirror image"
+    tiny.run(given, tmp_path / "alone")
+    copied, alone = (by_content(given, tmp_path / name) for name in ("run", "alone"))
+    assert copied.keys() == alone.keys()
+    for content, features in alone.items():
+        torch.testing.assert_close(copied[content], features, rtol=2e-3, atol=1e-4)
+
+
+def test_ablations_beside_each_other_share_features(
+    images: Path, weights: Path, tmp_path: Path, computed: list[int]
+) -> None:
+    matrix = tmp_path / "study.yaml"
+    recipe = tiny.write_recipe(tmp_path / "tiny.yaml")
+    cells = {"probe": fields(weights)}
+    matrix.write_text(yaml.safe_dump({"recipe": str(recipe), "cells": cells}))
+    split = other_split(images, tmp_path / "images")
+    assert tiny.call("ablate", matrix, *tiny.flags(images), "--out", tmp_path / "runs" / "a") == 0
+    assert sum(computed) > 2
+    computed.clear()
+    words = (*tiny.flags(split), "--out", tmp_path / "runs" / "b", "--seeds", "1")
+    assert tiny.call("ablate", matrix, *words) == 0
+    assert computed == [1, 1]
+
+
+@pytest.mark.parametrize("what", ["damaged", "unfinished", "weights", "views", "drawn views"])
+def test_features_of_other_weights_or_views_and_damaged_ones_are_not_copied(
+    images: Path, weights: Path, first: Path, tmp_path: Path, computed: list[int], what: str
+) -> None:
+    other = shutil.copytree(first, tmp_path / "other")
+    cache = EmbeddingsDir(other / "embeddings")
+    changes: list[tuple[str, Any]] = [("seed", 1)]
+    if what == "damaged":
+        part = cache.features("pool").part(0)
+        part.write_bytes(part.read_bytes()[:-1] + b"\x01")
+    elif what == "unfinished":
+        (cache.path / "stage.json").unlink()
+    elif what == "views":
+        changes.append(("teacher.augment.flip", False))
+    elif what == "drawn views":
+        changes.append(("teacher.augment.views", 1))
+    given = config(images, False if what == "weights" else weights, *changes)
+    self_train(given, tmp_path / "run", others=[other])
+    views = {"views": 1, "drawn views": 3}.get(what, 2)
+    assert sum(computed) == views * sum(tiny.PER_CLASS[name] for name in SETS) * len(tiny.CLASSES)
