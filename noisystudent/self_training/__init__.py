@@ -83,16 +83,17 @@ def self_train(
         _first_teachers(context, initial)
         teachers = labeling(context)
         first = teachers.initial
-        before: Iteration | None = None
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
-        for iteration in context.graph.iterations:  # with the settings that were chosen out of fold
+        for before, iteration in zip(
+            [None, *context.graph.iterations], context.graph.iterations, strict=False
+        ):
             label_pool(context, iteration.labels, teachers, iteration.config.pseudo_label)
             pool.select_images(context, iteration, before, teachers)
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
             _train_controls(context, iteration, first)
-            teachers, before = only(student), iteration
+            teachers = only(student)
         judge(context)
 
 
