@@ -81,12 +81,10 @@ def self_train(
         initial = _pretrained(context)
         context = predict_out_of_fold(context, initial)
         _first_teachers(context, initial)
-        teachers = labeling(context)
+        teachers, iterations = labeling(context), context.graph.iterations
         first = teachers.initial
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
-        for before, iteration in zip(
-            [None, *context.graph.iterations], context.graph.iterations, strict=False
-        ):
+        for before, iteration in zip([None, *iterations], iterations, strict=False):
             label_pool(context, iteration.labels, teachers, iteration.config.pseudo_label)
             pool.select_images(context, iteration, before, teachers)
             student = pool.student(context, iteration, teachers)
