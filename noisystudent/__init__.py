@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from noisystudent.config import Config
     from noisystudent.errors import InputError, NoisyStudentError, RunError, Stopped
-    from noisystudent.estimator import NoisyStudent
+    from noisystudent.estimator import NoisyStudent, NoisyStudentClassifier
     from noisystudent.inference.load import load_predictor
     from noisystudent.inference.predict import label_images, predict, score
     from noisystudent.models import build_model
@@ -48,6 +48,7 @@ __all__ = [
     "Config",
     "InputError",
     "NoisyStudent",
+    "NoisyStudentClassifier",
     "NoisyStudentError",
     "RunError",
     "Stopped",
@@ -63,7 +64,7 @@ __all__ = [
 _HOMES = {
     "config": ("Config",),
     "errors": ("InputError", "NoisyStudentError", "RunError", "Stopped"),
-    "estimator": ("NoisyStudent",),
+    "estimator": ("NoisyStudent", "NoisyStudentClassifier"),
     "inference.load": ("load_predictor",),
     "inference.predict": ("label_images", "predict", "score"),
     "models": ("build_model",),

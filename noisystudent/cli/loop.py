@@ -12,9 +12,11 @@ from noisystudent.cli.fields import (
     NO_LABELS,
     NO_LOOP,
     NO_SETTINGS,
+    TEXT,
     Fields,
     Images,
     Labels,
+    Logging,
     Loop,
     Settings,
     configure,
@@ -29,7 +31,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: str | None = None, /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
+    recipe: str | None = None,
+    /,
+    *,
+    images: Images = NO_IMAGES,
+    settings: Loop = NO_LOOP,
+    logging: Logging = TEXT,
+    fields: Fields,
 ) -> None:
     """Train a teacher, label the pool, train students, and write models, verdict and report to a folder.
 
@@ -53,10 +61,10 @@ def run(
             f"--out is {folder}, which has no students (`train` made it); name a recipe to add them, as in"
             " `noisystudent run folder`"
         )
-    _run(config, folder, resumed=resumed)
+    _run(config, folder, logging, resumed=resumed)
 
 
-def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
+def demo(*, settings: Loop = NO_LOOP, logging: Logging = TEXT, fields: Fields) -> None:
     """Make a whole run on scikit-learn's digits with five labels per class, in minutes on two CPU cores.
 
     The run directory has the same files as that of `run`, and is resumed in the same way.
@@ -69,7 +77,7 @@ def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
             f"--out is {folder}, a run on {', '.join(config.data.labeled)}; resume it with"
             f" `noisystudent run --out {folder}`, or choose another folder"
         )
-    _run(config, folder, digits(config.seed), resumed=recorded(settings) is not None)
+    _run(config, folder, logging, digits(config.seed), resumed=recorded(settings) is not None)
 
 
 def train(
@@ -78,6 +86,7 @@ def train(
     *,
     labels: Labels = NO_LABELS,
     settings: Settings = NO_SETTINGS,
+    logging: Logging = TEXT,
     fields: Fields,
 ) -> None:
     """Train only the teacher of a recipe, on the labelled images, and write model and report to a folder.
@@ -96,7 +105,8 @@ def train(
             f" {before.parent}`, or choose another folder"
         )
     # A run without students ends after the teacher.
-    run(recipe, images=Images(**asdict(labels)), settings=Loop(**asdict(settings), students=0), fields=fields)
+    loop = Loop(**asdict(settings), students=0)
+    run(recipe, images=Images(**asdict(labels)), settings=loop, logging=logging, fields=fields)
 
 
 def plan(
@@ -156,20 +166,27 @@ def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields:
             progress.say(line)
 
 
-def _run(config: Config, folder: Path, sources: Sources | None = None, *, resumed: bool = False) -> None:
+def _run(
+    config: Config, folder: Path, logging: Logging, sources: Sources | None = None, *, resumed: bool = False
+) -> None:
     from noisystudent.console import Logged
     from noisystudent.report import build
     from noisystudent.run.files import read_json
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import scores
     from noisystudent.self_training import self_train
+    from noisystudent.trackers import Tracked, track
 
-    with screen.progress() as progress:
+    as_json = logging.log_format == "json"
+    with screen.progress(json=as_json) as progress:
+        tracked = Tracked(progress, folder, logging.tracker)
         if resumed:
             progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
-        self_train(config, folder, sources=sources, progress=progress)
+        self_train(config, folder, sources=sources, progress=tracked)
+        track(folder, logging.tracker)  # also of stages that an earlier call has finished
         page = build(folder)
-        screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
+        if not as_json:  # which has printed these numbers
+            screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
         verdict = read_json(RunDir(folder).verdict)
         logged = Logged(progress, RunDir(folder).log)
         for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):

@@ -157,6 +157,7 @@ def run_stage(stage: Stage, work: Callable[[], Facts | None], progress: Progress
         if current.status is Status.PARTIAL:
             progress.say(f"{stage.name}: interrupted before, resumed")
         _perform(stage, work)
+        progress.finish(stage.record)
     return (read_record(stage.record) or {}).get("result")
 
 
