@@ -1,4 +1,4 @@
-"""The whole as estimators of scikit-learn: `NoisyStudent` on images, `NoisyStudentClassifier` on arrays `X, y`."""
+"""Estimators in the manner of scikit-learn: `NoisyStudent` on images, `NoisyStudentClassifier` on arrays."""
 
 from noisystudent.estimator.arrays import NoisyStudentClassifier
 from noisystudent.estimator.images import NoisyStudent

@@ -86,13 +86,15 @@ class NoisyStudentClassifier(Parameters):
             InputError: the arrays or the parameters cannot be used. It is a ValueError, too.
             RunError: the run cannot continue.
         """
-        X, y = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2)
-        given = y != -1 if y.dtype.kind not in "US" else np.ones(len(y), dtype=bool)
-        check_classification_targets(y[given])
-        self.classes_, numbers = np.unique(y[given], return_inverse=True)
-        self.image_shape_ = X.shape[1:] if X.ndim > 2 else self._shape_of_rows(X.shape[1])
-        self.pixel_range_ = (0.0, _WHITE) if X.dtype == np.uint8 else (float(X.min()), float(X.max()))
-        images = self._images(X)
+        rows, labels = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2)
+        text = labels.dtype.kind in "US"
+        given: NDArray[np.bool_] = np.ones(len(labels), dtype=bool) if text else labels != -1
+        check_classification_targets(labels[given])
+        self.classes_, numbers = np.unique(labels[given], return_inverse=True)
+        self.image_shape_ = rows.shape[1:] if rows.ndim > 2 else self._shape_of_rows(rows.shape[1])
+        scaled = rows.dtype != np.uint8
+        self.pixel_range_ = (float(rows.min()), float(rows.max())) if scaled else (0.0, float(_WHITE))
+        images = self._images(rows)
         names = [unicodedata.normalize("NFC", str(label)) for label in self.classes_]
         with _invalid_arrays():
             self.estimator_ = self._new_estimator(students=not given.all()).fit(
@@ -103,7 +105,7 @@ class NoisyStudentClassifier(Parameters):
         self._places = np.array([names.index(name) for name in self.estimator_.classes_])
         self.n_iter_ = self.estimator_.n_iter_
         self.termination_condition_ = self.estimator_.termination_condition_
-        self._read_rows(y, ~given)
+        self._read_rows(labels, ~given)
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
