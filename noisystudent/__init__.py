@@ -21,8 +21,9 @@
     evaluation/     evaluation of a trained model on images, the same for `run` and `evaluate`
     self_training/  the algorithm: the only package that imports all parts
     report/         one HTML page about a run directory
+    trackers/       the numbers of a run in MLflow, W&B, or as JSON lines
     ablation/       many runs, one for each recipe and seed, that share their stages; one table
-    cli/            one command for each stage; estimator: the same as a scikit-learn estimator
+    cli/            one command for each stage; estimator/: the same as estimators of scikit-learn
 
 The names below are imported when they are first used, so `import noisystudent` does not import torch.
 """

@@ -183,7 +183,6 @@ def _run(
         if resumed:
             progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
         self_train(config, folder, sources=sources, progress=tracked)
-        track(folder, logging.tracker)  # also of stages that an earlier call has finished
         page = build(folder)
         if not as_json:  # which has printed these numbers
             screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
@@ -191,6 +190,7 @@ def _run(
         logged = Logged(progress, RunDir(folder).log)
         for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):
             logged.say(line)
+        track(folder, logging.tracker)  # also the stages that an earlier call has finished
 
 
 def _summary(config: Config) -> str:

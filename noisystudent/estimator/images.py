@@ -82,6 +82,9 @@ class NoisyStudent(Parameters):
         >>> model.fit((images, labels), pool).predict(new_images)  # doctest: +SKIP
     """
 
+    transduction_: Rows
+    labeled_iter_: Rows
+
     def fit(
         self,
         labeled: Labeled,

@@ -36,7 +36,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise InputError(f"--tracker is {name}, which needs pip install 'noisystudent[{name}]'")
 
 
-def track(run: Path, names: Sequence[str]) -> None:
+def track(run: str | Path, names: Sequence[str]) -> None:
     """Log the numbers of all finished stages of a run that the trackers do not have yet.
 
     Args:
@@ -49,7 +49,7 @@ def track(run: Path, names: Sequence[str]) -> None:
     """
     check_trackers(names)
     for name in names:
-        for stage in measured(RunDir(run)):
+        for stage in measured(RunDir(Path(run))):
             try:
                 TRACKERS[name](stage)
             except Exception as error:  # of the network, of a server, of a disk: each tracker has its own
