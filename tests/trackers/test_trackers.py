@@ -110,6 +110,7 @@ def test_a_tracker_holds_the_numbers_of_the_files_once(name: str, run: Path) -> 
     assert READERS[name](run) == expected(run), "logged once"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_what_a_killed_process_had_begun_is_logged_anew(
