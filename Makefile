@@ -15,7 +15,7 @@ PACK_PYTHON    ?= 3.12
 PACK_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 DATA           ?= ../shared/data
 
-.PHONY: demo test test-slow attack coverage check format bench gpu gpu-dry gpu-pack clean
+.PHONY: demo test test-slow examples attack coverage check format bench gpu gpu-dry gpu-pack clean
 
 demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdict and report
 	$(BIN)/noisystudent demo
@@ -25,6 +25,9 @@ test: $(STAMP)            ## the test suite without the long checks
 
 test-slow: $(STAMP)       ## the long checks: kills at random moments, whole runs
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+examples: $(STAMP)        ## the scripts in examples/, as they are
+	$(BIN)/python -m pytest tests/test_examples.py
 
 attack: $(STAMP)          ## kills, full disks, damaged files, odd inputs, faults: prints how many held
 	ATTACK_SEED=$(SEED) ATTACK_COUNT=$(COUNT) $(BIN)/python -m pytest -n 2 --dist worksteal tests/attack

@@ -21,8 +21,9 @@
     evaluation/     evaluation of a trained model on images, the same for `run` and `evaluate`
     self_training/  the algorithm: the only package that imports all parts
     report/         one HTML page about a run directory
+    trackers/       the numbers of a run in MLflow, W&B, or as JSON lines
     ablation/       many runs, one for each recipe and seed, that share their stages; one table
-    cli/            one command for each stage; estimator: the same as a scikit-learn estimator
+    cli/            one command for each stage; estimator/: the same as estimators of scikit-learn
 
 The names below are imported when they are first used, so `import noisystudent` does not import torch.
 """
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from noisystudent.config import Config
     from noisystudent.errors import InputError, NoisyStudentError, RunError, Stopped
-    from noisystudent.estimator import NoisyStudent
+    from noisystudent.estimator import NoisyStudent, NoisyStudentClassifier
     from noisystudent.inference.load import load_predictor
     from noisystudent.inference.predict import label_images, predict, score
     from noisystudent.models import build_model
@@ -48,6 +49,7 @@ __all__ = [
     "Config",
     "InputError",
     "NoisyStudent",
+    "NoisyStudentClassifier",
     "NoisyStudentError",
     "RunError",
     "Stopped",
@@ -63,7 +65,7 @@ __all__ = [
 _HOMES = {
     "config": ("Config",),
     "errors": ("InputError", "NoisyStudentError", "RunError", "Stopped"),
-    "estimator": ("NoisyStudent",),
+    "estimator": ("NoisyStudent", "NoisyStudentClassifier"),
     "inference.load": ("load_predictor",),
     "inference.predict": ("label_images", "predict", "score"),
     "models": ("build_model",),

@@ -64,6 +64,12 @@ class Progress:
     def advance(self, task: str, done: int, total: int) -> None:
         """Show that `done` of `total` units of `task` are done. Most calls print nothing."""
 
+    def finish(self, record: Path) -> None:
+        """A stage of a run is finished, and its record is written."""
+
+    def close(self) -> None:
+        """Remove what moves on the screen."""
+
     @property
     def signal(self) -> str | None:
         """Name of the signal that stops the work, or None."""
@@ -241,6 +247,10 @@ class Logged(Progress):
         """Pass the units done on to the other progress; they are not logged."""
         self._progress.advance(task, done, total)
 
+    def finish(self, record: Path) -> None:
+        """Pass the finished stage on to the other progress."""
+        self._progress.finish(record)
+
 
 class Prefixed(Progress):
     """Passes everything on to `progress`, with `name` in front of every line and task."""
@@ -256,6 +266,10 @@ class Prefixed(Progress):
     def advance(self, task: str, done: int, total: int) -> None:
         """Show the progress of `<name>: <task>`."""
         self._progress.advance(f"{self._name}: {task}", done, total)
+
+    def finish(self, record: Path) -> None:
+        """Pass the finished stage on to the other progress."""
+        self._progress.finish(record)
 
 
 def append_log(log: Path, line: str) -> None:

@@ -19,6 +19,7 @@ PUBLIC = [
     "Config",
     "InputError",
     "NoisyStudent",
+    "NoisyStudentClassifier",
     "NoisyStudentError",
     "RunError",
     "Stopped",
@@ -100,6 +101,7 @@ def test_the_docstring_names_the_stages_in_order() -> None:
         "evaluation/",
         "self_training/",
         "report/",
+        "trackers/",
         "ablation/",
     ]
     places = [text.index(f"    {stage}") for stage in stages]

@@ -127,6 +127,31 @@ class Loop(Settings):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Logging:
+    """How a run is followed while it runs."""
+
+    log_format: Annotated[
+        Literal["text", "json"],
+        Parameter(
+            help="What standard output holds: text, or one JSON object a line: messages, progress,"
+            " and the numbers of each finished stage."
+        ),
+    ] = "text"
+    tracker: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Log the numbers of finished stages to mlflow, to wandb (offline), or to both with a comma"
+            " between. A finished run is logged by the same call.",
+            converter=_names,
+            n_tokens=1,
+            negative=(),
+            show_default=False,
+        ),
+    ] = ()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Labels:
     """Folders of labelled images."""
 
@@ -166,6 +191,7 @@ class Tests(Options):
 
 # Default values of the parameters of the commands.
 NO_SETTINGS, NO_LOOP, NO_LABELS, NO_IMAGES, NO_TESTS = Settings(), Loop(), Labels(), Images(), Tests()
+TEXT = Logging()
 
 
 def take_fields(tokens: Sequence[str]) -> tuple[list[Field], list[str]]:

@@ -12,9 +12,11 @@ from noisystudent.cli.fields import (
     NO_LABELS,
     NO_LOOP,
     NO_SETTINGS,
+    TEXT,
     Fields,
     Images,
     Labels,
+    Logging,
     Loop,
     Processes,
     Settings,
@@ -36,6 +38,7 @@ def run(
     images: Images = NO_IMAGES,
     settings: Loop = NO_LOOP,
     processes: Processes = None,
+    logging: Logging = TEXT,
     fields: Fields,
 ) -> None:
     """Train a teacher, label the pool, train students, and write models, verdict and report to a folder.
@@ -60,10 +63,10 @@ def run(
             f"--out is {folder}, which has no students (`train` made it); name a recipe to add them, as in"
             " `noisystudent run folder`"
         )
-    _run(config, folder, resumed=resumed, processes=processes)
+    _run(config, folder, logging, resumed=resumed, processes=processes)
 
 
-def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
+def demo(*, settings: Loop = NO_LOOP, logging: Logging = TEXT, fields: Fields) -> None:
     """Make a whole run on scikit-learn's digits with five labels per class, in minutes on two CPU cores.
 
     The run directory has the same files as that of `run`, and is resumed in the same way.
@@ -76,7 +79,7 @@ def demo(*, settings: Loop = NO_LOOP, fields: Fields) -> None:
             f"--out is {folder}, a run on {', '.join(config.data.labeled)}; resume it with"
             f" `noisystudent run --out {folder}`, or choose another folder"
         )
-    _run(config, folder, digits(config.seed), resumed=recorded(settings) is not None)
+    _run(config, folder, logging, digits(config.seed), resumed=recorded(settings) is not None)
 
 
 def train(
@@ -86,6 +89,7 @@ def train(
     labels: Labels = NO_LABELS,
     settings: Settings = NO_SETTINGS,
     processes: Processes = None,
+    logging: Logging = TEXT,
     fields: Fields,
 ) -> None:
     """Train only the teacher of a recipe, on the labelled images, and write model and report to a folder.
@@ -109,6 +113,7 @@ def train(
         images=Images(**asdict(labels)),
         settings=Loop(**asdict(settings), students=0),
         processes=processes,
+        logging=logging,
         fields=fields,
     )
 
@@ -173,6 +178,7 @@ def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields:
 def _run(
     config: Config,
     folder: Path,
+    logging: Logging,
     sources: Sources | None = None,
     *,
     resumed: bool = False,
@@ -186,22 +192,27 @@ def _run(
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import scores
     from noisystudent.self_training import self_train
+    from noisystudent.trackers import Tracked, track
 
     if processes is not None and not launched(processes):
         launch(processes)
         return
-    with joined() as everyone, screen.progress(silent=not everyone.is_main) as progress:
+    as_json = logging.log_format == "json"
+    with joined() as everyone, screen.progress(json=as_json, silent=not everyone.is_main) as progress:
         if resumed:
             progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
-        self_train(config, folder, sources=sources, progress=progress)
+        tracked = Tracked(progress, folder, logging.tracker if everyone.is_main else ())
+        self_train(config, folder, sources=sources, progress=tracked)
         if not everyone.is_main:
             return
         page = build(folder)
-        screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
+        if not as_json:  # which has printed these numbers
+            screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
         verdict = read_json(RunDir(folder).verdict)
         logged = Logged(progress, RunDir(folder).log)
         for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):
             logged.say(line)
+        track(folder, logging.tracker)  # also the stages that an earlier call has finished
 
 
 def _summary(config: Config) -> str:

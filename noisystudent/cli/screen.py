@@ -22,25 +22,27 @@ _WIDTH = 4096  # characters; wide enough that no row is folded if the output is 
 
 
 @contextmanager
-def progress(*, stderr: bool = False, silent: bool = False) -> Iterator[Progress]:
+def progress(*, stderr: bool = False, json: bool = False, silent: bool = False) -> Iterator[Progress]:
     """Print progress within the block, and stop the work there on SIGINT or SIGTERM.
 
     Args:
         stderr: print on standard error, because the results go to standard output.
+        json: print JSON lines on standard output.
         silent: print nothing, because another process of the run does.
     """
     from noisystudent.console import Progress, Terminal, stop_on_signal
+    from noisystudent.trackers.json_lines import JsonLines
 
     if silent:
         with stop_on_signal(nothing := Progress()):
             yield nothing
         return
-    terminal = Terminal(stderr=stderr)
-    with stop_on_signal(terminal):
+    shown = JsonLines() if json else Terminal(stderr=stderr)
+    with stop_on_signal(shown):
         try:
-            yield terminal
+            yield shown
         finally:
-            terminal.close()
+            shown.close()
 
 
 def print_bad(bad: list[tuple[str, str]]) -> None:

@@ -205,6 +205,7 @@ class RunDir:
     metrics = _Child("metrics.jsonl")  # one line per model and set
     verdict = _Child("verdict.json")  # whether the pool helped
     report = _Child("report.html")  # the HTML report
+    wandb = _Child("wandb")  # folder of what `wandb sync` uploads
 
     @property
     def data(self) -> DataDir:

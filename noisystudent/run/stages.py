@@ -150,6 +150,7 @@ def run_stage(stage: Stage, work: Work, progress: Progress, *, shared: bool = Fa
         begun = time.monotonic()
         result = work() if shared else everyone.lead(work)
         everyone.lead(partial(_write_record, stage, "done", time.monotonic() - begun, result))
+        everyone.lead(partial(progress.finish, stage.record))
     return everyone.lead(lambda: (read_record(stage.record) or {}).get("result"))
 
 

@@ -54,8 +54,8 @@ def recorded(run: RunDir) -> list[Row]:
             f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
         )
     locked = is_locked(run.path)  # before the records: a run that ends meanwhile has written 'done' by then
-    records = map(read_record, _records(run))
-    return [_recorded(record, locked) for record in records if record is not None]
+    started = map(read_record, records(run))
+    return [_recorded(record, locked) for record in started if record is not None]
 
 
 def scores(run: RunDir) -> list[Row]:
@@ -72,8 +72,8 @@ def scores(run: RunDir) -> list[Row]:
     return rows
 
 
-def _records(run: RunDir) -> Iterator[Path]:
-    """Yield the existing stage records in the order of the stages."""
+def records(run: RunDir) -> Iterator[Path]:
+    """Yield the paths of the existing stage records in the order of the stages."""
     yield from run.data.path.glob(RECORD)
     yield from sorted(run.path.glob(f"embeddings*/{RECORD}"))
     # Not `run.iterations()`: folders of students that the configuration no longer has stay on disk.

@@ -1,4 +1,4 @@
-"""Interface in the style of scikit-learn: `NoisyStudent(...).fit(labeled, unlabeled).predict(images)`."""
+"""Self-training on images: `NoisyStudent(...).fit(labeled, unlabeled).predict(images)`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,44 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from sklearn.exceptions import NotFittedError
 
 from noisystudent import recipes, self_training
 from noisystudent.config import Config
-from noisystudent.console import Progress, Terminal
+from noisystudent.console import Progress
 from noisystudent.data.sources import ArraySource, Sources
 from noisystudent.errors import InputError
+from noisystudent.estimator.notebook import printed_progress
+from noisystudent.estimator.parameters import Parameters
+from noisystudent.estimator.results import (
+    Report,
+    Rows,
+    kept_classes,
+    labeled_iterations,
+    termination_condition,
+)
 from noisystudent.inference.images import Images, Labeled, open_images, open_labeled
 from noisystudent.inference.load import find_model, load_predictor
-from noisystudent.inference.predict import predict
+from noisystudent.inference.predict import predict, score
 from noisystudent.inference.predictor import Predictor
 from noisystudent.report import build
 from noisystudent.run.files import read_json
 from noisystudent.run.rundir import ModelDir, RunDir
 
 
-class NoisyStudent:
+class NotFitted(InputError, NotFittedError):
+    """`fit` was not called; scikit-learn expects its NotFittedError."""
+
+
+class NoisyStudent(Parameters):
     """Self-training for image classification.
+
+    An estimator in the manner of scikit-learn, which takes images in any form. `NoisyStudentClassifier` takes
+    arrays `X, y`, for grid searches and cross-validation.
 
     A fitted estimator holds the weights of one model: of the last student, unless val shows that another
     model of the run is better. Its probabilities have the temperature that was fitted on val. The estimator
@@ -37,22 +53,28 @@ class NoisyStudent:
         recipe: name of a recipe, a YAML file, or a `Config`.
         out: run directory. An existing run is resumed. None: a temporary directory, which is deleted together
             with the object.
-        verbose: print the progress.
+        verbose: print the progress; in a notebook with a bar that moves.
         **overrides: fields of the configuration, with two underscores for each dot:
             `teacher__train__epochs=30`.
 
     Attributes:
-        classes_: class names, in the order of the columns of `predict_proba`.
+        classes_: (K,) class names, in the order of the columns of `predict_proba`.
         verdict_: content of verdict.json: whether the last student is better than teacher and control, with
             intervals and p-values.
         scores_: {"teacher", "student-1", …, "control-n": {"val" | "test": {top1, top5, nll, ece, brier}}}.
         transduction_: (N,) int64, class of each pool image that was kept in the last iteration, -1 for all
             others. Row i belongs to row i of the array `unlabeled`, or for a pool on disk to pool row i of
             data/manifest.parquet.
+        labeled_iter_: (N,) int64, of the same rows: the iteration since which the image is kept without a
+            break, -1 if the last iteration did not keep it. (Every iteration labels the whole pool again.
+            In scikit-learn's SelfTrainingClassifier a label stays, and this is the iteration that gave it.)
         n_iter_: number of students trained.
-        termination_condition_: "max_iter": all students of the recipe were trained.
+        termination_condition_: what the last iteration left of the pool, in the words of scikit-learn's
+            SelfTrainingClassifier. "all_labeled": every image is kept, or there is no pool; "no_change": the
+            same images with the same classes as in the iteration before; otherwise "max_iter". All students
+            of the recipe are trained in any case.
         run_: the run directory. After unpickling it may not exist any more.
-        report_: path of its report.
+        report_: its report: a path, which a notebook shows as the page.
 
     Example:
         >>> from noisystudent import NoisyStudent
@@ -60,18 +82,8 @@ class NoisyStudent:
         >>> model.fit((images, labels), pool).predict(new_images)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        recipe: str | Config = "folder",
-        *,
-        out: str | Path | None = None,
-        verbose: bool = False,
-        **overrides: Any,
-    ) -> None:
-        self.recipe = recipe
-        self.out = out
-        self.verbose = verbose
-        self.overrides = overrides
+    transduction_: Rows
+    labeled_iter_: Rows
 
     def fit(
         self,
@@ -106,12 +118,14 @@ class NoisyStudent:
             test=None if test is None else open_labeled(test),
         )
         config = self._config()
-        progress = Terminal() if self.verbose else Progress()
+        progress = printed_progress() if self.verbose else Progress()
         self_training.self_train(config, self.run_, sources=sources, progress=progress)
         build(self.run_)
         self._read_results(config)
         if isinstance(sources.unlabeled, ArraySource):
-            self.transduction_ = self._rows_of_array(len(sources.unlabeled))
+            count = len(sources.unlabeled)
+            self.transduction_ = self._rows_of_array(count, self.transduction_)
+            self.labeled_iter_ = self._rows_of_array(count, self.labeled_iter_)
         return self
 
     @classmethod
@@ -161,8 +175,17 @@ class NoisyStudent:
             InputError: see `predict_proba`.
         """
         best = self.predict_proba(images).argmax(axis=1)
-        names: NDArray[np.str_] = np.asarray(self.classes_)[best]
+        names: NDArray[np.str_] = self.classes_[best]
         return names
+
+    def score(self, labeled: Labeled) -> float:
+        """Share of right predictions on labelled images, in any of the forms of `fit`.
+
+        Raises:
+            InputError: `fit` was not called, a class is unknown, or no image can be read.
+        """
+        values, _ = score(self._predictor(), labeled)
+        return values["top1"]
 
     def _run_directory(self) -> Path:
         """The run directory: `out`, or a new temporary one that is deleted with this object."""
@@ -173,20 +196,10 @@ class NoisyStudent:
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(folder) / "run"
 
-    def _config(self) -> Config:
-        overrides = [(name.replace("__", "."), value) for name, value in self.overrides.items()]
-        if isinstance(self.recipe, Config):
-            if overrides:
-                raise InputError(
-                    f"{overrides[0][0]} is given together with a Config; set it with dataclasses.replace"
-                )
-            return self.recipe
-        return recipes.load(self.recipe, overrides)
-
     def _predictor(self) -> Predictor:
         """The model, from the weights that this object holds."""
         if not hasattr(self, "verdict_"):
-            raise InputError("this NoisyStudent is not fitted yet; call fit(labeled, unlabeled) first")
+            raise NotFitted("this NoisyStudent is not fitted yet; call fit(labeled, unlabeled) first")
         with tempfile.TemporaryDirectory(prefix="noisystudent-") as folder:
             weights = ModelDir(Path(folder)).weights
             weights.write_bytes(self._weights)
@@ -196,36 +209,28 @@ class NoisyStudent:
         """Set the attributes whose names end in an underscore, and the weights."""
         run = RunDir(self.run_)
         self._weights = find_model(self.run_).read_bytes()
-        self.report_ = run.report
-        self.classes_ = tuple(read_json(run.data.dataset)["classes"])
+        self.report_ = Report(run.report)
+        dataset = read_json(run.data.dataset)
+        self.classes_ = np.array(dataset["classes"])
         self.n_iter_ = len(config.students)
-        # The name and the value are those of scikit-learn's SelfTrainingClassifier.
-        self.termination_condition_ = "max_iter"
         self.scores_: dict[str, dict[str, dict[str, float]]] = {}
         for index in range(self.n_iter_ + 1):
             models = read_json(run.iteration(index).evaluation)["models"]
             for role, sets in models.items():
                 self.scores_[role if index == 0 else f"{role}-{index}"] = sets
-        last = run.iteration(self.n_iter_).selection
-        self.transduction_ = _transduction(last) if self.n_iter_ else np.empty(0, dtype=np.int64)
+        kept = [kept_classes(run.iteration(index + 1).selection) for index in range(self.n_iter_)]
+        self.transduction_ = kept[-1] if kept else np.empty(0, dtype=np.int64)
+        self.labeled_iter_ = labeled_iterations(kept)
+        self.termination_condition_ = termination_condition(kept, dataset["counts"].get("pool", 0))
         self.verdict_ = read_json(run.verdict)  # last: it marks a fitted estimator
 
-    def _rows_of_array(self, count: int) -> NDArray[np.int64]:
-        """`transduction_` for the `count` rows of the array that was the pool."""
-        classes = np.full(count, -1, dtype=np.int64)
+    def _rows_of_array(self, count: int, values: Rows) -> Rows:
+        """The values of pool rows as values of the `count` rows of the array that was the pool."""
+        rows = np.full(count, -1, dtype=np.int64)
         if self.n_iter_:
             # Copies and leaks were removed from the pool, so pool rows are not rows of the array. The offset
             # of a pool row in the manifest is its row in the array.
             manifest = RunDir(self.run_).data.manifest
             pool = pq.read_table(manifest, columns=["offset"], filters=[("set", "=", "pool")])
-            classes[pool.column("offset").to_numpy()] = self.transduction_
-        return classes
-
-
-def _transduction(selection: Path) -> NDArray[np.int64]:
-    """(N,) class of each pool row that the student was trained on; -1 for rows that were not kept."""
-    table = pq.read_table(selection, columns=["row", "label", "repeats"])
-    row, label, repeats = (column.to_numpy() for column in table.columns)
-    classes = np.full(len(row), -1, dtype=np.int64)
-    classes[row] = np.where(repeats > 0, label, -1)
-    return classes
+            rows[pool.column("offset").to_numpy()] = values
+        return rows

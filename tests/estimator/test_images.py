@@ -48,8 +48,9 @@ def model(pool: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 def test_the_attributes_that_fit_sets(model: NoisyStudent) -> None:
-    assert model.classes_ == tiny.CLASSES
+    assert tuple(model.classes_) == tiny.CLASSES
     assert (model.n_iter_, model.termination_condition_) == (1, "max_iter")
+    assert np.array_equal(model.labeled_iter_, np.where(model.transduction_ < 0, -1, 1))
     assert list(model.scores_) == ["teacher", "student-1", "control-1"]
     for sets in model.scores_.values():
         assert list(sets) == ["val", "test"]
@@ -57,7 +58,7 @@ def test_the_attributes_that_fit_sets(model: NoisyStudent) -> None:
     assert model.verdict_["set"] == "test" and model.verdict_ == json.loads(
         (model.run_ / "verdict.json").read_text()
     )
-    assert model.report_ == model.run_ / "report.html" and model.report_.is_file()
+    assert model.report_.path == model.run_ / "report.html" and Path(model.report_).is_file()
 
 
 def test_it_predicts_arrays_folders_and_files(model: NoisyStudent, images: Path) -> None:
@@ -68,6 +69,7 @@ def test_it_predicts_arrays_folders_and_files(model: NoisyStudent, images: Path)
     classes = model.predict(pixels)
     assert classes.tolist() == [tiny.CLASSES[k] for k in probs.argmax(axis=1)]
     assert np.mean(classes == labels) == pytest.approx(model.scores_["student-1"]["test"]["top1"])
+    assert model.score((pixels, labels)) == model.score(images / "test") == np.mean(classes == labels)
     np.testing.assert_allclose(model.predict_proba(images / "test"), probs, atol=1e-6)
     files = sorted((images / "test").rglob("*.png"))
     np.testing.assert_allclose(model.predict_proba(files), probs, atol=1e-6)
@@ -110,7 +112,7 @@ def test_a_pickled_estimator_predicts_in_another_process(tmp_path: Path) -> None
         "import pickle, sys, numpy; from pathlib import Path; folder = Path(sys.argv[1]);"
         "model = pickle.loads((folder / 'model.pickle').read_bytes());"
         "numpy.save(folder / 'probs.npy', model.predict_proba(numpy.load(folder / 'images.npy')));"
-        "print(model.classes_, model.verdict_['set'])"
+        "print(tuple(model.classes_.tolist()), model.verdict_['set'])"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
@@ -124,12 +126,13 @@ def test_a_run_is_loaded_as_the_estimator_that_made_it(model: NoisyStudent, fini
     loaded = NoisyStudent.load(model.run_)
     pixels, _ = arrays("test")
     assert np.array_equal(loaded.predict_proba(pixels), model.predict_proba(pixels))
-    for name in ("classes_", "verdict_", "scores_", "n_iter_", "run_", "report_"):
+    assert np.array_equal(loaded.classes_, model.classes_)
+    for name in ("verdict_", "scores_", "n_iter_", "run_", "report_"):
         assert getattr(loaded, name) == getattr(model, name), name
     kept = model.transduction_[model.transduction_ >= 0]
     assert np.array_equal(loaded.transduction_[loaded.transduction_ >= 0], kept), "in pool rows"
     by_command = NoisyStudent.load(str(finished))
-    assert by_command.classes_ == tiny.CLASSES and by_command.predict(pixels).shape == (12,)
+    assert tuple(by_command.classes_) == tiny.CLASSES and by_command.predict(pixels).shape == (12,)
 
 
 def test_what_is_no_finished_run_is_not_loaded(finished: Path, tmp_path: Path) -> None:
