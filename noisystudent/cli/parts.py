@@ -247,27 +247,47 @@ def export(
     *,
     out: Path | None = None,
     overwrite: Overwrite = False,
-    format: Literal["safetensors", "timm", "onnx"] = "safetensors",  # noqa: A002
+    format: Literal["safetensors", "timm", "onnx", "torch-export", "openvino"] | None = None,  # noqa: A002
+    raw_images: Annotated[bool, Parameter(negative=())] = False,
+    images: Folders = (),
 ) -> None:
-    """Export the model that `predict` uses as safetensors or ONNX, check it, and print code that loads it.
+    """Export the model that `predict` uses, check the file on real images, and print code that loads it.
+
+    The file is loaded by its own runtime. If its logits differ from those of the model, it is deleted. Size,
+    crop, temperature and classes are in the file, and in a .json file beside it.
 
     Parameters
     ----------
     run
         Run directory or model folder.
     out
-        File to write; its ending .safetensors or .onnx sets the format. Default: RUN with that ending.
+        File to write. Default: RUN with the ending of the format.
     format
-        Format if --out is not given. safetensors or timm: a file for timm. onnx: uint8 images in, logits and
-        probabilities out.
+        Default: by the ending of --out, or safetensors. safetensors (.safetensors): weights for timm; timm: a
+        folder that timm loads. onnx (.onnx), torch-export (.pt2), openvino (.xml and .bin): uint8 images in,
+        logits and probabilities out.
+    raw_images
+        The file takes images of any size, and crops and resizes them itself.
+    images
+        Images for the comparison. Default: images of val.
     """
     from noisystudent.inference.export import export as write_model
+    from noisystudent.inference.formats import FORMATS
     from noisystudent.inference.load import find_model
 
-    ending = ".onnx" if format == "onnx" else ".safetensors"
     path = Path(os.path.realpath(run))  # Path(".") has an empty name
-    screen.line(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
+    ending = FORMATS[format or "safetensors"].suffix or f"-{format}"
+    exported = write_model(
+        run,
+        out or path.with_name(f"{path.name}{ending}"),
+        format,
+        raw_images=raw_images,
+        images=images or None,
+        overwrite=overwrite,
+    )
+    screen.line(exported.line)
     screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
+    screen.note(str(exported))
 
 
 def recipes(name: str | None = None, /) -> None:

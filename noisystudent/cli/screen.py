@@ -50,6 +50,11 @@ def line(text: str) -> None:
     print(printable(text))
 
 
+def note(text: str) -> None:
+    """Print one line on standard error."""
+    print(f"noisystudent: {printable(text)}", file=sys.stderr)
+
+
 def print_origin(weights: Path | None) -> None:
     """Print on standard error which model was used; a run directory has several, an unfinished one fewer.
 

@@ -79,6 +79,37 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_files(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder, and move what is in the folder to `path` if the block succeeds.
+
+    The block makes a file or a folder at the yielded path, which has the name of `path`, and other files beside
+    it. They replace files beside `path`, one after the other, and `path` last. If the block fails, nothing is
+    changed.
+
+    Raises:
+        RunError: the disk is full or cannot be written, or a file would replace a folder.
+    """
+    folder = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(folder)  # a killed process may have left it
+        folder.mkdir()
+        yield folder / path.name
+        _sync_tree(folder)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, path.with_name(file.name))
+        sync_folder(path.parent)
+        folder.rmdir()
+    except OSError as error:
+        with suppress(OSError):  # it may be as forbidden as the writing of it
+            remove(folder)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:  # KeyboardInterrupt too
+        remove(folder)
+        raise
+
+
+@contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yield a new folder for temporary files, which is removed in the end, also if this process is killed.
 
