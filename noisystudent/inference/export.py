@@ -33,7 +33,6 @@ from noisystudent.run.rundir import RunDir, run_and_name
 
 Pixels = NDArray[np.uint8]
 
-_IMAGES = 16  # on which the logits are compared
 _RAW_TOLERANCE = 0.02  # the view of raw images differs by 1 or 2 grey levels in some pixels, see `CleanView`
 
 
@@ -71,6 +70,7 @@ def export(
     *,
     raw_images: bool = False,
     images: Images | None = None,
+    count: int = 16,
     overwrite: bool = False,
 ) -> Exported:
     """Write a model to `out`, load the file with its own runtime, and compare its logits on real images.
@@ -88,6 +88,7 @@ def export(
             any size, and the graph makes the view itself.
         images: images for the comparison. None: images of val if the model is of a run and they can be read;
             otherwise two photographs that scikit-learn ships, and their mirror images.
+        count: number of images that are compared, spread over `images`.
         overwrite: replaces existing files.
 
     Raises:
@@ -104,7 +105,7 @@ def export(
     # The memory format in which timm creates networks, so that the logits can be compared bit by bit.
     model = predictor.model.to(memory_format=torch.contiguous_format)
     content = Content(predictor, model, raw_images)
-    originals, origin = _originals(predictor.path, images)
+    originals, origin = _originals(predictor.path, images, count)
     with atomic_files(out) as path:
         kind.write(content, path)
         write_json(_description_file(path, kind), content.description(graph=kind.graph))
@@ -153,19 +154,19 @@ def _description_file(path: Path, kind: Format) -> Path:
     return path.with_suffix(".json") if kind.suffix else path / "description.json"
 
 
-def _originals(weights: Path | None, given: Images | None) -> tuple[list[Pixels], str]:
+def _originals(weights: Path | None, given: Images | None, count: int) -> tuple[list[Pixels], str]:
     """Images (H, W, 3) at full size, and what they are."""
     if given is not None:
         source = open_images(given, labeled=False)
         with scanned(source, None, Progress(), stored=None) as (found, _):
-            return _spread(found), f"images of {source.name}"
+            return _spread(found, count), f"images of {source.name}"
     photographs = [image for photo in load_sample_images().images for image in (photo, photo[:, ::-1].copy())]
     place = None if weights is None else run_and_name(weights)
     if place is None:
         return photographs, "photographs"
     run, _ = place
     try:
-        return _spread(_val(run)), f"images of val of {run.path}"
+        return _spread(_val(run), count), f"images of val of {run.path}"
     except (InputError, RunError) as error:  # they may have been moved since the run
         return photographs, f"photographs (val cannot be read: {first_line(error)})"
 
@@ -175,9 +176,9 @@ def _val(run: RunDir) -> ImageSet:
     return open_dataset(run.data, config, open_sources(config)).val
 
 
-def _spread(images: ImageSet) -> list[Pixels]:
-    """At most `_IMAGES` images, spread over the set."""
-    rows = np.unique(np.linspace(0, len(images) - 1, _IMAGES).astype(np.int64))
+def _spread(images: ImageSet, count: int) -> list[Pixels]:
+    """At most `count` images, spread over the set."""
+    rows = np.unique(np.linspace(0, len(images) - 1, count).astype(np.int64))
     return list(images.originals(rows))
 
 
@@ -207,4 +208,4 @@ def _batches(content: Content, originals: list[Pixels]) -> Iterator[tuple[Tensor
         return
     for count, (pixels, one) in enumerate(zip(originals, views, strict=True)):
         times = 2 if count == 0 else 1
-        yield torch.from_numpy(pixels)[None].repeat(times, 1, 1, 1), one[None].repeat(times, 1, 1, 1)
+        yield torch.tensor(pixels)[None].repeat(times, 1, 1, 1), one[None].repeat(times, 1, 1, 1)

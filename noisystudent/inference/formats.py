@@ -23,6 +23,7 @@ from noisystudent.run.files import write_json
 from noisystudent.run.rundir import WEIGHT_FILES
 
 _EXTRA_FILE = "description.json"  # in a .pt2 file
+_OPENVINO = {"INFERENCE_PRECISION_HINT": "f32"}  # by default it computes in bf16 where the processor can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,13 +205,12 @@ def _write_openvino(content: Content, path: Path) -> None:
 def _load_openvino(path: Path, _content: Content) -> Predict:
     import openvino
 
-    # Some processors would compute in bf16.
-    model = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino.compile_model(path, "CPU", _OPENVINO)
     return lambda images: torch.from_numpy(np.array(model(images.numpy())["logits"]))
 
 
 def _openvino_line(path: Path, _content: Content) -> str:
-    return f"import openvino; openvino.compile_model({str(path)!r})(images)['probs']"
+    return f"import openvino; openvino.compile_model({str(path)!r}, 'CPU', {_OPENVINO})(images)['probs']"
 
 
 FORMATS: dict[str, Format] = {

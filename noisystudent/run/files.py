@@ -82,9 +82,9 @@ def atomic(path: Path) -> Iterator[Path]:
 def atomic_files(path: Path) -> Iterator[Path]:
     """Yield a path in a temporary folder, and move what is in the folder to `path` if the block succeeds.
 
-    The block makes a file or a folder at the yielded path, which has the name of `path`, and other files beside
-    it. They replace files beside `path`, one after the other, and `path` last. If the block fails, nothing is
-    changed.
+    The block makes a file or a folder at the yielded path, which has the name of `path`, and other files
+    beside it. They replace files beside `path`, one after the other, and `path` last. If the block fails,
+    nothing is changed.
 
     Raises:
         RunError: the disk is full or cannot be written, or a file would replace a folder.

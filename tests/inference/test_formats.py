@@ -37,8 +37,8 @@ Result = tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def weights(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network whose classes differ between photographs, with a crop (from 224 pixels on) and a temperature."""
-    model = build_model(ModelConfig(name="test_resnet", stochastic_depth=0.0), 3, 224, seed=1)
+    """A network whose classes differ between photographs, with a crop and a temperature."""
+    model = build_model(ModelConfig(name="resnet8_16", stochastic_depth=0.0), 3, 224, seed=1)
     net: Any = model.net
     with torch.no_grad():
         # Random weights of timm's networks hardly tell images apart.
@@ -105,7 +105,7 @@ def in_torch(path: Path, images: np.ndarray) -> Result:
 
 def in_openvino(path: Path, images: np.ndarray) -> Result:
     openvino = pytest.importorskip("openvino")
-    outputs = openvino.compile_model(path, "CPU")(images)
+    outputs = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)
     return outputs["logits"], outputs["probs"]
 
 
@@ -130,6 +130,7 @@ def test_pillow_and_onnx_runtime_alone_predict_the_same(
     np.testing.assert_allclose(one, in_onnx(onnx, images)[0][:1], atol=1e-4)
 
 
+@pytest.mark.slow  # the exporter takes its time
 def test_raw_photographs_in_onnx(raw_onnx: Path, photos: list[Path], expected: np.ndarray) -> None:
     images = [np.asarray(Image.open(path))[None] for path in photos]
     check(np.concatenate([in_onnx(raw_onnx, image)[1] for image in images]), expected, 0.02)
@@ -137,6 +138,7 @@ def test_raw_photographs_in_onnx(raw_onnx: Path, photos: list[Path], expected: n
     np.testing.assert_allclose(twice, in_onnx(raw_onnx, images[0])[1].repeat(2, 0), atol=1e-5)
 
 
+@pytest.mark.slow  # the exporter takes its time
 def test_predict_reads_both_kinds_of_onnx(
     onnx: Path, raw_onnx: Path, photos: list[Path], expected: np.ndarray
 ) -> None:
@@ -144,6 +146,7 @@ def test_predict_reads_both_kinds_of_onnx(
         np.testing.assert_allclose(predict(load_predictor(path), photos).probs, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw", [False, True], ids=["views", "raw"])
 def test_torch_export(
     weights: Path, photos: list[Path], expected: np.ndarray, tmp_path: Path, raw: bool
@@ -158,6 +161,7 @@ def test_torch_export(
     assert json.loads(inside["description.json"]) == about
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw", [False, True], ids=["views", "raw"])
 def test_openvino(weights: Path, photos: list[Path], expected: np.ndarray, tmp_path: Path, raw: bool) -> None:
     openvino = pytest.importorskip("openvino")
@@ -215,7 +219,13 @@ def other(content: Content) -> Content:
     return replace(content, model=model.eval())
 
 
-@pytest.mark.parametrize("form", ENDINGS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[pytest.mark.slow] if form in ("onnx", "torch-export") else [])
+        for form in ENDINGS
+    ],
+)
 def test_a_wrong_export_is_refused(
     weights: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -232,6 +242,7 @@ def test_a_wrong_export_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # the exporter takes its time
 def test_a_wrong_view_in_the_graph_is_refused(
     weights: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
