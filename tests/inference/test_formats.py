@@ -295,7 +295,7 @@ def test_wrong_calls(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine").mkdir()
     for flags in ([], ["--overwrite"]):
         line = refused(capsys, 2, "export", finished, "--out", tmp_path / "mine", "--format", "timm", *flags)
-        assert line.endswith("--format timm needs the name of a new folder")
+        assert line.endswith("which exists; name a new folder")
     assert output(capsys, "export", finished, "--out", out, "--overwrite")
     assert json.loads(out.with_suffix(".json").read_text())["classes"] == list(tiny.CLASSES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
 
     Args:
         specs: folders, `.tar`, `.parquet` or `.npz` files, glob patterns of them, folders of shards, or
-            arrays. If labels are not needed, image files are also possible.
+            arrays. If labels are not needed, image files and glob patterns of them are also possible.
         labeled: True if every image must have a label.
 
     Raises:
@@ -68,6 +69,8 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
         raise InputError(
             "no images given; give a folder <class>/<image>, tar shards, Parquet files or an .npz"
         )
+    if not labeled:
+        specs = [path for spec in specs for path in _image_files(spec)]
     # Single image files have no folder that could be their label, so a labelled set cannot have them.
     files = [spec for spec in specs if isinstance(spec, str | Path) and is_image_file(spec)]
     if files and not labeled:
@@ -78,6 +81,14 @@ def open_source(specs: Sequence[str | Path | ArraySource], labeled: bool) -> Sou
         return ImageFiles(files)
     parts = [_open_one(spec, labeled) for spec in specs]
     return parts[0] if len(parts) == 1 else _Joined(parts, _names(specs))
+
+
+def _image_files(spec: str | Path | ArraySource) -> list[str | Path | ArraySource]:
+    """The image files that a pattern matches, or the spec itself if it is no pattern of image files."""
+    if isinstance(spec, ArraySource) or not glob.has_magic(str(spec)):
+        return [spec]
+    paths = expand(spec)
+    return list(paths) if all(map(is_image_file, paths)) else [spec]
 
 
 def open_sources(config: DataConfig) -> Sources:
