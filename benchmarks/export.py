@@ -95,7 +95,7 @@ def register(name: str) -> None:
         built: torch.nn.Module = timm.models.build_model_with_cfg(Network, name, pretrained, **kwargs)
         return built
 
-    class Network(net):  # type: ignore[misc]
+    class Network(net):
         def __init__(self, num_classes: int = 10, **_: Any) -> None:
             block = importlib.import_module("pyautoattack.examples.resnet").BasicBlock
             super().__init__(block, [2, 2, 2, 2], num_classes)

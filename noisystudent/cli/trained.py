@@ -85,6 +85,7 @@ def export(
     format: Literal["safetensors", "timm", "onnx", "torch-export", "openvino"] | None = None,  # noqa: A002
     raw_images: Annotated[bool, Parameter(negative=())] = False,
     images: Folders = (),
+    card: Path | None = None,
 ) -> None:
     """Export the model that `predict` uses, check the file on real images, and print code that loads it.
 
@@ -105,11 +106,18 @@ def export(
         The file takes images of any size, and crops and resizes them itself.
     images
         Images for the comparison. Default: images of val.
+    card
+        Model card to write, such as README.md: data, noise, verdict, robustness, limits.
     """
+    from noisystudent.inference.card import model_card, of_run
     from noisystudent.inference.export import export as write_model
     from noisystudent.inference.formats import FORMATS
     from noisystudent.inference.load import find_model
+    from noisystudent.run.files import check_out, write_text
 
+    if card is not None:
+        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
+    described = None if card is None else of_run(find_model(run))
     path = Path(os.path.realpath(run))  # Path(".") has an empty name
     ending = FORMATS[format or "safetensors"].suffix or f"-{format}"
     exported = write_model(
@@ -120,6 +128,8 @@ def export(
         images=images or None,
         overwrite=overwrite,
     )
+    if card is not None and described is not None:
+        write_text(card, model_card(described, exported))
     screen.line(exported.line)
     screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
     screen.note(str(exported))

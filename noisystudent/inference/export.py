@@ -47,6 +47,7 @@ class Exported:
         largest: largest logit, without its sign.
         tolerance: allowed difference, as a share of the largest logit.
         images: the images on which both were computed, in words.
+        steps: how images are prepared, in sentences.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Exported:
     largest: float
     tolerance: float
     images: str
+    steps: list[str]
 
     def __str__(self) -> str:
         return (
@@ -108,7 +110,8 @@ def export(
     originals, origin = _originals(predictor.path, images, count)
     with atomic_files(out) as path:
         kind.write(content, path)
-        write_json(_description_file(path, kind), content.description(graph=kind.graph))
+        description = content.description(graph=kind.graph)
+        write_json(_description_file(path, kind), description)
         difference, largest = _compared(kind.load(path, content), content, originals)
         exported = Exported(
             path=out,
@@ -117,6 +120,7 @@ def export(
             largest=largest,
             tolerance=_RAW_TOLERANCE if raw_images else kind.tolerance,
             images=f"{len(originals)} {origin}",
+            steps=description["steps"],
         )
         if not difference <= exported.tolerance * largest:  # NaN too
             raise RunError(f"{out} is not written: its {exported}")

@@ -165,7 +165,9 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not valid JSON ({first_line(error)}); delete it and run again") from error
 
 
-def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] = ()) -> None:
+def check_out(
+    out: Path, *, overwrite: bool = False, suffixes: Collection[str] = (), flag: str = "--out"
+) -> None:
     """Check that the output file of a command can be written, before hours are spent on its content.
 
     The folder of the file is made if it does not exist.
@@ -174,16 +176,17 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         out: path of the file.
         overwrite: allow an existing file, which will be replaced.
         suffixes: allowed suffixes in lower case, e.g. ".csv". Empty: any suffix.
+        flag: the flag that names the file.
 
     Raises:
         InputError: `out` has another suffix, exists, is a folder, or lies in a folder that cannot be written.
     """
     if os.path.isdir(out):
-        raise InputError(f"--out is {out}, which is a folder; name a file")
+        raise InputError(f"{flag} is {out}, which is a folder; name a file")
     if suffixes and out.suffix.lower() not in suffixes:
-        raise InputError(f"--out is {out}; the file must end in {' or '.join(suffixes)}")
+        raise InputError(f"{flag} is {out}; the file must end in {' or '.join(suffixes)}")
     if not overwrite and os.path.lexists(out):  # a broken symbolic link counts as a file too
-        raise InputError(f"--out is {out}, which exists; name another file, or give --overwrite")
+        raise InputError(f"{flag} is {out}, which exists; name another file, or give --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove(_partial(out))  # a killed process may have left it
@@ -191,7 +194,7 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         _partial(out).unlink()
     except OSError as error:
         reason = f"which cannot be written: {error.strerror}"
-        raise InputError(f"--out is {out}, {reason}; choose another place") from error
+        raise InputError(f"{flag} is {out}, {reason}; choose another place") from error
 
 
 def check_new_folder(path: Path, flag: str) -> None:
