@@ -78,7 +78,7 @@ def trained(name: str, package: Path) -> Classifier:
     if name == "autoattack_resnet18" and not timm.is_model(name):
         register(name)
     file = next(iter(package.rglob("*.pth")), package / "examples" / "model_test.pt")
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, map_location="cpu", weights_only=True)
     count, side = (10, 32) if name == "autoattack_resnet18" else (1000, 224)
     model = build_model(ModelConfig(name=name, dropout=0, stochastic_depth=0), count, side)
     own = model.net.state_dict()

@@ -41,12 +41,14 @@ def progress(*, stderr: bool = False) -> Iterator[Progress]:
             terminal.close()
 
 
-def names_of_input() -> tuple[str, ...]:
-    """Names of files on standard input, one a line.
+def with_input(images: tuple[str, ...]) -> tuple[str, ...]:
+    """The given names, or those on standard input, one a line, if it is what is given.
 
     Raises:
-        InputError: there are none.
+        InputError: standard input has none.
     """
+    if images != (STANDARD_INPUT,):
+        return images
     names = tuple(name for name in sys.stdin.read().splitlines() if name)
     if not names:
         raise InputError("images are -, but standard input names none; give one name a line")

@@ -10,7 +10,17 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from noisystudent.cli import screen
-from noisystudent.cli.fields import Device, Flip, Folders, Overwrite, Precision
+from noisystudent.cli.fields import (
+    Card,
+    Device,
+    Flip,
+    Folders,
+    Overwrite,
+    Precision,
+    RawImages,
+    SortInto,
+    TopK,
+)
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
 
@@ -23,54 +33,45 @@ def predict(
     out: Path | None = None,
     overwrite: Overwrite = False,
     format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
-    top_k: int | None = None,
-    sort_into: Path | None = None,
+    top_k: TopK = None,
+    sort_into: SortInto = None,
     flip: Flip = False,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Predict the class of each image, and write classes and probabilities as CSV, JSON or Parquet.
 
-    Of a run, the last student predicts, unless val shows that another model is better. The probabilities have
-    the temperature that was fitted on val. Standard error has the name of the model, and the images that
-    cannot be read, which have no row.
+    Of a run, the last student predicts, unless val shows that another model is better. Probabilities have the
+    temperature that was fitted on val. Standard error names the model, and images that cannot be read.
 
     Parameters
     ----------
     model
         Run directory, model folder or model.safetensors.
     images
-        Image files, folders, tar shards or Parquet files, or patterns of them such as 'new/**/*.jpg'. - reads
-        their names from standard input, one a line.
+        Image files, folders, tar shards, Parquet files, or patterns of them; - reads names from standard input.
     out
         File to write. Default: standard output.
     format
         Output format. Default: that of the ending of --out, or csv for standard output.
-    top_k
-        Write the K most probable classes of each image, in place of the probabilities of all classes.
-    sort_into
-        New folder, in which each image is copied to a folder with the name of its class.
     """
     from noisystudent.inference.load import load_predictor
     from noisystudent.inference.predict import predict as predict_images
-    from noisystudent.inference.sort import check_sorted
-    from noisystudent.inference.sort import sort_into as copy_images
+    from noisystudent.inference.sort import check_sorted, copy_sorted
     from noisystudent.inference.write import ENDINGS, check_top_k, write_predictions
     from noisystudent.run.files import check_out
 
-    given = screen.names_of_input() if images == (screen.STANDARD_INPUT,) else images
-
+    images = screen.with_input(images)
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
     with screen.progress(stderr=True) as progress:  # standard output may be the result
         predictor = load_predictor(model, device, precision=precision, progress=progress)
         predictor = replace(predictor, flip=flip)
         check_top_k(top_k, predictor.names)
+        check_sorted(sort_into, predictor.names)
+        predictions = predict_images(predictor, images, progress=progress)
         if sort_into is not None:
-            check_sorted(sort_into, predictor.names)
-        predictions = predict_images(predictor, given, progress=progress)
-        if sort_into is not None:
-            copy_images(given, predictions, predictor.names, sort_into, progress=progress)
+            copy_sorted(images, predictions, predictor.names, sort_into, progress=progress)
     write_predictions(predictions, predictor.names, out, format, top_k)
     screen.print_origin(predictor.path)
     screen.print_bad(predictions.bad)
@@ -83,9 +84,9 @@ def export(
     out: Path | None = None,
     overwrite: Overwrite = False,
     format: Literal["safetensors", "timm", "onnx", "torch-export", "openvino"] | None = None,  # noqa: A002
-    raw_images: Annotated[bool, Parameter(negative=())] = False,
+    raw_images: RawImages = False,
     images: Folders = (),
-    card: Path | None = None,
+    card: Card = None,
 ) -> None:
     """Export the model that `predict` uses, check the file on real images, and print code that loads it.
 
@@ -102,12 +103,8 @@ def export(
         Default: by the ending of --out, or safetensors. safetensors (.safetensors): weights for timm; timm: a
         folder that timm loads. onnx (.onnx), torch-export (.pt2), openvino (.xml and .bin): uint8 images in,
         logits and probabilities out.
-    raw_images
-        The file takes images of any size, and crops and resizes them itself.
     images
         Images for the comparison. Default: images of val.
-    card
-        Model card to write, such as README.md: data, noise, verdict, robustness, limits.
     """
     from noisystudent.inference.card import model_card, of_run
     from noisystudent.inference.export import export as write_model
@@ -120,13 +117,9 @@ def export(
     described = None if card is None else of_run(find_model(run))
     path = Path(os.path.realpath(run))  # Path(".") has an empty name
     ending = FORMATS[format or "safetensors"].suffix or f"-{format}"
+    file = out or path.with_name(f"{path.name}{ending}")
     exported = write_model(
-        run,
-        out or path.with_name(f"{path.name}{ending}"),
-        format,
-        raw_images=raw_images,
-        images=images or None,
-        overwrite=overwrite,
+        run, file, format, raw_images=raw_images, images=images or None, overwrite=overwrite
     )
     if card is not None and described is not None:
         write_text(card, model_card(described, exported))

@@ -107,7 +107,12 @@ def export(
     # The memory format in which timm creates networks, so that the logits can be compared bit by bit.
     model = predictor.model.to(memory_format=torch.contiguous_format)
     content = Content(predictor, model, raw_images)
-    originals, origin = _originals(predictor.path, images, count)
+    return _written(out, kind, content, _originals(predictor.path, images, count))
+
+
+def _written(out: Path, kind: Format, content: Content, images: tuple[list[Pixels], str]) -> Exported:
+    """Write the file, and compare it; see `export`."""
+    originals, origin = images
     with atomic_files(out) as path:
         kind.write(content, path)
         description = content.description(graph=kind.graph)
@@ -118,7 +123,7 @@ def export(
             line=kind.line(out, content),
             difference=difference,
             largest=largest,
-            tolerance=_RAW_TOLERANCE if raw_images else kind.tolerance,
+            tolerance=_RAW_TOLERANCE if content.raw_images else kind.tolerance,
             images=f"{len(originals)} {origin}",
             steps=description["steps"],
         )
@@ -160,8 +165,8 @@ def _originals(weights: Path | None, given: Images | None, count: int) -> tuple[
     """Images (H, W, 3) at full size, and what they are."""
     if given is not None:
         source = open_images(given, labeled=False)
-        with scanned(source, None, Progress(), stored=None) as (found, _):
-            return _spread(found, count), f"images of {source.name}"
+        with scanned(source, None, Progress(), stored=None) as (readable, _):
+            return _spread(readable, count), f"images of {source.name}"
     photographs = [image for photo in load_sample_images().images for image in (photo, photo[:, ::-1].copy())]
     place = None if weights is None else run_and_name(weights)
     if place is None:

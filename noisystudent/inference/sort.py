@@ -17,19 +17,21 @@ from noisystudent.inference.predict import Predictions
 from noisystudent.run.files import atomic, check_new_folder
 
 
-def check_sorted(out: Path, classes: tuple[str, ...]) -> None:
-    """Check that images can be sorted into `out`, before they are predicted.
+def check_sorted(out: Path | None, classes: tuple[str, ...]) -> None:
+    """Check that images can be sorted into `out`, before they are predicted; None: they are not sorted.
 
     Raises:
         InputError: `out` exists or cannot be made, or the name of a class cannot be the name of a folder.
     """
+    if out is None:
+        return
     check_new_folder(out, "--sort-into")
     for name in classes:
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise InputError(f"--sort-into is {out}, but the class {name!r} cannot be the name of a folder")
 
 
-def sort_into(
+def copy_sorted(
     images: Images, predictions: Predictions, classes: tuple[str, ...], out: Path, *, progress: Progress
 ) -> None:
     """Copy each image to `out`/<class>/<its name>. The images themselves are not changed.
@@ -48,20 +50,20 @@ def sort_into(
         RunError: an image or the disk cannot be read or written.
         Stopped: a signal was received.
     """
-    found = {name: classes[k] for name, k in zip(predictions.ids, predictions.probs.argmax(1), strict=True)}
+    labels = {name: classes[k] for name, k in zip(predictions.ids, predictions.probs.argmax(1), strict=True)}
     source, used, done = open_images(images, labeled=False), Counter[str](), 0
     with atomic(out) as folder:
         for item in source.items():
-            if item.id not in found:
+            if item.id not in labels:
                 continue
             check(progress)
             data = source.read(item.shard, item.offset, item.size, item.id)
-            place = _place(item.id, found[item.id], used)
+            place = _place(item.id, labels[item.id], used)
             target = folder / (place if isinstance(data, bytes) else f"{place}.png")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data if isinstance(data, bytes) else _png(data))
             done += 1
-            progress.advance("sorting", done, len(found))
+            progress.advance("sorting", done, len(labels))
 
 
 def _place(name: str, label: str, used: Counter[str]) -> str:

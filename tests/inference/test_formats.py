@@ -12,19 +12,15 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from test_export import photographs
 from tiny import Capture, call, output, refused
 
 from noisystudent.config import ModelConfig
-from noisystudent.data.decode import DecodedImage, view, window
 from noisystudent.errors import RunError
 from noisystudent.inference import formats
 from noisystudent.inference.content import Content
 from noisystudent.inference.export import export
-from noisystudent.inference.graph import CleanView
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predict import predict
 from noisystudent.models import build_model, save_weights
@@ -298,29 +294,3 @@ def test_wrong_calls(finished: Path, tmp_path: Path, capsys: Capture) -> None:
         assert line.endswith("which exists; name a new folder")
     assert output(capsys, "export", finished, "--out", out, "--overwrite")
     assert json.loads(out.with_suffix(".json").read_text())["classes"] == list(tiny.CLASSES)
-
-
-# --- the view in the graph ---
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    side=st.sampled_from([8, 32, 224, 240]),
-    height=st.integers(1, 300),
-    width=st.integers(1, 300),
-    seed=st.integers(0, 99),
-)
-def test_the_view_of_the_graph_is_the_clean_view(side: int, height: int, width: int, seed: int) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found = CleanView(side)(torch.from_numpy(pixels)[None])[0]
-    expected = view(DecodedImage(pixels, (height, width)), side).float()
-    different = (found - expected).abs()
-    assert different.max() <= 2 and (different > 0).float().mean() < 0.05
-    if height == width == side:
-        assert torch.equal(found, expected)
-
-
-@given(side=st.integers(1, 1024), height=st.integers(1, 8000), width=st.integers(1, 8000))
-def test_its_window_is_the_window_of_the_clean_view(side: int, height: int, width: int) -> None:
-    found = CleanView(side)._window(*torch.tensor([height, width], dtype=torch.float64))
-    assert int(found) == window((height, width), side, None)[2]
