@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from noisystudent.cli import loop, parts
+from noisystudent.cli import loop, parts, screen
 from noisystudent.cli.ablate import ablate
 from noisystudent.cli.fields import take_fields
 from noisystudent.distributed import is_main_process
@@ -98,6 +98,8 @@ def _run(tokens: list[str]) -> None:
     """Parse the arguments, call the command, and pass the configuration fields if it has this parameter."""
     _check_values(tokens)
     fields, rest = take_fields(tokens)
+    if rest[:1] == ["predict"]:  # cyclopts takes - for an option
+        rest = [screen.STANDARD_INPUT if token == "-" else token for token in rest]
     command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)
     if "fields" in unparsed:  # a parameter of type `Fields`, which cyclopts does not parse
         command(*bound.args, **bound.kwargs, fields=fields)

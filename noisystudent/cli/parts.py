@@ -1,14 +1,10 @@
-"""The commands for single parts of a run, and for trained models."""
+"""The commands for single parts of a run."""
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
 
 from noisystudent.cli import screen
 from noisystudent.cli.fields import (
@@ -22,6 +18,7 @@ from noisystudent.cli.fields import (
     Tests,
     student_section,
 )
+from noisystudent.cli.trained import export, predict
 from noisystudent.errors import InputError
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
@@ -183,51 +180,6 @@ def evaluate(
     screen.print_origin(predictor.path)
 
 
-def predict(
-    model: Path,
-    images: Annotated[tuple[str, ...], Parameter(required=True)],
-    /,
-    *,
-    out: Path | None = None,
-    overwrite: Overwrite = False,
-    format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
-    flip: Flip = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-) -> None:
-    """Predict the class of each image, and write classes and probabilities as CSV, JSON or Parquet.
-
-    Of a run, the last student predicts, unless val shows that another model is better. The probabilities have
-    the temperature that was fitted on val. Standard error has the name of the model, and the images that
-    cannot be read, which have no row.
-
-    Parameters
-    ----------
-    model
-        Run directory, model folder or model.safetensors.
-    images
-        Image files, folders, tar shards or Parquet files.
-    out
-        File to write. Default: standard output.
-    format
-        Output format. Default: that of the ending of --out, or csv for standard output.
-    """
-    from noisystudent.inference.load import load_predictor
-    from noisystudent.inference.predict import predict as predict_images
-    from noisystudent.inference.write import ENDINGS, write_predictions
-    from noisystudent.run.files import check_out
-
-    if out is not None:
-        check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
-    with screen.progress(stderr=True) as progress:  # standard output may be the result
-        predictor = load_predictor(model, device, precision=precision, progress=progress)
-        predictor = replace(predictor, flip=flip)
-        predictions = predict_images(predictor, images, progress=progress)
-    write_predictions(predictions, predictor.names, out, format)
-    screen.print_origin(predictor.path)
-    screen.print_bad(predictions.bad)
-
-
 def report(run: Path, /, *, overwrite: Overwrite = False) -> None:
     """Write report.html of a run again, from the files of the run.
 
@@ -239,35 +191,6 @@ def report(run: Path, /, *, overwrite: Overwrite = False) -> None:
     from noisystudent.report import build
 
     screen.line(str(build(run, overwrite=overwrite)))
-
-
-def export(
-    run: Path,
-    /,
-    *,
-    out: Path | None = None,
-    overwrite: Overwrite = False,
-    format: Literal["safetensors", "timm", "onnx"] = "safetensors",  # noqa: A002
-) -> None:
-    """Export the model that `predict` uses as safetensors or ONNX, check it, and print code that loads it.
-
-    Parameters
-    ----------
-    run
-        Run directory or model folder.
-    out
-        File to write; its ending .safetensors or .onnx sets the format. Default: RUN with that ending.
-    format
-        Format if --out is not given. safetensors or timm: a file for timm. onnx: uint8 images in, logits and
-        probabilities out.
-    """
-    from noisystudent.inference.export import export as write_model
-    from noisystudent.inference.load import find_model
-
-    ending = ".onnx" if format == "onnx" else ".safetensors"
-    path = Path(os.path.realpath(run))  # Path(".") has an empty name
-    screen.line(write_model(run, out or path.with_name(f"{path.name}{ending}"), overwrite=overwrite))
-    screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
 
 
 def recipes(name: str | None = None, /) -> None:

@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from noisystudent.errors import brief, printable
+from noisystudent.errors import InputError, brief, printable
 
 if TYPE_CHECKING:
     from noisystudent.console import Progress
     from noisystudent.evaluation.rows import Row
+
+STANDARD_INPUT = "/dev/stdin"
+"""Name of standard input among images; - in a call."""
 
 _WIDTH = 4096  # characters; wide enough that no row is folded if the output is not a terminal
 
@@ -45,6 +48,20 @@ def progress(*, stderr: bool = False, json: bool = False, silent: bool = False) 
             shown.close()
 
 
+def with_input(images: tuple[str, ...]) -> tuple[str, ...]:
+    """The given names, or those on standard input, one a line, if it is what is given.
+
+    Raises:
+        InputError: standard input has none.
+    """
+    if images != (STANDARD_INPUT,):
+        return images
+    names = tuple(name for name in sys.stdin.read().splitlines() if name)
+    if not names:
+        raise InputError("images are -, but standard input names none; give one name a line")
+    return names
+
+
 def print_bad(bad: list[tuple[str, str]]) -> None:
     """Print the images that could not be read, on standard error."""
     for name, reason in bad:
@@ -55,6 +72,11 @@ def print_bad(bad: list[tuple[str, str]]) -> None:
 def line(text: str) -> None:
     """Print one line."""
     print(printable(text))
+
+
+def note(text: str) -> None:
+    """Print one line on standard error."""
+    print(f"noisystudent: {printable(text)}", file=sys.stderr)
 
 
 def print_origin(weights: Path | None) -> None:

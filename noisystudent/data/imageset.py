@@ -150,6 +150,17 @@ class ImageSet:
         for name, data, box in self._files(rows, boxes):
             yield self._decoded(name, data, resolution, box)
 
+    def originals(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Some images at full size, each (H, W, 3) uint8 RGB. They are read from the source, always.
+
+        Raises:
+            RunError: an image is missing or has changed since the scan.
+        """
+        for name, data, _ in self._files(rows, None):
+            with self._readable(name):
+                pixels = decode(data, self.max_pixels).pixels
+            yield pixels
+
     def encoded(
         self, rows: NDArray[np.int64], resolution: int, boxes: NDArray[np.float32] | None = None
     ) -> Iterator[bytes | Tensor]:

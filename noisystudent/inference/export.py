@@ -1,179 +1,218 @@
-"""Export a model as a safetensors file that timm can load, or as ONNX, and check the written file."""
+"""Export a model for another program, load the file there, and compare the logits on real images."""
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
-from collections.abc import Callable
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import timm
+import numpy as np
 import torch
-from timm.models import filter_pretrained_cfg
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
 
-from noisystudent.data.decode import clean_share
-from noisystudent.errors import InputError, RunError
+from noisystudent import recipes
+from noisystudent.console import Progress
+from noisystudent.data.decode import DecodedImage, view
+from noisystudent.data.imageset import ImageSet
+from noisystudent.data.prepare import open_dataset
+from noisystudent.data.sources import open_sources
+from noisystudent.errors import InputError, RunError, first_line
+from noisystudent.inference.content import Content
+from noisystudent.inference.formats import FORMATS, Format
+from noisystudent.inference.images import Images, open_images, scanned
 from noisystudent.inference.load import load_predictor
-from noisystudent.inference.predictor import Predictor
-from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
-from noisystudent.run.files import atomic, check_out
+from noisystudent.models.classifier import Classifier
+from noisystudent.records import Predict
+from noisystudent.run.files import atomic_files, check_new_folder, check_out, write_json
+from noisystudent.run.rundir import RunDir, run_and_name
 
-_Writer = Callable[[Predictor, Classifier, Path], str]
-"""(predictor, its model, file) -> line of Python that loads the file."""
+Pixels = NDArray[np.uint8]
 
-_PROBES = 4  # random images on which the logits are compared
-_TOLERANCE = 1e-3  # share of the largest logit; ONNX Runtime computes sums in another order
+_RAW_TOLERANCE = 0.02  # the view of raw images differs by 1 or 2 grey levels in some pixels, see `CleanView`
 
 
-def export(run: Path, out: Path, *, overwrite: bool = False) -> str:
-    """Write a model to `out`, then load the file and compare its logits on random images.
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An exported model, checked.
+
+    Attributes:
+        path: the file, or the folder.
+        line: a line of Python that loads it.
+        difference: largest difference of a logit from that of the model.
+        largest: largest logit, without its sign.
+        tolerance: allowed difference, as a share of the largest logit.
+        images: the images on which both were computed, in words.
+        steps: how images are prepared, in sentences.
+    """
+
+    path: Path
+    line: str
+    difference: float
+    largest: float
+    tolerance: float
+    images: str
+    steps: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"logits on {self.images} differ by at most {self.difference:.2g} from those of the model;"
+            f" {self.tolerance * self.largest:.2g} is allowed, and the largest logit is {self.largest:.3g}"
+        )
+
+
+def export(
+    run: Path,
+    out: Path,
+    form: str | None = None,
+    *,
+    raw_images: bool = False,
+    images: Images | None = None,
+    count: int = 16,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model to `out`, load the file with its own runtime, and compare its logits on real images.
+
+    The file takes `images` and returns `logits` and `probs` (B, K) float32 for any B. `probs` is
+    softmax(logits / T) with the temperature T that was fitted on val. A .safetensors file and the folder of
+    timm hold weights under timm's names in place of a graph. How images are prepared and what the outputs
+    mean is in the file, and in a .json file beside it.
 
     Args:
-        run: a run directory, a model folder or a .safetensors file.
-        out: the file to write. A .safetensors file has timm's parameter names, and timm's `pretrained_cfg` in
-            its metadata: how images are prepared, and the names of the classes. An .onnx file takes `images`
-            (B, 3, S, S) uint8 for any B, returns `logits` and `probs` (B, K) float32, and has the class names
-            in its metadata. `probs` is softmax(logits / T) with the temperature T that was fitted on val.
-            timm knows no temperature: it is in the metadata, and in the returned line if it is not 1.
-        overwrite: replaces an existing file.
-
-    Returns:
-        A line of Python that loads the file, and for timm also makes the transform of its images.
+        run: a run directory, a model folder, a .safetensors file, or the name of a timm model.
+        out: the file to write, or the new folder of format timm.
+        form: a name of `FORMATS`; None: by the suffix of `out`.
+        raw_images: False: `images` are clean views (B, 3, S, S) uint8. True: they are (B, H, W, 3) uint8 of
+            any size, and the graph makes the view itself.
+        images: images for the comparison. None: images of val if the model is of a run and they can be read;
+            otherwise two photographs that scikit-learn ships, and their mirror images.
+        count: number of images that are compared, spread over `images`.
+        overwrite: replaces existing files.
 
     Raises:
-        InputError: no model in `run`, as in `check_out`, or the extra `export` is not installed.
-        RunError: the written file gives other logits than the model.
+        InputError: no model in `run`, as in `check_out`, the format does not fit, or its extra is not
+            installed.
+        RunError: the written file gives other logits than the model. Nothing is left at `out`.
     """
-    writers: dict[str, _Writer] = {".safetensors": _safetensors, ".onnx": _onnx}
-    check_out(out, overwrite=overwrite, suffixes=writers)
+    kind = _checked(out, form, raw_images=raw_images, overwrite=overwrite)
     predictor = load_predictor(run, device="cpu")
     if not isinstance(predictor.model, Classifier):
         raise InputError(f"{run} is exported already; give a run directory, a model folder or .safetensors")
+    if raw_images and predictor.view is not None:
+        raise InputError(f"--raw-images does not know how {run} was published to see images; leave it out")
     # The memory format in which timm creates networks, so that the logits can be compared bit by bit.
     model = predictor.model.to(memory_format=torch.contiguous_format)
-    return writers[out.suffix.lower()](predictor, model, out)
+    content = Content(predictor, model, raw_images)
+    return _written(out, kind, content, _originals(predictor.path, images, count))
 
 
-def _safetensors(predictor: Predictor, model: Classifier, out: Path) -> str:
-    """Write a .safetensors file, check it through timm, and return a line of Python that loads it.
+def _written(out: Path, kind: Format, content: Content, images: tuple[list[Pixels], str]) -> Exported:
+    """Write the file, and compare it; see `export`."""
+    originals, origin = images
+    with atomic_files(out) as path:
+        kind.write(content, path)
+        description = content.description(graph=kind.graph)
+        write_json(_description_file(path, kind), description)
+        difference, largest = _compared(kind.load(path, content), content, originals)
+        exported = Exported(
+            path=out,
+            line=kind.line(out, content),
+            difference=difference,
+            largest=largest,
+            tolerance=_RAW_TOLERANCE if content.raw_images else kind.tolerance,
+            images=f"{len(originals)} {origin}",
+            steps=description["steps"],
+        )
+        if not difference <= exported.tolerance * largest:  # NaN too
+            raise RunError(f"{out} is not written: its {exported}")
+    return exported
 
-    Raises:
-        InputError: the head is an `Mlp`, which timm cannot build.
-    """
-    if model.head_kind != "linear":
+
+def _checked(out: Path, form: str | None, *, raw_images: bool, overwrite: bool) -> Format:
+    """The format, after all checks that need no model."""
+    suffixes = {kind.suffix: name for name, kind in FORMATS.items() if kind.suffix}
+    if form == "timm":
+        check_new_folder(out, "--out")
+    else:
+        check_out(out, overwrite=overwrite, suffixes=[FORMATS[form].suffix] if form else suffixes)
+    name = form or suffixes[out.suffix.lower()]
+    kind = FORMATS[name]
+    for module in kind.modules:
+        if find_spec(module) is None:
+            raise InputError(f"--out {out} needs {module}; pip install 'noisystudent[{kind.extra}]'")
+    if raw_images and not kind.graph:
+        graphs = ", ".join(name for name, kind in FORMATS.items() if kind.graph)
         raise InputError(
-            f"--out is {out}, but timm has no head {model.head_kind}; give a file that ends in .onnx"
+            f"--raw-images does not fit --format {name}, which holds weights alone; use {graphs}"
         )
-    cfg = _timm_config(predictor, model)
-    temperature = predictor.temperature
-    more = {"pretrained_cfg": json.dumps(cfg), TEMPERATURE: str(temperature)}
-    save_weights(model, out, predictor.classes, more)
-    arguments, images = _arguments(model), _probes(model)
-    net = timm.create_model(model.name, pretrained_cfg=cfg, checkpoint_path=str(out), **arguments)
-    with torch.inference_mode():
-        logits = net.eval()((images / 255 - model.mean) / model.std)
-        expected = model(images)
-    if not torch.equal(logits, expected):
-        raise RunError(f"{out} does not give the same logits as the model of the run; delete this file")
-    # The networks of this package are known to timm once they are imported.
-    own = timm.models.model_entrypoint(model.name.split(".")[0]).__module__.startswith("noisystudent.")
-    packages = ["json", *(["noisystudent.models"] if own else []), "safetensors", "timm"]
-    written = [f"{model.name!r}", "pretrained_cfg=cfg", "checkpoint_path=file"]
-    written += [f"{key}={value!r}" for key, value in arguments.items()]
-    return (
-        f"import {', '.join(packages)}; file = {str(out)!r};"
-        " cfg = json.loads(safetensors.safe_open(file, 'pt').metadata()['pretrained_cfg']);"
-        f" model = timm.create_model({', '.join(written)}).eval();"
-        " transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
-        + ("" if temperature == 1 else f"; temperature = {temperature}  # softmax(logits / temperature)")
-    )
+    for file in (out.with_suffix(suffix) for suffix in kind.beside):
+        if not overwrite and os.path.lexists(file):
+            raise InputError(f"--out is {out}, and {file} exists; name another file, or give --overwrite")
+        if file.is_dir():
+            raise InputError(f"--out is {out}, and {file} is a folder; name another file")
+    return kind
 
 
-def _timm_config(predictor: Predictor, model: Classifier) -> dict[str, Any]:
-    """The `pretrained_cfg` with which timm prepares images as this package does, and names the classes."""
-    net: Any = model.net
-    cfg: dict[str, Any] = filter_pretrained_cfg(net.pretrained_cfg, remove_source=True)
-    cfg |= {"architecture": model.name.split(".")[0], "num_classes": model.num_classes}
-    if predictor.classes:
-        cfg["label_names"] = list(predictor.classes)
-    if predictor.view is not None:  # published weights, with a view of their own
-        return cfg
-    for name in ("test_input_size", "test_crop_pct", "test_pool_size", "min_input_size", "label_offset"):
-        cfg.pop(name, None)
-    side, share = model.resolution, clean_share(model.resolution)
-    # timm rounds side / crop_pct down. Without `nextafter`, 3 of 1,000 sides would lose a pixel.
-    crop = share if share == 1 else math.nextafter(share, 0)
-    view = {"input_size": (3, side, side), "crop_pct": crop, "crop_mode": "center", "pool_size": None}
-    return cfg | view | {"interpolation": "bicubic"}
+def _description_file(path: Path, kind: Format) -> Path:
+    return path.with_suffix(".json") if kind.suffix else path / "description.json"
 
 
-def _arguments(model: Classifier) -> dict[str, Any]:
-    """Arguments for timm.create_model, besides the name, the file and the configuration."""
-    arguments: dict[str, Any] = {"num_classes": model.num_classes, **model.options}
-    cfg = timm.get_pretrained_cfg(model.name)
-    if cfg is not None and cfg.fixed_input_size:
-        # The shapes of such a network, for example a vision transformer, depend on the image size.
-        arguments["img_size"] = model.resolution
-    return arguments
-
-
-def _probes(model: Classifier) -> Tensor:
-    """Random images (B, 3, S, S) uint8."""
-    side = model.resolution
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (_PROBES, 3, side, side), dtype=torch.uint8, generator=generator)
-
-
-class _WithProbs(nn.Module):
-    """Images (B, 3, S, S) uint8 -> logits (B, K), and softmax(logits / temperature) (B, K)."""
-
-    def __init__(self, model: Classifier, temperature: float) -> None:
-        super().__init__()
-        self.model, self.temperature = model, temperature
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model(images)
-        return logits, torch.softmax(logits / self.temperature, dim=1)
-
-
-def _onnx(predictor: Predictor, model: Classifier, out: Path) -> str:
-    """Write an .onnx file, check it with ONNX Runtime, and return a line of Python that runs it."""
+def _originals(weights: Path | None, given: Images | None, count: int) -> tuple[list[Pixels], str]:
+    """Images (H, W, 3) at full size, and what they are."""
+    if given is not None:
+        source = open_images(given, labeled=False)
+        with scanned(source, None, Progress(), stored=None) as (readable, _):
+            return _spread(readable, count), f"images of {source.name}"
+    photographs = [image for photo in load_sample_images().images for image in (photo, photo[:, ::-1].copy())]
+    place = None if weights is None else run_and_name(weights)
+    if place is None:
+        return photographs, "photographs"
+    run, _ = place
     try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
-    except ModuleNotFoundError as error:
-        raise InputError(f"--out {out} needs {error.name}; pip install 'noisystudent[export]'") from error
-    images, whole = _probes(model), _WithProbs(model, predictor.temperature).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # warnings of the exporter about its own code; the file is checked below
-        program = torch.onnx.export(
-            whole,
-            (images,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["images"],
-            output_names=["logits", "probs"],
-            verbose=False,
-        )
-    assert program is not None  # it is None only without dynamo
-    program.model.metadata_props.update(
-        architecture=model.name,
-        resolution=str(model.resolution),
-        classes=json.dumps(predictor.classes),
-        temperature=str(predictor.temperature),
-    )
-    with atomic(out) as partial:
-        program.save(str(partial))
-    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        return _spread(_val(run), count), f"images of val of {run.path}"
+    except (InputError, RunError) as error:  # they may have been moved since the run
+        return photographs, f"photographs (val cannot be read: {first_line(error)})"
+
+
+def _val(run: RunDir) -> ImageSet:
+    config = recipes.resolve(run.read_config(), origin=str(run.config)).data
+    return open_dataset(run.data, config, open_sources(config)).val
+
+
+def _spread(images: ImageSet, count: int) -> list[Pixels]:
+    """At most `count` images, spread over the set."""
+    rows = np.unique(np.linspace(0, len(images) - 1, count).astype(np.int64))
+    return list(images.originals(rows))
+
+
+def _compared(logits: Predict, content: Content, originals: list[Pixels]) -> tuple[float, float]:
+    """Largest difference between the logits of the file and of the model, and the largest logit."""
+    differences, largest = [], 0.0
     with torch.inference_mode():
-        expected = whole(images)
-    written = session.run(["logits", "probs"], {"images": images.numpy()})
-    for ours, theirs in zip(expected, map(torch.from_numpy, written), strict=True):
-        if not torch.allclose(theirs, ours, rtol=0, atol=_TOLERANCE * float(ours.abs().max())):
-            raise RunError(f"{out} does not give the same logits as the model of the run; delete this file")
-    return f"onnxruntime.InferenceSession({str(out)!r}).run(['probs'], {{'images': images}})"
+        for images, views in _batches(content, originals):
+            expected = content.model(views)
+            differences.append(float((logits(images) - expected).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
+    return float(np.max(differences)), largest  # unlike max(), NaN if one is NaN
+
+
+def _batches(content: Content, originals: list[Pixels]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of different sizes: images as the file takes them, and their views as `predict` makes them."""
+    own, side = content.predictor.view, content.model.resolution
+
+    def seen(pixels: Pixels) -> Tensor:
+        if own is not None:
+            return own(Image.fromarray(pixels), side)
+        return view(DecodedImage(pixels, pixels.shape[:2]), side)
+
+    views = torch.stack([seen(pixels) for pixels in originals])
+    if not content.raw_images:
+        yield from ((part, part) for part in (views[:1], views))
+        return
+    for count, (pixels, one) in enumerate(zip(originals, views, strict=True)):
+        times = 2 if count == 0 else 1
+        yield torch.tensor(pixels)[None].repeat(times, 1, 1, 1), one[None].repeat(times, 1, 1, 1)

@@ -42,6 +42,7 @@ class OnnxModel:
         # Files of older versions have no second output.
         (images, *_), (logits, *_) = self._session.get_inputs(), self._session.get_outputs()
         self._names = images.name, logits.name
+        self._raw = isinstance(images.shape[1], str)  # (B, H, W, 3) of any size, for `export --raw-images`
         metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if images.type != "tensor(uint8)" or not {"classes", "resolution"} <= metadata.keys():
             raise InputError(
@@ -60,5 +61,7 @@ class OnnxModel:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Compute logits: images (B, 3, S, S) uint8 on any device -> (B, K) float32 on the CPU."""
-        (logits,) = self._session.run([self._names[1]], {self._names[0]: images.cpu().contiguous().numpy()})
+        # The graph of raw images does not change an image of S×S.
+        images = images.cpu().permute(0, 2, 3, 1) if self._raw else images.cpu()
+        (logits,) = self._session.run([self._names[1]], {self._names[0]: images.contiguous().numpy()})
         return torch.from_numpy(logits)

@@ -79,6 +79,37 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_files(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder, and move what is in the folder to `path` if the block succeeds.
+
+    The block makes a file or a folder at the yielded path, which has the name of `path`, and other files
+    beside it. They replace files beside `path`, one after the other, and `path` last. If the block fails,
+    nothing is changed.
+
+    Raises:
+        RunError: the disk is full or cannot be written, or a file would replace a folder.
+    """
+    folder = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(folder)  # a killed process may have left it
+        folder.mkdir()
+        yield folder / path.name
+        _sync_tree(folder)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, path.with_name(file.name))
+        sync_folder(path.parent)
+        folder.rmdir()
+    except OSError as error:
+        with suppress(OSError):  # it may be as forbidden as the writing of it
+            remove(folder)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:  # KeyboardInterrupt too
+        remove(folder)
+        raise
+
+
+@contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yield a new folder for temporary files, which is removed in the end, also if this process is killed.
 
@@ -134,7 +165,9 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not valid JSON ({first_line(error)}); delete it and run again") from error
 
 
-def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] = ()) -> None:
+def check_out(
+    out: Path, *, overwrite: bool = False, suffixes: Collection[str] = (), flag: str = "--out"
+) -> None:
     """Check that the output file of a command can be written, before hours are spent on its content.
 
     The folder of the file is made if it does not exist.
@@ -143,16 +176,17 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         out: path of the file.
         overwrite: allow an existing file, which will be replaced.
         suffixes: allowed suffixes in lower case, e.g. ".csv". Empty: any suffix.
+        flag: the flag that names the file.
 
     Raises:
         InputError: `out` has another suffix, exists, is a folder, or lies in a folder that cannot be written.
     """
     if os.path.isdir(out):
-        raise InputError(f"--out is {out}, which is a folder; name a file")
+        raise InputError(f"{flag} is {out}, which is a folder; name a file")
     if suffixes and out.suffix.lower() not in suffixes:
-        raise InputError(f"--out is {out}; the file must end in {' or '.join(suffixes)}")
+        raise InputError(f"{flag} is {out}; the file must end in {' or '.join(suffixes)}")
     if not overwrite and os.path.lexists(out):  # a broken symbolic link counts as a file too
-        raise InputError(f"--out is {out}, which exists; name another file, or give --overwrite")
+        raise InputError(f"{flag} is {out}, which exists; name another file, or give --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove(_partial(out))  # a killed process may have left it
@@ -160,7 +194,25 @@ def check_out(out: Path, *, overwrite: bool = False, suffixes: Collection[str] =
         _partial(out).unlink()
     except OSError as error:
         reason = f"which cannot be written: {error.strerror}"
-        raise InputError(f"--out is {out}, {reason}; choose another place") from error
+        raise InputError(f"{flag} is {out}, {reason}; choose another place") from error
+
+
+def check_new_folder(path: Path, flag: str) -> None:
+    """Check that a folder does not exist and can be made, before hours are spent on its content.
+
+    Raises:
+        InputError: something is there already, or the folder around it cannot be written.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{flag} is {path}, which exists; name a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(_partial(path))  # a killed process may have left it
+        _partial(path).mkdir()
+        _partial(path).rmdir()
+    except OSError as error:
+        reason = f"which cannot be written: {error.strerror}"
+        raise InputError(f"{flag} is {path}, {reason}; choose another place") from error
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:

@@ -82,12 +82,12 @@ def test_a_mirrored_image_has_the_same_probabilities_with_flip(
 
 def test_an_export_keeps_it(folder: Path, tmp_path: Path) -> None:
     expected = probs(folder, "warm.safetensors")
-    line = export(folder / "warm.safetensors", tmp_path / "out.safetensors")
+    line = export(folder / "warm.safetensors", tmp_path / "out.safetensors").line
     assert line.endswith(f"; temperature = {T}  # softmax(logits / temperature)")
     assert stored_temperature(tmp_path / "out.safetensors") == T
     found = predict(load_predictor(tmp_path / "out.safetensors", "cpu"), folder / "images" / "test").probs
     np.testing.assert_array_equal(found, expected)
-    assert "temperature" not in export(folder / "plain.safetensors", tmp_path / "plain.safetensors")
+    assert "temperature" not in export(folder / "plain.safetensors", tmp_path / "plain.safetensors").line
 
 
 @pytest.mark.parametrize("file", ["warm.safetensors", "plain.safetensors"])
@@ -96,7 +96,7 @@ def test_the_probabilities_in_the_onnx_graph_are_those_of_predict(
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    line = export(folder / file, tmp_path / "model.onnx")
+    line = export(folder / file, tmp_path / "model.onnx").line
     assert ".run(['probs']" in line
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     paths = sorted((folder / "images" / "test").rglob("*.png"))

@@ -74,7 +74,7 @@ def test_timm_predicts_the_same(
         # Random weights of timm's networks hardly tell images apart.
         net.get_classifier().weight.mul_(2 if name == "resnet8_16" else 30)
     save_weights(model, tmp_path / "model.safetensors", CLASSES)
-    line = export(tmp_path / "model.safetensors", tmp_path / "exported.safetensors")
+    line = export(tmp_path / "model.safetensors", tmp_path / "exported.safetensors").line
     files = photographs(tmp_path / "photographs", sizes)
     probs, names = in_another_process(line, files, tmp_path)
     assert names == str(list(CLASSES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from noisystudent.data.sources.folder import FolderSource
 from noisystudent.data.sources.names import SUFFIXES, expand
 from noisystudent.data.sources.parquet import ParquetSource
 from noisystudent.data.sources.shard import LocalShard, Shard, file_name
+from noisystudent.data.sources.stores import is_url
 from noisystudent.data.sources.tar import TarSource
 from noisystudent.errors import InputError
 
@@ -66,7 +68,7 @@ def open_source(
     Args:
         specs: folders, `.tar`, `.parquet` or `.npz` files, URLs of tar or Parquet shards, patterns, braces
             and lists of them (see `names.expand`), folders of shards, or arrays. If labels are not needed,
-            image files are also possible.
+            image files and patterns of them are also possible.
         labeled: True if every image must have a label.
         cache_gb: `data.cache_gb`. None: its default.
 
@@ -77,6 +79,10 @@ def open_source(
         raise InputError(
             "no images given; give a folder <class>/<image>, tar shards, Parquet files or an .npz"
         )
+    size = DataConfig().cache_gb if cache_gb is None else cache_gb
+    cache = Cache(cache_folder(), int(size * 1e9))
+    if not labeled:
+        specs = [path for spec in specs for path in _image_files(spec, cache)]
     # Single image files have no folder that could be their label, so a labelled set cannot have them.
     files = [spec for spec in specs if isinstance(spec, str | Path) and is_image_file(spec)]
     if files and not labeled:
@@ -85,10 +91,16 @@ def open_source(
                 f"{files[0]} is an image file, but others are not; give image files in a separate call"
             )
         return ImageFiles(files)
-    size = DataConfig().cache_gb if cache_gb is None else cache_gb
-    cache = Cache(cache_folder(), int(size * 1e9))
     parts = [_open_one(spec, labeled, cache) for spec in specs]
     return parts[0] if len(parts) == 1 else _Joined(parts, _names(specs))
+
+
+def _image_files(spec: str | Path | ArraySource, cache: Cache) -> list[str | Path | ArraySource]:
+    """The image files that a pattern matches, or the spec itself if it is no pattern of image files."""
+    if isinstance(spec, ArraySource) or is_url(spec) or not glob.has_magic(str(spec)):
+        return [spec]
+    paths = [path for path in expand(spec, cache) if isinstance(path, Path)]
+    return list(paths) if all(map(is_image_file, paths)) else [spec]
 
 
 def open_sources(config: DataConfig) -> Sources:

@@ -1,0 +1,128 @@
+"""The commands that use a trained model: predict and export."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from noisystudent.cli import screen
+from noisystudent.cli.fields import (
+    Card,
+    Device,
+    Flip,
+    Folders,
+    Overwrite,
+    Precision,
+    RawImages,
+    SortInto,
+    TopK,
+)
+
+# Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
+
+
+def predict(
+    model: Path,
+    images: Annotated[tuple[str, ...], Parameter(required=True)],
+    /,
+    *,
+    out: Path | None = None,
+    overwrite: Overwrite = False,
+    format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
+    top_k: TopK = None,
+    sort_into: SortInto = None,
+    flip: Flip = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Predict the class of each image, and write classes and probabilities as CSV, JSON or Parquet.
+
+    Of a run, the last student predicts, unless val shows that another model is better. Probabilities have the
+    temperature that was fitted on val. Standard error names the model, and images that cannot be read.
+
+    Parameters
+    ----------
+    model
+        Run directory, model folder or model.safetensors.
+    images
+        Image files, folders, tar shards, Parquet files, or patterns of them; - reads names from standard input.
+    out
+        File to write. Default: standard output.
+    format
+        Output format. Default: that of the ending of --out, or csv for standard output.
+    """
+    from noisystudent.inference.load import load_predictor
+    from noisystudent.inference.predict import predict as predict_images
+    from noisystudent.inference.sort import check_sorted, copy_sorted
+    from noisystudent.inference.write import ENDINGS, check_top_k, write_predictions
+    from noisystudent.run.files import check_out
+
+    images = screen.with_input(images)
+    if out is not None:
+        check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
+    with screen.progress(stderr=True) as progress:  # standard output may be the result
+        predictor = load_predictor(model, device, precision=precision, progress=progress)
+        predictor = replace(predictor, flip=flip)
+        check_top_k(top_k, predictor.names)
+        check_sorted(sort_into, predictor.names)
+        predictions = predict_images(predictor, images, progress=progress)
+        if sort_into is not None:
+            copy_sorted(images, predictions, predictor.names, sort_into, progress=progress)
+    write_predictions(predictions, predictor.names, out, format, top_k)
+    screen.print_origin(predictor.path)
+    screen.print_bad(predictions.bad)
+
+
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    overwrite: Overwrite = False,
+    format: Literal["safetensors", "timm", "onnx", "torch-export", "openvino"] | None = None,  # noqa: A002
+    raw_images: RawImages = False,
+    images: Folders = (),
+    card: Card = None,
+) -> None:
+    """Export the model that `predict` uses, check the file on real images, and print code that loads it.
+
+    The file is loaded by its own runtime. If its logits differ from those of the model, it is deleted. Size,
+    crop, temperature and classes are in the file, and in a .json file beside it.
+
+    Parameters
+    ----------
+    run
+        Run directory or model folder.
+    out
+        File to write. Default: RUN with the ending of the format.
+    format
+        Default: by the ending of --out, or safetensors. safetensors (.safetensors): weights for timm; timm: a
+        folder that timm loads. onnx (.onnx), torch-export (.pt2), openvino (.xml and .bin): uint8 images in,
+        logits and probabilities out.
+    images
+        Images for the comparison. Default: images of val.
+    """
+    from noisystudent.inference.card import model_card, of_run
+    from noisystudent.inference.export import export as write_model
+    from noisystudent.inference.formats import FORMATS
+    from noisystudent.inference.load import find_model
+    from noisystudent.run.files import check_out, write_text
+
+    if card is not None:
+        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
+    described = None if card is None else of_run(find_model(run))
+    path = Path(os.path.realpath(run))  # Path(".") has an empty name
+    ending = FORMATS[format or "safetensors"].suffix or f"-{format}"
+    file = out or path.with_name(f"{path.name}{ending}")
+    exported = write_model(
+        run, file, format, raw_images=raw_images, images=images or None, overwrite=overwrite
+    )
+    if card is not None and described is not None:
+        write_text(card, model_card(described, exported))
+    screen.line(exported.line)
+    screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
+    screen.note(str(exported))

@@ -1,0 +1,94 @@
+"""`predict` on patterns, shards and standard input; its best classes; images sorted by their class."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from tiny import Capture, call, output, refused
+
+Rows = list[dict[str, Any]]
+
+
+def rows(capsys: Capture, *words: object) -> Rows:
+    found: Rows = json.loads(output(capsys, "predict", *words, "--format", "json"))
+    return found
+
+
+def without_ids(found: Rows) -> Rows:
+    return [{key: value for key, value in row.items() if key != "id"} for row in found]
+
+
+def test_folder_pattern_shard_and_standard_input_give_the_same_rows(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = images / "test"
+    files = sorted(folder.rglob("*.png"))
+    with tarfile.open(tmp_path / "test.tar", "w") as tar:
+        for file in files:
+            tar.add(file, file.relative_to(folder))
+    expected = without_ids(rows(capsys, finished, folder))
+    assert len(expected) == len(files)
+    assert without_ids(rows(capsys, finished, folder / "*" / "*.png")) == expected
+    assert without_ids(rows(capsys, finished, tmp_path / "test.tar")) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{file}\n" for file in files)))
+    assert without_ids(rows(capsys, finished, "-")) == expected
+
+
+def test_no_names_on_standard_input(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert refused(capsys, 2, "predict", finished, "-").endswith("give one name a line")
+
+
+def test_the_best_classes_are_those_of_all_probabilities(
+    finished: Path, images: Path, capsys: Capture
+) -> None:
+    everything = rows(capsys, finished, images / "test")
+    best = rows(capsys, finished, images / "test", "--top-k", 2)
+    for whole, top in zip(everything, best, strict=True):
+        probs = {name: whole[f"p({name})"] for name in tiny.CLASSES}
+        first, second = sorted(probs, key=lambda name: -probs[name])[:2]
+        assert top == {
+            "id": whole["id"],
+            "class": first,
+            "probability": probs[first],
+            "class 2": second,
+            "probability 2": probs[second],
+        }
+    for count in (0, 4):
+        line = refused(capsys, 2, "predict", finished, images / "test", "--top-k", count)
+        assert line.endswith(f"--top-k is {count}; it must be 1 to 3, the classes of the model")
+
+
+def test_each_image_is_copied_to_the_folder_of_its_class(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    before = {path: path.read_bytes() for path in (images / "test").rglob("*.png")}
+    found = rows(capsys, finished, images / "test", "--sort-into", tmp_path / "sorted")
+    copies = sorted((tmp_path / "sorted").rglob("*.png"))
+    content = sorted((row["class"], (images / "test" / row["id"]).read_bytes()) for row in found)
+    assert sorted((path.parent.name, path.read_bytes()) for path in copies) == content
+    assert {path: path.read_bytes() for path in (images / "test").rglob("*.png")} == before
+    copies[0].write_bytes(b"changed")  # a copy and no link
+    assert {path: path.read_bytes() for path in (images / "test").rglob("*.png")} == before
+    line = refused(capsys, 2, "predict", finished, images / "test", "--sort-into", tmp_path / "sorted")
+    assert line.endswith(f"--sort-into is {tmp_path / 'sorted'}, which exists; name a new folder")
+
+
+def test_members_of_shards_and_rows_of_arrays_are_sorted(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        tar.add(images / "test" / "red" / "00.png", "../../outside.png")
+    np.savez(tmp_path / "arrays.npz", images=tiny.pictures(2, 3, 5))
+    for name, count in (("odd.tar", 1), ("arrays.npz", 3)):
+        assert call("predict", finished, tmp_path / name, "--sort-into", tmp_path / f"of-{name}") == 0
+        assert len(list((tmp_path / f"of-{name}").glob("*/*.png"))) == count
+    assert not list(tmp_path.parent.glob("outside.png"))
+    capsys.readouterr()
