@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from noisystudent.metrics.classification import Reliability, confusion, reliability, worst_pairs
 from noisystudent.metrics.scores import load_predictions
 from noisystudent.report import figures
+from noisystudent.report.explorer import explorer
 from noisystudent.report.read import SETS, Iteration, Model, Run
 from noisystudent.report.robustness import robustness
 from noisystudent.report.teachers import about_teachers
+from noisystudent.report.templates import environment
 from noisystudent.report.whiskers import whiskers
 
 Section = dict[str, Any]
@@ -36,6 +34,7 @@ TITLES = {
     "curves": "Curves",
     "confidence": "Confidence",
     "balance": "Balance",
+    "explorer": "Explorer",
     "reliability": "Reliability",
     "confusion": "Confusions",
     "gallery": "Gallery",
@@ -43,12 +42,7 @@ TITLES = {
     "environment": "Environment",
     "config": "Configuration",
 }
-BADGES = {
-    "improved": ("Improved", "good"),
-    "unproven": ("Not proven yet", "open"),
-    "not better": ("No significant gain", "bad"),
-    None: ("Not judged", "open"),
-}
+TONES = {"improved": "good", "unproven": "open", "not better": "bad", None: "open"}
 RIVALS = {
     "teacher": "against the teacher",
     "control": "against the control",
@@ -57,13 +51,13 @@ RIVALS = {
 }
 GALLERY_CLASSES = 100  # the thumbnails are in the page, so more classes would make it too large
 WORST_PAIRS = 8
-NO_NUMBER = "–"
 
 
 def render(run: Run) -> str:
     """Return the HTML of the whole page. It loads nothing. The same files always give the same text."""
     classes = tuple(str(name) for name in (run.dataset or {}).get("classes", ()))
     plots: dict[str, figures.Figure] = {}
+    explored = explorer(run)
     sections = {
         "verdict": _verdict(run),
         "accuracy": _accuracy(run.models, plots),
@@ -71,6 +65,7 @@ def render(run: Run) -> str:
         "curves": _curves(run.models, plots),
         "confidence": _confidence(run.iterations, plots),
         "balance": _balance(run.iterations, plots),
+        "explorer": explored,
         **_predictions(run, classes, plots),
         "gallery": _gallery(run.iterations),
         "data": {"dataset": run.dataset, "ledger": run.ledger, "leaks": run.leaks}
@@ -85,7 +80,7 @@ def render(run: Run) -> str:
         .render(
             run=run,
             sections={name: section for name, section in sections.items() if section},
-            left_out=[TITLES[name].lower() for name, section in sections.items() if not section],
+            unmeasured=_unmeasured([name for name, section in sections.items() if not section]),
             titles=TITLES,
             rivals=RIVALS,
             plots=plots,
@@ -94,71 +89,16 @@ def render(run: Run) -> str:
     )
 
 
-def environment() -> Environment:
-    """Jinja environment for the templates in this folder. Every value in a template is escaped."""
-    templates = Environment(
-        loader=PackageLoader("noisystudent.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,  # a misspelt name in a template is an error, not empty text
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters.update(
-        percent=percent, signed=signed, decimals=decimals, count=count, p_value=p_value, sha256=_sha256
-    )
-    return templates
-
-
-def percent(value: Any, digits: int = 2, unit: str = "\u202f%") -> str:
-    """Format a share in per cent, 0.9132 -> 91.32 %, with a narrow space that does not break."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{100 * number:.{digits}f}{unit}".replace("-", "−")
-
-
-def signed(value: Any, digits: int = 2) -> str:
-    """Format a difference of shares in percentage points, 0.0132 -> +1.32."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{100 * number:+.{digits}f}".replace("-", "−")
-
-
-def decimals(value: Any, digits: int = 3) -> str:
-    """Format a number with a fixed number of decimals, 0.04217 -> 0.042."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{number:.{digits}f}"
-
-
-def count(value: Any) -> str:
-    """Format a count, 50000 -> 50,000."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{number:,.0f}"
-
-
-def p_value(value: Any) -> str:
-    """Format a p-value with two significant digits, 0.00012 -> 'p = 0.00012'. It is never shown as 0."""
-    number = figures.finite(value)
-    if number is None:
-        return f"p {NO_NUMBER}"
-    if number < 1e-6:
-        return "p < 0.000001"
-    return f"p = {number:.{max(2, 1 - math.floor(math.log10(number)))}f}"
-
-
-def _sha256(script: str) -> str:
-    """Source expression of a Content-Security-Policy that allows this script and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
 def _verdict(run: Run) -> Section:
     verdict = run.verdict or {}
     comparisons: Mapping[str, Any] = {
         rival: row for rival, row in (verdict.get("comparisons") or {}).items() if row
     }
-    badge, tone = BADGES[verdict.get("state")]
+    sentence = verdict.get("sentence") or "There is no verdict yet: the run is not finished."
     return {
-        "badge": badge,
-        "tone": tone,
-        "sentence": verdict.get("sentence")
-        or "There is no verdict yet, because the run has not written verdict.json.",
+        "tone": TONES[verdict.get("state")],
+        "headline": verdict.get("headline") or [sentence],  # older runs have only the sentence
+        "sentence": verdict.get("sentence"),
         "set": verdict.get("set"),
         "level": verdict.get("level"),
         "reasons": verdict.get("reasons") or [],
@@ -169,6 +109,15 @@ def _verdict(run: Run) -> Section:
         ],
         "whiskers": whiskers(comparisons),
     }
+
+
+def _unmeasured(missing: Sequence[str]) -> list[str]:
+    """Sentences about the sections that have no files, and how to get them."""
+    others = ", ".join(TITLES[name].lower() for name in missing if name != "robustness")
+    sentences = [f"These sections have no files yet: {others}."] if others else []
+    if "robustness" in missing:
+        sentences.append("Robustness was not measured. Add --evaluate.tests c to measure it on corrupted images.")
+    return sentences
 
 
 def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Section | None:
