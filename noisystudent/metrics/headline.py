@@ -62,16 +62,20 @@ def _advice(state: str | None, rivals: Mapping[str, Comparison], test: str, leve
     if state is None:
         return "Train a control to know what the pool adds: --control same_steps."
     if state == "improved":
-        return "Another training seed would change the figures: repeat the run with two more seeds to be sure."
+        return (
+            "Another training seed would change the figures: repeat the run with two more seeds to be sure."
+        )
     decisive = next((rival for name, rival in rivals.items() if name != "teacher"), rivals["teacher"])
     images, point = decisive["n"], f"{100 * GAIN_WORTH_FINDING:g} point"
     more = images_needed(differing(decisive), GAIN_WORTH_FINDING, level) - images
     if more <= 0:
-        return f"These {images:,} {test} images would probably show a gain of {point}; there is probably less."
+        return (
+            f"These {images:,} {test} images would probably show a gain of {point}; there is probably less."
+        )
     return f"Add about {_rounded(more):,} {test} images to detect {point}."
 
 
 def _rounded(number: int) -> int:
     """Round up to two significant digits: 1,043 -> 1,100."""
-    unit = 10 ** max(0, len(str(number)) - 2)
-    return math.ceil(number / unit) * unit
+    unit = 10.0 ** max(0, len(str(number)) - 2)
+    return round(math.ceil(number / unit) * unit)

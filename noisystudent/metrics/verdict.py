@@ -60,7 +60,8 @@ def judge(
 
     Returns:
         A dict for JSON: set, n, level, top1 of each model, comparisons (`Comparison` of the student with
-        `teacher` and the controls), improved, state (see `_state`), headline (see `headline`), sentence, reasons and scope.
+        `teacher` and the controls), improved, state (see `_state`), headline (see `headline.headline`),
+        sentence, reasons and scope.
 
     Raises:
         InputError: arrays or names that do not match, or settings out of range.

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from noisystudent.metrics.classification import Reliability, confusion, reliability, worst_pairs
-from noisystudent.metrics.scores import load_predictions
-from noisystudent.report import figures
+from noisystudent.config import EvaluateConfig
+from noisystudent.report import figures, pool_figures
 from noisystudent.report.explorer import explorer
+from noisystudent.report.predicted import predicted
 from noisystudent.report.read import SETS, Iteration, Model, Run
 from noisystudent.report.robustness import robustness
 from noisystudent.report.teachers import about_teachers
-from noisystudent.report.templates import environment
+from noisystudent.report.templates import environment, reason
 from noisystudent.report.whiskers import whiskers
 
 Section = dict[str, Any]
@@ -37,6 +38,7 @@ TITLES = {
     "explorer": "Explorer",
     "reliability": "Reliability",
     "confusion": "Confusions",
+    "mistakes": "Mistakes",
     "gallery": "Gallery",
     "data": "Data",
     "environment": "Environment",
@@ -49,8 +51,9 @@ RIVALS = {
     "control-compute": "against the control of the same compute",
     "control-probe": "against the linear probe",
 }
+LEVEL = EvaluateConfig().level
 GALLERY_CLASSES = 100  # the thumbnails are in the page, so more classes would make it too large
-WORST_PAIRS = 8
+GALLERY_BYTES = 2_000_000  # of all thumbnails of the pool
 
 
 def render(run: Run) -> str:
@@ -60,13 +63,13 @@ def render(run: Run) -> str:
     explored = explorer(run)
     sections = {
         "verdict": _verdict(run),
-        "accuracy": _accuracy(run.models, plots),
+        "accuracy": _accuracy(run, plots),
         "robustness": robustness(run, plots),
         "curves": _curves(run.models, plots),
         "confidence": _confidence(run.iterations, plots),
         "balance": _balance(run.iterations, plots),
         "explorer": explored,
-        **_predictions(run, classes, plots),
+        **predicted(run, classes, plots),
         "gallery": _gallery(run.iterations),
         "data": {"dataset": run.dataset, "ledger": run.ledger, "leaks": run.leaks}
         if run.dataset or run.ledger or run.leaks
@@ -116,12 +119,14 @@ def _unmeasured(missing: Sequence[str]) -> list[str]:
     others = ", ".join(TITLES[name].lower() for name in missing if name != "robustness")
     sentences = [f"These sections have no files yet: {others}."] if others else []
     if "robustness" in missing:
-        sentences.append("Robustness was not measured. Add --evaluate.tests c to measure it on corrupted images.")
+        sentences.append(
+            "Robustness was not measured. Add --evaluate.tests c to measure it on corrupted images."
+        )
     return sentences
 
 
-def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Section | None:
-    scored = [model for model in models if model.scores]
+def _accuracy(run: Run, plots: dict[str, figures.Figure]) -> Section | None:
+    scored = [model for model in run.models if model.scores]
     sets = [name for name in SETS if any(name in model.scores for model in scored)]
     if not sets:
         return None
@@ -132,9 +137,10 @@ def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Sect
     }
     best: dict[tuple[str, str], float | None] = {}
     if len(scored) > 1:
-        plots["accuracy"] = figures.accuracy(scored, sets)
+        images, level = (run.dataset or {}).get("counts") or {}, (run.verdict or {}).get("level") or LEVEL
+        plots["accuracy"] = figures.accuracy(scored, sets, images, level)
         best = {(name, m[0]): _best(scored, name, m[0], m[2]) for name in sets for m in columns[name]}
-    controls = {model.role for model in models if model.is_control}
+    controls = {model.role for model in run.models if model.is_control}
     return {"models": scored, "columns": columns, "best": best, "controls": controls}
 
 
@@ -158,7 +164,7 @@ def _confidence(iterations: Iterable[Iteration], plots: dict[str, figures.Figure
         labels = iteration.pseudo_labels or {}
         if labels.get("confidence_histogram"):
             name = f"confidence-{iteration.index}"
-            plots[name] = figures.confidence_histogram(labels["confidence_histogram"])
+            plots[name] = pool_figures.confidence_histogram(labels["confidence_histogram"])
             panel = {"plot": name, "iteration": iteration.index, "labels": labels}
             panel |= {"teachers": about_teachers(labels)}
             panels.append(panel | {"expected": _expected(iteration.selection or {})})
@@ -180,53 +186,34 @@ def _balance(iterations: Iterable[Iteration], plots: dict[str, figures.Figure]) 
         selection = iteration.selection or {}
         if selection.get("classes"):
             name = f"balance-{iteration.index}"
-            plots[name] = figures.class_balance(selection["classes"])
+            plots[name] = pool_figures.class_balance(selection["classes"])
             panels.append({"plot": name, "iteration": iteration.index, "selection": selection})
     return panels
 
 
-def _predictions(
-    run: Run, classes: Sequence[str], plots: dict[str, figures.Figure]
-) -> dict[str, Section | None]:
-    """The sections 'reliability' and 'confusion', from predictions on test, or on val if there is no test.
-
-    Earlier students are left out. Only one file of predictions is in memory at a time.
-    """
-    sections: dict[str, Section | None] = {"reliability": None, "confusion": None}
-    models = run.models
-    name = next((s for s in reversed(SETS) if any(s in m.predictions for m in models)), None)
-    predicted = [m for m in models if name in m.predictions]
-    if name is None:
-        return sections
-    last = next((m for m in reversed(predicted) if m.role == "student"), predicted[0])
-    curves: list[tuple[Model, Reliability]] = []
-    for model in predicted:
-        if model.role == "student" and model is not last:  # too many curves could not be told apart
-            continue
-        probs, labels = load_predictions(model.predictions[name])
-        curves.append((model, reliability(probs, labels, run.ece_bins)))
-        if model is last:
-            names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]
-            worst = worst_pairs(probs, labels, WORST_PAIRS)
-            pairs = [(names[true], names[wrong], *counts) for true, wrong, *counts in worst]
-            drawn = len(names) <= figures.NAMED_CLASSES
-            if drawn:
-                plots["confusion"] = figures.confusion_matrix(confusion(probs, labels), names)
-            sections["confusion"] = {"set": name, "model": model, "pairs": pairs, "drawn": drawn}
-    if curves:
-        plots["reliability"] = figures.reliability_diagram(curves)
-        sections["reliability"] = {
-            "set": name,
-            "curves": curves,
-            "calibrated": any(model.calibrated.get(name) for model, _ in curves),
-        }
-    return sections
-
-
 def _gallery(iterations: Iterable[Iteration]) -> list[Section]:
-    """Thumbnails of the pool, last iteration first: the final student was trained on those labels."""
-    return [
-        {"index": i.index, "classes": i.gallery[:GALLERY_CLASSES], "total": len(i.gallery)}
-        for i in reversed(list(iterations))
-        if i.gallery
-    ]
+    """Thumbnails of the pool, last iteration first: the final student was trained on those labels.
+
+    They are in the page, so earlier iterations and some images of each class are left out if they are many.
+    """
+    sections, room = [], GALLERY_BYTES
+    for iteration in reversed(list(iterations)):
+        classes = iteration.gallery[:GALLERY_CLASSES]
+        size = sum(len(image["jpeg"]) for group in classes for image in group["images"])
+        if not size or room <= 0:
+            continue
+        every = math.ceil(size / room)  # a third of the images, if they are up to three times too large
+        thinned = [{**group, "images": group["images"][::every]} for group in classes]
+        room -= sum(len(image["jpeg"]) for group in thinned for image in group["images"])
+        voted = any(image.get("agreement") is not None for group in thinned for image in group["images"])
+        reasons = {reason(image): None for group in thinned for image in group["images"]}
+        sections.append(
+            {
+                "index": iteration.index,
+                "classes": thinned,
+                "total": len(iteration.gallery),
+                "voted": voted,
+                "reasons": list(reasons),
+            }
+        )
+    return sections

@@ -87,6 +87,7 @@ class Iteration:
         pseudo_labels: statistics of the labels.
         selection: counts of the selection.
         gallery: thumbnails of the pool, by class.
+        mistakes: thumbnails of what the last student gets wrong; None in other iterations.
         selection_file: the selection itself.
         expected: counts of labelled images that the expected share of right labels is made of.
         settings: fields of `selection` of the student.
@@ -97,6 +98,7 @@ class Iteration:
     pseudo_labels: Record | None
     selection: Record | None
     gallery: tuple[Record, ...]
+    mistakes: Record | None
     selection_file: Path | None
     expected: Record
     settings: Record
@@ -181,6 +183,7 @@ def _iteration(folder: IterationDir, student: Record) -> Iteration:
         pseudo_labels=evaluation.get("pseudo_labels"),
         selection=evaluation.get("selection"),
         gallery=tuple(gallery.get("classes") or ()),
+        mistakes=gallery.get("mistakes"),
         selection_file=folder.selection if folder.selection.is_file() else None,
         expected=selected.get("precision") or {},
         settings=(student.get("selection") or {}) | (selected.get("chosen") or {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -24,7 +25,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters.update(
-        percent=percent, signed=signed, decimals=decimals, count=count, p_value=p_value, sha256=_sha256
+        percent=percent,
+        signed=signed,
+        decimals=decimals,
+        count=count,
+        p_value=p_value,
+        reason=reason,
+        sha256=_sha256,
     )
     return templates
 
@@ -61,6 +68,11 @@ def p_value(value: Any) -> str:
     if number < 1e-6:
         return "p < 0.000001"
     return f"p = {number:.{max(2, 1 - math.floor(math.log10(number)))}f}"
+
+
+def reason(image: Mapping[str, Any]) -> str:
+    """Why a pool image was kept or not, in words; older runs do not say why not."""
+    return str(image.get("reason") or ("kept" if image["kept"] else "not kept")).replace("_", " ")
 
 
 def _sha256(script: str) -> str:

@@ -35,8 +35,8 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
 
     Returns:
         {precision: {source, images, kept, right, curve, bins}}: numbers of images, see `precision.Precision`,
-        `precision.curve` and `_bins`. With settings that were chosen out of fold also {chosen: {threshold, strength,
-        temperature, sentence}}. Without precision if a first teacher cannot predict val.
+        `precision.curve` and `_bins`. With settings that were chosen out of fold also {chosen: {threshold,
+        strength, temperature, sentence}}. Without precision if a first teacher cannot predict val.
     """
     selection = iteration.config.selection
     known, agreement = (out_of_fold(context) if iteration.index == 1 else None), None
@@ -69,7 +69,8 @@ def _bins(probs: Floats, right: NDArray[np.bool_]) -> list[list[int]]:
     counts = bins(label, confidence, probs.shape[1])
     hits = bins(label[right], confidence[right], probs.shape[1])
     places = np.argwhere(counts)
-    return np.column_stack([places, counts[counts > 0], hits[counts > 0]]).tolist()
+    rows: list[list[int]] = np.column_stack([places, counts[counts > 0], hits[counts > 0]]).tolist()
+    return rows
 
 
 def _chosen(iteration: Iteration) -> dict[str, object]:

@@ -35,7 +35,7 @@ def test_a_rival_that_is_not_surpassed_is_named() -> None:
 @settings(max_examples=30, deadline=None)
 @given(*[st.integers(0, N - 400)] * 3)
 def test_the_numbers_are_those_of_the_comparisons(student: int, teacher: int, control: int) -> None:
-    found = judge(*(_wrong(at) for at in (student, teacher, control)))
+    found = judge(_wrong(student), _wrong(teacher), _wrong(control))
     line = found["headline"][1]
     assert f"{100 * found['top1']['student']:.2f}\u202f% of {N:,} test images" in line
     for name, rival in found["comparisons"].items():

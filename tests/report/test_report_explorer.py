@@ -85,10 +85,13 @@ def select_in(run: Path, pool: PseudoLabels, config: SelectionConfig) -> None:
     """Write the selection with these settings, its record, and the settings."""
     iteration = RunDir(run).iteration(1)
     select(pool, config, seed=0, out=iteration.selection)
-    counts, hits = (bins(*(column[mask] for column in known()[:2]), K) for mask in (slice(None), known()[2]))
+    label, confidence, right = known()
+    counts, hits = bins(label, confidence, K), bins(label[right], confidence[right], K)
     rows = [[int(k), int(b), int(counts[k, b]), int(hits[k, b])] for k, b in np.argwhere(counts)]
     record = {"name": "selection-1", "fingerprint": "0", "status": "done", "inputs": {}}
-    write_record(iteration.selection_record, record | {"result": {"precision": {"source": "val", "bins": rows}}})
+    write_record(
+        iteration.selection_record, record | {"result": {"precision": {"source": "val", "bins": rows}}}
+    )
     fields = {"threshold": config.threshold, "per_class": config.per_class, "duplicate": config.duplicate}
     students = json.dumps([{"selection": fields}])
     (run / "config.yaml").write_text(f"name: explored\nstudents: {students}\n")
