@@ -142,8 +142,15 @@ def _xy(curve: Curve) -> Figure:
     return {"x": [step for step, _ in points], "y": [finite(value) for _, value in points]}
 
 
-def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
-    """Accuracy by confidence; a perfectly calibrated model lies on the diagonal. Mark size: images."""
+def reliability_diagram(
+    curves: Sequence[tuple[Model, Reliability]], after: tuple[Model, Reliability] | None = None
+) -> Figure:
+    """Accuracy by confidence; a perfectly calibrated model lies on the diagonal. Mark size: images.
+
+    Args:
+        curves: each model at temperature 1.
+        after: one of them at its fitted temperature, as a dotted line.
+    """
     diagonal = {
         "type": "scatter",
         "mode": "lines",
@@ -153,18 +160,19 @@ def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
         "showlegend": False,
     }
     traces: list[Figure] = [{**diagonal, "line": {"color": "--quiet", "dash": "dash", "width": 1.5}}]
-    for model, bins in curves:
+    for model, bins in [*curves, *([after] if after else [])]:
+        fitted = after is not None and bins is after[1]
         filled = np.flatnonzero(bins.count)
         share = bins.count[filled] / bins.count.sum()
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": model.name,
+                "name": f"{model.name}, calibrated" if fitted else model.name,
                 "x": bins.confidence[filled].round(4).tolist(),
                 "y": bins.accuracy[filled].round(4).tolist(),
                 "customdata": bins.count[filled].tolist(),
-                "line": {"color": COLORS[model.role], "width": 2},
+                "line": {"color": COLORS[model.role], "width": 2, "dash": "dot" if fitted else "solid"},
                 "marker": {"color": COLORS[model.role], "size": (5 + 15 * np.sqrt(share)).round(1).tolist()},
                 "hovertemplate": "confidence %{x:.1%}, accuracy %{y:.1%}: %{customdata:,} images"
                 "<extra>%{fullData.name}</extra>",

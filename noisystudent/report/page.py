@@ -12,6 +12,7 @@ from noisystudent.config import EvaluateConfig
 from noisystudent.report import figures, pool_figures
 from noisystudent.report.explorer import explorer
 from noisystudent.report.predicted import predicted
+from noisystudent.report.progress import changes, current, facts, files, stages
 from noisystudent.report.read import SETS, Iteration, Model, Run
 from noisystudent.report.robustness import robustness
 from noisystudent.report.teachers import about_teachers
@@ -31,6 +32,7 @@ METRICS = (
 TITLES = {
     "verdict": "Verdict",
     "accuracy": "Accuracy",
+    "changes": "Changes",
     "robustness": "Robustness",
     "curves": "Curves",
     "confidence": "Confidence",
@@ -40,9 +42,11 @@ TITLES = {
     "confusion": "Confusions",
     "mistakes": "Mistakes",
     "gallery": "Gallery",
+    "time": "Time",
     "data": "Data",
     "environment": "Environment",
     "config": "Configuration",
+    "files": "Files",
 }
 TONES = {"improved": "good", "unproven": "open", "not better": "bad", None: "open"}
 RIVALS = {
@@ -64,6 +68,7 @@ def render(run: Run) -> str:
     sections = {
         "verdict": _verdict(run),
         "accuracy": _accuracy(run, plots),
+        "changes": changes(run),
         "robustness": robustness(run, plots),
         "curves": _curves(run.models, plots),
         "confidence": _confidence(run.iterations, plots),
@@ -71,17 +76,20 @@ def render(run: Run) -> str:
         "explorer": explored,
         **predicted(run, classes, plots),
         "gallery": _gallery(run.iterations),
+        "time": stages(run),
         "data": {"dataset": run.dataset, "ledger": run.ledger, "leaks": run.leaks}
         if run.dataset or run.ledger or run.leaks
         else None,
         "environment": run.environment,
         "config": run.config,
+        "files": files(run),
     }
     return (
         environment()
         .get_template("template.html")
         .render(
             run=run,
+            facts=facts(run),
             sections={name: section for name, section in sections.items() if section},
             unmeasured=_unmeasured([name for name, section in sections.items() if not section]),
             titles=TITLES,
@@ -97,7 +105,7 @@ def _verdict(run: Run) -> Section:
     comparisons: Mapping[str, Any] = {
         rival: row for rival, row in (verdict.get("comparisons") or {}).items() if row
     }
-    sentence = verdict.get("sentence") or "There is no verdict yet: the run is not finished."
+    sentence = verdict.get("sentence") or f"There is no verdict yet: the run is not finished. {current(run)}"
     return {
         "tone": TONES[verdict.get("state")],
         "headline": verdict.get("headline") or [sentence],  # older runs have only the sentence

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from noisystudent.metrics.classification import Reliability, confusion, correct, reliability, worst_pairs
 from noisystudent.metrics.scores import Predictions, load_predictions
+from noisystudent.metrics.temperature import scaled
 from noisystudent.report import figures
+from noisystudent.report.figures import finite
 from noisystudent.report.read import SETS, Model, Run
 from noisystudent.report.robustness import dumbbells
 
@@ -32,10 +34,12 @@ def predicted(
     students = [m for m in ready if m.role == "student"]
     # The curves of all students could not be told apart.
     shown = [m for m in ready if m.role != "student" or m is students[-1]]
+    shown.sort(key=lambda model: (model.role == "student", model.iteration))
     curves: list[tuple[Model, Reliability]] = []
     matrices: list[tuple[Model, str | None]] = []
     shares: list[tuple[Model, NDArray[np.float64]]] = []
     pairs: list[tuple[Any, ...]] = []
+    after, last = None, (students or shown or [None])[-1]
     for model in shown:
         probs, labels = load_predictions(model.predictions[name])
         names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]
@@ -45,21 +49,25 @@ def predicted(
         if drawn:
             plots[f"confusion-{len(matrices)}"] = figures.confusion_matrix(confusion(probs, labels), names)
         matrices.append((model, f"confusion-{len(matrices)}" if drawn else None))
-        if model is (students or shown)[-1]:
+        if model is last:
+            fitted = finite(model.calibrated.get("temperature")) or 1.0
+            if fitted != 1.0:
+                after = (model, reliability(scaled(probs, fitted), labels, run.ece_bins))
             worst = worst_pairs(probs, labels, WORST_PAIRS)
             pairs = [(names[true], names[wrong], *counts) for true, wrong, *counts in worst]
     if not shown:
         return {"reliability": None, "confusion": None, "mistakes": _mistakes(run)}
-    plots["reliability"] = figures.reliability_diagram(curves)
+    plots["reliability"] = figures.reliability_diagram(curves, after)
     return {
         "reliability": {
             "set": name,
             "curves": curves,
+            "after": after is not None,
             "calibrated": any(model.calibrated.get(name) for model, _ in curves),
         },
         "confusion": {
             "set": name,
-            "model": (students or shown)[-1],
+            "model": last,
             "matrices": [(model, plot) for model, plot in matrices if plot],
             "pairs": pairs,
             "gains": _gains(shares, names, plots),
@@ -103,6 +111,7 @@ def _gains(
     for trace in figure["data"][1:]:
         trace["text"] = ticks
     figure["layout"]["yaxis"]["ticktext"] = ticks
+    del figure["layout"]["xaxis"]["rangemode"]  # accuracies are far from 0
     plots["gains"] = figure
     best, worst = order[0], order[-1]
     return {

@@ -13,7 +13,7 @@ from typing import Any
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError, RunError
 from noisystudent.run.files import read_json
-from noisystudent.run.record import read_record
+from noisystudent.run.record import read_record, records
 from noisystudent.run.rundir import CONTROLS, ROLES, TEACHERS, IterationDir, RunDir
 
 Record = Mapping[str, Any]
@@ -106,7 +106,15 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that the report shows, as read from disk."""
+    """Everything that the report shows, as read from disk.
+
+    Attributes:
+        config: text of config.yaml, and `fields` its content.
+        iterations: all iterations that have a folder.
+        ece_bins: bins of the reliability.
+        path: run directory.
+        stages: records of the stages that were started, in their order.
+    """
 
     name: str
     config: str | None
@@ -117,6 +125,9 @@ class Run:
     iterations: tuple[Iteration, ...]
     verdict: Record | None
     ece_bins: int
+    path: Path
+    fields: Record
+    stages: tuple[Record, ...]
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -154,6 +165,9 @@ def read_run(run: RunDir) -> Run:
         ),
         verdict=_record(run.verdict),
         ece_bins=evaluate.get("ece_bins", EvaluateConfig().ece_bins),
+        path=run.path,
+        fields=fields,
+        stages=tuple(record for record in map(read_record, records(run)) if record is not None),
     )
 
 

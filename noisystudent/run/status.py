@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from noisystudent.errors import InputError
 from noisystudent.run.graph import Graph
 from noisystudent.run.lock import is_locked
-from noisystudent.run.record import read_record
-from noisystudent.run.rundir import RECORD, RunDir
+from noisystudent.run.record import read_record, records
+from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
 
 Row = tuple[str, ...]
@@ -54,8 +53,8 @@ def recorded(run: RunDir) -> list[Row]:
             f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
         )
     locked = is_locked(run.path)  # before the records: a run that ends meanwhile has written 'done' by then
-    records = map(read_record, _records(run))
-    return [_recorded(record, locked) for record in records if record is not None]
+    existing = map(read_record, records(run))
+    return [_recorded(record, locked) for record in existing if record is not None]
 
 
 def scores(run: RunDir) -> list[Row]:
@@ -70,16 +69,6 @@ def scores(run: RunDir) -> list[Row]:
         percent = (f"{result['top1']:.2%}", f"{result['top5']:.2%}")
         rows.append((name, result["set"], *percent, f"{result['nll']:.4f}", f"{result['ece']:.4f}"))
     return rows
-
-
-def _records(run: RunDir) -> Iterator[Path]:
-    """Yield the existing stage records in the order of the stages."""
-    yield from run.data.path.glob(RECORD)
-    yield from sorted(run.path.glob(f"embeddings*/{RECORD}"))
-    # Not `run.iterations()`: folders of students that the configuration no longer has stay on disk.
-    for index in range(1 + (run.student_count() or 0)):
-        yield from run.iteration(index).records()
-    yield from run.path.glob(run.verdict.with_suffix(f".{RECORD}").name)
 
 
 def _recorded(record: Mapping[str, Any], locked: bool) -> Row:
