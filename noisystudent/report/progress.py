@@ -61,8 +61,8 @@ def stages(run: Run) -> dict[str, Any] | None:
     """Duration of each finished stage; None if no stage is finished.
 
     Returns:
-        rows: (name, duration, its share of the longest in per cent, end in UTC). total: the sum. longest: name of
-        the longest stage, and its share of the sum.
+        rows: (name, duration, share of the longest in per cent, end in UTC). total: the sum. longest: name
+        of the longest stage, and its share of the sum.
     """
     done = [stage for stage in run.stages if stage.get("seconds") is not None]
     total = sum(stage["seconds"] for stage in done)

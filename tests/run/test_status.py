@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import tiny
 from tiny import Capture, output, table
 
+from noisystudent.cli import loop
 from noisystudent.run.lock import lock
 from noisystudent.run.record import read_record, write_record
+from noisystudent.run.rundir import RunDir
+from noisystudent.run.status import recorded
 
 
 def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -26,6 +31,29 @@ def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys:
     assert rows["student-1"].startswith("interrupted") and "judgement" not in rows, "no process has the lock"
     with lock(out):
         assert table(output(capsys, "status", out))["student-1"].startswith("running")
+
+
+def test_watch_shows_the_run_until_it_ends(
+    finished: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    record = out / "iteration-1" / "student" / "stage.json"
+    done, seen = read_record(record) or {}, []
+    write_record(record, done | {"status": "running", "seconds": None})
+    (last,) = [json.loads(line) for line in (record.parent / "metrics.jsonl").open() if "loss" in line][-1:]
+    with ExitStack() as working:
+        working.enter_context(lock(out))
+
+        def wait(_: float) -> None:
+            seen.append(dict(row[:2] for row in recorded(RunDir(out)))["student-1"])
+            write_record(record, done)
+            working.close()
+
+        monkeypatch.setattr(loop.time, "sleep", wait)
+        rows = table(output(capsys, "status", out, "--watch"))
+    assert seen == [f"running: step {last['step']:,}, loss {last['loss']:.3f}"]
+    assert all(row.startswith("done") for row in rows.values())
 
 
 @pytest.mark.parametrize("text", ['{"hello": 1}', "[1, 2]", '{"status": "running"}', '"done"'])
