@@ -20,7 +20,9 @@ from noisystudent.errors import RunError, first_line
 from noisystudent.metrics.precision import GRID, bins
 from noisystudent.report.read import Iteration, Run
 
-MOST_CLASSES = 1000  # the counts are in the page, so more classes would make it too large
+# The counts are in the page, so more classes, or more of all iterations, would make it too large.
+MOST_CLASSES = 1000
+_MOST_ROWS = 4000
 _ROWS = 1 << 17  # rows in memory at a time
 # Reasons of images that no threshold brings back.
 _EXCLUDED = pa.array(["too_confident", "not_looked_at", "teachers_disagree"])
@@ -50,7 +52,7 @@ def explorer(run: Run) -> dict[str, Any] | None:
         }
         for iteration in reversed(run.iterations)
         if iteration.selection_file is not None
-    ]
+    ][: _MOST_ROWS // len(classes)]
     return {"thresholds": GRID, "classes": classes, "iterations": iterations} if iterations else None
 
 

@@ -39,7 +39,8 @@ def predicted(
     matrices: list[tuple[Model, str | None]] = []
     shares: list[tuple[Model, NDArray[np.float64]]] = []
     pairs: list[tuple[Any, ...]] = []
-    after, last = None, (students or shown or [None])[-1]
+    after: tuple[Model, Reliability] | None = None
+    last = next(reversed(students or shown), None)
     for model in shown:
         probs, labels = load_predictions(model.predictions[name])
         names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]

@@ -31,7 +31,7 @@ def run(full: Path, tmp_path: Path) -> Path:
 def test_a_finished_run_has_every_section_in_order(full: Path) -> None:
     order = (
         "verdict accuracy robustness curves confidence balance "
-        "reliability confusion mistakes gallery data environment config"
+        "reliability confusion mistakes gallery data environment config files"
     )
     assert page(full).sections == order.split()
 
@@ -42,7 +42,9 @@ def test_it_needs_nothing_outside_itself(full: Path) -> None:
     for tag, attributes in report.tags:
         assert tag != "link"
         for name in ("src", "href", "action", "srcset", "poster", "data"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
+            target = attributes.get(name) or "#"
+            beside = (tag, name) == ("a", "href") and (full / target).is_file()  # followed by a click only
+            assert beside or target.startswith(("#", "data:image/jpeg;base64,"))
     assert "url(" not in html.partition("</style>")[0]
     assert sum("plotly.js v" in script for script in report.scripts) == 1
     assert len(report.scripts) == 3
@@ -163,7 +165,7 @@ def test_a_run_that_has_only_begun_names_what_is_missing(tmp_path: Path) -> None
     report = page(tmp_path)
     assert report.sections == ["verdict", "config"]
     assert "no verdict yet" in report.text
-    assert "accuracy, curves, confidence, balance" in report.text
+    assert "accuracy, changes, curves, confidence, balance" in report.text
     assert "Robustness was not measured. Add --evaluate.tests" in report.text
 
 

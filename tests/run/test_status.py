@@ -11,7 +11,6 @@ import pytest
 import tiny
 from tiny import Capture, output, table
 
-from noisystudent.cli import loop
 from noisystudent.run.lock import lock
 from noisystudent.run.record import read_record, write_record
 from noisystudent.run.rundir import RunDir
@@ -39,18 +38,20 @@ def test_watch_shows_the_run_until_it_ends(
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     record = out / "iteration-1" / "student" / "stage.json"
-    done, seen = read_record(record) or {}, []
+    done = read_record(record) or {}
+    seen: list[str] = []
     write_record(record, done | {"status": "running", "seconds": None})
-    (last,) = [json.loads(line) for line in (record.parent / "metrics.jsonl").open() if "loss" in line][-1:]
+    lines = (record.parent / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines if '"loss"' in line][-1]
     with ExitStack() as working:
         working.enter_context(lock(out))
 
         def wait(_: float) -> None:
-            seen.append(dict(row[:2] for row in recorded(RunDir(out)))["student-1"])
+            seen.extend(row[1] for row in recorded(RunDir(out)) if row[0] == "student-1")
             write_record(record, done)
             working.close()
 
-        monkeypatch.setattr(loop.time, "sleep", wait)
+        monkeypatch.setattr("noisystudent.cli.loop.time.sleep", wait)
         rows = table(output(capsys, "status", out, "--watch"))
     assert seen == [f"running: step {last['step']:,}, loss {last['loss']:.3f}"]
     assert all(row.startswith("done") for row in rows.values())
