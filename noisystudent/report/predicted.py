@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisystudent.metrics.classification import Reliability, confusion, correct, reliability, worst_pairs
-from noisystudent.metrics.scores import Predictions, load_predictions
+from noisystudent.metrics.classification import (
+    Floats,
+    Ints,
+    Reliability,
+    confusion,
+    correct,
+    reliability,
+    worst_pairs,
+)
+from noisystudent.metrics.scores import load_predictions
 from noisystudent.metrics.temperature import scaled
 from noisystudent.report import figures
 from noisystudent.report.figures import finite
 from noisystudent.report.read import SETS, Model, Run
 from noisystudent.report.robustness import dumbbells
-
-Section = dict[str, Any]
 
 WORST_PAIRS = 8
 MOST_GAINS = 30  # classes in the figure of gains
@@ -27,61 +33,47 @@ def predicted(
 ) -> dict[str, Mapping[str, Any] | None]:
     """The sections reliability, confusion and mistakes, from predictions on test, or on val without one.
 
-    Earlier students are left out. Only one file of predictions is in memory at a time.
+    Earlier students are left out: the curves of all could not be told apart. Only one file of predictions is
+    in memory at a time.
     """
+    # Thumbnails exist in finished runs only.
+    mistakes = run.iterations[-1].mistakes if run.iterations else None
     name = next((s for s in reversed(SETS) if any(s in m.predictions for m in run.models)), SETS[0])
     ready = [m for m in run.models if name in m.predictions]
-    students = [m for m in ready if m.role == "student"]
-    # The curves of all students could not be told apart.
-    shown = [m for m in ready if m.role != "student" or m is students[-1]]
-    shown.sort(key=lambda model: (model.role == "student", model.iteration))
+    if not ready:
+        return {"reliability": None, "confusion": None, "mistakes": mistakes}
+    last = next((m for m in reversed(ready) if m.role == "student"), ready[-1])
+    shown = [m for m in ready if m.role != "student" and m is not last] + [last]
     curves: list[tuple[Model, Reliability]] = []
-    matrices: list[tuple[Model, str | None]] = []
     shares: list[tuple[Model, NDArray[np.float64]]] = []
-    pairs: list[tuple[Any, ...]] = []
-    after: tuple[Model, Reliability] | None = None
-    last = next(reversed(students or shown), None)
+    matrices: list[tuple[Model, str]] = []
     for model in shown:
         probs, labels = load_predictions(model.predictions[name])
         names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]
         curves.append((model, reliability(probs, labels, run.ece_bins)))
-        shares.append((model, _by_class(Predictions(probs, labels))))
-        drawn = len(names) <= figures.NAMED_CLASSES
-        if drawn:
-            plots[f"confusion-{len(matrices)}"] = figures.confusion_matrix(confusion(probs, labels), names)
-        matrices.append((model, f"confusion-{len(matrices)}" if drawn else None))
-        if model is last:
-            fitted = finite(model.calibrated.get("temperature")) or 1.0
-            if fitted != 1.0:
-                after = (model, reliability(scaled(probs, fitted), labels, run.ece_bins))
-            worst = worst_pairs(probs, labels, WORST_PAIRS)
-            pairs = [(names[true], names[wrong], *counts) for true, wrong, *counts in worst]
-    if not shown:
-        return {"reliability": None, "confusion": None, "mistakes": _mistakes(run)}
+        shares.append((model, _by_class(probs, labels)))
+        if len(names) <= figures.NAMED_CLASSES:
+            matrices.append((model, plot := f"confusion-{len(matrices)}"))
+            plots[plot] = figures.confusion_matrix(confusion(probs, labels), names)
+    worst = worst_pairs(probs, labels, WORST_PAIRS)  # of the last student, which came last
+    pairs = [(names[true], names[wrong], *counts) for true, wrong, *counts in worst]
+    fitted, after = finite(last.calibrated.get("temperature")) or 1.0, None
+    if fitted != 1.0:
+        after = (last, reliability(scaled(probs, fitted), labels, run.ece_bins))
     plots["reliability"] = figures.reliability_diagram(curves, after)
+    calibrated = any(model.calibrated.get(name) for model, _ in curves)
+    gains = _gains(shares, names, plots)
     return {
-        "reliability": {
-            "set": name,
-            "curves": curves,
-            "after": after is not None,
-            "calibrated": any(model.calibrated.get(name) for model, _ in curves),
-        },
-        "confusion": {
-            "set": name,
-            "model": last,
-            "matrices": [(model, plot) for model, plot in matrices if plot],
-            "pairs": pairs,
-            "gains": _gains(shares, names, plots),
-        },
-        "mistakes": _mistakes(run),
+        "reliability": {"set": name, "curves": curves, "after": after is not None, "calibrated": calibrated},
+        "confusion": {"set": name, "model": last, "matrices": matrices, "pairs": pairs, "gains": gains},
+        "mistakes": mistakes,
     }
 
 
-def _by_class(predictions: Predictions) -> NDArray[np.float64]:
+def _by_class(probs: Floats, labels: Ints) -> NDArray[np.float64]:
     """(K,) share of the images of each class that is predicted correctly; NaN for a class without images."""
-    classes = predictions.probs.shape[1]
-    images = np.bincount(predictions.labels, minlength=classes)
-    right = np.bincount(predictions.labels[correct(*predictions)], minlength=classes)
+    images = np.bincount(labels, minlength=probs.shape[1])
+    right = np.bincount(labels[correct(probs, labels)], minlength=probs.shape[1])
     return np.where(images > 0, right / np.maximum(images, 1), np.nan)
 
 
@@ -89,7 +81,7 @@ def _gains(
     shares: Sequence[tuple[Model, NDArray[np.float64]]],
     names: Sequence[str],
     plots: dict[str, figures.Figure],
-) -> Section | None:
+) -> dict[str, Any] | None:
     """Figure of the accuracy of each class, sorted by what the last student gains over its rival.
 
     The rival is the first control, or the teacher without one. Of many classes the figure has those with the
@@ -123,8 +115,3 @@ def _gains(
         "best": (names[best], gain[best]),
         "worst": (names[worst], gain[worst]),
     }
-
-
-def _mistakes(run: Run) -> Mapping[str, Any] | None:
-    """What the last student gets wrong, with thumbnails; None in an unfinished or an older run."""
-    return run.iterations[-1].mistakes if run.iterations else None

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
@@ -54,15 +55,9 @@ def thumbnails(
         SELECT label, row, confidence, reason FROM ranked
         WHERE n <= $3 OR (rank * ($3 - 1)) // (n - 1) <> ((rank - 1) * ($3 - 1)) // (n - 1) OR rank = 0
         ORDER BY label, rank"""
-    parts = LabelsDir(labels.path).parts()
-    voted = bool(parts) and "agreement" in pq.read_schema(parts[0]).names
-    agreement: dict[int, float] = {}
     with database(selection.path, "2GB", None) as connection:
         rows = connection.execute(query, [str(selection.path), _MOST_CLASSES, _PER_CLASS]).fetchall()
-        if voted:
-            wanted = [[row for _, row, *_ in rows]]
-            known = f"SELECT row, agreement FROM {parquet(parts)} WHERE list_contains($1, row)"
-            agreement = dict(connection.execute(known, wanted).fetchall())
+        agreement = _agreement(connection, labels, [row for _, row, *_ in rows])
     shown: dict[int, list[dict[str, Any]]] = {
         label: [] for label in range(min(len(dataset.classes), _MOST_CLASSES))
     }
@@ -78,6 +73,17 @@ def thumbnails(
         }
         shown[label].append(image)
     return [{"class": dataset.classes[label], "images": images} for label, images in shown.items()]
+
+
+def _agreement(
+    connection: duckdb.DuckDBPyConnection, labels: PseudoLabels, rows: list[int]
+) -> dict[int, float]:
+    """Pool row -> share of the teachers that predict its label; empty if there is one teacher."""
+    parts = LabelsDir(labels.path).parts()
+    if not parts or "agreement" not in pq.read_schema(parts[0]).names:
+        return {}
+    query = f"SELECT row, agreement FROM {parquet(parts)} WHERE list_contains($1, row)"
+    return dict(connection.execute(query, [rows]).fetchall())
 
 
 def mistakes(

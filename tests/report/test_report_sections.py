@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import fake_run
 import numpy as np
@@ -15,6 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from html_page import page, section
 
+from noisystudent.metrics.classification import reliability
+from noisystudent.metrics.precision import wilson
+from noisystudent.metrics.scores import load_predictions
+from noisystudent.metrics.temperature import scaled
 from noisystudent.report import build
 from noisystudent.report.progress import changes, current, duration, stages
 from noisystudent.report.read import read_run
@@ -37,8 +42,8 @@ def run(full: Path, tmp_path: Path) -> Path:
 
 def record(run: Path, path: Path, name: str, seconds: float | None) -> None:
     status = "running" if seconds is None else "done"
-    content = {"name": name, "fingerprint": "0", "status": status, "inputs": {}, "seconds": seconds}
-    write_record(run / path, content)
+    content: dict[str, Any] = {"name": name, "fingerprint": "0", "status": status, "inputs": {}}
+    write_record(run / path, content | {"seconds": seconds})
 
 
 def test_a_mistake_has_its_file_and_what_each_model_predicts(full: Path) -> None:
@@ -99,6 +104,41 @@ def test_labels_and_selections_of_iterations_are_compared(run: Path) -> None:
     assert found[0]["fields"] == []
     assert found[1]["fields"] == [("train.steps", "5", "9"), ("train.lr", "none", "0.1")]
     assert "train.steps: 5 → 9" in section(run, "changes").text
+
+
+def test_the_dotted_line_is_the_last_student_at_its_temperature(run: Path) -> None:
+    path = run / "iteration-3" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["calibrated"] = {"student": {"temperature": 1.7, "test": {"ece": 0.01}}}
+    fake_run.write_json(path, content)
+    probs, labels = load_predictions(RunDir(run).iteration(3).model("student").predictions("test"))
+    expected = reliability(scaled(probs, 1.7), labels, 15)
+    (line,) = (t for t in page(run).figures["reliability"]["data"] if t.get("line", {}).get("dash") == "dot")
+    assert line["name"] == "student 3, calibrated"
+    assert line["y"] == pytest.approx(expected.accuracy[expected.count > 0], abs=1e-4)
+    assert sum(line["customdata"]) == len(labels)
+
+
+def test_gains_are_accuracies_by_class_and_their_mean_is_top1(full: Path) -> None:
+    report = page(full)
+    for trace in report.figures["gains"]["data"][1:]:
+        role, iteration = (*trace["name"].split(), "0")[:2]
+        folder = RunDir(full).iteration(int(iteration)).model(role)
+        probs, labels = load_predictions(folder.predictions("test"))
+        # Every class has as many images.
+        assert np.mean(trace["x"]) == pytest.approx(float((probs.argmax(axis=1) == labels).mean()))
+    matrices = [report.figures[f"confusion-{at}"]["data"][0]["text"] for at in range(3)]
+    assert all(sum(int(n or 0) for row in matrix for n in row) == 120 for matrix in matrices)
+
+
+def test_the_bars_of_an_accuracy_are_wilsons_interval(full: Path) -> None:
+    counts = json.loads((full / "data" / "dataset.json").read_text())["counts"]
+    for trace in page(full).figures["accuracy"]["data"]:
+        images = counts[trace["name"].rpartition(" ")[2]]
+        bars = trace["error_y"]
+        for share, up, down in zip(trace["y"], bars["array"], bars["arrayminus"], strict=True):
+            low, high = wilson(round(share * images), images, 0.95)
+            assert (share - down, share + up) == pytest.approx((low, high), abs=1e-5)
 
 
 def test_the_times_of_the_stages_sum_to_the_whole(run: Path) -> None:
