@@ -184,7 +184,8 @@ def _run(config: Config, folder: Path, sources: Sources | None = None, *, resume
         screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
         verdict = read_json(RunDir(folder).verdict)
         logged = Logged(progress, RunDir(folder).log)
-        for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):
+        summary = " ".join(verdict.get("headline") or [verdict["sentence"]])  # the report has the statistics
+        for line in (summary, *verdict["reasons"], f"report: {page}"):
             logged.say(line)
 
 

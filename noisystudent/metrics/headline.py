@@ -31,7 +31,7 @@ def headline(
     """
     images = rivals["teacher"]["n"]
     differences = ", ".join(_difference(rival, _NAMES[name], level) for name, rival in rivals.items())
-    accuracy = f"The last student gets {100 * top1:.2f}\u202f% of {images:,} {test} images: {differences}."
+    accuracy = f"The last student gets {100 * top1:.2f} % of {images:,} {test} images: {differences}."
     return [_opening(state, rivals, level), accuracy, _advice(state, rivals, test, level)]
 
 

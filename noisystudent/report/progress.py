@@ -93,7 +93,7 @@ def changes(run: Run) -> list[dict[str, Any]]:
         RunError: a selection cannot be read.
     """
     students = run.fields.get("students") or []
-    found = []
+    compared: list[dict[str, Any]] = []
     ready = [each for each in run.iterations if each.selection_file is not None]
     for before, now in pairwise(ready):
         first, second = (
@@ -105,8 +105,8 @@ def changes(run: Run) -> list[dict[str, Any]]:
             for name in dict.fromkeys([*first, *second])
             if first.get(name) != second.get(name)
         ]
-        found.append({"index": now.index, "fields": rows, **_moved(before, now)})
-    return found
+        compared.append({"index": now.index, "fields": rows, **_moved(before, now)})
+    return compared
 
 
 def _flat(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

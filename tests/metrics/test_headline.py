@@ -37,7 +37,7 @@ def test_a_rival_that_is_not_surpassed_is_named() -> None:
 def test_the_numbers_are_those_of_the_comparisons(student: int, teacher: int, control: int) -> None:
     found = judge(_wrong(student), _wrong(teacher), _wrong(control))
     line = found["headline"][1]
-    assert f"{100 * found['top1']['student']:.2f}\u202f% of {N:,} test images" in line
+    assert f"{100 * found['top1']['student']:.2f} % of {N:,} test images" in line
     for name, rival in found["comparisons"].items():
         sure = rival["low"] * rival["high"] > 0 and rival["p_value"] < 0.05
         if rival["wins"] == rival["losses"]:

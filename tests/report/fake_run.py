@@ -41,7 +41,7 @@ VERDICT: dict[str, Any] = {
     "the control trained on labels alone (95% interval +23.64 to +26.65, p = 0.00042).",
     "headline": [
         "The pool helped.",
-        "The last student gets 91.53\u202f% of 4,000 test images: 29.47 points above the teacher "
+        "The last student gets 91.53 % of 4,000 test images: 29.47 points above the teacher "
         "(significant), 25.12 points above the control (significant).",
         "Another training seed would change the figures.",
     ],
