@@ -91,7 +91,7 @@ def render(run: Run) -> str:
             run=run,
             facts=facts(run),
             sections={name: section for name, section in sections.items() if section},
-            unmeasured=_unmeasured([name for name, section in sections.items() if not section]),
+            unmeasured=_unmeasured(run, [name for name, section in sections.items() if not section]),
             titles=TITLES,
             rivals=RIVALS,
             plots=plots,
@@ -122,11 +122,15 @@ def _verdict(run: Run) -> Section:
     }
 
 
-def _unmeasured(missing: Sequence[str]) -> list[str]:
+def _unmeasured(run: Run, missing: Sequence[str]) -> list[str]:
     """Sentences about the sections that have no files, and how to get them."""
-    others = ", ".join(TITLES[name].lower() for name in missing if name != "robustness")
-    sentences = [f"These sections have no files yet: {others}."] if others else []
-    if "robustness" in missing:
+    planned = bool((run.fields.get("evaluate") or {}).get("tests"))
+    unplanned = {"robustness"} if not planned else set()
+    if run.verdict is not None:  # a finished run need not have these
+        unplanned |= {"changes", "explorer", "mistakes", "time"}
+    others = ", ".join(TITLES[name].lower() for name in missing if name not in unplanned)
+    sentences = [f"These sections have no files{'' if run.verdict else ' yet'}: {others}."] if others else []
+    if "robustness" in missing and not planned:
         sentences.append(
             "Robustness was not measured. Add --evaluate.tests c to measure it on corrupted images."
         )

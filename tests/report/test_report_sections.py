@@ -163,6 +163,21 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+def test_what_is_missing_is_named_with_what_to_do(run: Path) -> None:
+    for index in range(4):
+        path = run / f"iteration-{index}" / "evaluation.json"
+        content = json.loads(path.read_text())
+        fake_run.write_json(path, content | {"robustness": {}})
+    advice = "Robustness was not measured. Add --evaluate.tests c"
+    text = page(run).text
+    assert advice in text and "These sections have no files" not in text
+    (run / "config.yaml").write_text("evaluate: {tests: [c]}\nstudents: [{}, {}, {}]\n")
+    (run / "verdict.json").unlink()
+    text = page(run).text
+    assert advice not in text
+    assert "These sections have no files yet: changes, robustness, explorer, time." in text
+
+
 def test_every_link_leads_to_a_file_of_the_run(full: Path) -> None:
     links = [a["href"] or "" for tag, a in section(full, "files").tags if tag == "a"]
     assert {"verdict.json", "data/ledger.csv", "iteration-3/student/metrics.jsonl"} <= set(links)
