@@ -57,7 +57,8 @@ def predicted(
             plots[plot] = figures.confusion_matrix(confusion(probs, labels), names)
     worst = worst_pairs(probs, labels, WORST_PAIRS)  # of the last student, which came last
     pairs = [(names[true], names[wrong], *counts) for true, wrong, *counts in worst]
-    fitted, after = finite(last.calibrated.get("temperature")) or 1.0, None
+    fitted = finite(last.calibrated.get("temperature")) or 1.0
+    after: tuple[Model, Reliability] | None = None
     if fitted != 1.0:
         after = (last, reliability(scaled(probs, fitted), labels, run.ece_bins))
     plots["reliability"] = figures.reliability_diagram(curves, after)

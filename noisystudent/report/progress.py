@@ -20,13 +20,11 @@ _ROWS = 1 << 17  # rows in memory at a time
 
 def facts(run: Run) -> list[str]:
     """The networks and the duration of a run, for the head of the page."""
-    teacher = (run.fields.get("teachers") or [None])[0] or run.fields.get("teacher")
-    learners = [
-        ("teacher", teacher),
-        *(("student", each) for each in (run.fields.get("students") or [])[-1:]),
-    ]
+    teachers = run.fields.get("teachers")
+    teacher = teachers[0] if isinstance(teachers, list) and teachers else run.fields.get("teacher")
+    learners = [("teacher", teacher), *(("student", each) for each in run.students[-1:])]
     names = [f"{role} {name}" for role, learner in learners if (name := _network(learner))]
-    students = len(run.fields.get("students") or [])
+    students = len(run.students)
     counts = [f"{students} iteration{'s' * (students != 1)}"] if students else []
     seconds = sum(stage.get("seconds") or 0 for stage in run.stages)
     return [*names, *counts, *([duration(seconds)] if seconds else [])]
@@ -92,12 +90,11 @@ def changes(run: Run) -> list[dict[str, Any]]:
     Raises:
         RunError: a selection cannot be read.
     """
-    students = run.fields.get("students") or []
     compared: list[dict[str, Any]] = []
     ready = [each for each in run.iterations if each.selection_file is not None]
     for before, now in pairwise(ready):
         first, second = (
-            dict(_flat(students[each.index - 1])) if each.index <= len(students) else {}
+            dict(_flat(run.students[each.index - 1])) if each.index <= len(run.students) else {}
             for each in (before, now)
         )
         rows = [

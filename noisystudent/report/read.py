@@ -110,6 +110,7 @@ class Run:
 
     Attributes:
         config: text of config.yaml, and `fields` its content.
+        students: fields of each student in it.
         iterations: all iterations that have a folder.
         ece_bins: bins of the reliability.
         path: run directory.
@@ -127,6 +128,7 @@ class Run:
     ece_bins: int
     path: Path
     fields: Record
+    students: tuple[Record, ...]
     stages: tuple[Record, ...]
 
     @property
@@ -150,7 +152,7 @@ def read_run(run: RunDir) -> Run:
             f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
         )
     config, fields = run.config, run.read_config()
-    evaluate, learners = fields.get("evaluate") or {}, fields.get("students") or []
+    evaluate, learners = fields.get("evaluate") or {}, _mappings(fields.get("students"))
     return Run(
         name=run.path.resolve().name,
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
@@ -167,8 +169,15 @@ def read_run(run: RunDir) -> Run:
         ece_bins=evaluate.get("ece_bins", EvaluateConfig().ece_bins),
         path=run.path,
         fields=fields,
+        students=learners,
         stages=tuple(record for record in map(read_record, records(run)) if record is not None),
     )
+
+
+def _mappings(value: Any) -> tuple[Record, ...]:
+    """The items of a list in config.yaml, which may be edited by hand; what is no mapping has no fields."""
+    items = value if isinstance(value, list) else []
+    return tuple(item if isinstance(item, dict) else {} for item in items)
 
 
 def _record(path: Path) -> Record | None:

@@ -82,7 +82,7 @@ def _agreement(
     parts = LabelsDir(labels.path).parts()
     if not parts or "agreement" not in pq.read_schema(parts[0]).names:
         return {}
-    query = f"SELECT row, agreement FROM {parquet(parts)} WHERE list_contains($1, row)"
+    query = f"SELECT row, agreement FROM {parquet(parts)} WHERE row IN (SELECT unnest($1))"
     return dict(connection.execute(query, [rows]).fetchall())
 
 
