@@ -45,9 +45,14 @@ class Page(HTMLParser):
         return [attributes["id"] for tag, attributes in self.tags if tag == "section"]
 
     @property
+    def content(self) -> dict[str, Any]:
+        """What the page's script reads."""
+        (content,) = (script for script in self.scripts if script.startswith("{"))
+        return dict(json.loads(content))
+
+    @property
     def figures(self) -> dict[str, Any]:
-        (figures,) = (script for script in self.scripts if script.startswith("{"))
-        return dict(json.loads(figures))
+        return dict(self.content["plots"])
 
 
 def page(run: Path) -> Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,18 +143,29 @@ def plan(
     screen.table(("stage", "state", "where"), states(graph, RunDir(folder)))
 
 
-def status(run: Path, /) -> None:
+def status(run: Path, /, *, watch: bool = False) -> None:
     """Print which stages of a run are done, and how long they took.
 
     Parameters
     ----------
     run
         Run directory.
+    watch
+        Print the table anew every two seconds until no process works in the folder.
     """
+    from noisystudent.run.lock import is_locked
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import recorded
 
-    screen.table(("stage", "state", "seconds", "finished"), recorded(RunDir(run)))
+    header = ("stage", "state", "seconds", "finished")
+    if not watch:
+        screen.table(header, recorded(RunDir(run)))
+        return
+    with screen.changing_table(header) as show:
+        while is_locked(run):
+            show(recorded(RunDir(run)))
+            time.sleep(2)
+        show(recorded(RunDir(run)))  # after the end: all that the run wrote
 
 
 def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields: Fields) -> None:
@@ -210,7 +222,8 @@ def _run(
             screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
         verdict = read_json(RunDir(folder).verdict)
         logged = Logged(progress, RunDir(folder).log)
-        for line in (verdict["sentence"], *verdict["reasons"], f"report: {page}"):
+        summary = " ".join(verdict.get("headline") or [verdict["sentence"]])  # the report has the statistics
+        for line in (summary, *verdict["reasons"], f"report: {page}"):
             logged.say(line)
         track(folder, logging.tracker)  # also the stages that an earlier call has finished
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -93,12 +94,27 @@ def print_origin(weights: Path | None) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table. If the output is not a terminal, each row is one line, so that programs can read it."""
+    _console().print(_grid(header, rows))
+
+
+@contextmanager
+def changing_table(header: Sequence[str]) -> Iterator[Callable[[Sequence[Sequence[str]]], None]]:
+    """Give a function that replaces the table on the terminal. Elsewhere only the last table is printed."""
+    with Live(console=_console(), auto_refresh=False) as live:
+        yield lambda rows: live.update(_grid(header, rows), refresh=True)
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
         grid.add_column(name, overflow="fold")
     for row in rows:
         grid.add_row(*(escape(printable(cell)) for cell in row))  # rich would read [name] as markup
-    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(grid)
+    return grid
 
 
 def print_rows(results: Iterable[Row], out: Path | None) -> None:

@@ -6,11 +6,16 @@ import math
 
 from scipy import stats
 
+from noisystudent.metrics.paired import Comparison
+
 LEAST_IMAGES = 50
 """Number of labelled images below which nothing is chosen by a model's predictions on them."""
 
 POWER = 0.8
 """Probability with which a difference of the detectable size is found."""
+
+GAIN_WORTH_FINDING = 0.01
+"""A set of images is too small if it does not detect a gain of one percentage point with `POWER`."""
 
 # Before the training it is not known on how many images two models differ. In runs where much is to be
 # gained it is about a fifth, and a set that misses a difference of five points says little about them.
@@ -18,23 +23,31 @@ _DIFFERING = 0.2
 _LARGE = 0.05
 
 
-def detectable(differing: float, images: int, level: float) -> float:
+def differing(comparison: Comparison) -> float:
+    """Share of the images on which only one of the two compared models is right.
+
+    At least one image: without any observed disagreement the true share of disagreements is still not 0.
+    """
+    return max(comparison["wins"] + comparison["losses"], 1) / comparison["n"]
+
+
+def detectable(disagreeing: float, images: int, level: float) -> float:
     """Smallest difference in accuracy that is found with a probability of `POWER`.
 
-    It is (z_level + z_power) * sqrt(differing / images), the normal approximation of McNemar's test (Connor
+    It is (z_level + z_power) * sqrt(disagreeing / images), the normal approximation of McNemar's test (Connor
     1987).
 
     Args:
-        differing: share of the images on which only one of the two models is right.
+        disagreeing: share of the images on which only one of the two models is right.
         images: number of images.
         level: confidence level of the test.
     """
-    return _z_sum(level) * math.sqrt(differing / images)
+    return _z_sum(level) * math.sqrt(disagreeing / images)
 
 
-def images_needed(differing: float, difference: float, level: float) -> int:
+def images_needed(disagreeing: float, difference: float, level: float) -> int:
     """Images that show a difference with a probability of `POWER`; see `detectable` for the arguments."""
-    return math.ceil(differing * (_z_sum(level) / difference) ** 2)
+    return math.ceil(disagreeing * (_z_sum(level) / difference) ** 2)
 
 
 def too_small(images: int, level: float, *, folds: bool) -> str | None:

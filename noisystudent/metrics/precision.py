@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from noisystudent.errors import InputError
-from noisystudent.metrics.classification import Floats
+from noisystudent.metrics.classification import Floats, Ints
 
 CURVE = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Confidences at which `curve` is computed."""
+
+GRID = (*(step / 100 for step in range(100)), 0.995, 0.999)
+"""Thresholds that the report offers; `bins` counts images between them."""
 
 WIDE = 0.2
 """An interval of shares that is wider than this says little: about 60 images at a share of 0.8."""
@@ -123,6 +126,23 @@ def curve(
     """For each threshold {threshold, kept, right}: numbers of images as in `precision_above`."""
     measured = [(threshold, precision_above(confidence, right, threshold)) for threshold in thresholds]
     return [{"threshold": threshold, "kept": each.kept, "right": each.right} for threshold, each in measured]
+
+
+def bins(label: Ints, confidence: Floats, num_classes: int) -> NDArray[np.int64]:
+    """Count the images of each class between the thresholds of `GRID`.
+
+    Args:
+        label: (N,) most likely class of each image.
+        confidence: (N,) its probability.
+        num_classes: number of classes, K.
+
+    Returns:
+        (K, len(GRID) + 1). The images in column b are above exactly the first b thresholds. So the images
+        above threshold t are the sum of the columns from t + 1 on.
+    """
+    columns = len(GRID) + 1
+    passed = np.searchsorted(np.array(GRID), confidence.astype(np.float64), side="left")
+    return np.bincount(label * columns + passed, minlength=num_classes * columns).reshape(-1, columns)
 
 
 def by_threshold(rows: Sequence[Mapping[str, float]]) -> str:

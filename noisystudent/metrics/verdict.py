@@ -9,13 +9,11 @@ from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
 from noisystudent.metrics import classification, reasons
 from noisystudent.metrics.classification import Floats, Ints
+from noisystudent.metrics.headline import headline
 from noisystudent.metrics.paired import Comparison, above, below, compare
-from noisystudent.metrics.power import POWER, detectable, images_needed
+from noisystudent.metrics.power import GAIN_WORTH_FINDING, POWER, detectable, differing, images_needed
 from noisystudent.metrics.reasons import RunFacts
 from noisystudent.run.rundir import CONTROLS
-
-# A set of images is too small if it does not detect a gain of one percentage point with `POWER`.
-GAIN_WORTH_FINDING = 0.01
 
 State = Literal["improved", "unproven", "not better"]
 
@@ -62,7 +60,8 @@ def judge(
 
     Returns:
         A dict for JSON: set, n, level, top1 of each model, comparisons (`Comparison` of the student with
-        `teacher` and the controls), improved, state (see `_state`), sentence, reasons and scope.
+        `teacher` and the controls), improved, state (see `_state`), headline (see `headline.headline`),
+        sentence, reasons and scope.
 
     Raises:
         InputError: arrays or names that do not match, or settings out of range.
@@ -79,6 +78,7 @@ def judge(
         "comparisons": rivals,
         "improved": None if state is None else state == "improved",
         "state": state,
+        "headline": headline(state, top1["student"], rivals, facts.test, config.level),
         "sentence": _sentence(state, top1["student"], rivals, facts, config.level),
         "reasons": reasons.find(student, teacher, labels, facts, config.ece_bins)
         + [text for name, rival in rivals.items() for text in _power(name, rival, config.level)],
@@ -127,7 +127,7 @@ def _sentence(
     if state != "unproven":
         return text
     control = next(rival for name, rival in rivals.items() if name != "teacher")
-    needed = images_needed(_differing(control), control["difference"], level)
+    needed = images_needed(differing(control), control["difference"], level)
     return (
         f"{text} A difference of {100 * control['difference']:.2f} points from the control is shown by about "
         f"{needed:,} {test} images with a probability of {POWER:.0%}: give more {test} images."
@@ -182,21 +182,13 @@ def _opening(
     return f"No significant gain over {' and '.join(not_better)}"
 
 
-def _differing(rival: Comparison) -> float:
-    """Share of the images on which only one of the two models is right.
-
-    At least one image: without any observed disagreement the true share of disagreements is still not 0.
-    """
-    return max(rival["wins"] + rival["losses"], 1) / rival["n"]
-
-
 def _power(name: str, rival: Comparison, level: float) -> list[str]:
     """Warnings of too few images, or too few disagreements, to compare the student with `name`."""
     name = _SHORT.get(name, name)
-    differing, n, wins, losses = _differing(rival), rival["n"], rival["wins"], rival["losses"]
-    smallest = detectable(differing, n, level)
+    disagreeing, n, wins, losses = differing(rival), rival["n"], rival["wins"], rival["losses"]
+    smallest = detectable(disagreeing, n, level)
     if rival["low"] <= 0 <= rival["high"] and smallest > GAIN_WORTH_FINDING:
-        needed = images_needed(differing, GAIN_WORTH_FINDING, level)
+        needed = images_needed(disagreeing, GAIN_WORTH_FINDING, level)
         return [
             f"there are too few images to compare student and {name}: {n:,} images detect a difference of "
             f"{100 * smallest:.2f} points with a probability of {POWER:.0%}; the measured difference is "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from noisystudent.report.page import environment
+from noisystudent.report.templates import environment
 from noisystudent.report.whiskers import whiskers
 from noisystudent.run.files import write_text
 

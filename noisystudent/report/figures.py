@@ -7,7 +7,7 @@ the light or dark colour scheme.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.metrics.classification import Reliability
-from noisystudent.report.read import Curve, Model, Record
+from noisystudent.metrics.precision import wilson
+from noisystudent.report.read import Curve, Model
 from noisystudent.run.rundir import CONTROLS
 
 Figure = dict[str, Any]
@@ -38,10 +39,16 @@ def label(name: object) -> str:
     return escape(text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…", quote=False)
 
 
-def accuracy(models: Sequence[Model], sets: Sequence[str]) -> Figure:
+def accuracy(models: Sequence[Model], sets: Sequence[str], images: Mapping[str, int], level: float) -> Figure:
     """Top-1 by iteration: for each set, one line of the teacher and the students, and marks of the controls.
 
     The last set has a solid line and filled marks, the other a dotted line and open marks.
+
+    Args:
+        models: models with scores.
+        sets: one or two names of sets.
+        images: number of images of each set. A set with a number has Wilson's intervals.
+        level: confidence level of these.
     """
     traces: list[Figure] = []
     for name in sets:
@@ -50,9 +57,17 @@ def accuracy(models: Sequence[Model], sets: Sequence[str]) -> Figure:
         controls = [m for m in models if m.is_control and _top1(m, name) is not None]
         line = {"color": "--student", "width": 2, "dash": "solid" if solid else "dot"}
         marker = {"size": 9, "color": "--student"}
-        traces.append({**_points(chain, name), "mode": "lines+markers", "line": line, "marker": marker})
+        traces.append(
+            {**_points(chain, name, images, level), "mode": "lines+markers", "line": line, "marker": marker}
+        )
         control_marker = {"size": 11, "color": "--control", "symbol": "diamond" if solid else "diamond-open"}
-        traces.append({**_points(controls, name, "control, "), "mode": "markers", "marker": control_marker})
+        traces.append(
+            {
+                **_points(controls, name, images, level, "control, "),
+                "mode": "markers",
+                "marker": control_marker,
+            }
+        )
     ticks = sorted({m.iteration for m in models})
     names = ["teacher" if i == 0 else f"student {i}" for i in ticks]
     xaxis = {"tickvals": ticks, "ticktext": names, "range": [min(ticks) - 0.25, max(ticks) + 0.25]}
@@ -65,9 +80,21 @@ def _top1(model: Model, name: str) -> float | None:
     return finite(model.scores.get(name, {}).get("top1"))
 
 
-def _points(models: Sequence[Model], name: str, prefix: str = "") -> Figure:
+def _points(
+    models: Sequence[Model], name: str, images: Mapping[str, int], level: float, prefix: str = ""
+) -> Figure:
+    shares, count = [_top1(m, name) or 0.0 for m in models], images.get(name, 0)
+    spans = [wilson(round(share * count), count, level) for share in shares if count]
+    bars = {
+        "symmetric": False,
+        "array": [round(high - share, 5) for share, (_, high) in zip(shares, spans, strict=bool(count))],
+        "arrayminus": [round(share - low, 5) for share, (low, _) in zip(shares, spans, strict=bool(count))],
+        "thickness": 1,
+        "width": 4,
+    }
     return {
         "type": "scatter",
+        **({"error_y": bars} if count else {}),
         "name": f"{prefix}{name}",
         "x": [m.iteration for m in models],
         "y": [_top1(m, name) for m in models],
@@ -115,114 +142,15 @@ def _xy(curve: Curve) -> Figure:
     return {"x": [step for step, _ in points], "y": [finite(value) for _, value in points]}
 
 
-def confidence_histogram(histogram: Record) -> Figure:
-    """Number of pool images by confidence: all images, and in front of them those that were kept."""
-    edges = np.asarray(histogram["edges"], dtype=np.float64)
-    centers, widths = ((edges[:-1] + edges[1:]) / 2).tolist(), np.diff(edges).tolist()
-    series = (("all", "counts", "--quiet"), ("kept", "kept", "--student"))
-    traces = [
-        {
-            "type": "bar",
-            "name": name,
-            "x": centers,
-            "y": [finite(count) for count in histogram[key]],
-            "width": widths,
-            "marker": {"color": color, "line": {"width": 0}},
-            "hovertemplate": "confidence %{x:.2f}: %{y:,} " + name + "<extra></extra>",
-        }
-        for name, key, color in series
-        if histogram.get(key)
-    ]
-    layout = {
-        "height": 260,
-        "barmode": "overlay",
-        "xaxis": {
-            "title": {"text": "confidence of the teacher"},
-            "range": [edges[0], edges[-1]],
-            "showgrid": False,
-        },
-        "yaxis": {"title": {"text": "images"}, "tickformat": ",~s"},
-    }
-    return {"data": traces, "layout": layout}
+def reliability_diagram(
+    curves: Sequence[tuple[Model, Reliability]], after: tuple[Model, Reliability] | None = None
+) -> Figure:
+    """Accuracy by confidence; a perfectly calibrated model lies on the diagonal. Mark size: images.
 
-
-def class_balance(rows: Sequence[Record]) -> Figure:
-    """Number of images of each class before and after selection.
-
-    Repeats are a separate part of a bar. More than 50 classes are drawn as curves over the rank of the class.
+    Args:
+        curves: each model at temperature 1.
+        after: one of them at its fitted temperature, as a dotted line.
     """
-    if len(rows) > NAMED_CLASSES:
-        return _balance_by_rank(rows)
-    positions = list(range(len(rows)))
-    names = [label(row["class"]) for row in rows]
-    shared = {"type": "bar", "orientation": "h", "y": positions, "customdata": names}
-    kept = [row["kept"] for row in rows]
-    repeats = [max(0, row["total"] - row["kept"]) for row in rows]
-    traces = [
-        _bar(shared, "predicted", [row["predicted"] for row in rows], "--quiet", offsetgroup="before"),
-        _bar(shared, "kept", kept, "--student", offsetgroup="after"),
-        _bar(shared, "repeats", repeats, "--student-soft", offsetgroup="after", base=kept),
-    ]
-    yaxis = {
-        "tickvals": positions,
-        "ticktext": names,
-        "autorange": "reversed",
-        "showgrid": False,
-    }
-    layout = {
-        "height": 110 + (30 if len(rows) <= CROWD else 18) * len(rows),
-        "barmode": "group",
-        "bargap": 0.3,
-        "xaxis": {"title": {"text": "images"}, "tickformat": ",~s", "nticks": 5},
-        "yaxis": {**yaxis, "zeroline": False},
-    }
-    return {"data": traces, "layout": layout}
-
-
-def _bar(shared: Figure, name: str, values: Sequence[int], color: str, **more: Any) -> Figure:
-    # With a base, Plotly's %{x} is the end of the bar. The count itself is passed as text.
-    hover = f"%{{customdata}}: %{{text}} {name}<extra></extra>"
-    texts = [f"{value:,}" for value in values]
-    marker = {"color": color, "line": {"width": 0}}
-    return {
-        **shared,
-        **more,
-        "name": name,
-        "x": list(values),
-        "text": texts,
-        "textposition": "none",
-        "marker": marker,
-        "hovertemplate": hover,
-    }
-
-
-def _balance_by_rank(rows: Sequence[Record]) -> Figure:
-    """The same as two curves over the classes, which are sorted by predicted images."""
-    ranked = sorted(rows, key=lambda row: -row["predicted"])
-    series = (("predicted", "predicted", "--teacher"), ("with repeats", "total", "--student"))
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": name,
-            "x": list(range(1, len(ranked) + 1)),
-            "y": [row[key] for row in ranked],
-            "text": [label(row["class"]) for row in ranked],
-            "line": {"color": color, "width": 2, "shape": "hvh"},
-            "hovertemplate": "%{text}: %{y:,} " + name + "<extra></extra>",
-        }
-        for name, key, color in series
-    ]
-    layout = {
-        "height": 300,
-        "xaxis": {"title": {"text": "classes, from the most to the least predicted"}, "showgrid": False},
-        "yaxis": {"title": {"text": "images"}, "rangemode": "tozero"},
-    }
-    return {"data": traces, "layout": layout}
-
-
-def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
-    """Accuracy by confidence; a perfectly calibrated model lies on the diagonal. Mark size: images."""
     diagonal = {
         "type": "scatter",
         "mode": "lines",
@@ -232,18 +160,19 @@ def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
         "showlegend": False,
     }
     traces: list[Figure] = [{**diagonal, "line": {"color": "--quiet", "dash": "dash", "width": 1.5}}]
-    for model, bins in curves:
+    for model, bins in [*curves, *([after] if after else [])]:
+        fitted = after is not None and bins is after[1]
         filled = np.flatnonzero(bins.count)
         share = bins.count[filled] / bins.count.sum()
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": model.name,
+                "name": f"{model.name}, calibrated" if fitted else model.name,
                 "x": bins.confidence[filled].round(4).tolist(),
                 "y": bins.accuracy[filled].round(4).tolist(),
                 "customdata": bins.count[filled].tolist(),
-                "line": {"color": COLORS[model.role], "width": 2},
+                "line": {"color": COLORS[model.role], "width": 2, "dash": "dot" if fitted else "solid"},
                 "marker": {"color": COLORS[model.role], "size": (5 + 15 * np.sqrt(share)).round(1).tolist()},
                 "hovertemplate": "confidence %{x:.1%}, accuracy %{y:.1%}: %{customdata:,} images"
                 "<extra>%{fullData.name}</extra>",
@@ -260,21 +189,25 @@ def reliability_diagram(curves: Sequence[tuple[Model, Reliability]]) -> Figure:
 def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Heat map of the share of each true class (row) that is predicted as each class (column).
 
+    Up to 20 classes have the number of images in each cell.
+
     Args:
         matrix: (K, K) images of each true class (row) by predicted class (column).
         classes: K class names.
     """
     names, positions = [label(name) for name in classes], list(range(len(classes)))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    few = len(names) <= CROWD
     trace = {
         "type": "heatmap",
         "z": shares.round(4).tolist(),
         "zmin": 0,
         "zmax": 1,
-        "text": [
+        "text": [[f"{n:,}" if n else "" for n in row] for row in matrix.tolist()],
+        "customdata": [
             [f"{names[t]} predicted as {names[p]}: {matrix[t, p]:,}" for p in positions] for t in positions
         ],
-        "hovertemplate": "%{text} (%{z:.1%})<extra></extra>",
+        "hovertemplate": "%{customdata} (%{z:.1%})<extra></extra>",
         # The colour changes fast near 0: most confusions are a few per cent, the diagonal is near 1.
         "colorscale": [
             [0, "--paper"],
@@ -287,11 +220,12 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
         "xgap": 1,
         "ygap": 1,
     }
-    few = len(names) <= CROWD
+    if few:
+        trace |= {"texttemplate": "%{text}", "textfont": {"size": 11 if len(names) <= CROWD // 2 else 8}}
     axis = {"tickvals": positions, "ticktext": names, "showgrid": False, "zeroline": False}
     layout = {
-        "height": 130 + (max(300, 28 * len(names)) if few else 16 * len(names)),
+        "height": 130 + (max(230, 22 * len(names)) if few else 12 * len(names)),
         "xaxis": {**axis, "title": {"text": "predicted"}, "tickangle": -45, "showticklabels": few},
-        "yaxis": {**axis, "title": {"text": "true"}, "autorange": "reversed"},
+        "yaxis": {**axis, "title": {"text": "true"}, "autorange": "reversed", "showticklabels": few},
     }
     return {"data": [trace], "layout": layout}

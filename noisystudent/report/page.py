@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from noisystudent.metrics.classification import Reliability, confusion, reliability, worst_pairs
-from noisystudent.metrics.scores import load_predictions
-from noisystudent.report import figures
+from noisystudent.config import EvaluateConfig
+from noisystudent.report import figures, pool_figures
+from noisystudent.report.explorer import explorer
+from noisystudent.report.predicted import predicted
+from noisystudent.report.progress import changes, current, facts, files, stages
 from noisystudent.report.read import SETS, Iteration, Model, Run
 from noisystudent.report.robustness import robustness
 from noisystudent.report.teachers import about_teachers
+from noisystudent.report.templates import environment, reason
 from noisystudent.report.whiskers import whiskers
 
 Section = dict[str, Any]
@@ -32,60 +32,66 @@ METRICS = (
 TITLES = {
     "verdict": "Verdict",
     "accuracy": "Accuracy",
+    "changes": "Changes",
     "robustness": "Robustness",
     "curves": "Curves",
     "confidence": "Confidence",
     "balance": "Balance",
+    "explorer": "Explorer",
     "reliability": "Reliability",
     "confusion": "Confusions",
+    "mistakes": "Mistakes",
     "gallery": "Gallery",
+    "time": "Time",
     "data": "Data",
     "environment": "Environment",
     "config": "Configuration",
+    "files": "Files",
 }
-BADGES = {
-    "improved": ("Improved", "good"),
-    "unproven": ("Not proven yet", "open"),
-    "not better": ("No significant gain", "bad"),
-    None: ("Not judged", "open"),
-}
+TONES = {"improved": "good", "unproven": "open", "not better": "bad", None: "open"}
 RIVALS = {
     "teacher": "against the teacher",
     "control": "against the control",
     "control-compute": "against the control of the same compute",
     "control-probe": "against the linear probe",
 }
+LEVEL = EvaluateConfig().level
 GALLERY_CLASSES = 100  # the thumbnails are in the page, so more classes would make it too large
-WORST_PAIRS = 8
-NO_NUMBER = "–"
+GALLERY_BYTES = 2_000_000  # of all thumbnails of the pool
 
 
 def render(run: Run) -> str:
     """Return the HTML of the whole page. It loads nothing. The same files always give the same text."""
     classes = tuple(str(name) for name in (run.dataset or {}).get("classes", ()))
     plots: dict[str, figures.Figure] = {}
+    explored = explorer(run)
     sections = {
         "verdict": _verdict(run),
-        "accuracy": _accuracy(run.models, plots),
+        "accuracy": _accuracy(run, plots),
+        "changes": changes(run),
         "robustness": robustness(run, plots),
         "curves": _curves(run.models, plots),
         "confidence": _confidence(run.iterations, plots),
         "balance": _balance(run.iterations, plots),
-        **_predictions(run, classes, plots),
+        "explorer": explored,
+        **predicted(run, classes, plots),
         "gallery": _gallery(run.iterations),
+        "time": stages(run),
         "data": {"dataset": run.dataset, "ledger": run.ledger, "leaks": run.leaks}
         if run.dataset or run.ledger or run.leaks
         else None,
         "environment": run.environment,
         "config": run.config,
+        "files": files(run),
     }
     return (
         environment()
         .get_template("template.html")
         .render(
             run=run,
+            facts=facts(run),
             sections={name: section for name, section in sections.items() if section},
-            left_out=[TITLES[name].lower() for name, section in sections.items() if not section],
+            unmeasured=_unmeasured(run, [name for name, section in sections.items() if not section]),
             titles=TITLES,
             rivals=RIVALS,
             plots=plots,
@@ -94,71 +100,16 @@ def render(run: Run) -> str:
     )
 
 
-def environment() -> Environment:
-    """Jinja environment for the templates in this folder. Every value in a template is escaped."""
-    templates = Environment(
-        loader=PackageLoader("noisystudent.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,  # a misspelt name in a template is an error, not empty text
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters.update(
-        percent=percent, signed=signed, decimals=decimals, count=count, p_value=p_value, sha256=_sha256
-    )
-    return templates
-
-
-def percent(value: Any, digits: int = 2, unit: str = "\u202f%") -> str:
-    """Format a share in per cent, 0.9132 -> 91.32 %, with a narrow space that does not break."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{100 * number:.{digits}f}{unit}".replace("-", "−")
-
-
-def signed(value: Any, digits: int = 2) -> str:
-    """Format a difference of shares in percentage points, 0.0132 -> +1.32."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{100 * number:+.{digits}f}".replace("-", "−")
-
-
-def decimals(value: Any, digits: int = 3) -> str:
-    """Format a number with a fixed number of decimals, 0.04217 -> 0.042."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{number:.{digits}f}"
-
-
-def count(value: Any) -> str:
-    """Format a count, 50000 -> 50,000."""
-    number = figures.finite(value)
-    return NO_NUMBER if number is None else f"{number:,.0f}"
-
-
-def p_value(value: Any) -> str:
-    """Format a p-value with two significant digits, 0.00012 -> 'p = 0.00012'. It is never shown as 0."""
-    number = figures.finite(value)
-    if number is None:
-        return f"p {NO_NUMBER}"
-    if number < 1e-6:
-        return "p < 0.000001"
-    return f"p = {number:.{max(2, 1 - math.floor(math.log10(number)))}f}"
-
-
-def _sha256(script: str) -> str:
-    """Source expression of a Content-Security-Policy that allows this script and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
 def _verdict(run: Run) -> Section:
     verdict = run.verdict or {}
     comparisons: Mapping[str, Any] = {
         rival: row for rival, row in (verdict.get("comparisons") or {}).items() if row
     }
-    badge, tone = BADGES[verdict.get("state")]
+    sentence = verdict.get("sentence") or f"There is no verdict yet: the run is not finished. {current(run)}"
     return {
-        "badge": badge,
-        "tone": tone,
-        "sentence": verdict.get("sentence")
-        or "There is no verdict yet, because the run has not written verdict.json.",
+        "tone": TONES[verdict.get("state")],
+        "headline": verdict.get("headline") or [sentence],  # older runs have only the sentence
+        "sentence": verdict.get("sentence"),
         "set": verdict.get("set"),
         "level": verdict.get("level"),
         "reasons": verdict.get("reasons") or [],
@@ -171,8 +122,23 @@ def _verdict(run: Run) -> Section:
     }
 
 
-def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Section | None:
-    scored = [model for model in models if model.scores]
+def _unmeasured(run: Run, missing: Sequence[str]) -> list[str]:
+    """Sentences about the sections that have no files, and how to get them."""
+    planned = bool((run.fields.get("evaluate") or {}).get("tests"))
+    unplanned = {"robustness"} if not planned else set()
+    if run.verdict is not None:  # a finished run need not have these
+        unplanned |= {"changes", "explorer", "mistakes", "time"}
+    others = ", ".join(TITLES[name].lower() for name in missing if name not in unplanned)
+    sentences = [f"These sections have no files{'' if run.verdict else ' yet'}: {others}."] if others else []
+    if "robustness" in missing and not planned:
+        sentences.append(
+            "Robustness was not measured. Add --evaluate.tests c to measure it on corrupted images."
+        )
+    return sentences
+
+
+def _accuracy(run: Run, plots: dict[str, figures.Figure]) -> Section | None:
+    scored = [model for model in run.models if model.scores]
     sets = [name for name in SETS if any(name in model.scores for model in scored)]
     if not sets:
         return None
@@ -183,9 +149,10 @@ def _accuracy(models: Sequence[Model], plots: dict[str, figures.Figure]) -> Sect
     }
     best: dict[tuple[str, str], float | None] = {}
     if len(scored) > 1:
-        plots["accuracy"] = figures.accuracy(scored, sets)
+        images, level = (run.dataset or {}).get("counts") or {}, (run.verdict or {}).get("level") or LEVEL
+        plots["accuracy"] = figures.accuracy(scored, sets, images, level)
         best = {(name, m[0]): _best(scored, name, m[0], m[2]) for name in sets for m in columns[name]}
-    controls = {model.role for model in models if model.is_control}
+    controls = {model.role for model in run.models if model.is_control}
     return {"models": scored, "columns": columns, "best": best, "controls": controls}
 
 
@@ -209,7 +176,7 @@ def _confidence(iterations: Iterable[Iteration], plots: dict[str, figures.Figure
         labels = iteration.pseudo_labels or {}
         if labels.get("confidence_histogram"):
             name = f"confidence-{iteration.index}"
-            plots[name] = figures.confidence_histogram(labels["confidence_histogram"])
+            plots[name] = pool_figures.confidence_histogram(labels["confidence_histogram"])
             panel = {"plot": name, "iteration": iteration.index, "labels": labels}
             panel |= {"teachers": about_teachers(labels)}
             panels.append(panel | {"expected": _expected(iteration.selection or {})})
@@ -231,53 +198,34 @@ def _balance(iterations: Iterable[Iteration], plots: dict[str, figures.Figure]) 
         selection = iteration.selection or {}
         if selection.get("classes"):
             name = f"balance-{iteration.index}"
-            plots[name] = figures.class_balance(selection["classes"])
+            plots[name] = pool_figures.class_balance(selection["classes"])
             panels.append({"plot": name, "iteration": iteration.index, "selection": selection})
     return panels
 
 
-def _predictions(
-    run: Run, classes: Sequence[str], plots: dict[str, figures.Figure]
-) -> dict[str, Section | None]:
-    """The sections 'reliability' and 'confusion', from predictions on test, or on val if there is no test.
-
-    Earlier students are left out. Only one file of predictions is in memory at a time.
-    """
-    sections: dict[str, Section | None] = {"reliability": None, "confusion": None}
-    models = run.models
-    name = next((s for s in reversed(SETS) if any(s in m.predictions for m in models)), None)
-    predicted = [m for m in models if name in m.predictions]
-    if name is None:
-        return sections
-    last = next((m for m in reversed(predicted) if m.role == "student"), predicted[0])
-    curves: list[tuple[Model, Reliability]] = []
-    for model in predicted:
-        if model.role == "student" and model is not last:  # too many curves could not be told apart
-            continue
-        probs, labels = load_predictions(model.predictions[name])
-        curves.append((model, reliability(probs, labels, run.ece_bins)))
-        if model is last:
-            names = classes if len(classes) == probs.shape[1] else [str(i) for i in range(probs.shape[1])]
-            worst = worst_pairs(probs, labels, WORST_PAIRS)
-            pairs = [(names[true], names[wrong], *counts) for true, wrong, *counts in worst]
-            drawn = len(names) <= figures.NAMED_CLASSES
-            if drawn:
-                plots["confusion"] = figures.confusion_matrix(confusion(probs, labels), names)
-            sections["confusion"] = {"set": name, "model": model, "pairs": pairs, "drawn": drawn}
-    if curves:
-        plots["reliability"] = figures.reliability_diagram(curves)
-        sections["reliability"] = {
-            "set": name,
-            "curves": curves,
-            "calibrated": any(model.calibrated.get(name) for model, _ in curves),
-        }
-    return sections
-
-
 def _gallery(iterations: Iterable[Iteration]) -> list[Section]:
-    """Thumbnails of the pool, last iteration first: the final student was trained on those labels."""
-    return [
-        {"index": i.index, "classes": i.gallery[:GALLERY_CLASSES], "total": len(i.gallery)}
-        for i in reversed(list(iterations))
-        if i.gallery
-    ]
+    """Thumbnails of the pool, last iteration first: the final student was trained on those labels.
+
+    They are in the page, so earlier iterations and some images of each class are left out if they are many.
+    """
+    sections, room = [], GALLERY_BYTES
+    for iteration in reversed(list(iterations)):
+        classes = iteration.gallery[:GALLERY_CLASSES]
+        size = sum(len(image["jpeg"]) for group in classes for image in group["images"])
+        if not size or room <= 0:
+            continue
+        every = math.ceil(size / room)  # a third of the images, if they are up to three times too large
+        thinned = [{**group, "images": group["images"][::every]} for group in classes]
+        room -= sum(len(image["jpeg"]) for group in thinned for image in group["images"])
+        voted = any(image.get("agreement") is not None for group in thinned for image in group["images"])
+        reasons = {reason(image): None for group in thinned for image in group["images"]}
+        sections.append(
+            {
+                "index": iteration.index,
+                "classes": thinned,
+                "total": len(iteration.gallery),
+                "voted": voted,
+                "reasons": list(reasons),
+            }
+        )
+    return sections

@@ -13,6 +13,7 @@ from typing import Any
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError, RunError
 from noisystudent.run.files import read_json
+from noisystudent.run.record import read_record, records
 from noisystudent.run.rundir import CONTROLS, ROLES, TEACHERS, IterationDir, RunDir
 
 Record = Mapping[str, Any]
@@ -78,18 +79,43 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """Models, pseudo-labels and selection of one iteration; None for what does not exist yet."""
+    """Models, pseudo-labels and selection of one iteration; None for what does not exist yet.
+
+    Attributes:
+        index: number of the iteration.
+        models: teachers, or student and controls.
+        pseudo_labels: statistics of the labels.
+        selection: counts of the selection.
+        gallery: thumbnails of the pool, by class.
+        mistakes: thumbnails of what the last student gets wrong; None in other iterations.
+        selection_file: the selection itself.
+        expected: counts of labelled images that the expected share of right labels is made of.
+        settings: fields of `selection` of the student.
+    """
 
     index: int
     models: tuple[Model, ...]
     pseudo_labels: Record | None
     selection: Record | None
     gallery: tuple[Record, ...]
+    mistakes: Record | None
+    selection_file: Path | None
+    expected: Record
+    settings: Record
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that the report shows, as read from disk."""
+    """Everything that the report shows, as read from disk.
+
+    Attributes:
+        config: text of config.yaml, and `fields` its content.
+        students: fields of each student in it.
+        iterations: all iterations that have a folder.
+        ece_bins: bins of the reliability.
+        path: run directory.
+        stages: records of the stages that were started, in their order.
+    """
 
     name: str
     config: str | None
@@ -100,6 +126,10 @@ class Run:
     iterations: tuple[Iteration, ...]
     verdict: Record | None
     ece_bins: int
+    path: Path
+    fields: Record
+    students: tuple[Record, ...]
+    stages: tuple[Record, ...]
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -121,7 +151,8 @@ def read_run(run: RunDir) -> Run:
         raise InputError(
             f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
         )
-    config, evaluate = run.config, run.read_config().get("evaluate") or {}
+    config, fields = run.config, run.read_config()
+    evaluate, learners = fields.get("evaluate") or {}, _mappings(fields.get("students"))
     return Run(
         name=run.path.resolve().name,
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
@@ -130,11 +161,23 @@ def read_run(run: RunDir) -> Run:
         ledger=_listing(run.data.ledger),
         leaks=_listing(run.data.leaks),
         iterations=tuple(
-            _iteration(folder) for folder in iterations if students is None or folder.index <= students
+            _iteration(folder, learners[folder.index - 1] if 0 < folder.index <= len(learners) else {})
+            for folder in iterations
+            if students is None or folder.index <= students
         ),
         verdict=_record(run.verdict),
         ece_bins=evaluate.get("ece_bins", EvaluateConfig().ece_bins),
+        path=run.path,
+        fields=fields,
+        students=learners,
+        stages=tuple(record for record in map(read_record, records(run)) if record is not None),
     )
+
+
+def _mappings(value: Any) -> tuple[Record, ...]:
+    """The items of a list in config.yaml, which may be edited by hand; what is no mapping has no fields."""
+    items = value if isinstance(value, list) else []
+    return tuple(item if isinstance(item, dict) else {} for item in items)
 
 
 def _record(path: Path) -> Record | None:
@@ -146,12 +189,13 @@ def _record(path: Path) -> Record | None:
     return content
 
 
-def _iteration(folder: IterationDir) -> Iteration:
+def _iteration(folder: IterationDir, student: Record) -> Iteration:
     evaluation = _record(folder.evaluation) or {}
     scores = evaluation.get("models") or {}
     robustness = evaluation.get("robustness") or {}
     calibrated = evaluation.get("calibrated") or {}
     gallery = _record(folder.gallery) or {}
+    selected = (read_record(folder.selection_record) or {}).get("result") or {}
     # From iteration 1 on, the teacher is the student of the iteration before, which is in the report already.
     roles = ("teacher", TEACHERS) if folder.index == 0 else ROLES[1:]
     results = (scores, robustness, calibrated)
@@ -162,6 +206,10 @@ def _iteration(folder: IterationDir) -> Iteration:
         pseudo_labels=evaluation.get("pseudo_labels"),
         selection=evaluation.get("selection"),
         gallery=tuple(gallery.get("classes") or ()),
+        mistakes=gallery.get("mistakes"),
+        selection_file=folder.selection if folder.selection.is_file() else None,
+        expected=selected.get("precision") or {},
+        settings=(student.get("selection") or {}) | (selected.get("chosen") or {}),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from noisystudent.errors import InputError, RunError
 from noisystudent.run.checksums import problems
 from noisystudent.run.files import read_json, write_json
 from noisystudent.run.fingerprint import fingerprint
-from noisystudent.run.rundir import RECORD
+from noisystudent.run.rundir import RECORD, RunDir
 
 Facts = dict[str, Any]
 """Content that can be written as a JSON object."""
@@ -47,6 +47,16 @@ def read_record(path: Path) -> Facts | None:
     if record.keys() & {"checksum", "files"} and record.pop("checksum", None) != fingerprint(record):
         raise RunError(f"{path} is damaged")
     return record
+
+
+def records(run: RunDir) -> Iterator[Path]:
+    """Yield the existing stage records of a run in the order of the stages."""
+    yield from run.data.path.glob(RECORD)
+    yield from sorted(run.path.glob(f"embeddings*/{RECORD}"))
+    # Not `run.iterations()`: folders of students that the configuration no longer has stay on disk.
+    for index in range(1 + (run.student_count() or 0)):
+        yield from run.iteration(index).records()
+    yield from run.path.glob(run.verdict.with_suffix(f".{RECORD}").name)
 
 
 def valid_record(path: Path) -> Facts | None:

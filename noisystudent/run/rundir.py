@@ -137,6 +137,7 @@ class IterationDir:
     labels = _Child("labels")  # folder of the teacher's pseudo-labels
     filter_labels = _Child("filter-labels")  # folder of the filter's pseudo-labels
     selection = _Child("selection.parquet")  # which pool images the student trains on, and how often
+    selection_record = _Child(f"selection.{RECORD}")  # of the stage that wrote it
     filter_selection = _Child("filter-selection.parquet")  # the same images under the labels of the filter
     out_of_fold = _Child("out-of-fold.npz")  # predictions for the labelled images, see `fold`
     evaluation = _Child("evaluation.json")  # scores of the models, and summaries of labels and selection
@@ -158,7 +159,7 @@ class IterationDir:
         folds = [self.fold(number) for number in sorted(int(name) for name in numbers if name.isdecimal())]
         before = [*existing, self.model("filter"), self.model("pretraining"), *folds]
         after = [self.model(role) for role in ROLES[1:]]
-        pool = [self.filter_labels / RECORD, self.labels / RECORD, _record(self.selection)]
+        pool = [self.filter_labels / RECORD, self.labels / RECORD, self.selection_record]
         records = [
             *_records(before),
             _record(self.out_of_fold),

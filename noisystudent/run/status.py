@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from noisystudent.errors import InputError
 from noisystudent.run.graph import Graph
 from noisystudent.run.lock import is_locked
-from noisystudent.run.record import read_record
-from noisystudent.run.rundir import RECORD, RunDir
+from noisystudent.run.record import read_record, records
+from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.run.stages import Status, state
+
+_TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last lines
 
 Row = tuple[str, ...]
 """Cells of one row of a table."""
@@ -43,7 +45,8 @@ def states(graph: Graph, run: RunDir) -> list[Row]:
 def recorded(run: RunDir) -> list[Row]:
     """Return (stage, status, seconds, time of the end in UTC) of every stage that was started.
 
-    The status is done; running; or interrupted: the process that ran the stage has ended.
+    The status is done; running, with the last step and loss of a training; or interrupted: the process that
+    ran the stage has ended.
 
     Raises:
         InputError: `run` is not a run directory.
@@ -54,8 +57,8 @@ def recorded(run: RunDir) -> list[Row]:
             f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
         )
     locked = is_locked(run.path)  # before the records: a run that ends meanwhile has written 'done' by then
-    started = map(read_record, records(run))
-    return [_recorded(record, locked) for record in started if record is not None]
+    existing = [(path.parent, read_record(path)) for path in records(run)]
+    return [_recorded(folder, record, locked) for folder, record in existing if record is not None]
 
 
 def scores(run: RunDir) -> list[Row]:
@@ -72,22 +75,32 @@ def scores(run: RunDir) -> list[Row]:
     return rows
 
 
-def records(run: RunDir) -> Iterator[Path]:
-    """Yield the paths of the existing stage records in the order of the stages."""
-    yield from run.data.path.glob(RECORD)
-    yield from sorted(run.path.glob(f"embeddings*/{RECORD}"))
-    # Not `run.iterations()`: folders of students that the configuration no longer has stay on disk.
-    for index in range(1 + (run.student_count() or 0)):
-        yield from run.iteration(index).records()
-    yield from run.path.glob(run.verdict.with_suffix(f".{RECORD}").name)
-
-
-def _recorded(record: Mapping[str, Any], locked: bool) -> Row:
+def _recorded(folder: Path, record: Mapping[str, Any], locked: bool) -> Row:
     status, seconds = record["status"], record.get("seconds")
+    if status == "running":
+        # A process that was killed could not write that it stopped. The lock shows that it has ended.
+        status = f"running{_step(ModelDir(folder).metrics)}" if locked else "interrupted"
     return (
         record["name"],
-        # A process that was killed could not write that it stopped. The lock shows that it has ended.
-        "interrupted" if status == "running" and not locked else status,
+        status,
         f"{seconds:,.1f}" if isinstance(seconds, int | float) else "",
         str(record.get("finished") or ""),
     )
+
+
+def _step(metrics: Path) -> str:
+    """Last step and loss that a training has written; "" if there is none."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - _TAIL))
+            lines = file.read().split(b"\n")[:-1]  # text after the last newline is being written
+    except OSError:  # no training, or it has just begun
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the first line of the tail may be cut
+            continue
+        if isinstance(entry, dict) and {"step", "loss"} <= entry.keys():
+            return f": step {entry['step']:,}, loss {entry['loss']:.3f}"
+    return ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisystudent.metrics import classification
-from noisystudent.metrics.precision import Precision, by_threshold, curve, precision_above
+from noisystudent.metrics.classification import Floats
+from noisystudent.metrics.precision import Precision, bins, by_threshold, curve, precision_above
 from noisystudent.records import Selection
 from noisystudent.run.graph import Iteration
 from noisystudent.run.record import read_record
@@ -32,9 +34,9 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
     to the accuracy on val.
 
     Returns:
-        {precision: {source, images, kept, right, curve}}: numbers of images, see `precision.Precision` and
-        `precision.curve`. With settings that were chosen out of fold also {chosen: {threshold, strength,
-        temperature, sentence}}. Without precision if a first teacher cannot predict val.
+        {precision: {source, images, kept, right, curve, bins}}: numbers of images, see `precision.Precision`,
+        `precision.curve` and `_bins`. With settings that were chosen out of fold also {chosen: {threshold,
+        strength, temperature, sentence}}. Without precision if a first teacher cannot predict val.
     """
     selection = iteration.config.selection
     known, agreement = (out_of_fold(context) if iteration.index == 1 else None), None
@@ -50,12 +52,25 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
     kept = selection_summary(Selection(iteration.selection.path, len(context.dataset.classes)))
     least = [np.inf if row["kept"] == 0 else row["min_confidence"] for row in kept["classes"]]
     threshold = np.array(least)[probs.argmax(axis=1)]
-    threshold[confidence > selection.max_confidence] = np.inf
+    excluded = confidence > selection.max_confidence
     if agreement is not None and len(teachers.members) > 1:
-        threshold[too_few_agree(agreement, selection.agreement)] = np.inf
+        excluded |= too_few_agree(agreement, selection.agreement)
+    threshold[excluded] = np.inf
     estimated = precision_above(confidence, right, threshold)
     counts = {"images": estimated.images, "kept": estimated.kept, "right": estimated.right}
-    return {_RESULT: {"source": source, **counts, "curve": curve(confidence, right)}, **_chosen(iteration)}
+    content = {"source": source, **counts, "curve": curve(confidence, right)}
+    content["bins"] = _bins(probs[~excluded], right[~excluded])
+    return {_RESULT: content, **_chosen(iteration)}
+
+
+def _bins(probs: Floats, right: NDArray[np.bool_]) -> list[list[int]]:
+    """Rows [class, column of `precision.bins`, images, right ones] of the columns that have images."""
+    label, confidence = probs.argmax(axis=1), probs.max(axis=1)
+    counts = bins(label, confidence, probs.shape[1])
+    hits = bins(label[right], confidence[right], probs.shape[1])
+    places = np.argwhere(counts)
+    rows: list[list[int]] = np.column_stack([places, counts[counts > 0], hits[counts > 0]]).tolist()
+    return rows
 
 
 def _chosen(iteration: Iteration) -> dict[str, object]:
@@ -93,7 +108,8 @@ def summary(context: Context, iteration: Iteration) -> dict[str, object]:
     low, high = estimated.interval
     shown = {"share": estimated.share, "low": low, "high": high, "sentence": estimated.sentence()}
     shown["by_threshold"] = by_threshold(content["curve"])
-    return {_RESULT: {**content, **shown}, **_chosen(iteration)}
+    numbers = {name: value for name, value in content.items() if name != "bins"}
+    return {_RESULT: {**numbers, **shown}, **_chosen(iteration)}
 
 
 def _read(iteration: Iteration) -> dict[str, Any] | None:

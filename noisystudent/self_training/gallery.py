@@ -1,71 +1,124 @@
-"""Thumbnails of pool images for the report: some of each class, from high to low confidence."""
+"""Thumbnails for the report: pool images of each class, and images that the last student gets wrong."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
+from noisystudent.data.imageset import ImageSet
 from noisystudent.data.prepare import Dataset
-from noisystudent.records import Selection
-from noisystudent.selection.database import database
+from noisystudent.metrics import classification
+from noisystudent.metrics.classification import Floats, Ints
+from noisystudent.records import PseudoLabels, Selection
+from noisystudent.run.rundir import LabelsDir
+from noisystudent.selection.database import database, parquet
 
-# These bounds keep gallery.json and the report at a few MB: at most 1,400 thumbnails.
+# These bounds keep gallery.json and the report at a few MB: at most 1,400 thumbnails, and 100 mistakes.
 _PER_CLASS = 14
 _MOST_CLASSES = 100
+_MOST_MISTAKES = 100
 _MOST_PIXELS = 96  # side of a thumbnail
 
 
-def thumbnails(dataset: Dataset, selection: Selection, with_truth: bool) -> list[dict[str, Any]]:
+def thumbnails(
+    dataset: Dataset, labels: PseudoLabels, selection: Selection, with_truth: bool
+) -> list[dict[str, Any]]:
     """Return up to 14 thumbnails for each of the first 100 classes, at evenly spaced ranks of confidence.
 
     Images that were not selected are included.
 
     Args:
         dataset: its pool and classes are used.
-        selection: pseudo-label, confidence and repeats of each pool image.
+        labels: agreement of the teachers on each pool image, if there were several.
+        selection: pseudo-label, confidence and decision of each pool image.
         with_truth: include the true class of each image.
 
     Returns:
-        One dict per class: {"class": name, "images": [{"id", "confidence", "kept", "truth", "jpeg"}]}. The
-            truth is a class name or None, the JPEG is in base64.
+        One dict per class: {"class": name, "images": [{"id", "confidence", "kept", "reason", "agreement",
+            "truth", "jpeg"}]}. The truth is a class name or None, the agreement a share or None, the JPEG is
+            in base64.
     """
-    # Rows (label, pool row, confidence, kept). A rank is taken where rank * 13 / (n - 1) reaches the next
+    # Rows (label, pool row, confidence, reason). A rank is taken where rank * 13 / (n - 1) reaches the next
     # whole number; a class of at most 14 images gives all. content_hash orders equal confidences.
     query = """
         WITH ranked AS (
-            SELECT label, row, confidence, repeats > 0 AS kept, count(*) OVER (PARTITION BY label) AS n,
+            SELECT label, row, confidence, reason, count(*) OVER (PARTITION BY label) AS n,
                    row_number() OVER (PARTITION BY label ORDER BY confidence DESC, content_hash) - 1 AS rank
             FROM read_parquet($1) WHERE label < $2)
-        SELECT label, row, confidence, kept FROM ranked
+        SELECT label, row, confidence, reason FROM ranked
         WHERE n <= $3 OR (rank * ($3 - 1)) // (n - 1) <> ((rank - 1) * ($3 - 1)) // (n - 1) OR rank = 0
         ORDER BY label, rank"""
     with database(selection.path, "2GB", None) as connection:
         rows = connection.execute(query, [str(selection.path), _MOST_CLASSES, _PER_CLASS]).fetchall()
-    thumbnails: dict[int, list[dict[str, Any]]] = {
+        agreement = _agreement(connection, labels, [row for _, row, *_ in rows])
+    shown: dict[int, list[dict[str, Any]]] = {
         label: [] for label in range(min(len(dataset.classes), _MOST_CLASSES))
     }
-    for label, row, confidence, kept in rows:
-        thumbnails[label].append(_thumbnail(dataset, row, confidence, kept, with_truth))
-    return [{"class": dataset.classes[label], "images": images} for label, images in thumbnails.items()]
+    for label, row, confidence, reason in rows:
+        truth = int(dataset.pool.truth[row]) if with_truth else -1
+        image = {
+            **_thumbnail(dataset.pool, row),
+            "confidence": float(confidence),
+            "kept": reason == "kept",
+            "reason": reason,
+            "agreement": agreement.get(row),
+            "truth": dataset.classes[truth] if truth >= 0 else None,
+        }
+        shown[label].append(image)
+    return [{"class": dataset.classes[label], "images": images} for label, images in shown.items()]
 
 
-def _thumbnail(dataset: Dataset, row: int, confidence: float, kept: bool, with_truth: bool) -> dict[str, Any]:
-    pool = dataset.pool
+def _agreement(
+    connection: duckdb.DuckDBPyConnection, labels: PseudoLabels, rows: list[int]
+) -> dict[int, float]:
+    """Pool row -> share of the teachers that predict its label; empty if there is one teacher."""
+    parts = LabelsDir(labels.path).parts()
+    if not parts or "agreement" not in pq.read_schema(parts[0]).names:
+        return {}
+    query = f"SELECT row, agreement FROM {parquet(parts)} WHERE row IN (SELECT unnest($1))"
+    return dict(connection.execute(query, [rows]).fetchall())
+
+
+def mistakes(
+    images: ImageSet, labels: Ints, probs: Mapping[str, Floats], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return thumbnails of the images that the student gets wrong, the most confident mistakes first.
+
+    Args:
+        images: N images with labels.
+        labels: (N,) their labels.
+        probs: role -> (N, K) probabilities; one role is student.
+        classes: K names.
+
+    Returns:
+        {"total": number of mistakes, "images": [{"id", "jpeg", "truth", "predicted": {role: [class,
+            confidence]}}]}, at most 100 images.
+    """
+    wrong = np.flatnonzero(~classification.correct(probs["student"], labels))
+    first = np.argsort(-probs["student"][wrong].max(axis=1), kind="stable")[:_MOST_MISTAKES]
+    shown = []
+    for row in wrong[first].tolist():
+        predicted = {
+            role: [classes[int(each[row].argmax())], float(each[row].max())] for role, each in probs.items()
+        }
+        image = {**_thumbnail(images, row), "truth": classes[int(labels[row])], "predicted": predicted}
+        shown.append(image)
+    return {"total": len(wrong), "images": shown}
+
+
+def _thumbnail(images: ImageSet, row: int) -> dict[str, str]:
+    """{"id", "jpeg"} of one image."""
     at = np.array([row], dtype=np.int64)
-    truth = int(pool.truth[row]) if with_truth else -1
     # Never enlarged. `fetch` with no box gives the clean centre view.
-    side = min(int(pool.view_sizes(at).min()), _MOST_PIXELS)
-    pixels = pool.fetch(at, side, None)[0].permute(1, 2, 0).cpu().numpy()
+    side = min(int(images.view_sizes(at).min()), _MOST_PIXELS)
+    pixels = images.fetch(at, side, None)[0].permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=85)
-    return {
-        "id": pool.ids(at)[0],
-        "confidence": float(confidence),
-        "kept": bool(kept),
-        "truth": dataset.classes[truth] if truth >= 0 else None,
-        "jpeg": base64.b64encode(buffer.getvalue()).decode("ascii"),
-    }
+    return {"id": images.ids(at)[0], "jpeg": base64.b64encode(buffer.getvalue()).decode("ascii")}

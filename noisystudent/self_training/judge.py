@@ -16,7 +16,7 @@ from noisystudent.metrics.scores import Predictions
 from noisystudent.run.files import json_lines, read_json, write_json, write_text
 from noisystudent.run.rundir import CONTROLS, TEACHERS, SetName, model_name
 from noisystudent.run.stages import run_stage
-from noisystudent.self_training import expected, pool, robustness
+from noisystudent.self_training import expected, gallery, pool, robustness
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.existing import labeled_sets
 from noisystudent.self_training.first_teachers import judged
@@ -105,9 +105,24 @@ def _write_evaluations(
         if index > 0:
             iteration = context.graph.iterations[index - 1]
             content |= pool.summary(context, iteration)
-            write_json(folder.gallery, pool.thumbnails(context, iteration))
+            shown = pool.thumbnails(context, iteration)
+            if index == len(context.graph.iterations):
+                shown |= {"mistakes": _mistakes(context, all_predictions, index)}
+            write_json(folder.gallery, shown)
         write_json(folder.evaluation, content)
     write_text(context.run.metrics, json_lines(lines))
+
+
+def _mistakes(context: Context, all_predictions: AllPredictions, last: int) -> dict[str, Any]:
+    """Return {"set", "total", "images"}: what the last student gets wrong, see `gallery.mistakes`."""
+    test, images = context.judged
+    compared = {"teacher": (0, _first_role(context)), "student": (last, "student")}
+    compared |= {role: (last, role) for role in CONTROLS.values()}
+    known = {
+        role: all_predictions[*key, test] for role, key in compared.items() if (*key, test) in all_predictions
+    }
+    probs = {role: predicted.probs for role, predicted in known.items()}
+    return {"set": test} | gallery.mistakes(images, known["student"].labels, probs, context.dataset.classes)
 
 
 def _verdict(context: Context, all_predictions: AllPredictions) -> dict[str, Any]:

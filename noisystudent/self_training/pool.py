@@ -108,11 +108,10 @@ def summary(context: Context, iteration: Iteration) -> dict[str, object]:
 
 
 def thumbnails(context: Context, iteration: Iteration) -> dict[str, object]:
-    """Return the content of gallery.json, see `gallery.thumbnails`."""
-    classes = gallery.thumbnails(
-        context.dataset, _selection(context, iteration), context.config.data.pool_truth
-    )
-    return {"classes": classes}
+    """Return the pool images in gallery.json, see `gallery.thumbnails`."""
+    labels, selection = _labels(context, iteration.labels.path), _selection(context, iteration)
+    with_truth = context.config.data.pool_truth
+    return {"classes": gallery.thumbnails(context.dataset, labels, selection, with_truth)}
 
 
 def _student(context: Context, iteration: Iteration, teacher: Training | None) -> Training:

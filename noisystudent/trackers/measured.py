@@ -12,7 +12,7 @@ from typing import Any
 from noisystudent.errors import RunError, first_line
 from noisystudent.run.record import read_record
 from noisystudent.run.rundir import ModelDir, RunDir
-from noisystudent.run.status import records
+from noisystudent.run.record import records
 
 PROJECT = "noisystudent"
 """Name of the project (W&B) or experiment (MLflow) where the user names none."""

@@ -35,7 +35,7 @@ def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
     log = (finished / "run.log").read_text()
     assert (
         "student-1: val top-1" in log
-        and json.loads((finished / "verdict.json").read_text())["sentence"] in log
+        and " ".join(json.loads((finished / "verdict.json").read_text())["headline"]) in log
     )
 
 

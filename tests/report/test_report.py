@@ -31,7 +31,7 @@ def run(full: Path, tmp_path: Path) -> Path:
 def test_a_finished_run_has_every_section_in_order(full: Path) -> None:
     order = (
         "verdict accuracy robustness curves confidence balance "
-        "reliability confusion gallery data environment config"
+        "reliability confusion mistakes gallery data environment config files"
     )
     assert page(full).sections == order.split()
 
@@ -42,7 +42,9 @@ def test_it_needs_nothing_outside_itself(full: Path) -> None:
     for tag, attributes in report.tags:
         assert tag != "link"
         for name in ("src", "href", "action", "srcset", "poster", "data"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
+            target = attributes.get(name) or "#"
+            beside = (tag, name) == ("a", "href") and (full / target).is_file()  # followed by a click only
+            assert beside or target.startswith(("#", "data:image/jpeg;base64,"))
     assert "url(" not in html.partition("</style>")[0]
     assert sum("plotly.js v" in script for script in report.scripts) == 1
     assert len(report.scripts) == 3
@@ -70,6 +72,7 @@ def test_the_same_files_give_the_same_bytes(full: Path, tmp_path: Path) -> None:
 def test_every_number_of_the_verdict_is_there(full: Path) -> None:
     text = page(full).text
     assert fake_run.VERDICT["sentence"] in text
+    assert all(line in text for line in fake_run.VERDICT["headline"])
     assert all(reason in text for reason in fake_run.VERDICT["reasons"])
     for row in fake_run.VERDICT["comparisons"].values():
         for key in ("difference", "low", "high"):
@@ -90,7 +93,7 @@ def test_every_score_is_in_the_table(full: Path) -> None:
 
 def test_plotly_accepts_every_figure(full: Path) -> None:
     figures = page(full).figures
-    assert len(figures) == 6 + 2 * 3
+    assert len(figures) == 9 + 2 * 3
     for figure in figures.values():
         go.Figure(json.loads(re.sub(r'"--[a-z0-9-]+"', '"#123456"', json.dumps(figure))))
 
@@ -116,6 +119,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     (run / "data" / "ledger.csv").write_text(f'set,id,reason\n"{row}","{row}","{row}"\n')
     gallery = json.loads((run / "iteration-1" / "gallery.json").read_text())
     gallery["classes"][0]["images"][0] |= {"id": HOSTILE, "truth": HOSTILE + "!", "jpeg": f'A" {HOSTILE}'}
+    gallery["mistakes"]["images"][0] |= {"id": HOSTILE, "jpeg": f'A" {HOSTILE}'}
     fake_run.write_json(run / "iteration-1" / "gallery.json", gallery)
 
     report = page(run)
@@ -161,7 +165,8 @@ def test_a_run_that_has_only_begun_names_what_is_missing(tmp_path: Path) -> None
     report = page(tmp_path)
     assert report.sections == ["verdict", "config"]
     assert "no verdict yet" in report.text
-    assert "accuracy, robustness, curves, confidence, balance" in report.text
+    assert "accuracy, changes, curves, confidence, balance" in report.text
+    assert "Robustness was not measured. Add --evaluate.tests" in report.text
 
 
 def test_without_control_or_test_no_gain_is_claimed(run: Path) -> None:
@@ -197,7 +202,8 @@ def test_a_verdict_on_val_without_control(run: Path) -> None:
 def test_many_classes_give_ranks_and_pairs_instead_of_names_and_a_matrix(tmp_path: Path) -> None:
     run = fake_run.write_run(tmp_path / "wide", classes=[f"n{i:04d}" for i in range(120)], iterations=1)
     report = page(run)
-    assert "confusion" not in report.figures
+    assert not any(name.startswith("confusion") for name in report.figures)
+    assert len(report.figures["gains"]["data"][1]["y"]) == 30
     assert "confusion" in report.sections
     assert report.figures["balance-1"]["data"][0]["type"] == "scatter"
     assert "the first 100 of 120 classes" in report.text

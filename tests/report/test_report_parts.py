@@ -13,8 +13,9 @@ from noisystudent.errors import RunError
 from noisystudent.metrics.classification import confusion, reliability, worst_pairs
 from noisystudent.metrics.scores import load_predictions
 from noisystudent.report import figures
-from noisystudent.report.page import RIVALS, count, decimals, p_value, percent, signed
+from noisystudent.report.page import RIVALS
 from noisystudent.report.read import Model, read_run
+from noisystudent.report.templates import count, decimals, p_value, percent, signed
 from noisystudent.report.whiskers import whiskers
 from noisystudent.run.rundir import CONTROLS, RunDir
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from tiny import Capture, output, table
 
 from noisystudent.run.lock import lock
 from noisystudent.run.record import read_record, write_record
+from noisystudent.run.rundir import RunDir
+from noisystudent.run.status import recorded
 
 
 def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -26,6 +30,31 @@ def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys:
     assert rows["student-1"].startswith("interrupted") and "judgement" not in rows, "no process has the lock"
     with lock(out):
         assert table(output(capsys, "status", out))["student-1"].startswith("running")
+
+
+def test_watch_shows_the_run_until_it_ends(
+    finished: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    record = out / "iteration-1" / "student" / "stage.json"
+    done = read_record(record) or {}
+    seen: list[str] = []
+    write_record(record, done | {"status": "running", "seconds": None})
+    lines = (record.parent / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines if '"loss"' in line][-1]
+    with ExitStack() as working:
+        working.enter_context(lock(out))
+
+        def wait(_: float) -> None:
+            seen.extend(row[1] for row in recorded(RunDir(out)) if row[0] == "student-1")
+            write_record(record, done)
+            working.close()
+
+        monkeypatch.setattr("noisystudent.cli.loop.time.sleep", wait)
+        rows = table(output(capsys, "status", out, "--watch"))
+    assert seen == [f"running: step {last['step']:,}, loss {last['loss']:.3f}"]
+    assert all(row.startswith("done") for row in rows.values())
 
 
 @pytest.mark.parametrize("text", ['{"hello": 1}', "[1, 2]", '{"status": "running"}', '"done"'])

@@ -46,6 +46,9 @@ def test_the_estimate_is_of_the_val_images_that_the_selection_would_keep(
         "kept": 12,
         "right": (probs.argmax(axis=1) == labels).sum(),
     }
+    able = probs.max(axis=1) <= given.students[0].selection.max_confidence
+    *_, counted, hits = np.array(record["bins"]).sum(axis=0)
+    assert (counted, hits) == (able.sum(), (probs.argmax(axis=1) == labels)[able].sum())
     shown = json.loads((out / "iteration-1" / "evaluation.json").read_text())["selection"]["precision"]
     assert shown["share"] == right / kept and shown["low"] <= shown["share"] <= shown["high"]
     (line,) = [line for line in lines if "expected to be right" in line and line.startswith("selection-1")]

@@ -178,6 +178,10 @@ def test_selection_and_report_use_the_agreement(mixed: Path) -> None:
     build(mixed)
     page = (mixed / "report.html").read_text()
     assert "teacher-2 (wrn10_1): weight 0.200" in page and "agreement with the average" in page
+    voted = dict(zip(made["id"], made["agreement"].tolist(), strict=True))
+    gallery = json.loads((mixed / "iteration-1" / "gallery.json").read_text())
+    shown = {image["id"]: image["agreement"] for group in gallery["classes"] for image in group["images"]}
+    assert shown and all(voted[name] == agreement for name, agreement in shown.items())
 
 
 def test_the_verdict_compares_with_the_average(mixed: Path) -> None:

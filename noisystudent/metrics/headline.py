@@ -1,0 +1,81 @@
+"""The verdict in three short sentences, for a reader who knows no statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from noisystudent.metrics.paired import Comparison, above, below
+from noisystudent.metrics.power import GAIN_WORTH_FINDING, differing, images_needed
+from noisystudent.run.rundir import CONTROLS
+
+_NAMES = {
+    "teacher": "the teacher",
+    CONTROLS["same_steps"]: "the control",
+    CONTROLS["same_compute"]: "the control of the same compute",
+    CONTROLS["linear_probe"]: "the linear probe",
+}
+
+
+def headline(
+    state: str | None, top1: float, rivals: Mapping[str, Comparison], test: str, level: float
+) -> list[str]:
+    """Return what was shown, the accuracy with its differences, and what to do.
+
+    Args:
+        state: of the verdict: improved, unproven, not better, or None without a control.
+        top1: accuracy of the last student.
+        rivals: the student compared with `teacher` and the controls.
+        test: name of the evaluated set.
+        level: confidence level of the comparisons.
+    """
+    images = rivals["teacher"]["n"]
+    differences = ", ".join(_difference(rival, _NAMES[name], level) for name, rival in rivals.items())
+    accuracy = f"The last student gets {100 * top1:.2f} % of {images:,} {test} images: {differences}."
+    return [_opening(state, rivals, level), accuracy, _advice(state, rivals, test, level)]
+
+
+def _opening(state: str | None, rivals: Mapping[str, Comparison], level: float) -> str:
+    worse = [_NAMES[name] for name, rival in rivals.items() if below(rival, level)]
+    open_ = [_NAMES[name] for name, rival in rivals.items() if not above(rival, level)]
+    if state is None:
+        return "No gain is claimed: no control was trained."
+    if state == "improved" and open_:
+        return f"The pool helped, but the student is not shown to be better than {' and '.join(open_)}."
+    if state == "improved":
+        return "The pool helped."
+    if worse:
+        return f"The student is worse than {' and '.join(worse)}."
+    return "Not proven yet." if state == "unproven" else "No gain was shown."
+
+
+def _difference(rival: Comparison, name: str, level: float) -> str:
+    if rival["wins"] == rival["losses"]:
+        return f"as many as {name}"
+    side = "above" if rival["difference"] > 0 else "below"
+    significant = "significant" if above(rival, level) or below(rival, level) else "not significant"
+    return f"{100 * abs(rival['difference']):.2f} points {side} {name} ({significant})"
+
+
+def _advice(state: str | None, rivals: Mapping[str, Comparison], test: str, level: float) -> str:
+    """What a reader can do next. It depends on the state, and on how small a gain the images would show."""
+    if state is None:
+        return "Train a control to know what the pool adds: --control same_steps."
+    if state == "improved":
+        return (
+            "Another training seed would change the figures: repeat the run with two more seeds to be sure."
+        )
+    decisive = next((rival for name, rival in rivals.items() if name != "teacher"), rivals["teacher"])
+    images, point = decisive["n"], f"{100 * GAIN_WORTH_FINDING:g} point"
+    more = images_needed(differing(decisive), GAIN_WORTH_FINDING, level) - images
+    if more <= 0:
+        return (
+            f"These {images:,} {test} images would probably show a gain of {point}; there is probably less."
+        )
+    return f"Add about {_rounded(more):,} {test} images to detect {point}."
+
+
+def _rounded(number: int) -> int:
+    """Round up to two significant digits: 1,043 -> 1,100."""
+    unit = 10.0 ** max(0, len(str(number)) - 2)
+    return round(math.ceil(number / unit) * unit)

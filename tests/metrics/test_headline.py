@@ -1,0 +1,68 @@
+"""The three sentences of the verdict agree with its state and its numbers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from judged import FAIR, GOOD, LABELS, POOR, N, Probs, judge, model
+
+from noisystudent.metrics.power import POWER, images_needed
+
+
+def test_each_state_has_its_opening() -> None:
+    openings = {
+        "The pool helped.": judge(GOOD, POOR, FAIR),
+        "Not proven yet.": judge(model(slice(310, 700)), POOR, FAIR),
+        "No gain was shown.": judge(GOOD, GOOD, GOOD),
+        "The student is worse than the teacher and the control.": judge(POOR, GOOD, GOOD),
+        "No gain is claimed: no control was trained.": judge(GOOD, POOR, None),
+    }
+    for opening, found in openings.items():
+        assert found["headline"][0] == opening
+        assert len(found["headline"]) == 3
+
+
+def test_a_rival_that_is_not_surpassed_is_named() -> None:
+    found = judge(GOOD, POOR, FAIR, same_compute=GOOD)
+    assert found["state"] == "improved"
+    assert found["headline"][0].endswith("not shown to be better than the control of the same compute.")
+
+
+@settings(max_examples=30, deadline=None)
+@given(*[st.integers(0, N - 400)] * 3)
+def test_the_numbers_are_those_of_the_comparisons(student: int, teacher: int, control: int) -> None:
+    found = judge(_wrong(student), _wrong(teacher), _wrong(control))
+    line = found["headline"][1]
+    assert f"{100 * found['top1']['student']:.2f} % of {N:,} test images" in line
+    for name, rival in found["comparisons"].items():
+        sure = rival["low"] * rival["high"] > 0 and rival["p_value"] < 0.05
+        if rival["wins"] == rival["losses"]:
+            assert f"as many as the {name}" in line
+        else:
+            side = "above" if rival["difference"] > 0 else "below"
+            what = f"{abs(100 * rival['difference']):.2f} points {side} the {name} "
+            assert what + ("(significant)" if sure else "(not significant)") in line
+
+
+def _wrong(first: int) -> Probs:
+    return model(slice(first, first + 150 + first % 250))
+
+
+@pytest.mark.parametrize("gap", [10, 40])
+def test_as_many_images_as_it_advises_detect_a_point(gap: int) -> None:
+    student = model(np.arange(300 + gap, 700))
+    found = judge(student, POOR, FAIR)
+    assert found["state"] != "improved"
+    control = found["comparisons"]["control"]
+    share = max(control["wins"] + control["losses"], 1) / N
+    needed = images_needed(share, 0.01, 0.95)
+    advice = found["headline"][2]
+    if needed <= N:
+        assert advice.startswith(f"These {len(LABELS):,} test images would probably show"), POWER
+    else:
+        (more,) = re.findall(r"Add about ([\d,]+) test images", advice)
+        assert needed - N <= int(more.replace(",", "")) <= 1.1 * (needed - N) + 1
