@@ -49,7 +49,7 @@ def predict(
     model
         Run directory, model folder or model.safetensors.
     images
-        Image files, folders, tar shards, Parquet files, or patterns of them; - reads names from standard input.
+        Image files, folders, tar or Parquet files, or patterns of them; - reads names from standard input.
     out
         File to write. Default: standard output.
     format

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tiny
 from huggingface_hub import ModelCard
@@ -13,7 +14,8 @@ from tiny import Capture, call, refused
 def card_of(run: Path, folder: Path) -> ModelCard:
     words = ("export", run, "--out", folder / "model.safetensors", "--card", folder / "README.md")
     assert call(*words) == 0
-    return ModelCard.load(folder / "README.md")
+    card: ModelCard = ModelCard.load(folder / "README.md")
+    return card
 
 
 def test_it_has_the_numbers_of_the_run(finished: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -21,8 +23,9 @@ def test_it_has_the_numbers_of_the_run(finished: Path, tmp_path: Path, capsys: C
     line = capsys.readouterr().out.strip()
     verdict = json.loads((finished / "verdict.json").read_text())
     scores = json.loads((finished / "iteration-1" / "evaluation.json").read_text())["models"]["student"]
-    assert card.data.license == "unknown" and card.data.library_name == "timm"
-    results = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    about: Any = card.data
+    assert about.license == "unknown" and about.library_name == "timm"
+    results = {result.dataset_name: result.metric_value for result in about.eval_results}
     assert results == {
         f"{name} of {finished.name}": round(scores[name]["top1"], 4) for name in ("val", "test")
     }
