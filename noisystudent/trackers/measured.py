@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from noisystudent.errors import RunError, first_line
-from noisystudent.run.record import read_record
+from noisystudent.run.record import read_record, records
 from noisystudent.run.rundir import ModelDir, RunDir
-from noisystudent.run.record import records
 
 PROJECT = "noisystudent"
 """Name of the project (W&B) or experiment (MLflow) where the user names none."""
