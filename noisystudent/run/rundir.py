@@ -226,12 +226,7 @@ class RunDir:
         return self.path / "tensorboard" / stage
 
     def superseded(self, stage: str, digest: str) -> Path:
-        """Folder that keeps the old files of a stage after its inputs have changed.
-
-        Args:
-            stage: name of the stage.
-            digest: first 8 digits of the fingerprint that the old files were made with.
-        """
+        """Folder of the old files of a stage; digest: first 8 digits of the fingerprint they were made with."""
         return self.path / "superseded" / f"{stage}-{digest}"
 
     @property
