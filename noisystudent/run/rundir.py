@@ -226,7 +226,7 @@ class RunDir:
         return self.path / "tensorboard" / stage
 
     def superseded(self, stage: str, digest: str) -> Path:
-        """Folder of the old files of a stage; digest: first 8 digits of the fingerprint they were made with."""
+        """Folder of the old files of a stage; `digest`: 8 digits of the fingerprint they were made with."""
         return self.path / "superseded" / f"{stage}-{digest}"
 
     @property
