@@ -61,7 +61,8 @@ def test_an_unfinished_run_says_what_it_lacks(
         ("export", out, "--out", exported),
     ]
     for words in commands:
-        _, (line,) = printed(capsys, *words)
+        _, (line, *comparison) = printed(capsys, *words)
+        assert len(comparison) == (words[0] == "export")
         assert "the model is teacher (" in line, words
         assert line.endswith("the run is not finished: no student-1 yet"), words
     _, (line,) = printed(capsys, "predict", exported, images / "test")

@@ -11,7 +11,9 @@ import pytest
 
 NOTEBOOK = """
 import sys, types
-kernel = types.SimpleNamespace(config={"IPKernelApp": {}})
+kernel = types.ModuleType("ipykernel.zmqshell")
+kernel.config = {"IPKernelApp": {}}
+kernel.__module__ = "ipykernel.zmqshell"
 sys.modules["IPython"] = types.ModuleType("IPython")
 sys.modules["IPython"].get_ipython = lambda: kernel
 sys.modules["ipywidgets"] = None
