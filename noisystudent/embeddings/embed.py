@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -16,21 +15,12 @@ from torch import Tensor
 
 from noisystudent.console import Progress
 from noisystudent.distributed import group
-from noisystudent.embeddings.parts import (
-    Features,
-    Layout,
-    PartIndex,
-    Rows,
-    join_indices,
-    own_index,
-    read_index,
-    write_index,
-)
+from noisystudent.embeddings.parts import Features, Layout, Rows, layout_of, new_index, read_index
 from noisystudent.errors import RunError
-from noisystudent.run.checksums import checksum, problems
+from noisystudent.run.checksums import checksum
 from noisystudent.run.files import atomic, remove
+from noisystudent.run.part_index import Files, PartIndex, is_damaged
 from noisystudent.run.rundir import PartsDir
-from noisystudent.run.stages import put_aside
 from noisystudent.runtime import on_host
 
 _PART_ROWS = 65_536
@@ -75,7 +65,7 @@ def embed_images(
     """
     folder, parts = PartsDir(out), layout.parts()
     known = group().lead(partial(_resume, folder, layout, content_hash, task, progress))
-    missing, index = group().own(_missing(folder, known)), own_index(known)
+    missing, index = group().own(_missing(folder, known)), known.own()
     batches = {number: _batches(parts[number], copies[0], batch_size) for number in missing}
     requests = [rows for part in batches.values() for rows in part]
     stream = features(iter(requests)) if requests else iter(())
@@ -83,39 +73,35 @@ def embed_images(
     for number, rows in enumerate(parts):
         progress.check()
         if number in batches:
-            with _new_part(folder.part(number), layout, rows, index) as array:
+            with _new_part(layout, rows, folder.part(number), index, content_hash) as array:
                 for batch in batches[number]:
                     _fill(array, next(computed, None), batch, rows.start, ids)
                     progress.check()
                     progress.advance(task, int(batch[-1]) + 1, layout.rows)
                 _copy(array, folder, layout, rows, copies, progress=progress)
-            _record(folder, index, number, _digest(content_hash, rows))
+            index.write()
         progress.advance(task, rows.stop, layout.rows)
-    join_indices(folder, index)
+    index.join()
     return Features(folder)
 
 
 def _missing(folder: PartsDir, index: PartIndex) -> list[int]:
     """Numbers of the parts that are not in the index."""
-    numbers = range(len(index.layout.parts()))
+    numbers = range(len(layout_of(index).parts()))
     return [number for number in numbers if folder.part(number).name not in index.files]
 
 
-def _record(folder: PartsDir, index: PartIndex, number: int, images: str) -> None:
-    """Write the index with the part of this number, and the digest of its images."""
-    index.files[folder.part(number).name]["images"] = images
-    write_index(folder, index)
-
-
 @contextmanager
-def _new_part(path: Path, layout: Layout, rows: range, index: PartIndex) -> Iterator[NDArray[np.float16]]:
-    """Yield an array (V, n, F) on disk that becomes a part, with its checksum in `index`."""
+def _new_part(
+    layout: Layout, rows: range, path: Path, index: PartIndex, content_hash: NDArray[np.uint8]
+) -> Iterator[NDArray[np.float16]]:
+    """Yield an array (V, n, F) on disk that becomes a part, with its checksum and its images in `index`."""
     with atomic(path) as partial:
         shape = (layout.views, len(rows), layout.width)
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
         yield array
         array.flush()
-        index.files[path.name] = checksum(partial)
+        index.files[path.name] = {**checksum(partial), "images": _digest(content_hash, rows)}
 
 
 def _batches(part: range, copies: Rows, size: int) -> list[Rows]:
@@ -175,9 +161,9 @@ def _copy(
 def is_of(folder: PartsDir, content_hash: NDArray[np.uint8]) -> bool:
     """Return True if `folder` has all features of the images with these content hashes (N, 16), in order."""
     index = read_index(folder)
-    if index is None or index.layout.rows != len(content_hash):
+    if index is None or layout_of(index).rows != len(content_hash):
         return False
-    names = {folder.part(number).name: rows for number, rows in enumerate(index.layout.parts())}
+    names = {folder.part(number).name: rows for number, rows in enumerate(layout_of(index).parts())}
     return all(index.files.get(n, {}).get("images") == _digest(content_hash, r) for n, r in names.items())
 
 
@@ -189,30 +175,19 @@ def _resume(
     Damaged parts are moved away and named. Parts of other images or settings are removed.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    before, kept = read_index(folder), dict[str, dict[str, Any]]()
-    known = (
-        before.files if before is not None and _without_rows(before.layout) == _without_rows(layout) else {}
-    )
+    before, kept = read_index(folder), Files()
+    known = before.files if before is not None and layout_of(before).is_like(layout) else {}
+    again = "its features are computed again"
     for number, rows in enumerate(layout.parts()):
         name = folder.part(number).name
         if known.get(name, {}).get("images") != _digest(content_hash, rows):
             continue
-        progress.check()
         expected = {key: value for key, value in known[name].items() if key != "images"}
-        damage = problems(folder.path, {name: expected}, contents=True)
-        for path, problem in damage.items():
-            where = f"; kept in {put_aside(path)}" if path.exists() else ""
-            progress.say(f"{task}: {path.name} {problem}{where}; its features are computed again")
-        if not damage:
+        if not is_damaged(folder, name, expected, task=task, again=again, progress=progress):
             kept[name] = known[name]
     for path in folder.parts():
         if path.name not in kept:
             remove(path)
-    index = PartIndex(layout, kept)
-    join_indices(folder, index)
+    index = new_index(folder, layout, kept)
+    index.join()
     return index
-
-
-def _without_rows(layout: Layout) -> tuple[object, ...]:
-    """All but the number of images: a larger set keeps the parts that it begins with."""
-    return layout.views, layout.width, layout.part_rows, layout.about

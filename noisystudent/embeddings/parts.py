@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisystudent.distributed import group
 from noisystudent.errors import RunError, first_line
-from noisystudent.run.files import read_json, remove, write_json
+from noisystudent.run.part_index import Files, PartIndex, read_indices
 from noisystudent.run.rundir import PartsDir
 
 Rows = NDArray[np.int64]
@@ -45,68 +43,32 @@ class Layout:
         cuts = range(0, self.rows, self.part_rows)
         return [range(start, min(start + self.part_rows, self.rows)) for start in cuts]
 
+    def is_like(self, other: Layout) -> bool:
+        """True if only the number of images differs: a larger set keeps the parts that it begins with."""
+        return replace(self, rows=other.rows) == other
 
-@dataclass(frozen=True, slots=True)
-class PartIndex:
-    """Content of parts.json.
 
-    Attributes:
-        layout: what the parts have in common.
-        files: name of a part -> its checksum, and as `images` a digest of the content hashes of its images.
-        rank: number of the process that makes these parts. Until all are made, those of other processes than
-            process 0 are in a file of their own.
-    """
+def layout_of(index: PartIndex) -> Layout:
+    """Return what all parts of an index have in common."""
+    return _layout(index.about)
 
-    layout: Layout
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    rank: int = 0
+
+def _layout(about: Mapping[str, Any]) -> Layout:
+    return Layout(**about["layout"])
+
+
+def new_index(folder: PartsDir, layout: Layout, files: Files) -> PartIndex:
+    """Return an index with some parts: name -> checksum, and as `images` a digest of their content hashes."""
+    return PartIndex(folder, {"layout": asdict(layout)}, files)
 
 
 def read_index(folder: PartsDir) -> PartIndex | None:
     """Read parts.json, and those of other processes; None without a readable one: no part is complete."""
     known: PartIndex | None = None
-    for path in folder.indices():
-        try:
-            content = read_json(path)
-            index = PartIndex(Layout(**content["layout"]), dict(content["files"]))
-        except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
-            continue
-        if known is None or known.layout == index.layout:
-            known = PartIndex(index.layout, index.files | (known.files if known else {}))
+    for index in read_indices(folder, _layout):
+        if known is None or known.about == index.about:
+            known = replace(index, files=index.files | (known.files if known else {}))
     return known
-
-
-def own_index(known: PartIndex) -> PartIndex:
-    """Return the index for the parts that this process makes: that of process 0 has the known ones, too."""
-    rank = group().rank
-    return PartIndex(known.layout, {}, rank) if rank else known
-
-
-def join_indices(folder: PartsDir, index: PartIndex) -> None:
-    """Write parts.json with the parts that all processes have made.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    made = group().gather(index.files)
-    group().lead(partial(_join, folder, index.layout, made))
-
-
-def _join(folder: PartsDir, layout: Layout, made: Sequence[dict[str, dict[str, Any]]]) -> None:
-    write_index(folder, PartIndex(layout, {name: about for part in made for name, about in part.items()}))
-    for path in folder.indices():
-        if path != folder.index:
-            remove(path)
-
-
-def write_index(folder: PartsDir, index: PartIndex) -> None:
-    """Write parts.json.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    files = dict(sorted(index.files.items()))
-    write_json(folder.index_of(index.rank), {"layout": asdict(index.layout), "files": files})
 
 
 class Features:
@@ -124,10 +86,10 @@ class Features:
 
     def __init__(self, folder: PartsDir) -> None:
         index = read_index(folder)
-        parts = [] if index is None else index.layout.parts()
-        if index is None or len(index.files) != len(parts):
+        if index is None or len(index.files) != len(layout_of(index).parts()):
             raise RunError(f"{folder.path} has no complete features; compute them again")
-        self._folder, self.layout, self._ranges = folder, index.layout, parts
+        self._folder, self.layout = folder, layout_of(index)
+        self._ranges = self.layout.parts()
         self._parts: dict[int, Tensor] = {}  # the mapped ones
 
     def __len__(self) -> int:

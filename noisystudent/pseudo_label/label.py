@@ -21,11 +21,12 @@ from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.encode import Encoder, Images
-from noisystudent.pseudo_label.parts import PartIndex, hashes, join_indices, lists, own_index, write_index
+from noisystudent.pseudo_label.parts import hashes, lists
 from noisystudent.pseudo_label.resume import Part, resume
 from noisystudent.records import PseudoLabels, Vote
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import atomic
+from noisystudent.run.part_index import PartIndex
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
 from noisystudent.runtime import on_host
 
@@ -78,7 +79,7 @@ def label_images(
     known = group().lead(partial(resume, LabelsDir(out), parts, task, progress))
     todo = [part for part in parts if part.path.name not in known.files]
     predict, batch_size = prepare(sum(len(part.rows) for part in todo), len(parts[0].rows))
-    missing, index = group().own(todo), own_index(known)
+    missing, index = group().own(todo), known.own()
     requests = [rows for part in missing for rows in _split(part.rows, batch_size)]
     stream = images(map(_array, requests)) if requests else iter(())
     with _Writer() as writer:
@@ -88,7 +89,7 @@ def label_images(
                 watched = _watched(batches, part.rows.start, total, task, progress)
                 writer.submit(_write, part, _encoded(encoder, predict, watched, part.rows, ids), ids, index)
             progress.advance(task, part.rows.stop, total)
-    join_indices(index)
+    index.join()
     return PseudoLabels(out, num_classes)
 
 
@@ -223,7 +224,7 @@ def _write(
     with atomic(part.path) as partial:
         pq.write_table(table.replace_schema_metadata(part.about), partial, **_ENCODING)
         index.files[part.path.name] = checksum(partial)
-    write_index(index)
+    index.write()
     pa.default_memory_pool().release_unused()  # otherwise Arrow keeps the buffers of two parts in memory
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.records import PseudoLabels
-from noisystudent.run.checksums import Checksum, problems
-from noisystudent.run.files import read_json, remove, write_json
+from noisystudent.run.checksums import problems
+from noisystudent.run.part_index import PartIndex, read_indices
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
 
 DENSE_CLASSES = 256
@@ -62,76 +60,22 @@ def parts(labels: PseudoLabels) -> list[tuple[Path, int, int]]:
         if first != done:
             raise RunError(f"{path} begins at pool row {first}, not {done}; label the pool again")
         done += count
-    total = read_index(folder).rows
+    total = read_index(folder).about.get("rows")
     if total is not None and done != total:
         raise RunError(f"{labels.path} has labels of {done:,} of {total:,} images; label the pool again")
     return files
 
 
-@dataclass(frozen=True, slots=True)
-class PartIndex:
-    """Content of parts.json.
-
-    Attributes:
-        folder: folder of the parts.
-        rows: number of pool rows. None: there is no such file.
-        files: name of a part -> its checksum.
-        rank: number of the process that makes these parts. Until all are made, those of other processes than
-            process 0 are in a file of their own.
-    """
-
-    folder: LabelsDir
-    rows: int | None = None
-    files: dict[str, Checksum] = field(default_factory=dict)
-    rank: int = 0
-
-
 def read_index(folder: LabelsDir) -> PartIndex:
     """Read parts.json, and those of other processes; without a readable one no part is known.
 
-    A part that is not in it may be incomplete: it is labelled again.
+    A part that is not in it may be incomplete: it is labelled again. `PartIndex.about` has `rows`, the number
+    of pool rows.
     """
-    rows, files = None, dict[str, Checksum]()
-    for path in folder.indices():
-        try:
-            content = read_json(path)
-            rows, files = int(content["rows"]), files | dict(content["files"])
-        except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
-            continue
-    return PartIndex(folder, rows, files)
-
-
-def own_index(known: PartIndex) -> PartIndex:
-    """Return the index for the parts that this process makes: that of process 0 has the known ones, too."""
-    rank = group().rank
-    return replace(known, files={}, rank=rank) if rank else known
-
-
-def join_indices(index: PartIndex) -> None:
-    """Write parts.json with the parts that all processes have made.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    made = group().gather(index.files)
-    group().lead(partial(_join, index, made))
-
-
-def _join(index: PartIndex, made: Sequence[dict[str, Checksum]]) -> None:
-    write_index(replace(index, files={name: checksum for part in made for name, checksum in part.items()}))
-    for path in index.folder.indices():
-        if path != index.folder.index:
-            remove(path)
-
-
-def write_index(index: PartIndex) -> None:
-    """Write parts.json.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    files = dict(sorted(index.files.items()))
-    write_json(index.folder.index_of(index.rank), {"rows": index.rows, "files": files})
+    index = PartIndex(folder, {})
+    for one in read_indices(folder, lambda about: int(about["rows"])):
+        index = replace(one, files=index.files | one.files)
+    return index
 
 
 def check_parts(labels: PseudoLabels) -> None:
@@ -142,7 +86,7 @@ def check_parts(labels: PseudoLabels) -> None:
     """
     folder = LabelsDir(labels.path)
     index = read_index(folder)
-    if index.rows is None:
+    if not index.about:
         raise RunError(f"{folder.index} is missing or damaged; label the pool again")
     for path, problem in problems(folder.path, index.files, contents=True).items():
         raise RunError(f"{path} {problem}; label the pool again")

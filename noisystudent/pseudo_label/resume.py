@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
-from noisystudent.pseudo_label.parts import PartIndex, footer, hashes, join_indices, read_index
-from noisystudent.run.checksums import Checksum, problems
+from noisystudent.pseudo_label.parts import footer, hashes, read_index
+from noisystudent.run.checksums import Checksum
 from noisystudent.run.files import remove
+from noisystudent.run.part_index import PartIndex, is_damaged
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
-from noisystudent.run.stages import put_aside
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -61,16 +61,15 @@ def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) 
     for part in parts:
         name = part.path.name
         # A part without a checksum is new: the process was killed before it wrote parts.json.
-        if name not in known:
+        again = "its images are labelled again"
+        if name not in known or is_damaged(
+            folder, name, known[name], task=task, again=again, progress=progress
+        ):
             continue
-        progress.check()
-        for path, problem in problems(folder.path, {name: known[name]}, contents=True).items():
-            kept = f"; kept in {put_aside(path)}" if path.exists() else ""
-            progress.say(f"{task}: {name} {problem}{kept}; its images are labelled again")
         if _is_complete(part):
             intact[name] = known[name]
-    index = PartIndex(folder, sum(len(part.rows) for part in parts), intact)
-    join_indices(index)
+    index = PartIndex(folder, {"rows": sum(len(part.rows) for part in parts)}, intact)
+    index.join()
     return index
 
 

@@ -41,7 +41,7 @@ class _Child:
         self._name = name
 
     def __get__(
-        self, directory: ModelDir | _IndexedDir | EmbeddingsDir | IterationDir | DataDir | RunDir, _: type
+        self, directory: ModelDir | IndexedDir | EmbeddingsDir | IterationDir | DataDir | RunDir, _: type
     ) -> Path:
         return directory.path / self._name
 
@@ -75,7 +75,7 @@ LABELS_FORMAT = "noisystudent.pseudo_labels/2"
 
 
 @dataclass(frozen=True, slots=True)
-class _IndexedDir:
+class IndexedDir:
     """A folder of parts that several processes may make."""
 
     path: Path
@@ -100,14 +100,14 @@ class _IndexedDir:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelsDir(_IndexedDir):
+class LabelsDir(IndexedDir):
     """A folder of pseudo-labels."""
 
     suffix = "parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class PartsDir(_IndexedDir):
+class PartsDir(IndexedDir):
     """A folder of cached features of one set of images."""
 
     suffix = "npy"

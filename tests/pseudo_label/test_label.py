@@ -19,9 +19,10 @@ from torch import Tensor
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.pseudo_label import iterate, label_images, read_targets, summary
-from noisystudent.pseudo_label.parts import PartIndex, check_parts, write_index
+from noisystudent.pseudo_label.parts import check_parts
 from noisystudent.records import Predict, PseudoLabels
 from noisystudent.run.checksums import checksum
+from noisystudent.run.part_index import PartIndex
 from noisystudent.run.rundir import LabelsDir
 
 torch.set_num_threads(1)
@@ -161,8 +162,8 @@ def test_parts_of_an_older_version_are_labelled_again_with_one_line(tmp_path: Pa
         table = pq.read_table(path)
         old = {**table.schema.metadata, b"format": b"noisystudent.pseudo_labels/1"}
         pq.write_table(table.replace_schema_metadata(old), path)
-    rewritten = PartIndex(LabelsDir(tmp_path), 27, {p.name: checksum(p) for p in LabelsDir(tmp_path).parts()})
-    write_index(rewritten)
+    folder = LabelsDir(tmp_path)
+    PartIndex(folder, {"rows": 27}, {path.name: checksum(path) for path in folder.parts()}).write()
     with pytest.raises(RunError, match="label the pool again"):
         check_parts(PseudoLabels(tmp_path, 6))
     pool.calls, progress = 0, Remembered()

@@ -1,0 +1,110 @@
+"""parts.json: the complete parts of a folder, also while several processes make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from noisystudent.console import Progress
+from noisystudent.distributed import group
+from noisystudent.errors import RunError
+from noisystudent.run.checksums import Checksum, problems
+from noisystudent.run.files import read_json, remove, write_json
+from noisystudent.run.rundir import IndexedDir
+from noisystudent.run.stages import put_aside
+
+Files = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PartIndex:
+    """Content of parts.json.
+
+    Attributes:
+        folder: folder of the parts.
+        about: what the parts have in common, as JSON. Empty: there is no such file.
+        files: name of a part -> its checksum, and what else is known of it.
+        rank: number of the process that makes these parts. Until all are made, those of other processes than
+            process 0 are in a file of their own.
+    """
+
+    folder: IndexedDir
+    about: Mapping[str, Any]
+    files: Files = field(default_factory=dict)
+    rank: int = 0
+
+    def own(self) -> PartIndex:
+        """Return the index for the parts that this process makes: that of process 0 has these, too."""
+        rank = group().rank
+        return replace(self, files={}, rank=rank) if rank else self
+
+    def write(self) -> None:
+        """Write the parts of this process.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        files = dict(sorted(self.files.items()))
+        write_json(self.folder.index_of(self.rank), {**self.about, "files": files})
+
+    def join(self) -> None:
+        """Write parts.json with the parts that all processes have made.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        made = group().gather(self.files)
+        group().lead(partial(_join, self, made))
+
+
+def _join(index: PartIndex, made: Sequence[Files]) -> None:
+    replace(index, files={name: about for part in made for name, about in part.items()}).write()
+    for path in index.folder.indices():
+        if path != index.folder.index:
+            remove(path)
+
+
+def read_indices(folder: IndexedDir, check: Callable[[Mapping[str, Any]], object]) -> list[PartIndex]:
+    """Return the readable indices of all processes, that of process 0 first.
+
+    Args:
+        folder: folder of the parts.
+        check: raises KeyError, TypeError or ValueError if `PartIndex.about` is wrong.
+    """
+    indices: list[PartIndex] = []
+    for path in folder.indices():
+        try:
+            content = dict(read_json(path))
+            files = dict(content.pop("files"))
+            check(content)
+        except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
+            continue
+        indices.append(PartIndex(folder, content, files))
+    return indices
+
+
+def is_damaged(
+    folder: IndexedDir, name: str, expected: Checksum, *, task: str, again: str, progress: Progress
+) -> bool:
+    """Return True if a part differs from its checksum. It is then moved away and named.
+
+    Args:
+        folder: folder of the part.
+        name: file name of the part.
+        expected: its checksum.
+        task: name of the work in `progress`.
+        again: what is done about it, in words.
+        progress: receives a line; a signal stops the work before.
+
+    Raises:
+        RunError: the file cannot be moved.
+        Stopped: a signal came.
+    """
+    progress.check()
+    damage = problems(folder.path, {name: expected}, contents=True)
+    for path, problem in damage.items():
+        kept = f"; kept in {put_aside(path)}" if path.exists() else ""
+        progress.say(f"{task}: {name} {problem}{kept}; {again}")
+    return bool(damage)
