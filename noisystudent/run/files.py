@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,8 @@ def _partial(path: Path) -> Path:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
-
-    The block makes a file or a folder at the temporary path. If the block fails, `path` is unchanged.
+def _cleaned(path: Path) -> Iterator[Path]:
+    """Yield the temporary path beside `path`, and remove what is there if the block fails.
 
     Raises:
         RunError: the disk is full or cannot be written, or a file would replace a folder.
@@ -62,13 +60,6 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)  # a killed process may have left it
         yield partial
-        # The content must reach the disk before the new name does; otherwise a power failure could leave a
-        # complete name with incomplete content.
-        _sync_tree(partial)
-        if path.is_dir() and partial.is_dir():
-            remove(path)  # os.replace does not replace a folder that holds files
-        os.replace(partial, path)
-        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):  # it may be as forbidden as the writing of it
             remove(partial)
@@ -76,6 +67,26 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:  # KeyboardInterrupt too
         remove(partial)
         raise
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
+
+    The block makes a file or a folder at the temporary path. If the block fails, `path` is unchanged.
+
+    Raises:
+        RunError: the disk is full or cannot be written, or a file would replace a folder.
+    """
+    with _cleaned(path) as partial:
+        yield partial
+        # The content must reach the disk before the new name does; otherwise a power failure could leave a
+        # complete name with incomplete content.
+        _sync_tree(partial)
+        if path.is_dir() and partial.is_dir():
+            remove(path)  # os.replace does not replace a folder that holds files
+        os.replace(partial, path)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -89,10 +100,7 @@ def atomic_files(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full or cannot be written, or a file would replace a folder.
     """
-    folder = _partial(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(folder)  # a killed process may have left it
+    with _cleaned(path) as folder:
         folder.mkdir()
         yield folder / path.name
         _sync_tree(folder)
@@ -100,13 +108,6 @@ def atomic_files(path: Path) -> Iterator[Path]:
             os.replace(file, path.with_name(file.name))
         sync_folder(path.parent)
         folder.rmdir()
-    except OSError as error:
-        with suppress(OSError):  # it may be as forbidden as the writing of it
-            remove(folder)
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    except BaseException:  # KeyboardInterrupt too
-        remove(folder)
-        raise
 
 
 @contextmanager
@@ -187,14 +188,7 @@ def check_out(
         raise InputError(f"{flag} is {out}; the file must end in {' or '.join(suffixes)}")
     if not overwrite and os.path.lexists(out):  # a broken symbolic link counts as a file too
         raise InputError(f"{flag} is {out}, which exists; name another file, or give --overwrite")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove(_partial(out))  # a killed process may have left it
-        _partial(out).touch()
-        _partial(out).unlink()
-    except OSError as error:
-        reason = f"which cannot be written: {error.strerror}"
-        raise InputError(f"{flag} is {out}, {reason}; choose another place") from error
+    _check_place(out, flag, Path.touch)
 
 
 def check_new_folder(path: Path, flag: str) -> None:
@@ -205,11 +199,16 @@ def check_new_folder(path: Path, flag: str) -> None:
     """
     if os.path.lexists(path):
         raise InputError(f"{flag} is {path}, which exists; name a new folder")
+    _check_place(path, flag, Path.mkdir)
+
+
+def _check_place(path: Path, flag: str, make: Callable[[Path], None]) -> None:
+    """Check that a file or a folder can be made beside `path`, whose folder is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(_partial(path))  # a killed process may have left it
-        _partial(path).mkdir()
-        _partial(path).rmdir()
+        make(_partial(path))
+        remove(_partial(path))
     except OSError as error:
         reason = f"which cannot be written: {error.strerror}"
         raise InputError(f"{flag} is {path}, {reason}; choose another place") from error

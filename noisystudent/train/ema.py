@@ -7,8 +7,9 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
+
+from noisystudent.train.parallel import local
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -25,11 +26,6 @@ def _pairs(average: nn.Module, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     trained = [pair for pair in parameters if pair[1].requires_grad]  # frozen ones stay equal
     pairs = chain(trained, zip(average.buffers(), model.buffers(), strict=True))
     return [(local(one.detach()), local(other.detach())) for one, other in pairs]
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The shard that this process has of a sharded tensor; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def averaged_copy(model: nn.Module) -> nn.Module:

@@ -150,6 +150,11 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The shard that this process has of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def on_host(model: nn.Module) -> nn.Module:
     """A copy of a model on the CPU, which `assemble` fills after the model was sharded."""
     return copy.deepcopy(model).cpu()
