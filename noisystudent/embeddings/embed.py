@@ -190,9 +190,8 @@ def _resume(
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     before, kept = read_index(folder), dict[str, dict[str, Any]]()
-    known = (
-        before.files if before is not None and _without_rows(before.layout) == _without_rows(layout) else {}
-    )
+    # A larger set keeps the parts that it begins with.
+    known = before.files if before is not None and before.layout.is_like(layout) else {}
     for number, rows in enumerate(layout.parts()):
         name = folder.part(number).name
         if known.get(name, {}).get("images") != _digest(content_hash, rows):
@@ -211,8 +210,3 @@ def _resume(
     index = PartIndex(layout, kept)
     join_indices(folder, index)
     return index
-
-
-def _without_rows(layout: Layout) -> tuple[object, ...]:
-    """All but the number of images: a larger set keeps the parts that it begins with."""
-    return layout.views, layout.width, layout.part_rows, layout.about

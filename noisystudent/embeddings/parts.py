@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,10 @@ class Layout:
         """Rows of each part."""
         cuts = range(0, self.rows, self.part_rows)
         return [range(start, min(start + self.part_rows, self.rows)) for start in cuts]
+
+    def is_like(self, other: Layout) -> bool:
+        """Return True if the two differ in nothing but the number of images."""
+        return replace(self, rows=other.rows) == other
 
 
 @dataclass(frozen=True, slots=True)

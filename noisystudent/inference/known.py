@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +66,7 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
         for cache in (EmbeddingsDir(path) for path in sorted(run.path.glob("embeddings*"))):
             folders = {name: cache.features(name) for name in _SETS if cache.features(name).index.is_file()}
             indices = {name: read_index(folder) for name, folder in folders.items()}
-            same = all(
-                i is not None and i.layout == replace(layout, rows=i.layout.rows) for i in indices.values()
-            )
+            same = all(index is not None and index.layout.is_like(layout) for index in indices.values())
             files = {(about.st_dev, about.st_ino) for about in (os.stat(f.index) for f in folders.values())}
             if not same or files <= seen or not _is_intact(cache.path):
                 continue
