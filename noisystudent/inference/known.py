@@ -15,9 +15,9 @@ from noisystudent.data.duplicates import Contents, Hashes
 from noisystudent.data.index import Index
 from noisystudent.embeddings.embed import is_of
 from noisystudent.embeddings.parts import Features, Layout, read_index
+from noisystudent.run.checksums import problems
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import RECORD, EmbeddingsDir, RunDir
-from noisystudent.run.stages import Stage, Status, state
 
 _SETS = ("labeled", "val", "test", "pool")
 
@@ -81,7 +81,6 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
 def _is_intact(folder: Path) -> bool:
     """Return True if a stage in `folder` is finished, and its files have the checksums of its record."""
     record = valid_record(folder / RECORD)
-    if record is None:
+    if record is None or record["status"] != "done":
         return False
-    stage = Stage(record["name"], folder, record["fingerprint"], record["inputs"])
-    return state(stage, contents=True).status is Status.DONE
+    return not problems(folder, record.get("files", {}), contents=True)
