@@ -53,8 +53,10 @@ class KnownFeatures:
         return known, values
 
 
-def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
+def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None:
     """Return the features of the same backbone and views in finished and undamaged caches of other runs.
+
+    None: there are no such caches.
 
     Args:
         runs: run directories.
@@ -75,7 +77,7 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
                 path = run.data.store / f"{name}.arrow"
                 if path.is_file() and is_of(folder, (index := Index(path)).full("content_hash")):
                     caches.append((Contents(index, np.ones(len(index), np.bool_)), Features(folder)))
-    return KnownFeatures(caches, layout)
+    return KnownFeatures(caches, layout) if caches else None
 
 
 def _is_intact(folder: Path) -> bool:
