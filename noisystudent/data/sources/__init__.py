@@ -105,8 +105,9 @@ def _image_files(spec: str | Path | ArraySource, find: _Find) -> list[str | Path
     """The image files that a pattern matches, or the spec itself if it is no pattern of image files."""
     if isinstance(spec, ArraySource) or is_url(spec) or not glob.has_magic(str(spec)):
         return [spec]
-    paths = [path for path in find(spec) if isinstance(path, Path)]
-    return list(paths) if all(map(is_image_file, paths)) else [spec]
+    matches = find(spec)
+    paths = [one for one in matches if isinstance(one, Path) and is_image_file(one)]
+    return list(paths) if len(paths) == len(matches) else [spec]
 
 
 def open_sources(config: DataConfig) -> Sources:
