@@ -28,20 +28,22 @@ def linear_probe(config: Config) -> TeacherConfig | None:
 
     None: none is wanted, or `probe_is_teacher`.
     """
-    wanted = "linear_probe" in config.control and bool(config.students)
-    return None if not wanted or probe_is_teacher(config) else _probe(config)
+    return _probe(config) if _is_wanted(config) and not probe_is_teacher(config) else None
 
 
 def probe_is_teacher(config: Config) -> bool:
     """Return True if a linear probe is wanted, and the first teacher is one: it is not trained twice."""
-    wanted = "linear_probe" in config.control and bool(config.students)
-    return wanted and first_teachers(config) == (_probe(config),)
+    return _is_wanted(config) and first_teachers(config) == (_probe(config),)
 
 
 def trained_controls(config: Config) -> tuple[Control, ...]:
     """Return the kinds of control that are trained after the last student; none without students."""
     kinds = config.control if config.students else ()
     return tuple(kind for kind in kinds if kind != "linear_probe" or linear_probe(config))
+
+
+def _is_wanted(config: Config) -> bool:
+    return "linear_probe" in config.control and bool(config.students)
 
 
 def _probe(config: Config) -> TeacherConfig:
