@@ -164,9 +164,7 @@ def cost(root: Path, repeats: int) -> None:
     print(f"\ncost: CPU time of the scan with the guard over that without it, {repeats} repeats")
     folders = tiny_folders(root / "cost")
     _compare("64 pixels, resident", root, folders, repeats, resolution=64)
-    photos = root / "photos"
-    with tarfile.open(DATA / "imagenet-samples" / "photos.tar") as members:
-        members.extractall(photos, filter="data")
+    photos = unpacked(DATA / "imagenet-samples" / "photos.tar", root / "photos")
     files = sorted(file for file in photos.rglob("*") if file.is_file())
     for copy in range(20):  # as 800 photographs; those with the same bytes leave the pool after the scan
         for file in files:

@@ -32,6 +32,7 @@ import numpy as np
 from cifar10 import _SHARED, _link, read
 from numpy.typing import NDArray
 
+from noisystudent.ablation.matrix import _slug
 from noisystudent.metrics.paired import paired_over_seeds
 from noisystudent.metrics.scores import load_predictions
 
@@ -199,11 +200,6 @@ def _difference(own: dict[int, NDArray[np.bool_]], other: dict[int, NDArray[np.b
         _, low, high = paired_over_seeds(by_seed.mean(axis=1).tolist(), 0.95)
         text += f" [{low:+.2f} to {high:+.2f}]"
     return text
-
-
-def _slug(cell: str) -> str:
-    """Folder of a cell."""
-    return cell.lower().replace(",", "").replace(" ", "-")
 
 
 def _seconds(work: Path, labels: int, seeds: list[int], name: str) -> float:

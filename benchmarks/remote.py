@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import multiprocessing
 import os
 import sys
@@ -36,6 +35,7 @@ from noisystudent.data.sources import Place, Source, open_source, prefetch, remo
 from noisystudent.data.sources.threads import THREADS
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "data"))
+from shard_files import add
 from web_server import serving
 
 _BATCH = 64
@@ -53,9 +53,7 @@ def write(root: Path, data: list[bytes], shards: int) -> None:
         (root / "folder" / f"{shard:02d}").mkdir(parents=True)
         with tarfile.open(root / f"{shard:02d}.tar", "w") as archive:
             for number in range(shard, len(data), shards):
-                member = tarfile.TarInfo(f"c/{number:06d}.jpg")
-                member.size = len(data[number])
-                archive.addfile(member, io.BytesIO(data[number]))
+                add(archive, f"c/{number:06d}.jpg", data[number])
                 (root / "folder" / f"{shard:02d}" / f"{number:06d}.jpg").write_bytes(data[number])
 
 

@@ -76,6 +76,7 @@ def near_copies(
     if "pool" not in scans or scans["pool"].signatures is None:
         return []
     pool, mask, leaks = scans["pool"], members["pool"][1], list[Leak]()
+    codes = _hashes(pool)
     all_sizes = config.near_duplicates == "all"
     for name in ("test", "val"):  # an image that is near both is a copy of test
         if name in members:
@@ -83,11 +84,11 @@ def near_copies(
             large = _large(scans[part].index)
             of_set = np.flatnonzero(own if all_sizes else own & large)
             held_out = HeldOut(_thumbnails(scans[part], of_set), large[of_set])
-            rows, near, distances = _search(pool, mask, held_out, progress)
+            rows, near, distances = _search(pool, codes, mask, held_out, progress)
             leaks.append(Leak("pool", "pool", rows, name, part, of_set[near], "near copy", distances))
             mask[rows] = False
     compared = np.flatnonzero(mask if all_sizes else mask & _large(pool.index))
-    later, earlier, distances = copies_within(_hashes(pool, compared))
+    later, earlier, distances = copies_within(codes[compared])
     rows, first = compared[later], compared[earlier]
     if config.pool_near_duplicates == "remove":
         mask[rows] = False
@@ -190,14 +191,18 @@ def bits_between(some: Hashes, others: Hashes) -> Distances:
     return distances
 
 
-def _search(pool: Scan, mask: Mask, held: HeldOut, progress: Progress) -> tuple[Rows, Rows, Distances]:
-    """Rows of the pool with a near copy in `held`, the position of the copy there, and the distance."""
+def _search(
+    pool: Scan, codes: Hashes, mask: Mask, held: HeldOut, progress: Progress
+) -> tuple[Rows, Rows, Distances]:
+    """Rows of the pool with a near copy in `held`, the position of the copy there, and the distance.
+
+    `codes` are the hashes of all images of the pool.
+    """
     results = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
     rows = np.flatnonzero(mask)
     for part in _slices(len(rows)):
         thumbnails = None if _is_hash(pool) else _thumbnails(pool, rows[part])
-        codes = _hashes(pool, rows[part]) if thumbnails is None else hashes(thumbnails)
-        at, near, distances = held.nearest(codes, thumbnails)
+        at, near, distances = held.nearest(codes[rows[part]], thumbnails)
         results.append((rows[part][at], near, distances))
         progress.check()
         progress.advance("searching near copies", part.stop, len(rows))
@@ -215,7 +220,7 @@ def _signatures(scan: Scan) -> NDArray[np.uint8]:
     """(N, B) the signatures of a scan, on disk."""
     if scan.signatures is None:
         raise ValueError("the scan has kept no signatures")
-    return np.memmap(scan.signatures, np.uint8, "r").reshape(len(scan.index), -1)
+    return np.asarray(np.memmap(scan.signatures, np.uint8, "r")).reshape(len(scan.index), -1)
 
 
 def _is_hash(scan: Scan) -> bool:
@@ -224,13 +229,14 @@ def _is_hash(scan: Scan) -> bool:
 
 def _thumbnails(scan: Scan, rows: Rows) -> Thumbnails:
     """(n, 32, 32, 3) of some rows of a scan that keeps thumbnails."""
-    return np.asarray(_signatures(scan)[rows]).reshape(-1, SIDE, SIDE, 3)
+    return _signatures(scan)[rows].reshape(-1, SIDE, SIDE, 3)
 
 
-def _hashes(scan: Scan, rows: Rows) -> Hashes:
-    """(n, 32) of some rows of a scan."""
+def _hashes(scan: Scan) -> Hashes:
+    """(N, 32) of all images of a scan; those that the scan has kept stay on disk."""
     if _is_hash(scan):
-        return np.asarray(_signatures(scan)[rows])
+        return _signatures(scan)
+    rows = np.arange(len(scan.index))
     parts = [hashes(_thumbnails(scan, rows[part])) for part in _slices(len(rows))]
     return np.concatenate([np.empty((0, BYTES), np.uint8), *parts])
 

@@ -176,6 +176,7 @@ def _resume(
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     before, kept = read_index(folder), Files()
+    # A larger set keeps the parts that it begins with.
     known = before.files if before is not None and layout_of(before).is_like(layout) else {}
     again = "its features are computed again"
     for number, rows in enumerate(layout.parts()):

@@ -44,7 +44,7 @@ class Layout:
         return [range(start, min(start + self.part_rows, self.rows)) for start in cuts]
 
     def is_like(self, other: Layout) -> bool:
-        """True if only the number of images differs: a larger set keeps the parts that it begins with."""
+        """Return True if the two differ in nothing but the number of images."""
         return replace(self, rows=other.rows) == other
 
 

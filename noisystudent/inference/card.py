@@ -15,7 +15,7 @@ from noisystudent.config import Config, TeacherConfig
 from noisystudent.errors import InputError, printable
 from noisystudent.inference.export import Exported
 from noisystudent.run.files import read_json
-from noisystudent.run.rundir import run_and_name
+from noisystudent.run.rundir import model_name, place_in_run
 
 Record = dict[str, Any]
 
@@ -67,18 +67,16 @@ def of_run(weights: Path) -> TrainedModel:
         InputError: the weights are not in a run.
         RunError: a file of the run is damaged.
     """
-    place = run_and_name(weights)
+    place = place_in_run(weights)
     if place is None:
         raise InputError(f"--card describes a model of a run, and {weights} is in none; give a run directory")
-    run, name = place
+    run, iteration, role = place
     config = recipes.resolve(run.read_config(), origin=str(run.config))
-    iteration = next(one for one in run.iterations() if one.path.absolute() in weights.absolute().parents)
-    role = weights.absolute().relative_to(iteration.path.absolute()).parts[0]
     dataset, evaluation = read_json(run.data.dataset), _record(iteration.evaluation)
     scores, calibrated = (evaluation.get(key, {}).get(role, {}) for key in ("models", "calibrated"))
     return TrainedModel(
         run=run.path.resolve().name,
-        name=name,
+        name=model_name(iteration.index, role),
         config=config,
         learner=config.students[iteration.index - 1] if iteration.index else config.teacher,
         counts=dataset["counts"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, tee
 from pathlib import Path
@@ -24,7 +24,7 @@ from noisystudent.embeddings.embed import embed_images, part_rows
 from noisystudent.embeddings.parts import Features, Layout, layout_of, read_index
 from noisystudent.errors import InputError
 from noisystudent.inference.images import Images, open_images, scanned, stored_side
-from noisystudent.inference.known import KnownFeatures, known_features
+from noisystudent.inference.known import KnownFeatures
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier
 from noisystudent.run.checksums import checksum
@@ -70,9 +70,10 @@ def embed_set(
     backbone: Predictor,
     images: ImageSet,
     views: Views,
+    layout: Layout,
     out: Path,
     *,
-    others: Sequence[Path] = (),
+    known: KnownFeatures | None = None,
     task: str,
     progress: Progress,
 ) -> Features:
@@ -82,33 +83,15 @@ def embed_set(
         backbone: predictor whose model is a `Classifier`; its classifier is not used.
         images: the whole set.
         views: views of each image.
+        layout: that of `layout_of`.
         out: folder of the parts.
-        others: run directories whose features of the same images are copied. A view with noise depends on
-            the row of an image, so features with such views are always computed.
+        known: features of other runs, which are copied. None: all are computed.
         task, progress: name of this work and its display.
 
     Raises:
-        InputError: the model has no pooled features.
         RunError: a feature is not finite, an image is missing, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    layout = _layout(backbone, views)
-    known = None if views.drawn else known_features(others, layout)
-    return _store(backbone, images, views, layout, out, known=known, task=task, progress=progress)
-
-
-def _store(
-    backbone: Predictor,
-    images: ImageSet,
-    views: Views,
-    layout: Layout,
-    out: Path,
-    *,
-    known: KnownFeatures | None = None,
-    task: str,
-    progress: Progress,
-) -> Features:
-    """Store the features of all images of a set; `layout` is that of `_layout`."""
     copies = Contents(images.index, np.ones(len(images), np.bool_)).copies()
 
     def features(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
@@ -161,16 +144,22 @@ def embed(
     side, folder = predictor.side or predictor.resolution, PartsDir(out)
     views = Views.of(augment or AugmentConfig(), side, seed)
     with lock(out, "embedding"):
-        layout = _layout(predictor, views)
+        layout = layout_of(predictor, views)
         _check_owner(folder, layout)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
-            features = _store(predictor, readable, views, layout, out, task="embedding", progress=progress)
+            features = embed_set(predictor, readable, views, layout, out, task="embedding", progress=progress)
             write_table(folder.images, _names(readable))
     return features, bad
 
 
-def _layout(backbone: Predictor, views: Views) -> Layout:
-    """What the parts of any images have in common. The number of features is found with one black image."""
+def layout_of(backbone: Predictor, views: Views) -> Layout:
+    """Return what the parts of any images have in common; their number is left 0.
+
+    The number of features is found with one black image.
+
+    Raises:
+        InputError: the model has no pooled features.
+    """
     model, side = _classifier(backbone), backbone.side or backbone.resolution
     probe = _embedded(backbone, torch.zeros((1, 3, side, side), dtype=torch.uint8, device=backbone.device))
     if probe.ndim != 2:

@@ -29,7 +29,7 @@ from noisystudent.inference.load import load_predictor
 from noisystudent.models.classifier import Classifier
 from noisystudent.records import Predict
 from noisystudent.run.files import atomic_files, check_new_folder, check_out, write_json
-from noisystudent.run.rundir import RunDir, run_and_name
+from noisystudent.run.rundir import RunDir, place_in_run
 
 Pixels = NDArray[np.uint8]
 
@@ -168,10 +168,10 @@ def _originals(weights: Path | None, given: Images | None, count: int) -> tuple[
         with scanned(source, None, Progress(), stored=None) as (readable, _):
             return _spread(readable, count), f"images of {source.name}"
     photographs = [image for photo in load_sample_images().images for image in (photo, photo[:, ::-1].copy())]
-    place = None if weights is None else run_and_name(weights)
+    place = None if weights is None else place_in_run(weights)
     if place is None:
         return photographs, "photographs"
-    run, _ = place
+    run, *_ = place
     try:
         return _spread(_val(run), count), f"images of val of {run.path}"
     except (InputError, RunError) as error:  # they may have been moved since the run

@@ -15,9 +15,9 @@ from noisystudent.data.duplicates import Contents, Hashes
 from noisystudent.data.index import Index
 from noisystudent.embeddings.embed import is_of
 from noisystudent.embeddings.parts import Features, Layout, layout_of, read_index
+from noisystudent.run.checksums import problems
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import RECORD, EmbeddingsDir, RunDir
-from noisystudent.run.stages import Stage, Status, state
 
 _SETS = ("labeled", "val", "test", "pool")
 
@@ -53,8 +53,10 @@ class KnownFeatures:
         return known, values
 
 
-def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
+def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None:
     """Return the features of the same backbone and views in finished and undamaged caches of other runs.
+
+    None: there are no such caches.
 
     Args:
         runs: run directories.
@@ -66,7 +68,7 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
         for cache in (EmbeddingsDir(path) for path in sorted(run.path.glob("embeddings*"))):
             folders = {name: cache.features(name) for name in _SETS if cache.features(name).index.is_file()}
             indices = {name: read_index(folder) for name, folder in folders.items()}
-            same = all(i is not None and layout_of(i).is_like(layout) for i in indices.values())
+            same = all(index is not None and layout_of(index).is_like(layout) for index in indices.values())
             files = {(about.st_dev, about.st_ino) for about in (os.stat(f.index) for f in folders.values())}
             if not same or files <= seen or not _is_intact(cache.path):
                 continue
@@ -75,13 +77,12 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures:
                 path = run.data.store / f"{name}.arrow"
                 if path.is_file() and is_of(folder, (index := Index(path)).full("content_hash")):
                     caches.append((Contents(index, np.ones(len(index), np.bool_)), Features(folder)))
-    return KnownFeatures(caches, layout)
+    return KnownFeatures(caches, layout) if caches else None
 
 
 def _is_intact(folder: Path) -> bool:
     """Return True if a stage in `folder` is finished, and its files have the checksums of its record."""
     record = valid_record(folder / RECORD)
-    if record is None:
+    if record is None or record["status"] != "done":
         return False
-    stage = Stage(record["name"], folder, record["fingerprint"], record["inputs"])
-    return state(stage, contents=True).status is Status.DONE
+    return not problems(folder, record.get("files", {}), contents=True)

@@ -26,7 +26,7 @@ from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
 from noisystudent.robustness.imagenet import imagenet_classes
 from noisystudent.run.record import require_intact
-from noisystudent.run.rundir import ModelDir, RunDir, run_and_name
+from noisystudent.run.rundir import ModelDir, RunDir, model_name, place_in_run
 from noisystudent.runtime import resolve_device, resolve_dtype
 
 # Keys that `save_weights` writes into the metadata of a .safetensors file.
@@ -61,14 +61,14 @@ def origin(weights: Path) -> str:
 
     'student-1 (photos/iteration-1/student/model.safetensors); the run is not finished: no student-2'.
     """
-    place = run_and_name(weights)
+    place = place_in_run(weights)
     if place is None:
         return str(weights)
-    run, name = place
+    run, iteration, role = place
     numbers = range(1, 1 + (run.student_count() or 0))
     missing = [f"student-{index}" for index in numbers if not is_done(run.iteration(index).model("student"))]
     model, reason = chosen(run) or (None, "")
-    parts = [f"{name} ({weights})"]
+    parts = [f"{model_name(iteration.index, role)} ({weights})"]
     if reason and model is not None and model.path.absolute() == weights.absolute().parent:
         parts.append(reason)
     if missing or not run.verdict.is_file():

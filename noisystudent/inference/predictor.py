@@ -166,14 +166,15 @@ class Predictor:
             RunError: a logit is not finite.
         """
         rows, everyone = np.arange(len(images)) if rows is None else rows, group()
-        places = [np.arange(len(rows))[start : start + self.size] for start in range(0, len(rows), self.size)]
+        size, count = self.size, len(rows)
+        places = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
         own = [*everyone.own(places)]
         if len(own) < -(-len(places) // everyone.size):
             own.append(places[-1])  # as many batches as process 0: all compute a sharded model together
         probs = predict_probs(self, self.requested_views(images, (rows[place] for place in own)))
         if everyone.size == 1:
             return probs
-        joined = np.empty((len(rows), probs.shape[1]), probs.dtype)
+        joined = np.empty((count, probs.shape[1]), probs.dtype)
         for place, part in everyone.gather((np.concatenate(own), probs)):
             joined[place] = part
         return joined

@@ -275,8 +275,8 @@ def model_name(iteration: int, role: str) -> str:
     return role if iteration == 0 else f"{role}-{iteration}"
 
 
-def run_and_name(weights: Path) -> tuple[RunDir, str] | None:
-    """Return the run that has this weights file and the name of the model, for example student-2.
+def place_in_run(weights: Path) -> tuple[RunDir, IterationDir, str] | None:
+    """Return the run that has this weights file, the iteration, and the role of the model.
 
     None if the file is not in a run.
     """
@@ -287,7 +287,7 @@ def run_and_name(weights: Path) -> tuple[RunDir, str] | None:
     run = RunDir(iteration.parent)
     if not number.isdecimal() or run.iteration(int(number)).path != iteration or not run.config.is_file():
         return None
-    return run, model_name(int(number), model.path.name)
+    return run, run.iteration(int(number)), model.path.name
 
 
 def weights_file(path: Path) -> Path | None:

@@ -9,7 +9,8 @@ import torch
 from noisystudent.config import LearnerConfig
 from noisystudent.config.run import input_side
 from noisystudent.distributed import group
-from noisystudent.inference.embed import Views, embed_set
+from noisystudent.inference.embed import Views, embed_set, layout_of
+from noisystudent.inference.known import known_features
 from noisystudent.inference.predictor import Predictor
 from noisystudent.run.backbones import embedded
 from noisystudent.run.rundir import EmbeddingsDir
@@ -50,24 +51,25 @@ def _run(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) 
                 progress=context.progress,
             )
         )
-        layout = torch.channels_last if learner.train.channels_last else torch.contiguous_format
+        memory = torch.channels_last if learner.train.channels_last else torch.contiguous_format
         context.progress.say(
             f"{stage.name}: {learner.model.name}, {len(views)} views of each image, {side} pixels"
         )
         backbone = Predictor(
-            models=(model.to(context.device).to(memory_format=layout).eval(),),
+            models=(model.to(context.device).to(memory_format=memory).eval(),),
             classes=dataset.classes,
             device=context.device,
             dtype=resolve_dtype(learner.train.precision, context.device),
             workers=context.config.data.workers,
             path=folder.backbone,
         )
+        layout = layout_of(backbone, views)
+        # A view with noise depends on the row of an image, so features with such views are computed.
+        known = None if views.drawn else known_features(context.others, layout)
         sets = [dataset.labeled, dataset.val, dataset.test, dataset.pool if pool else None]
         for images in (images for images in sets if images is not None):
             out, task = folder.features(images.name).path, f"{stage.name} of {images.name}"
-            embed_set(
-                backbone, images, views, out, others=context.others, task=task, progress=context.progress
-            )
+            embed_set(backbone, images, views, layout, out, known=known, task=task, progress=context.progress)
 
     run_stage(stage, work, context.progress, shared=True)
     release_memory()

@@ -63,6 +63,13 @@ def test_a_remote_folder_is_its_shards_and_a_list_is_its_lines(shards: Path, buc
     assert listed(open_source([f"@{names}"], labeled=True)) == here
 
 
+def test_a_list_whose_own_name_is_a_pattern_keeps_its_lines(shards: Path, bucket: str) -> None:
+    names = shards / "shards[1].txt"
+    names.write_text(f"{bucket}/a.tar\n")
+    here = listed(open_source([shards / "a.tar"], labeled=False))
+    assert listed(open_source([f"@{names}"], labeled=False)) == here
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_neighbours_come_in_one_request_and_a_second_process_makes_none(
     web: WebServer, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from noisystudent.data.sources.files import ImageFiles, is_image_file
 from noisystudent.data.sources.folder import FolderSource
 from noisystudent.data.sources.names import SUFFIXES, expand
 from noisystudent.data.sources.parquet import ParquetSource
+from noisystudent.data.sources.remote import RemoteShard
 from noisystudent.data.sources.shard import LocalShard, Shard, file_name
 from noisystudent.data.sources.stores import is_url
 from noisystudent.data.sources.tar import TarSource
@@ -36,6 +38,9 @@ __all__ = [
     "open_sources",
     "prefetch",
 ]
+
+
+_Find = Callable[[str | Path], list[Path | RemoteShard]]  # `expand`
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,10 @@ def open_source(
             "no images given; give a folder <class>/<image>, tar shards, Parquet files or an .npz"
         )
     size = DataConfig().cache_gb if cache_gb is None else cache_gb
-    cache = Cache(cache_folder(), int(size * 1e9))
+    # A pattern is looked up once, which takes a while for many shards.
+    find: _Find = functools.cache(functools.partial(expand, cache=Cache(cache_folder(), int(size * 1e9))))
     if not labeled:
-        specs = [path for spec in specs for path in _image_files(spec, cache)]
+        specs = [path for spec in specs for path in _image_files(spec, find)]
     # Single image files have no folder that could be their label, so a labelled set cannot have them.
     files = [spec for spec in specs if isinstance(spec, str | Path) and is_image_file(spec)]
     if files and not labeled:
@@ -91,16 +97,17 @@ def open_source(
                 f"{files[0]} is an image file, but others are not; give image files in a separate call"
             )
         return ImageFiles(files)
-    parts = [_open_one(spec, labeled, cache) for spec in specs]
+    parts = [_open_one(spec, labeled, find) for spec in specs]
     return parts[0] if len(parts) == 1 else _Joined(parts, _names(specs))
 
 
-def _image_files(spec: str | Path | ArraySource, cache: Cache) -> list[str | Path | ArraySource]:
+def _image_files(spec: str | Path | ArraySource, find: _Find) -> list[str | Path | ArraySource]:
     """The image files that a pattern matches, or the spec itself if it is no pattern of image files."""
     if isinstance(spec, ArraySource) or is_url(spec) or not glob.has_magic(str(spec)):
         return [spec]
-    paths = [path for path in expand(spec, cache) if isinstance(path, Path)]
-    return list(paths) if all(map(is_image_file, paths)) else [spec]
+    matches = find(spec)
+    paths = [one for one in matches if isinstance(one, Path) and is_image_file(one)]
+    return list(paths) if len(paths) == len(matches) else [spec]
 
 
 def open_sources(config: DataConfig) -> Sources:
@@ -184,10 +191,10 @@ def _names(specs: Sequence[str | Path | ArraySource]) -> list[str]:
     return names if unique else [f"{number}-{name}" for number, name in enumerate(names)]
 
 
-def _open_one(spec: str | Path | ArraySource, labeled: bool, cache: Cache) -> Source:
+def _open_one(spec: str | Path | ArraySource, labeled: bool, find: _Find) -> Source:
     if isinstance(spec, ArraySource):
         return _arrays(spec, labeled)
-    matches = expand(spec, cache)
+    matches = find(spec)
     if isinstance(matches[0], Path) and matches[0].is_dir():
         if len(matches) > 1:
             raise InputError(f"{spec}: matches {len(matches)} folders; give each folder separately")
