@@ -202,7 +202,12 @@ def _perturbations(models: Sequence[Model], plots: dict[str, Figure]) -> Section
 
 
 def dumbbells(
-    names: Sequence[str], series: Sequence[tuple[Model, Mapping[str, float | None]]], title: str
+    names: Sequence[str],
+    series: Sequence[tuple[Model, Mapping[str, float | None]]],
+    title: str,
+    *,
+    texts: Sequence[str] | None = None,
+    from_zero: bool = True,
 ) -> Figure:
     """Figure with a row for each name: a mark for each model's share, and a line between the marks.
 
@@ -210,8 +215,11 @@ def dumbbells(
         names: corruptions or perturbations, from top to bottom.
         series: each model with its shares by name.
         title: title of the horizontal axis.
+        texts: what is written for each name, where names are not for people.
+        from_zero: whether the axis begins at 0.
     """
     positions = list(range(len(names)))
+    shown = [label(text) for text in texts or map(_plain, names)]
     # (models, names), and for each name the values that exist.
     values = [[finite(own.get(name)) for name in names] for _, own in series]
     spans = [[v for v in at if v is not None] for at in zip(*values, strict=True)]
@@ -236,15 +244,16 @@ def dumbbells(
                 "name": model.name,
                 "x": own,
                 "y": positions,
-                "text": [label(_plain(name)) for name in names],
+                "text": shown,
                 "marker": {"color": COLORS[model.role], "size": 9, "symbol": symbol},
                 "hovertemplate": "%{text}: %{x:.1%}<extra>%{fullData.name}</extra>",
             }
         )
-    ticks = {"tickvals": positions, "ticktext": [label(_plain(name)) for name in names]}
+    ticks = {"tickvals": positions, "ticktext": shown}
+    span = {"rangemode": "tozero"} if from_zero else {}
     layout = {
         "height": 110 + 24 * len(names),
-        "xaxis": {"title": {"text": title}, "tickformat": ".0%", "rangemode": "tozero", "nticks": 6},
+        "xaxis": {"title": {"text": title}, "tickformat": ".0%", **span, "nticks": 6},
         "yaxis": {**ticks, "range": [len(names) - 0.5, -0.5], "zeroline": False, "showgrid": False},
     }
     return {"data": traces, "layout": layout}
