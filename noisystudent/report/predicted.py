@@ -21,7 +21,7 @@ from noisystudent.metrics.scores import load_predictions
 from noisystudent.metrics.temperature import scaled
 from noisystudent.report import figures
 from noisystudent.report.figures import finite
-from noisystudent.report.read import SETS, Model, Run
+from noisystudent.report.read import SETS, Model, Run, last_student
 from noisystudent.report.robustness import dumbbells
 
 WORST_PAIRS = 8
@@ -42,7 +42,7 @@ def predicted(
     ready = [m for m in run.models if name in m.predictions]
     if not ready:
         return {"reliability": None, "confusion": None, "mistakes": mistakes}
-    last = next((m for m in reversed(ready) if m.role == "student"), ready[-1])
+    last = last_student(ready) or ready[-1]
     shown = [m for m in ready if m.role != "student" and m is not last] + [last]
     curves: list[tuple[Model, Reliability]] = []
     shares: list[tuple[Model, NDArray[np.float64]]] = []

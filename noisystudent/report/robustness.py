@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from noisystudent.report.figures import COLORS, Figure, finite, label
-from noisystudent.report.read import Model, Run
+from noisystudent.report.read import Model, Run, last_student
 from noisystudent.run.rundir import CONTROLS
 
 Section = dict[str, Any]
@@ -79,8 +79,8 @@ def robustness(run: Run, plots: dict[str, Figure]) -> Section | None:
         "images": _at(models[-1].robustness, ("images",)),
         "sides": sorted({int(side) for m in models if (side := _at(m.robustness, ("constants",)))}),
         "tests": tests,
-        "student": _last_student(models),
-        "differences": _differences(_last_student(models)),
+        "student": last_student(models),
+        "differences": _differences(last_student(models)),
         "level": (run.verdict or {}).get("level"),
         "corruptions": _corruptions(models, plots),
         "perturbations": _perturbations(models, plots),
@@ -266,10 +266,6 @@ def _pair(models: Iterable[Model], test: str) -> list[Model]:
     """
     ready = {model.role: model for model in models if model.robustness.get(test)}
     return [ready[role] for role in ("student", *CONTROLS.values(), "teacher") if role in ready][:2]
-
-
-def _last_student(models: Iterable[Model]) -> Model | None:
-    return next((model for model in reversed(list(models)) if model.role == "student"), None)
 
 
 def _at(record: Any, path: Iterable[str]) -> float | None:
