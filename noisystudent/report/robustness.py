@@ -220,21 +220,8 @@ def dumbbells(
     """
     positions = list(range(len(names)))
     shown = [label(text) for text in texts or map(_plain, names)]
-    # (models, names), and for each name the values that exist.
-    values = [[finite(own.get(name)) for name in names] for _, own in series]
-    spans = [[v for v in at if v is not None] for at in zip(*values, strict=True)]
-    traces: list[Figure] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            # All lines are one trace. A None ends a line.
-            "x": [x for span in spans for x in (min(span, default=None), max(span, default=None), None)],
-            "y": [y for y in positions for _ in range(3)],
-            "line": {"color": "--quiet", "width": 3},
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-    ]
+    values = [[finite(own.get(name)) for name in names] for _, own in series]  # (models, names)
+    traces: list[Figure] = [_lines(values)]
     for (model, _), own in zip(series, values, strict=True):
         symbol = "diamond" if model.is_control else "circle"
         traces.append(
@@ -257,6 +244,24 @@ def dumbbells(
         "yaxis": {**ticks, "range": [len(names) - 0.5, -0.5], "zeroline": False, "showgrid": False},
     }
     return {"data": traces, "layout": layout}
+
+
+def _lines(values: Sequence[Sequence[float | None]]) -> Figure:
+    """Trace of a line for each name, from its smallest to its largest value; a None ends a line.
+
+    Args:
+        values: (models, names).
+    """
+    spans = [[v for v in at if v is not None] for at in zip(*values, strict=True)]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for span in spans for x in (min(span, default=None), max(span, default=None), None)],
+        "y": [y for y in range(len(spans)) for _ in range(3)],
+        "line": {"color": "--quiet", "width": 3},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def _pair(models: Iterable[Model], test: str) -> list[Model]:
