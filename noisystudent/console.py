@@ -231,45 +231,53 @@ class Terminal(Progress):
         )
 
 
-class Logged(Progress):
-    """Passes everything on to `progress`, and appends each line with the time to the file `log`."""
+class Relay(Progress):
+    """Passes everything on to `progress`, and stops with it. Base class of those that add something."""
 
-    def __init__(self, progress: Progress, log: Path) -> None:
+    def __init__(self, progress: Progress) -> None:
         super().__init__(progress.stop)
-        self._progress, self._log = progress, log
+        self._progress = progress
 
     def say(self, line: str) -> None:
-        """Print one line and append it to the log."""
+        """Print one line."""
         self._progress.say(line)
-        append_log(self._log, line)
 
     def advance(self, task: str, done: int, total: int) -> None:
-        """Pass the units done on to the other progress; they are not logged."""
+        """Show that `done` of `total` units of `task` are done."""
         self._progress.advance(task, done, total)
 
     def finish(self, record: Path) -> None:
-        """Pass the finished stage on to the other progress."""
+        """A stage of a run is finished, and its record is written."""
         self._progress.finish(record)
 
 
-class Prefixed(Progress):
+class Logged(Relay):
+    """Passes everything on to `progress`, and appends each line with the time to the file `log`."""
+
+    def __init__(self, progress: Progress, log: Path) -> None:
+        super().__init__(progress)
+        self._log = log
+
+    def say(self, line: str) -> None:
+        """Print one line and append it to the log."""
+        super().say(line)
+        append_log(self._log, line)
+
+
+class Prefixed(Relay):
     """Passes everything on to `progress`, with `name` in front of every line and task."""
 
     def __init__(self, progress: Progress, name: str) -> None:
-        super().__init__(progress.stop)
-        self._progress, self._name = progress, name
+        super().__init__(progress)
+        self._name = name
 
     def say(self, line: str) -> None:
         """Print `<name>: <line>`."""
-        self._progress.say(f"{self._name}: {line}")
+        super().say(f"{self._name}: {line}")
 
     def advance(self, task: str, done: int, total: int) -> None:
         """Show the progress of `<name>: <task>`."""
-        self._progress.advance(f"{self._name}: {task}", done, total)
-
-    def finish(self, record: Path) -> None:
-        """Pass the finished stage on to the other progress."""
-        self._progress.finish(record)
+        super().advance(f"{self._name}: {task}", done, total)
 
 
 def append_log(log: Path, line: str) -> None:

@@ -150,7 +150,7 @@ def read(name: str, given: Overrides) -> Matrix:
     ]
     cells = _with_shared_folders(name, cells, {_slug(ALL_LABELS): "--all-labels"} if given.all_labels else {})
     base = _base(name, raw.get("base"), cells)
-    cells = [*_references(base), *cells, *_oracles(base, given.all_labels)]
+    cells = [*_references(base), *cells, *([_oracle(base, given.all_labels)] if given.all_labels else [])]
     seeds = tuple(dict.fromkeys(given.seeds)) or (config.seed,)
     only = _chosen(given.only, cells)
     return Matrix(
@@ -283,10 +283,9 @@ def _controls(config: Config) -> list[Model]:
     return [(last, role) for kind, role in CONTROLS.items() if kind in trained]
 
 
-def _oracles(base: Cell, folders: tuple[str, ...]) -> list[Cell]:
-    cell = dataclasses.replace(_references(base)[0], kind="oracle", folder=_slug(ALL_LABELS))
-    configs = [oracle(base.config, folders)] if folders else []
-    return [dataclasses.replace(cell, name=ALL_LABELS, config=config) for config in configs]
+def _oracle(base: Cell, folders: tuple[str, ...]) -> Cell:
+    cell = dataclasses.replace(_references(base)[0], name=ALL_LABELS, kind="oracle", folder=_slug(ALL_LABELS))
+    return dataclasses.replace(cell, config=oracle(base.config, folders))
 
 
 def _chosen(only: Sequence[str], cells: list[Cell]) -> tuple[Cell, ...]:

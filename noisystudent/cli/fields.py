@@ -68,6 +68,10 @@ def _names(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
+Names = Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1, negative=(), show_default=False)]
+"""Several names, with commas between."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -100,14 +104,10 @@ class Loop(Settings):
         int | None, Parameter(help="Number of first teachers, whose probabilities are averaged.")
     ] = None
     teacher_weights: Annotated[
-        tuple[str, ...],
+        Names,
         Parameter(
             help="Weights of several first teachers: equal, val (those with the smallest NLL on val), or a"
-            " number for each with commas between.",
-            converter=_names,
-            n_tokens=1,
-            negative=(),
-            show_default=False,
+            " number for each with commas between."
         ),
     ] = ()
     folds: Annotated[
@@ -128,15 +128,11 @@ class Loop(Settings):
         ),
     ] = None
     control: Annotated[
-        tuple[str, ...],
+        Names,
         Parameter(
             help="What is trained on the labels alone, to compare the last student with: same_steps,"
             " same_compute, linear_probe, or several with commas between; or none. Default: same_steps, and"
-            " with pretrained weights linear_probe too.",
-            converter=_names,
-            n_tokens=1,
-            negative=(),
-            show_default=False,
+            " with pretrained weights linear_probe too."
         ),
     ] = ()
 
@@ -154,14 +150,10 @@ class Logging:
         ),
     ] = "text"
     tracker: Annotated[
-        tuple[str, ...],
+        Names,
         Parameter(
             help="Log the numbers of finished stages to mlflow, to wandb (offline), or to both with a comma"
-            " between. A finished run is logged by the same call.",
-            converter=_names,
-            n_tokens=1,
-            negative=(),
-            show_default=False,
+            " between. A finished run is logged by the same call."
         ),
     ] = ()
 
@@ -200,9 +192,7 @@ class Images(Labels):
 class Tests(Options):
     """Flags of `evaluate` for the tests. The help texts are the docstrings of the fields of `Options`."""
 
-    tests: Annotated[
-        tuple[str, ...], Parameter(converter=_names, n_tokens=1, negative=(), show_default=",".join)
-    ] = ("clean",)
+    tests: Annotated[Names, Parameter(show_default=",".join)] = ("clean",)
 
 
 # Default values of the parameters of the commands.

@@ -35,13 +35,12 @@ def progress(*, stderr: bool = False, json: bool = False, silent: bool = False) 
         silent: print nothing, because another process of the run does.
     """
     from noisystudent.console import Progress, Terminal, stop_on_signal
-    from noisystudent.trackers.json_lines import JsonLines
 
-    if silent:
-        with stop_on_signal(nothing := Progress()):
-            yield nothing
-        return
-    shown = JsonLines() if json else Terminal(stderr=stderr)
+    shown = Progress() if silent else Terminal(stderr=stderr)
+    if json and not silent:
+        from noisystudent.trackers.json_lines import JsonLines  # which other commands need not load
+
+        shown = JsonLines()
     with stop_on_signal(shown):
         try:
             yield shown

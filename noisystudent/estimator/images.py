@@ -32,7 +32,7 @@ from noisystudent.inference.predict import predict, score
 from noisystudent.inference.predictor import Predictor
 from noisystudent.report import build
 from noisystudent.run.files import read_json
-from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.rundir import ModelDir, RunDir, model_name
 
 
 class NotFitted(InputError, NotFittedError):
@@ -217,7 +217,7 @@ class NoisyStudent(Parameters):
         for index in range(self.n_iter_ + 1):
             models = read_json(run.iteration(index).evaluation)["models"]
             for role, sets in models.items():
-                self.scores_[role if index == 0 else f"{role}-{index}"] = sets
+                self.scores_[model_name(index, role)] = sets
         kept = [kept_classes(run.iteration(index + 1).selection) for index in range(self.n_iter_)]
         self.transduction_ = kept[-1] if kept else np.empty(0, dtype=np.int64)
         self.labeled_iter_ = labeled_iterations(kept)

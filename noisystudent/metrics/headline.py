@@ -9,12 +9,13 @@ from noisystudent.metrics.paired import Comparison, above, below
 from noisystudent.metrics.power import GAIN_WORTH_FINDING, differing, images_needed
 from noisystudent.run.rundir import CONTROLS
 
-_NAMES = {
-    "teacher": "the teacher",
-    CONTROLS["same_steps"]: "the control",
-    CONTROLS["same_compute"]: "the control of the same compute",
-    CONTROLS["linear_probe"]: "the linear probe",
+SHORT = {
+    "teacher": "teacher",
+    CONTROLS["same_steps"]: "control",
+    CONTROLS["same_compute"]: "control of the same compute",
+    CONTROLS["linear_probe"]: "linear probe",
 }
+"""Short names of the rivals of the last student."""
 
 
 def headline(
@@ -30,14 +31,19 @@ def headline(
         level: confidence level of the comparisons.
     """
     images = rivals["teacher"]["n"]
-    differences = ", ".join(_difference(rival, _NAMES[name], level) for name, rival in rivals.items())
+    differences = ", ".join(_difference(rival, f"the {SHORT[name]}", level) for name, rival in rivals.items())
     accuracy = f"The last student gets {100 * top1:.2f} % of {images:,} {test} images: {differences}."
     return [_opening(state, rivals, level), accuracy, _advice(state, rivals, test, level)]
 
 
+def decisive(rivals: Mapping[str, Comparison]) -> Comparison:
+    """The comparison that decides whether the pool helped: with the first control, otherwise the teacher."""
+    return next((rival for name, rival in rivals.items() if name != "teacher"), rivals["teacher"])
+
+
 def _opening(state: str | None, rivals: Mapping[str, Comparison], level: float) -> str:
-    worse = [_NAMES[name] for name, rival in rivals.items() if below(rival, level)]
-    open_ = [_NAMES[name] for name, rival in rivals.items() if not above(rival, level)]
+    worse = [f"the {SHORT[name]}" for name, rival in rivals.items() if below(rival, level)]
+    open_ = [f"the {SHORT[name]}" for name, rival in rivals.items() if not above(rival, level)]
     if state is None:
         return "No gain is claimed: no control was trained."
     if state == "improved" and open_:
@@ -65,9 +71,9 @@ def _advice(state: str | None, rivals: Mapping[str, Comparison], test: str, leve
         return (
             "Another training seed would change the figures: repeat the run with two more seeds to be sure."
         )
-    decisive = next((rival for name, rival in rivals.items() if name != "teacher"), rivals["teacher"])
-    images, point = decisive["n"], f"{100 * GAIN_WORTH_FINDING:g} point"
-    more = images_needed(differing(decisive), GAIN_WORTH_FINDING, level) - images
+    rival = decisive(rivals)
+    images, point = rival["n"], f"{100 * GAIN_WORTH_FINDING:g} point"
+    more = images_needed(differing(rival), GAIN_WORTH_FINDING, level) - images
     if more <= 0:
         return (
             f"These {images:,} {test} images would probably show a gain of {point}; there is probably less."

@@ -9,7 +9,7 @@ from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
 from noisystudent.metrics import classification, reasons
 from noisystudent.metrics.classification import Floats, Ints
-from noisystudent.metrics.headline import headline
+from noisystudent.metrics.headline import SHORT, decisive, headline
 from noisystudent.metrics.paired import Comparison, above, below, compare
 from noisystudent.metrics.power import GAIN_WORTH_FINDING, POWER, detectable, differing, images_needed
 from noisystudent.metrics.reasons import RunFacts
@@ -25,7 +25,6 @@ _RIVALS = {
     _COMPUTE: "the control of the same compute",
     _PROBE: "a linear probe on the labels alone",
 }
-_SHORT = {_COMPUTE: "control of the same compute", _PROBE: "linear probe"}
 
 # A limit of the intervals, written into every verdict.json.
 SCOPE = (
@@ -99,11 +98,10 @@ def _state(rivals: dict[str, Comparison], probe: str | None, level: float) -> St
         "unproven": it is better than the teacher, and better than the control in the mean alone; the sentence
         says how many images would show it. "not better": the reasons say why, the likeliest first.
     """
-    teacher, *controls = rivals.values()
-    if not controls and probe is None:
+    if len(rivals) == 1 and probe is None:
         return None
-    control = next(iter(controls), teacher)  # a teacher that is the probe is trained on the labels alone
-    if not above(teacher, level):
+    control = decisive(rivals)  # if it is the teacher: the probe, which is trained on the labels alone
+    if not above(rivals["teacher"], level):
         return "not better"
     if above(control, level):
         return "improved"
@@ -126,7 +124,7 @@ def _sentence(
     text = f"{opening}: the student predicts {top1:.2%} of {count:,} {test} images correctly, {differences}."
     if state != "unproven":
         return text
-    control = next(rival for name, rival in rivals.items() if name != "teacher")
+    control = decisive(rivals)
     needed = images_needed(differing(control), control["difference"], level)
     return (
         f"{text} A difference of {100 * control['difference']:.2f} points from the control is shown by about "
@@ -184,7 +182,7 @@ def _opening(
 
 def _power(name: str, rival: Comparison, level: float) -> list[str]:
     """Warnings of too few images, or too few disagreements, to compare the student with `name`."""
-    name = _SHORT.get(name, name)
+    name = SHORT[name]
     disagreeing, n, wins, losses = differing(rival), rival["n"], rival["wins"], rival["losses"]
     smallest = detectable(disagreeing, n, level)
     if rival["low"] <= 0 <= rival["high"] and smallest > GAIN_WORTH_FINDING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from noisystudent.config.fields import LENGTHS
@@ -111,6 +111,17 @@ def _applied(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Ra
     for dotted, value in overrides:
         _override(merged, dotted.split("."), value)
     return merged
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of each field; the students or teachers of a list are numbered from 0 on."""
+    for key, value in content.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:

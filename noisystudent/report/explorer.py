@@ -34,7 +34,7 @@ def explorer(run: Run) -> dict[str, Any] | None:
     Returns:
         thresholds: `GRID`. classes: names. iterations: for each `index`; `pool`, rows of `precision.bins`;
         `known`, rows [class, column, images, right ones] of labelled images, or None; `source` of these; and
-        the settings of the run: `threshold`, a place in `GRID`, `quota` or None, and `duplicate`.
+        the settings of the run: `threshold`, a place in `GRID`, `quota` or None, `duplicate` and `mode`.
 
     Raises:
         RunError: a selection cannot be read.
@@ -72,7 +72,7 @@ def _counts(file: Path, num_classes: int) -> NDArray[np.int64]:
 
 
 def _settings(iteration: Iteration, num_classes: int) -> dict[str, Any]:
-    """Threshold, quota and duplicates of the run, where the explorer begins."""
+    """Threshold, quota and duplicates of the run, where the explorer begins, and its mode."""
     chance, default, fields = 1 / num_classes, SelectionConfig(), iteration.settings
     threshold = fields.get("threshold", default.threshold)
     if fields.get("relative", default.relative):

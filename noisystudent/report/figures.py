@@ -84,22 +84,26 @@ def _points(
     models: Sequence[Model], name: str, images: Mapping[str, int], level: float, prefix: str = ""
 ) -> Figure:
     shares, count = [_top1(m, name) or 0.0 for m in models], images.get(name, 0)
-    spans = [wilson(round(share * count), count, level) for share in shares if count]
-    bars = {
-        "symmetric": False,
-        "array": [round(high - share, 5) for share, (_, high) in zip(shares, spans, strict=bool(count))],
-        "arrayminus": [round(share - low, 5) for share, (low, _) in zip(shares, spans, strict=bool(count))],
-        "thickness": 1,
-        "width": 4,
-    }
     return {
         "type": "scatter",
-        **({"error_y": bars} if count else {}),
+        **({"error_y": _intervals(shares, count, level)} if count else {}),
         "name": f"{prefix}{name}",
         "x": [m.iteration for m in models],
         "y": [_top1(m, name) for m in models],
         "text": [m.name for m in models],
         "hovertemplate": f"%{{text}}, {name}: %{{y:.2%}}<extra></extra>",
+    }
+
+
+def _intervals(shares: Sequence[float], images: int, level: float) -> Figure:
+    """Error bars of shares of the same images: Wilson's intervals."""
+    ends = [(share, *wilson(round(share * images), images, level)) for share in shares]
+    return {
+        "symmetric": False,
+        "array": [round(high - share, 5) for share, _, high in ends],
+        "arrayminus": [round(share - low, 5) for share, low, _ in ends],
+        "thickness": 1,
+        "width": 4,
     }
 
 

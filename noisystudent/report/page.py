@@ -64,7 +64,6 @@ def render(run: Run) -> str:
     """Return the HTML of the whole page. It loads nothing. The same files always give the same text."""
     classes = tuple(str(name) for name in (run.dataset or {}).get("classes", ()))
     plots: dict[str, figures.Figure] = {}
-    explored = explorer(run)
     sections = {
         "verdict": _verdict(run),
         "accuracy": _accuracy(run, plots),
@@ -73,7 +72,7 @@ def render(run: Run) -> str:
         "curves": _curves(run.models, plots),
         "confidence": _confidence(run.iterations, plots),
         "balance": _balance(run.iterations, plots),
-        "explorer": explored,
+        "explorer": explorer(run),
         **predicted(run, classes, plots),
         "gallery": _gallery(run.iterations),
         "time": stages(run),

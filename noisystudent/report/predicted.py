@@ -21,7 +21,7 @@ from noisystudent.metrics.scores import load_predictions
 from noisystudent.metrics.temperature import scaled
 from noisystudent.report import figures
 from noisystudent.report.figures import finite
-from noisystudent.report.read import SETS, Model, Run
+from noisystudent.report.read import SETS, Model, Run, last_student
 from noisystudent.report.robustness import dumbbells
 
 WORST_PAIRS = 8
@@ -42,7 +42,7 @@ def predicted(
     ready = [m for m in run.models if name in m.predictions]
     if not ready:
         return {"reliability": None, "confusion": None, "mistakes": mistakes}
-    last = next((m for m in reversed(ready) if m.role == "student"), ready[-1])
+    last = last_student(ready) or ready[-1]
     shown = [m for m in ready if m.role != "student" and m is not last] + [last]
     curves: list[tuple[Model, Reliability]] = []
     shares: list[tuple[Model, NDArray[np.float64]]] = []
@@ -98,15 +98,10 @@ def _gains(
         order = order[: MOST_GAINS // 2] + order[-MOST_GAINS // 2 :]
     if not order:
         return None
-    # A class name may occur twice, so rows are named by number until the end.
+    # A class name may occur twice, so rows are named by number. Accuracies are far from 0.
     series = [(model, {str(k): float(own[k]) for k in order}) for model, own in (student, *rivals)]
-    figure = dumbbells([str(k) for k in order], series, "accuracy of the class")
-    ticks = [figures.label(names[k]) for k in order]
-    for trace in figure["data"][1:]:
-        trace["text"] = ticks
-    figure["layout"]["yaxis"]["ticktext"] = ticks
-    del figure["layout"]["xaxis"]["rangemode"]  # accuracies are far from 0
-    plots["gains"] = figure
+    rows, texts = [str(k) for k in order], [names[k] for k in order]
+    plots["gains"] = dumbbells(rows, series, "accuracy of the class", texts=texts, from_zero=False)
     best, worst = order[0], order[-1]
     return {
         "rival": rivals[0][0],

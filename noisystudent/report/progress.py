@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisystudent.errors import RunError, first_line
+from noisystudent.recipes.overrides import flat
 from noisystudent.report.read import Iteration, Run
 from noisystudent.run.rundir import RunDir
 
@@ -94,7 +95,7 @@ def changes(run: Run) -> list[dict[str, Any]]:
     ready = [each for each in run.iterations if each.selection_file is not None]
     for before, now in pairwise(ready):
         first, second = (
-            dict(_flat(run.students[each.index - 1])) if each.index <= len(run.students) else {}
+            dict(flat(run.students[each.index - 1])) if each.index <= len(run.students) else {}
             for each in (before, now)
         )
         rows = [
@@ -104,15 +105,6 @@ def changes(run: Run) -> list[dict[str, Any]]:
         ]
         compared.append({"index": now.index, "fields": rows, **_moved(before, now)})
     return compared
-
-
-def _flat(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of each field of a nested mapping."""
-    for name, value in fields.items() if isinstance(fields, Mapping) else ():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,11 @@ class Run:
     def models(self) -> tuple[Model, ...]:
         """All models in the order of training."""
         return tuple(model for iteration in self.iterations for model in iteration.models)
+
+
+def last_student(models: Sequence[Model]) -> Model | None:
+    """The last student among models in the order of a run; None if there is none."""
+    return next((model for model in reversed(models) if model.role == "student"), None)
 
 
 def read_run(run: RunDir) -> Run:

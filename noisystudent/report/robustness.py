@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from noisystudent.report.figures import COLORS, Figure, finite, label
-from noisystudent.report.read import Model, Run
+from noisystudent.report.read import Model, Run, last_student
 from noisystudent.run.rundir import CONTROLS
 
 Section = dict[str, Any]
@@ -79,8 +79,8 @@ def robustness(run: Run, plots: dict[str, Figure]) -> Section | None:
         "images": _at(models[-1].robustness, ("images",)),
         "sides": sorted({int(side) for m in models if (side := _at(m.robustness, ("constants",)))}),
         "tests": tests,
-        "student": _last_student(models),
-        "differences": _differences(_last_student(models)),
+        "student": last_student(models),
+        "differences": _differences(last_student(models)),
         "level": (run.verdict or {}).get("level"),
         "corruptions": _corruptions(models, plots),
         "perturbations": _perturbations(models, plots),
@@ -202,7 +202,12 @@ def _perturbations(models: Sequence[Model], plots: dict[str, Figure]) -> Section
 
 
 def dumbbells(
-    names: Sequence[str], series: Sequence[tuple[Model, Mapping[str, float | None]]], title: str
+    names: Sequence[str],
+    series: Sequence[tuple[Model, Mapping[str, float | None]]],
+    title: str,
+    *,
+    texts: Sequence[str] | None = None,
+    from_zero: bool = True,
 ) -> Figure:
     """Figure with a row for each name: a mark for each model's share, and a line between the marks.
 
@@ -210,23 +215,13 @@ def dumbbells(
         names: corruptions or perturbations, from top to bottom.
         series: each model with its shares by name.
         title: title of the horizontal axis.
+        texts: what is written for each name, where names are not for people.
+        from_zero: whether the axis begins at 0.
     """
     positions = list(range(len(names)))
-    # (models, names), and for each name the values that exist.
-    values = [[finite(own.get(name)) for name in names] for _, own in series]
-    spans = [[v for v in at if v is not None] for at in zip(*values, strict=True)]
-    traces: list[Figure] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            # All lines are one trace. A None ends a line.
-            "x": [x for span in spans for x in (min(span, default=None), max(span, default=None), None)],
-            "y": [y for y in positions for _ in range(3)],
-            "line": {"color": "--quiet", "width": 3},
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-    ]
+    shown = [label(text) for text in texts or map(_plain, names)]
+    values = [[finite(own.get(name)) for name in names] for _, own in series]  # (models, names)
+    traces: list[Figure] = [_lines(values)]
     for (model, _), own in zip(series, values, strict=True):
         symbol = "diamond" if model.is_control else "circle"
         traces.append(
@@ -236,18 +231,37 @@ def dumbbells(
                 "name": model.name,
                 "x": own,
                 "y": positions,
-                "text": [label(_plain(name)) for name in names],
+                "text": shown,
                 "marker": {"color": COLORS[model.role], "size": 9, "symbol": symbol},
                 "hovertemplate": "%{text}: %{x:.1%}<extra>%{fullData.name}</extra>",
             }
         )
-    ticks = {"tickvals": positions, "ticktext": [label(_plain(name)) for name in names]}
+    ticks = {"tickvals": positions, "ticktext": shown}
+    span = {"rangemode": "tozero"} if from_zero else {}
     layout = {
         "height": 110 + 24 * len(names),
-        "xaxis": {"title": {"text": title}, "tickformat": ".0%", "rangemode": "tozero", "nticks": 6},
+        "xaxis": {"title": {"text": title}, "tickformat": ".0%", **span, "nticks": 6},
         "yaxis": {**ticks, "range": [len(names) - 0.5, -0.5], "zeroline": False, "showgrid": False},
     }
     return {"data": traces, "layout": layout}
+
+
+def _lines(values: Sequence[Sequence[float | None]]) -> Figure:
+    """Trace of a line for each name, from its smallest to its largest value; a None ends a line.
+
+    Args:
+        values: (models, names).
+    """
+    spans = [[v for v in at if v is not None] for at in zip(*values, strict=True)]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for span in spans for x in (min(span, default=None), max(span, default=None), None)],
+        "y": [y for y in range(len(spans)) for _ in range(3)],
+        "line": {"color": "--quiet", "width": 3},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def _pair(models: Iterable[Model], test: str) -> list[Model]:
@@ -257,10 +271,6 @@ def _pair(models: Iterable[Model], test: str) -> list[Model]:
     """
     ready = {model.role: model for model in models if model.robustness.get(test)}
     return [ready[role] for role in ("student", *CONTROLS.values(), "teacher") if role in ready][:2]
-
-
-def _last_student(models: Iterable[Model]) -> Model | None:
-    return next((model for model in reversed(list(models)) if model.role == "student"), None)
 
 
 def _at(record: Any, path: Iterable[str]) -> float | None:

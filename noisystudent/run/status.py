@@ -11,7 +11,7 @@ from noisystudent.errors import InputError
 from noisystudent.run.graph import Graph
 from noisystudent.run.lock import is_locked
 from noisystudent.run.record import read_record, records
-from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.run.rundir import ModelDir, RunDir, model_name
 from noisystudent.run.stages import Status, state
 
 _TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last lines
@@ -69,7 +69,7 @@ def scores(run: RunDir) -> list[Row]:
     rows: list[Row] = []
     for line in run.metrics.read_text(encoding="utf-8").splitlines():
         result = json.loads(line)
-        name = result["model"] if result["iteration"] == 0 else f"{result['model']}-{result['iteration']}"
+        name = model_name(result["iteration"], result["model"])
         percent = (f"{result['top1']:.2%}", f"{result['top5']:.2%}")
         rows.append((name, result["set"], *percent, f"{result['nll']:.4f}", f"{result['ece']:.4f}"))
     return rows

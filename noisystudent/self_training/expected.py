@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.metrics import classification
-from noisystudent.metrics.classification import Floats
+from noisystudent.metrics.classification import Floats, Ints
 from noisystudent.metrics.precision import Precision, bins, by_threshold, curve, precision_above
 from noisystudent.records import Selection
 from noisystudent.run.graph import Iteration
@@ -48,10 +48,11 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
         if averaged is None:
             return _chosen(iteration)
         probs, labels, agreement = averaged
-    confidence, right = probs.max(axis=1), classification.correct(probs, labels)
-    kept = selection_summary(Selection(iteration.selection.path, len(context.dataset.classes)))
+    label, confidence = probs.argmax(axis=1), probs.max(axis=1)
+    right, num_classes = classification.correct(probs, labels), len(context.dataset.classes)
+    kept = selection_summary(Selection(iteration.selection.path, num_classes))
     least = [np.inf if row["kept"] == 0 else row["min_confidence"] for row in kept["classes"]]
-    threshold = np.array(least)[probs.argmax(axis=1)]
+    threshold = np.array(least)[label]
     excluded = confidence > selection.max_confidence
     if agreement is not None and len(teachers.members) > 1:
         excluded |= too_few_agree(agreement, selection.agreement)
@@ -59,15 +60,14 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
     estimated = precision_above(confidence, right, threshold)
     counts = {"images": estimated.images, "kept": estimated.kept, "right": estimated.right}
     content = {"source": source, **counts, "curve": curve(confidence, right)}
-    content["bins"] = _bins(probs[~excluded], right[~excluded])
+    content["bins"] = _bins(label[~excluded], confidence[~excluded], right[~excluded], num_classes)
     return {_RESULT: content, **_chosen(iteration)}
 
 
-def _bins(probs: Floats, right: NDArray[np.bool_]) -> list[list[int]]:
+def _bins(label: Ints, confidence: Floats, right: NDArray[np.bool_], num_classes: int) -> list[list[int]]:
     """Rows [class, column of `precision.bins`, images, right ones] of the columns that have images."""
-    label, confidence = probs.argmax(axis=1), probs.max(axis=1)
-    counts = bins(label, confidence, probs.shape[1])
-    hits = bins(label[right], confidence[right], probs.shape[1])
+    counts = bins(label, confidence, num_classes)
+    hits = bins(label[right], confidence[right], num_classes)
     places = np.argwhere(counts)
     rows: list[list[int]] = np.column_stack([places, counts[counts > 0], hits[counts > 0]]).tolist()
     return rows

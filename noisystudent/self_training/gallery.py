@@ -9,13 +9,13 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.prepare import Dataset
 from noisystudent.metrics import classification
 from noisystudent.metrics.classification import Floats, Ints
+from noisystudent.pseudo_label import has_agreement
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.rundir import LabelsDir
 from noisystudent.selection.database import database, parquet
@@ -79,10 +79,10 @@ def _agreement(
     connection: duckdb.DuckDBPyConnection, labels: PseudoLabels, rows: list[int]
 ) -> dict[int, float]:
     """Pool row -> share of the teachers that predict its label; empty if there is one teacher."""
-    parts = LabelsDir(labels.path).parts()
-    if not parts or "agreement" not in pq.read_schema(parts[0]).names:
+    if not has_agreement(labels):
         return {}
-    query = f"SELECT row, agreement FROM {parquet(parts)} WHERE row IN (SELECT unnest($1))"
+    parts = parquet(LabelsDir(labels.path).parts())
+    query = f"SELECT row, agreement FROM {parts} WHERE row IN (SELECT unnest($1))"
     return dict(connection.execute(query, [rows]).fetchall())
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from noisystudent.console import Progress
+from noisystudent.console import Progress, Relay
 from noisystudent.errors import InputError, RunError, did_you_mean, first_line
 from noisystudent.run.rundir import RunDir
 from noisystudent.trackers import mlflow, wandb
@@ -56,7 +56,7 @@ def track(run: str | Path, names: Sequence[str]) -> None:
                 raise RunError(f"{name} does not take {stage.name} ({first_line(error)})") from error
 
 
-class Tracked(Progress):
+class Tracked(Relay):
     """Passes everything on to `progress`, and logs the numbers of each finished stage.
 
     Args:
@@ -70,20 +70,12 @@ class Tracked(Progress):
 
     def __init__(self, progress: Progress, run: Path, names: Sequence[str]) -> None:
         check_trackers(names)
-        super().__init__(progress.stop)
-        self._progress, self._run, self._names = progress, run, names
-
-    def say(self, line: str) -> None:
-        """Print one line."""
-        self._progress.say(line)
-
-    def advance(self, task: str, done: int, total: int) -> None:
-        """Show that `done` of `total` units of `task` are done."""
-        self._progress.advance(task, done, total)
+        super().__init__(progress)
+        self._run, self._names = run, names
 
     def finish(self, record: Path) -> None:
         """Log the numbers of the stage. A tracker that does not answer stops no run: it gets them later."""
-        self._progress.finish(record)
+        super().finish(record)
         try:
             track(self._run, self._names)
         except RunError as error:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisystudent.errors import RunError, first_line
 from noisystudent.run.record import read_record, records
 from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.train import journal
 
 PROJECT = "noisystudent"
 """Name of the project (W&B) or experiment (MLflow) where the user names none."""
@@ -65,9 +64,9 @@ def measured(run: RunDir) -> Iterator[StageMetrics]:
         RunError: a file of the run is damaged.
     """
     for path in records(run):
-        record = read_record(path)
-        lines = read_lines(path)
-        if record is not None and record["status"] == "done" and lines:
+        record = read_record(path) or {}
+        # Only then its lines are read: a training that was killed may have written half of one.
+        if record.get("status") == "done" and (lines := read_lines(path)):
             yield StageMetrics(run, record["name"], record["fingerprint"], lines)
 
 
@@ -78,9 +77,4 @@ def read_lines(record: Path) -> list[dict[str, Any]]:
         RunError: the file is damaged.
     """
     path = ModelDir(record.parent).metrics
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise RunError(f"{path} does not hold measurements ({first_line(error)})") from error
+    return journal.read(path) if path.is_file() else []

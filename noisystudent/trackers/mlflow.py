@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
 
+from noisystudent.recipes.overrides import flat
 from noisystudent.trackers.measured import PROJECT, StageMetrics
 
 _TAG = "noisystudent.stage"
@@ -33,20 +32,9 @@ def log(stage: StageMetrics) -> None:
     metrics = [
         Metric(key, value, now, step) for step, values in stage.points() for key, value in values.items()
     ]
-    params = [Param(key, str(value)) for key, value in _flat(stage.run.read_config())]
+    params = [Param(key, str(value)) for key, value in flat(stage.run.read_config())]
     for start in range(0, len(metrics), _METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
     for start in range(0, len(params), _PARAMS):
         client.log_batch(run_id, params=params[start : start + _PARAMS])
     client.set_terminated(run_id)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of each field; students are numbered from 0 on."""
-    for key, value in content.items():
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -12,7 +12,9 @@ import pytest
 import tiny
 
 from noisystudent import trackers
-from noisystudent.trackers.measured import StageMetrics
+from noisystudent.run.record import read_record, write_record
+from noisystudent.run.rundir import RunDir
+from noisystudent.trackers.measured import StageMetrics, measured
 
 Point = tuple[str, int, str, float]
 """(name of the stage, step, name of the number, number)"""
@@ -131,6 +133,13 @@ def test_what_a_killed_process_had_begun_is_logged_anew(
         trackers.track(run, [name])
     trackers.track(run, [name])
     assert READERS[name](run) == expected(run)
+
+
+def test_a_stage_that_was_killed_within_a_line_hides_no_finished_one(run: Path) -> None:
+    killed = run / STAGES["control-1"]
+    write_record(killed / "stage.json", (read_record(killed / "stage.json") or {}) | {"status": "running"})
+    (killed / "metrics.jsonl").write_text('{"step": 5, "lo')
+    assert [stage.name for stage in measured(RunDir(run))] == ["teacher", "student-1", "judgement"]
 
 
 def logged(capsys: tiny.Capture) -> list[Point]:
