@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisystudent.console import Progress
 from noisystudent.distributed import group
-from noisystudent.embeddings.parts import Features, Layout, Rows, layout_of, new_index, read_index
+from noisystudent.embeddings.parts import Features, Layout, Rows, layout_in, new_index, read_index
 from noisystudent.errors import RunError
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import atomic, remove
@@ -87,7 +87,7 @@ def embed_images(
 
 def _missing(folder: PartsDir, index: PartIndex) -> list[int]:
     """Numbers of the parts that are not in the index."""
-    numbers = range(len(layout_of(index).parts()))
+    numbers = range(len(layout_in(index).parts()))
     return [number for number in numbers if folder.part(number).name not in index.files]
 
 
@@ -161,9 +161,9 @@ def _copy(
 def is_of(folder: PartsDir, content_hash: NDArray[np.uint8]) -> bool:
     """Return True if `folder` has all features of the images with these content hashes (N, 16), in order."""
     index = read_index(folder)
-    if index is None or layout_of(index).rows != len(content_hash):
+    if index is None or layout_in(index).rows != len(content_hash):
         return False
-    names = {folder.part(number).name: rows for number, rows in enumerate(layout_of(index).parts())}
+    names = {folder.part(number).name: rows for number, rows in enumerate(layout_in(index).parts())}
     return all(index.files.get(n, {}).get("images") == _digest(content_hash, r) for n, r in names.items())
 
 
@@ -177,7 +177,7 @@ def _resume(
     folder.path.mkdir(parents=True, exist_ok=True)
     before, kept = read_index(folder), Files()
     # A larger set keeps the parts that it begins with.
-    known = before.files if before is not None and layout_of(before).is_like(layout) else {}
+    known = before.files if before is not None and layout_in(before).is_like(layout) else {}
     again = "its features are computed again"
     for number, rows in enumerate(layout.parts()):
         name = folder.part(number).name

@@ -48,7 +48,7 @@ class Layout:
         return replace(self, rows=other.rows) == other
 
 
-def layout_of(index: PartIndex) -> Layout:
+def layout_in(index: PartIndex) -> Layout:
     """Return what all parts of an index have in common."""
     return _layout(index.about)
 
@@ -86,9 +86,9 @@ class Features:
 
     def __init__(self, folder: PartsDir) -> None:
         index = read_index(folder)
-        if index is None or len(index.files) != len(layout_of(index).parts()):
+        if index is None or len(index.files) != len(layout_in(index).parts()):
             raise RunError(f"{folder.path} has no complete features; compute them again")
-        self._folder, self.layout = folder, layout_of(index)
+        self._folder, self.layout = folder, layout_in(index)
         self._ranges = self.layout.parts()
         self._parts: dict[int, Tensor] = {}  # the mapped ones
 

@@ -21,7 +21,7 @@ from noisystudent.console import Progress
 from noisystudent.data.duplicates import Contents
 from noisystudent.data.imageset import ImageSet
 from noisystudent.embeddings.embed import embed_images, part_rows
-from noisystudent.embeddings.parts import Features, Layout, layout_of, read_index
+from noisystudent.embeddings.parts import Features, Layout, layout_in, read_index
 from noisystudent.errors import InputError
 from noisystudent.inference.images import Images, open_images, scanned, stored_side
 from noisystudent.inference.known import KnownFeatures
@@ -245,7 +245,7 @@ def _check_owner(folder: PartsDir, layout: Layout) -> None:
         raise InputError(
             f"--out {folder.path} holds features, but no readable parts.json; choose a new folder"
         )
-    if index is not None and layout_of(index).about != layout.about:
+    if index is not None and layout_in(index).about != layout.about:
         raise InputError(
             f"--out {folder.path} holds features of another model or of other views; choose another folder"
         )

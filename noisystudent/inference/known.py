@@ -14,7 +14,7 @@ from torch import Tensor
 from noisystudent.data.duplicates import Contents, Hashes
 from noisystudent.data.index import Index
 from noisystudent.embeddings.embed import is_of
-from noisystudent.embeddings.parts import Features, Layout, layout_of, read_index
+from noisystudent.embeddings.parts import Features, Layout, layout_in, read_index
 from noisystudent.run.checksums import problems
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import RECORD, EmbeddingsDir, RunDir
@@ -68,7 +68,7 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None
         for cache in (EmbeddingsDir(path) for path in sorted(run.path.glob("embeddings*"))):
             folders = {name: cache.features(name) for name in _SETS if cache.features(name).index.is_file()}
             indices = {name: read_index(folder) for name, folder in folders.items()}
-            same = all(index is not None and layout_of(index).is_like(layout) for index in indices.values())
+            same = all(index is not None and layout_in(index).is_like(layout) for index in indices.values())
             files = {(about.st_dev, about.st_ino) for about in (os.stat(f.index) for f in folders.values())}
             if not same or files <= seen or not _is_intact(cache.path):
                 continue
