@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from noisystudent.metrics.paired import Comparison, above, below
 from noisystudent.metrics.power import GAIN_WORTH_FINDING, differing, images_needed
+from noisystudent.metrics.reasons import RunFacts
 from noisystudent.run.rundir import CONTROLS
 
 SHORT = {
@@ -17,9 +18,12 @@ SHORT = {
 }
 """Short names of the rivals of the last student."""
 
+AVERAGE = "the average of the first teachers"
+"""What takes the place of the teacher if there were several."""
+
 
 def headline(
-    state: str | None, top1: float, rivals: Mapping[str, Comparison], test: str, level: float
+    state: str | None, top1: float, rivals: Mapping[str, Comparison], facts: RunFacts, level: float
 ) -> list[str]:
     """Return what was shown, the accuracy with its differences, and what to do.
 
@@ -27,13 +31,19 @@ def headline(
         state: of the verdict: improved, unproven, not better, or None without a control.
         top1: accuracy of the last student.
         rivals: the student compared with `teacher` and the controls.
-        test: name of the evaluated set.
+        facts: name of the evaluated set, number of first teachers, and which rival is a linear probe.
         level: confidence level of the comparisons.
     """
-    images = rivals["teacher"]["n"]
-    differences = ", ".join(_difference(rival, f"the {SHORT[name]}", level) for name, rival in rivals.items())
+    images, test = rivals["teacher"]["n"], facts.test
+    names = {name: f"the {short}" for name, short in SHORT.items()}
+    if facts.teachers > 1:
+        names["teacher"] = AVERAGE
+    differences = ", ".join(_difference(rival, names[name], level) for name, rival in rivals.items())
     accuracy = f"The last student gets {100 * top1:.2f} % of {images:,} {test} images: {differences}."
-    return [_opening(state, rivals, level), accuracy, _advice(state, rivals, test, level)]
+    opening = _opening(state, {names[name]: rival for name, rival in rivals.items()}, level)
+    if state == "improved" and facts.probe is not None and rivals[facts.probe]["difference"] <= 0:
+        opening = f"The pool added nothing: {names[facts.probe]} is as good as the student or better."
+    return [opening, accuracy, _advice(state, rivals, test, level)]
 
 
 def decisive(rivals: Mapping[str, Comparison]) -> Comparison:
@@ -42,8 +52,8 @@ def decisive(rivals: Mapping[str, Comparison]) -> Comparison:
 
 
 def _opening(state: str | None, rivals: Mapping[str, Comparison], level: float) -> str:
-    worse = [f"the {SHORT[name]}" for name, rival in rivals.items() if below(rival, level)]
-    open_ = [f"the {SHORT[name]}" for name, rival in rivals.items() if not above(rival, level)]
+    worse = [name for name, rival in rivals.items() if below(rival, level)]
+    open_ = [name for name, rival in rivals.items() if not above(rival, level)]
     if state is None:
         return "No gain is claimed: no control was trained."
     if state == "improved" and open_:

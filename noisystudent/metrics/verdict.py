@@ -9,7 +9,7 @@ from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
 from noisystudent.metrics import classification, reasons
 from noisystudent.metrics.classification import Floats, Ints
-from noisystudent.metrics.headline import SHORT, decisive, headline
+from noisystudent.metrics.headline import AVERAGE, SHORT, decisive, headline
 from noisystudent.metrics.paired import Comparison, above, below, compare
 from noisystudent.metrics.power import GAIN_WORTH_FINDING, POWER, detectable, differing, images_needed
 from noisystudent.metrics.reasons import RunFacts
@@ -18,7 +18,6 @@ from noisystudent.run.rundir import CONTROLS
 State = Literal["improved", "unproven", "not better"]
 
 _COMPUTE, _PROBE = CONTROLS["same_compute"], CONTROLS["linear_probe"]
-_SEVERAL = "the average of the first teachers"
 _RIVALS = {
     "teacher": "the first teacher",
     CONTROLS["same_steps"]: "the control trained only on labels",
@@ -77,7 +76,7 @@ def judge(
         "comparisons": rivals,
         "improved": None if state is None else state == "improved",
         "state": state,
-        "headline": headline(state, top1["student"], rivals, facts.test, config.level),
+        "headline": headline(state, top1["student"], rivals, facts, config.level),
         "sentence": _sentence(state, top1["student"], rivals, facts, config.level),
         "reasons": reasons.find(student, teacher, labels, facts, config.ece_bins)
         + [text for name, rival in rivals.items() for text in _power(name, rival, config.level)],
@@ -112,7 +111,7 @@ def _sentence(
     state: State | None, top1: float, rivals: dict[str, Comparison], facts: RunFacts, level: float
 ) -> str:
     """The main sentence of the verdict, with the differences in percentage points."""
-    test, names = facts.test, _RIVALS | ({"teacher": _SEVERAL} if facts.teachers > 1 else {})
+    test, names = facts.test, _RIVALS | ({"teacher": AVERAGE} if facts.teachers > 1 else {})
     differences = " and ".join(
         f"{100 * rival['difference']:+.2f} percentage points compared with {names[name]} "
         f"({level:.0%} interval {100 * rival['low']:+.2f} to {100 * rival['high']:+.2f}, "

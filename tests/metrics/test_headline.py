@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import FAIR, GOOD, LABELS, POOR, N, Probs, judge, model
+from judged import FACTS, FAIR, GOOD, LABELS, POOR, N, Probs, judge, model
 
 from noisystudent.metrics.power import POWER, images_needed
 
@@ -30,6 +31,19 @@ def test_a_rival_that_is_not_surpassed_is_named() -> None:
     found = judge(GOOD, POOR, FAIR, same_compute=GOOD)
     assert found["state"] == "improved"
     assert found["headline"][0].endswith("not shown to be better than the control of the same compute.")
+
+
+def test_a_linear_probe_that_is_as_good_is_said_first_as_in_the_sentence() -> None:
+    found = judge(GOOD, POOR, FAIR, linear_probe=GOOD)
+    assert found["state"] == "improved"
+    assert found["headline"][0].startswith("The pool added nothing: the linear probe")
+    assert "the pool added nothing" in found["sentence"]
+
+
+def test_several_first_teachers_are_compared_by_their_average() -> None:
+    found = judge(GOOD, POOR, FAIR, facts=dataclasses.replace(FACTS, teachers=2))
+    assert "above the average of the first teachers (significant)" in found["headline"][1]
+    assert "the teacher" not in " ".join(found["headline"])
 
 
 @settings(max_examples=30, deadline=None)
