@@ -277,6 +277,7 @@ def stop_when(path: Path, done: threading.Event) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_resumed_equal_one(
     ablated: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -93,7 +93,7 @@ class Call:
     ("number", "group"),
     [
         (signal.SIGTERM, True),
-        (signal.SIGHUP, False),
+        pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),

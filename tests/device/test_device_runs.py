@@ -31,7 +31,17 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
+# The others take long.
+FAST = ("resident", "moving average as teacher, growing", "streamed")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=[] if name in FAST else [pytest.mark.slow])
+        for name, changes in RUNS.items()
+    ],
+)
 def test_a_run_on_a_gpu(
     gpu: Gpu, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:

@@ -119,7 +119,9 @@ def test_identical_images_are_computed_once(tmp_path: Path) -> None:
     assert torch.equal(features(np.arange(21), 2), values(WITH_COPIES)[2].half().float())
 
 
-@pytest.mark.parametrize("contents", [DISTINCT, WITH_COPIES], ids=["distinct", "with copies"])
+@pytest.mark.parametrize(
+    "contents", [pytest.param(DISTINCT, marks=pytest.mark.slow), WITH_COPIES], ids=["distinct", "with copies"]
+)
 @pytest.mark.parametrize("stop", [0, 2, 4, 6])
 def test_killed_and_resumed_is_uninterrupted_byte_for_byte(tmp_path: Path, contents: Rows, stop: int) -> None:
     embed(contents, tmp_path / "straight")

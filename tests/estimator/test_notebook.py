@@ -23,7 +23,11 @@ model.fit({labeled!r}, val={val!r});
 
 
 @pytest.mark.filterwarnings("ignore")  # of zmq and of asyncio
-@pytest.mark.parametrize("without", ["", 'sys.modules["ipywidgets"] = None'], ids=["widgets", "no widgets"])
+@pytest.mark.parametrize(
+    "without",
+    ["", pytest.param('sys.modules["ipywidgets"] = None', marks=pytest.mark.slow)],
+    ids=["widgets", "no widgets"],
+)
 def test_a_bar_moves_and_the_report_is_inline(without: str, images: Path, tmp_path: Path) -> None:
     import nbformat
 

@@ -97,6 +97,7 @@ def prepared(model: nn.Module, progress: Remembered, images: int = WORTH_COMPILI
     return predictor(model, batch_size=BATCH).prepared(images, progress=progress)[0]
 
 
+@pytest.mark.slow
 def test_whole_batches_are_compiled_and_agree() -> None:
     model, progress = network(), Remembered()
     fast, eager = prepared(model, progress), predictor(model)

@@ -218,6 +218,7 @@ def test_the_page_has_the_table(size: str) -> None:
     assert f"| {' | '.join(cells)} |" in PAGE.read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.slow
 def test_the_page_prints_what_it_says() -> None:
     failed, tried = doctest.testfile(str(PAGE), module_relative=False, verbose=False)
     assert tried > 5 and failed == 0

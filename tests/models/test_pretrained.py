@@ -145,6 +145,7 @@ def test_a_signal_ends_a_download_that_hangs(hub: Hub, behaviour: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to find the process of the download")
+@pytest.mark.slow
 def test_a_download_does_not_outlive_a_killed_parent(hub: Hub) -> None:
     hub.behaviour = "stops"
     code = (

@@ -37,7 +37,7 @@ MILLIONS = dict(  # published
     b0=5.29, b1=7.79, b2=9.11, b3=12.23, b4=19.34, b5=30.39, b6=43.04, b7=66.35, l0=140, l1=273, l2=480.31
 )
 BILLIONS = dict(b0=0.39, b1=0.70, b2=1.0, b3=1.8, b4=4.2, b5=9.9, b6=19, b7=37)  # Tan and Le, table 2
-FEW, MANY = (settings(max_examples=count, deadline=None) for count in (12, 100))
+FEW, MANY = (settings(max_examples=count, deadline=None) for count in (8, 40))
 SMALL = [scaled for scaled in efficientnets() if scaled.width <= 1.2][::25]
 
 

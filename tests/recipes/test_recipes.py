@@ -102,6 +102,7 @@ def test_svhn_is_the_authors_published_run() -> None:
         assert (augment.randaugment, augment.cutout) == ("rand-m5-n2", 16)
 
 
+@pytest.mark.slow
 def test_the_papers_run_takes_steps_at_a_tiny_size(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

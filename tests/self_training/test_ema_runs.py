@@ -34,7 +34,7 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, text.splitlines()) if "loss" in line]
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("hard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_average_that_never_moves_gives_the_training_of_the_stored_labels(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard: bool
 ) -> None:
@@ -62,7 +62,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "fields", [FREEMATCH, FREEMATCH | PHASES, EMA | {"student.pseudo_label.ema_start": 0.5}]
+    "fields",
+    [
+        FREEMATCH | PHASES,
+        pytest.param(FREEMATCH, marks=pytest.mark.slow),
+        pytest.param(EMA | {"student.pseudo_label.ema_start": 0.5}, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("kills", [(6,), pytest.param((7, 11), marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_uninterrupted(

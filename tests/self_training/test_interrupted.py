@@ -155,7 +155,11 @@ def kill_at(command: tuple[object, ...], out: Path, moments: list[tuple[str, str
     assert attempt(command, out, after(300)) == 0
 
 
-@pytest.mark.parametrize("moments", [WITHIN, BETWEEN], ids=["within stages", "between stages"])
+@pytest.mark.parametrize(
+    "moments",
+    [pytest.param(WITHIN, marks=pytest.mark.slow), BETWEEN],
+    ids=["within stages", "between stages"],
+)
 def test_killed_in_every_stage(
     command: tuple[object, ...], out: Path, finished: Path, moments: list[tuple[str, str]]
 ) -> None:

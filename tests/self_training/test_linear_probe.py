@@ -122,6 +122,7 @@ class _Interrupted(tiny.Remembered):
             raise Killed
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_uninterrupted(given: Config, out: Path, tmp_path: Path) -> None:
     for task, at in (("embeddings of val", 1), ("control-probe-1", 50)):
         with pytest.raises(Killed):

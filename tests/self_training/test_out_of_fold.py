@@ -152,6 +152,7 @@ def test_choose_false_keeps_the_given_values(many: Path, run: tuple[Path, list[s
     assert "chosen" not in record and record["precision"]["source"] == "out of fold"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(
     many: Path, run: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
