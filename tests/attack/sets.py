@@ -136,6 +136,18 @@ CONFIGURATIONS = {
     "arrays, labelled on the fly": Configuration(
         write_npz, _changed(("student.pseudo_label.on_the_fly", True), ("student.init", "teacher"))
     ),
+    "cached features, two students": Configuration(
+        write_folder, _changed(("teacher.train.features", True), ("teacher.train.lr", 1.0), ("students", 2))
+    ),
+    "folds, moving average as teacher": Configuration(
+        write_parquet,
+        _changed(
+            ("folds", 3), ("student.pseudo_label.teacher", "ema"), ("student.pseudo_label.ema_adaptive", True)
+        ),
+    ),
+    "two first teachers": Configuration(
+        write_tar, _changed(("teachers", [{}, {"model": {"name": "wrn10_1"}}]))
+    ),
 }
 
 
