@@ -81,14 +81,24 @@ class IndexedDir:
     path: Path
     suffix: ClassVar[str]
     index = _Child("parts.json")  # what the parts have in common, and their checksums
+    leases = _Child(".leases.partial")  # folder of the leases of parts that are being made
 
     def index_of(self, rank: int) -> Path:
         """Path of the index of the parts that one of several processes has made, until all are made."""
         return self.path / f"parts.rank-{rank}.json" if rank else self.index
 
     def indices(self) -> list[Path]:
-        """Return the existing paths of `index_of`, that of process 0 first."""
-        return sorted([*self.path.glob("parts.json"), *self.path.glob("parts.rank-*.json")])
+        """Return the existing indices: parts.json first, then those of single processes."""
+        first, others = self.path.glob("parts.json"), self.path.glob("parts.rank-*.json")
+        return [*first, *sorted(others), *sorted(self.path.glob(".parts-*.partial/parts.json"))]
+
+    def own(self, name: str) -> IndexedDir:
+        """Folder of what one of several processes writes until all parts are made: a part and its index."""
+        return type(self)(self.path / f".parts-{name}.partial")
+
+    def temporary(self) -> list[Path]:
+        """Return the existing folders of `own`, and that of the leases."""
+        return [*self.path.glob(".parts-*.partial"), *self.path.glob(self.leases.name)]
 
     def part(self, index: int) -> Path:
         """Path of part `index`."""

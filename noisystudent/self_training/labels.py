@@ -37,50 +37,46 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
         RunError: the logits are not finite, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    write = partial(_write_labels, context, stage)
-
-    def work() -> dict[str, object] | None:
-        if teachers.single is not None:
-            model, views = labeler(predictor_of_sets(teachers.single), teachers.single, config)
-            model = model.limited(config.batch_size)
-            limited = replace(config, batch_size=model.size)
-            write(limited, partial(model.prepared, progress=context.progress), views)
-            return None
-        joint, streams = joint_predictor(context, teachers, config)
-        write(
-            replace(config, batch_size=joint.batch_size),
-            partial(joint.prepared, progress=context.progress),
-            partial(joint_batches, streams),
-            voters=len(joint.members),
-        )
-        return {"weights": list(teachers.weights)}
-
-    run_stage(stage, work, context.progress, shared=True)
+    write = partial(write_labels, context, stage, teachers, config)
+    run_stage(stage, write, context.progress, shared=True)
     release_memory()
 
 
-def _write_labels(
+def write_labels(
     context: Context,
     stage: Stage,
+    teachers: Teachers,
     config: PseudoLabelConfig,
-    prepare: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]],
-    images: Callable[[Iterator[Rows]], Iterator[Any]],
-    *,
-    voters: int = 1,
-) -> None:
-    pool = context.dataset.pool
+    join: Callable[[], object] | None = None,
+) -> dict[str, object] | None:
+    """Label the pool as the work of the stage; returns what its record has. `join`: see `label_images`."""
+    pool, voters = context.dataset.pool, 1
+    images: Callable[[Iterator[Rows]], Iterator[Any]]
+    prepare: Callable[..., Any]
+    if teachers.single is not None:
+        model, images = labeler(predictor_of_sets(teachers.single), teachers.single, config)
+        model = model.limited(config.batch_size)
+        prepare, size = model.prepared, model.size
+    else:
+        joint, streams = joint_predictor(context, teachers, config)
+        images, voters = partial(joint_batches, streams), len(joint.members)
+        prepare, size = joint.prepared, joint.batch_size
+    prepared: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]]
+    prepared = partial(prepare, progress=context.progress)
     label_images(
-        prepare,
+        prepared,
         images,
         pool.ids,
         pool.content_hash,
         num_classes=len(context.dataset.classes),
-        config=config,
+        config=replace(config, batch_size=size),
         out=stage.path,
         task=stage.name,
         progress=context.progress,
         voters=voters,
+        join=join,
     )
+    return None if teachers.single is not None else {"weights": list(teachers.weights)}
 
 
 def online_teacher(context: Context, teachers: Teachers, config: PseudoLabelConfig) -> OnlineTeacher:
