@@ -7,17 +7,21 @@ import os
 import platform
 import secrets
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.run.files import remove
 
 BEAT = 5.0
 """Seconds between two signs of life of a process that holds leases."""
+_POLL = 0.2  # seconds between two attempts to have a unit
 _BEATS = 12  # without a sign of life after which the process counts as dead
 _RELEASED = (0, 0)  # access and modification time of a lease that was given back
 
@@ -98,6 +102,27 @@ class Leases:
         with self._lock:
             del self._held[unit]
 
+    @contextmanager
+    def hold(self, unit: str, progress: Progress) -> Iterator[None]:
+        """Have a unit during the block, after waiting for it if need be.
+
+        Raises:
+            RunError: the lease cannot be written.
+            Stopped: a signal came.
+        """
+        while not self.claim(unit):
+            progress.check()
+            time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            self.release(unit)
+
+    def now(self) -> float:
+        """Time of the file system in seconds: that of a file which is written now. A lease was taken before."""
+        self._clock.touch()
+        return self._clock.stat().st_mtime
+
     def _make(self, path: Path) -> bool:
         """Make a lease of this process; False if the file exists."""
         try:
@@ -115,8 +140,7 @@ class Leases:
             modified, text = os.fstat(file.fileno()).st_mtime, file.read()
         if modified == _RELEASED[1] or _is_gone(text):
             return False
-        self._clock.touch()
-        return self._clock.stat().st_mtime - modified < _BEATS * self._beat
+        return self.now() - modified < _BEATS * self._beat
 
     def _renew(self) -> None:
         while not self._ended.wait(self._beat):

@@ -81,7 +81,9 @@ class IndexedDir:
     path: Path
     suffix: ClassVar[str]
     index = _Child("parts.json")  # what the parts have in common, and their checksums
-    leases = _Child(".leases.partial")  # folder of the leases of parts that are being made
+    shared = _Child(
+        ".shared.partial"
+    )  # leases of the parts, and a folder of each process, until all are made
 
     def index_of(self, rank: int) -> Path:
         """Path of the index of the parts that one of several processes has made, until all are made."""
@@ -89,16 +91,8 @@ class IndexedDir:
 
     def indices(self) -> list[Path]:
         """Return the existing indices: parts.json first, then those of single processes."""
-        first, others = self.path.glob("parts.json"), self.path.glob("parts.rank-*.json")
-        return [*first, *sorted(others), *sorted(self.path.glob(".parts-*.partial/parts.json"))]
-
-    def own(self, name: str) -> IndexedDir:
-        """Folder of what one of several processes writes until all parts are made: a part and its index."""
-        return type(self)(self.path / f".parts-{name}.partial")
-
-    def temporary(self) -> list[Path]:
-        """Return the existing folders of `own`, and that of the leases."""
-        return [*self.path.glob(".parts-*.partial"), *self.path.glob(self.leases.name)]
+        patterns = ("parts.json", "parts.rank-*.json", f"{self.shared.name}/*/parts.json")
+        return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
 
     def part(self, index: int) -> Path:
         """Path of part `index`."""
@@ -172,17 +166,12 @@ class IterationDir:
         pool = [self.filter_labels / RECORD, self.labels / RECORD, self.selection_record]
         records = [
             *_records(before),
-            _record(self.out_of_fold),
+            self.out_of_fold.with_suffix(f".{RECORD}"),
             *_records(teachers),
             *pool,
             *_records(after),
         ]
         return [path for path in records if path.is_file()]
-
-
-def _record(file: Path) -> Path:
-    """Record of a stage whose output is a file."""
-    return file.with_suffix(f".{RECORD}")
 
 
 def _records(models: list[ModelDir]) -> list[Path]:

@@ -44,11 +44,12 @@ class SharedParts:
         self, folder: IndexedDir, about: Mapping[str, Any], check: Callable[[Mapping[str, Any]], object]
     ) -> None:
         self._folder, self._about, self._check = folder, about, check
-        self._own, self._files = folder.own(secrets.token_hex(8)), Files()
-        self._leases = Leases(folder.leases)
+        self._own, self._files = type(folder)(folder.shared / secrets.token_hex(8)), Files()
+        self._leases = Leases(folder.shared)
 
     def __enter__(self) -> SharedParts:
         try:
+            self._folder.shared.mkdir(exist_ok=True)
             self._own.path.mkdir()
         except OSError as error:
             raise self._error(error) from error
@@ -61,6 +62,8 @@ class SharedParts:
         self._leases.__exit__(kind, error, trace)
         if not self._files:
             shutil.rmtree(self._own.path, ignore_errors=True)  # it is temporary
+            with suppress(OSError):  # others need it
+                self._folder.shared.rmdir()
 
     def claim(self, part: Path) -> bool:
         """Return True if this process shall make a part: it does not exist, and no living process makes it.
@@ -130,8 +133,7 @@ class SharedParts:
             # Another process that found all parts has deleted the own folder, after it had written the same.
             if not isinstance(error, FileNotFoundError) or set(names) - _written(self._folder.index):
                 raise self._error(error) from error
-        for folder in self._folder.temporary():
-            shutil.rmtree(folder, ignore_errors=True)  # another process may be deleting it, too
+        shutil.rmtree(self._folder.shared, ignore_errors=True)  # another process may be deleting it, too
 
     def _write(self, index: Path, files: Files) -> None:
         """Write an index by way of the own folder."""

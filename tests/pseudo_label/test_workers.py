@@ -110,7 +110,7 @@ def test_the_first_version_of_a_part_stays_and_has_its_checksum(
     part = folder.part(0)
     with shared(folder) as slow, shared(folder) as quick:
         assert slow.claim(part) and not quick.claim(part)
-        os.utime(folder.leases / "part-00000.0", (1, 1))
+        os.utime(folder.shared / "part-00000.0", (1, 1))
         assert quick.claim(part)
         quick.publish(part, lambda path: path.write_text("quick"))
         slow.publish(part, lambda path: path.write_text("slower"))
