@@ -22,9 +22,9 @@ def share(
 ) -> dict[str, str]:
     """Make the runs that no other worker makes, one at a time, until every run is done or has failed.
 
-    The units of work are stages, so that each is made once: a worker claims all stages that a run still needs,
-    or looks for another run. If it dies, another worker goes on with its run. A run that fails is not tried
-    again by the workers that were started before.
+    The units of work are stages, so that each is made once: a worker claims all stages that a run still
+    needs, or looks for another run. If it dies, another worker goes on with its run. A run that fails is not
+    tried again by the workers that were started before.
 
     Args:
         runs: runs to make, in the order in which they should start.

@@ -78,8 +78,8 @@ def ablate(
         raise InputError(f"--processes is {settings.processes}; it must be at least 1")
     if settings.worker and settings.processes > 1:
         raise InputError(
-            f"--processes is {settings.processes}, and --worker is given; start more workers instead, each makes"
-            " one run at a time"
+            f"--processes is {settings.processes}, and --worker is given; start more workers instead, each of"
+            " which makes one run at a time"
         )
     sets = {part.name: list(getattr(images, part.name)) for part in dataclasses.fields(images)}
     device = [("device", settings.device)] if settings.device is not None else []

@@ -119,7 +119,7 @@ class Leases:
             self.release(unit)
 
     def now(self) -> float:
-        """Time of the file system in seconds: that of a file which is written now. A lease was taken before."""
+        """Time of the file system in seconds: that of a file that is written now. It needs a lease before."""
         self._clock.touch()
         return self._clock.stat().st_mtime
 
