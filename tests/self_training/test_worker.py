@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
-from processes import _start_server
+from processes import _start_server, free_port
 from tiny import Capture
 
 from noisystudent import self_training
@@ -86,6 +89,34 @@ def test_wrong_calls_of_a_worker(finished: Path, images: Path, tmp_path: Path, c
     assert "is not a run directory" in tiny.refused(capsys, 2, "label", tmp_path / "none", "--worker")
     assert "--out is missing" in tiny.refused(capsys, 2, "label", finished, "--unlabeled", images / "pool")
     assert "--unlabeled is missing" in tiny.refused(capsys, 2, "label", finished, "--out", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit_make_the_labels_of_a_run(finished: Path, labeling: Path, tmp_path: Path) -> None:
+    """Its executor for one machine starts each job as a process of its own, as an array of SLURM does."""
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
+    executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
+    executor.update_parameters(timeout_min=10)
+    command = [sys.executable, "-m", "noisystudent", "label", str(labeling), "--worker"]
+    jobs = [executor.submit(submitit.helpers.CommandFunction(command)) for _ in range(3)]
+    jobs[0].cancel()
+    assert all("every part is labelled" in job.result() for job in jobs[1:])
+    assert labels(labeling) == labels(finished)
+
+
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_label_as_one_process(
+    images: Path, finished: Path, labeling: Path, tmp_path: Path
+) -> None:
+    """As examples/cluster/slurm-run-nodes.sbatch starts them; both nodes are this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--max-restarts=0", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+    command += ["--rdzv-id=1", "--local-addr=localhost", "-m", "noisystudent", "run", "--out", str(labeling)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    nodes = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [node.wait(400) for node in nodes] == [0, 0]
+    assert labels(labeling) == labels(finished)
+    assert (labeling / "verdict.json").is_file()
 
 
 @pytest.mark.slow
