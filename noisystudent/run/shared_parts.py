@@ -71,7 +71,9 @@ class SharedParts:
         Raises:
             RunError: the lease cannot be written.
         """
-        if part.exists() or not self._leases.claim(part.stem):
+        if part.exists() or not self._own.path.is_dir():  # moved away: no leases among parts of other inputs
+            return False
+        if not self._leases.claim(part.stem):
             return False
         if part.exists():  # it was published before the lease could be taken
             self._leases.end(part.stem)

@@ -50,33 +50,47 @@ def write_labels(
     join: Callable[[], object] | None = None,
 ) -> dict[str, object] | None:
     """Label the pool as the work of the stage; returns what its record has. `join`: see `label_images`."""
-    pool, voters = context.dataset.pool, 1
-    images: Callable[[Iterator[Rows]], Iterator[Any]]
-    prepare: Callable[..., Any]
+    write = partial(_write_labels, context, stage, join=join)
     if teachers.single is not None:
-        model, images = labeler(predictor_of_sets(teachers.single), teachers.single, config)
+        model, views = labeler(predictor_of_sets(teachers.single), teachers.single, config)
         model = model.limited(config.batch_size)
-        prepare, size = model.prepared, model.size
-    else:
-        joint, streams = joint_predictor(context, teachers, config)
-        images, voters = partial(joint_batches, streams), len(joint.members)
-        prepare, size = joint.prepared, joint.batch_size
-    prepared: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]]
-    prepared = partial(prepare, progress=context.progress)
+        limited = replace(config, batch_size=model.size)
+        write(limited, partial(model.prepared, progress=context.progress), views)
+        return None
+    joint, streams = joint_predictor(context, teachers, config)
+    write(
+        replace(config, batch_size=joint.batch_size),
+        partial(joint.prepared, progress=context.progress),
+        partial(joint_batches, streams),
+        voters=len(joint.members),
+    )
+    return {"weights": list(teachers.weights)}
+
+
+def _write_labels(
+    context: Context,
+    stage: Stage,
+    config: PseudoLabelConfig,
+    prepare: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]],
+    images: Callable[[Iterator[Rows]], Iterator[Any]],
+    *,
+    join: Callable[[], object] | None,
+    voters: int = 1,
+) -> None:
+    pool = context.dataset.pool
     label_images(
-        prepared,
+        prepare,
         images,
         pool.ids,
         pool.content_hash,
         num_classes=len(context.dataset.classes),
-        config=replace(config, batch_size=size),
+        config=config,
         out=stage.path,
         task=stage.name,
         progress=context.progress,
         voters=voters,
         join=join,
     )
-    return None if teachers.single is not None else {"weights": list(teachers.weights)}
 
 
 def online_teacher(context: Context, teachers: Teachers, config: PseudoLabelConfig) -> OnlineTeacher:

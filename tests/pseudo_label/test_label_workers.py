@@ -150,6 +150,7 @@ def test_nothing_is_published_into_a_folder_of_other_inputs(folder: LabelsDir, t
         folder.path.mkdir()
         with pytest.raises(RunError, match="was moved away"):
             old.publish(part, lambda path: path.write_text("of other inputs"))
+        assert not old.claim(folder.part(1))
         with pytest.raises(RunError, match="was moved away"):
             old.wait(part, Progress())
     assert list(folder.path.iterdir()) == []
