@@ -11,6 +11,7 @@ from noisystudent.ablation.matrix import Matrix
 from noisystudent.ablation.output import LOG, write
 from noisystudent.ablation.runs import Library, Run, attempt
 from noisystudent.ablation.table import summary
+from noisystudent.ablation.workers import share
 from noisystudent.config import DataConfig
 from noisystudent.console import Logged, Progress
 from noisystudent.data.sources import listing_fingerprint, open_sources
@@ -25,7 +26,13 @@ OnEnd = Callable[[Run, str | None], None]
 
 
 def study(
-    matrix: Matrix, out: Path, *, processes: int, command: str, progress: Progress | None = None
+    matrix: Matrix,
+    out: Path,
+    *,
+    processes: int,
+    command: str,
+    worker: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make all runs of `matrix` in `out`. A second call makes only what is missing, failed or changed.
 
@@ -35,6 +42,7 @@ def study(
             all labels are in the folder `ceilings` beside it, where other ablations find them.
         processes: number of runs at a time.
         command: command line of this call, for the page.
+        worker: share the runs with other calls that have this, see `workers.share`.
         progress: receives the lines and bars of all runs.
 
     Returns:
@@ -44,11 +52,11 @@ def study(
         InputError: images do not exist, or `out` or `ceilings` is in use or holds other files.
         Stopped: a signal came. Finished stages stay on disk.
     """
-    with lock(out, "study"):
+    with lock(out, "study", shared=worker):
         progress = Logged(progress or Progress(), out / LOG)
         progress.say(f"ablation: {out}")
         if matrix.oracle is not None:
-            with lock(_ceilings(out), "ceilings"):  # refuses a folder of the user
+            with lock(_ceilings(out), "ceilings", shared=worker):  # refuses a folder of the user
                 pass
         runs = plan(matrix, out)
         progress.say(_announcement(matrix, runs))
@@ -57,20 +65,24 @@ def study(
                 progress.say(f"{run.name}: in {run.folder.path}{', done before' if run.done else ''}")
         failed: dict[str, str] = {}
 
+        def write_table(failed: dict[str, str]) -> dict[str, Any]:
+            content = summary(matrix, runs, failed, command)
+            write(content, out)
+            return content
+
         # Also called for each run of another process, so the table is always up to date.
         def on_end(run: Run, reason: str | None) -> None:
             if reason is not None:
                 failed[run.name] = reason
-            write(summary(matrix, runs, failed, command), out)
+            write_table(failed)
 
         # The table also has the cells that are not run now: an earlier call may have finished them.
-        chosen = matrix.chosen()
-        run_all(
-            [run for run in runs if run.name in chosen], out, on_end, processes=processes, progress=progress
-        )
-        content = summary(matrix, runs, failed, command)
-        write(content, out)
-    return content
+        names = matrix.chosen()
+        chosen = [run for run in runs if run.name in names]
+        if worker:
+            return summary(matrix, runs, share(chosen, out, write_table, progress), command)
+        run_all(chosen, out, on_end, processes=processes, progress=progress)
+        return write_table(failed)
 
 
 def plan(matrix: Matrix, out: Path) -> list[Run]:

@@ -42,6 +42,14 @@ class Settings:
         Parameter(help="Run only these cells.", consume_multiple=True, negative=(), show_default=False),
     ] = ()
     processes: Annotated[int, Parameter(help="Number of runs at a time; they share cores and GPUs.")] = 1
+    worker: Annotated[
+        bool,
+        Parameter(
+            help="Share the runs with all calls that have this flag, on any machines that share --out: each"
+            " stage is made by one of them, and what one that died has begun by another.",
+            negative=(),
+        ),
+    ] = False
     all_labels: Annotated[
         Folders,
         Parameter(help="Labelled and pool images with their true labels, for a run on all labels."),
@@ -68,6 +76,11 @@ def ablate(
 
     if settings.processes < 1:
         raise InputError(f"--processes is {settings.processes}; it must be at least 1")
+    if settings.worker and settings.processes > 1:
+        raise InputError(
+            f"--processes is {settings.processes}, and --worker is given; start more workers instead, each of"
+            " which makes one run at a time"
+        )
     sets = {part.name: list(getattr(images, part.name)) for part in dataclasses.fields(images)}
     device = [("device", settings.device)] if settings.device is not None else []
     overrides = Overrides(
@@ -78,10 +91,10 @@ def ablate(
         only=settings.only,
         all_labels=settings.all_labels,
     )
-    _ablate(read(matrix, overrides), settings.out or Path("runs") / Path(matrix).stem, settings.processes)
+    _ablate(read(matrix, overrides), settings.out or Path("runs") / Path(matrix).stem, settings)
 
 
-def _ablate(matrix: Matrix, out: Path, processes: int) -> None:
+def _ablate(matrix: Matrix, out: Path, settings: Settings) -> None:
     from noisystudent.ablation import output
     from noisystudent.ablation.matrix import run_name
     from noisystudent.ablation.study import study
@@ -89,7 +102,14 @@ def _ablate(matrix: Matrix, out: Path, processes: int) -> None:
 
     command = shlex.join(["noisystudent", *sys.argv[1:]])
     with screen.progress() as progress:
-        content = study(matrix, out, processes=processes, command=command, progress=progress)
+        content = study(
+            matrix,
+            out,
+            processes=settings.processes,
+            command=command,
+            worker=settings.worker,
+            progress=progress,
+        )
         screen.table(*output.lines(content))
         Logged(progress, out / output.LOG).say(f"page: {out / output.PAGE}")
     # Runs are counted, not rows: a row has results as soon as one of its seeds has.

@@ -19,6 +19,7 @@ from noisystudent.cli.fields import (
     student_section,
 )
 from noisystudent.cli.trained import export, predict
+from noisystudent.cli.worker import NO_WORKER, Worker, label_as_worker
 from noisystudent.errors import InputError
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
@@ -28,13 +29,19 @@ def label(
     model: Path,
     /,
     *,
-    unlabeled: Folders,
-    out: Path,
+    unlabeled: Folders = (),
+    out: Path | None = None,
+    helper: Worker = NO_WORKER,
     device: Device = "auto",
     precision: Precision = "auto",
     fields: Fields,
 ) -> None:
     """Label images with a trained model, and write class, confidence and probabilities to Parquet files.
+
+    With --worker it helps a run to label its pool. Start it any number of times, on any machines that share
+    the run directory, while `run` is labelling or after it was stopped: each makes parts that no other makes,
+    and takes over those of processes that died. It ends when every part is labelled, and with exit code 75 if
+    the run has nothing to label yet.
 
     Parameters
     ----------
@@ -48,6 +55,13 @@ def label(
     from noisystudent.inference.load import load_predictor
     from noisystudent.inference.predict import label_images
 
+    if helper.worker or helper.engine is not None:
+        given = {"--unlabeled": unlabeled, "--out": out, "--precision": precision != "auto"}
+        label_as_worker(model, helper, device, [*(flag for flag in given if given[flag]), *fields])
+        return
+    if out is None or not unlabeled:
+        missing = "--out" if out is None else "--unlabeled"
+        raise InputError(f"{missing} is missing; give it, or --worker to help the run {model}")
     config = student_section("pseudo_label", fields)
     with screen.progress() as progress:
         predictor = load_predictor(model, device, precision=precision, progress=progress)

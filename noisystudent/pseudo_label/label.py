@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,22 +21,13 @@ from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.encode import Encoder, Images
-from noisystudent.pseudo_label.parts import hashes, lists
-from noisystudent.pseudo_label.resume import Part, resume
+from noisystudent.pseudo_label.parts import check_about, lists
+from noisystudent.pseudo_label.resume import Part, about, missing_parts, resume
+from noisystudent.pseudo_label.writing import Writer, write_part
 from noisystudent.records import PseudoLabels, Vote
-from noisystudent.run.checksums import checksum
-from noisystudent.run.files import atomic
-from noisystudent.run.part_index import PartIndex
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
+from noisystudent.run.shared_parts import SharedParts
 from noisystudent.runtime import on_host
-
-# A dictionary saves space only for labels, which repeat. Statistics of lists of probabilities would be large.
-_ENCODING: dict[str, Any] = {
-    "compression": "zstd",
-    "use_dictionary": ["label"],
-    "write_statistics": ["row", "label", "confidence"],
-    "column_encoding": {"row": "DELTA_BINARY_PACKED"},
-}
 
 Rows = NDArray[np.int64]
 
@@ -53,44 +44,98 @@ def label_images(
     task: str,
     progress: Progress,
     voters: int = 1,
+    join: Callable[[], object] | None = None,
 ) -> PseudoLabels:
     """Store softmax(logits / temperature) of every pool image. A second call after a stop continues.
 
     Each part has `part_size` pool rows, rounded up to whole batches. Complete parts of the same images and
-    settings are kept, others are made again or removed. All processes of a run share the parts out; a part
-    has the same bytes whoever makes it. `config.hard` has no effect; see `read_targets`.
+    settings are kept, others are made again or removed. All processes of a run, and any that join it, share
+    the parts out by leases; a part has the same bytes whoever makes it. Each process stays until all parts
+    are there, because it takes over those of processes that die. `config.hard` has no effect; see
+    `read_targets`.
 
     Args:
         prepare: (number of images of all processes, largest batch size) -> the teacher, and its batch size.
-        images: pool rows of each batch -> images of each batch; called once, for all parts.
+        images: pool rows of each batch -> images of each batch. The rows are drawn as late as possible: with
+            its first batch a part is claimed.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
         num_classes, voters: number of classes, K, and of teachers.
         config: temperature, batch size, part size, and the number of probabilities stored above 256 classes.
         out: folder of the parts.
         task, progress: name of this work and its display. A signal stops the work between two batches.
+        join: given to a process that joins a labelling which another one has begun. It is called before the
+            first part, and raises if `out` is not for the labels of this teacher. None: this process begins
+            it, and compares the parts that it finds with their checksums.
 
     Raises:
         RunError: the teacher's logits are not finite or do not have K classes, or images are missing.
         Stopped: a signal came. All finished parts are on disk.
     """
     encoder = Encoder(num_classes, config.temperature, config.top_k, voters)
-    parts, total = _parts(LabelsDir(out), config, content_hash, encoder), len(content_hash)
-    known = group().lead(partial(resume, LabelsDir(out), parts, task, progress))
-    todo = [part for part in parts if part.path.name not in known.files]
-    predict, batch_size = prepare(sum(len(part.rows) for part in todo), len(parts[0].rows))
-    missing, index = group().own(todo), known.own()
-    requests = [rows for part in missing for rows in _split(part.rows, batch_size)]
-    stream = images(map(_array, requests)) if requests else iter(())
-    with _Writer() as writer:
-        for part in parts:
-            if part in missing:
-                batches = islice(stream, len(_split(part.rows, batch_size)))
-                watched = _watched(batches, part.rows.start, total, task, progress)
-                writer.submit(_write, part, _encoded(encoder, predict, watched, part.rows, ids), ids, index)
-            progress.advance(task, part.rows.stop, total)
-    index.join()
+    folder = LabelsDir(out)
+    parts = _parts(folder, config, content_hash, encoder)
+    if join is None:
+        todo = group().lead(partial(resume, folder, parts, task, progress))
+    else:
+        todo = _images(missing_parts(folder, parts))
+    predict, batch_size = prepare(todo, len(parts[0].rows))
+    with SharedParts(folder, about(parts), check_about) as shared:
+        if join is not None:
+            join()
+        work = _Work(partial(_encoded, encoder, predict, ids), images, ids, batch_size, shared)
+        while missing := missing_parts(folder, parts):
+            if not work.make(missing, partial(_watched, folder, parts, task, progress)):
+                shared.wait(missing[0].path, progress)
+        progress.advance(task, len(content_hash), len(content_hash))
+        group().lead(partial(shared.finish, [part.path for part in parts]))
     return PseudoLabels(out, num_classes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work(Generic[Images]):
+    """What parts are made with: their columns of (batches, rows), and the arguments of `label_images`."""
+
+    encoded: Callable[[Iterator[Images], range], pa.Table]
+    images: Callable[[Iterator[Rows]], Iterator[Images]]
+    ids: Callable[[Rows], list[str]]
+    batch_size: int
+    shared: SharedParts
+
+    def make(self, missing: list[Part], watched: Callable[[Iterator[Images]], Iterator[Images]]) -> bool:
+        """Make all missing parts that no other process makes; False if there are none.
+
+        `watched` shows the batches of a part in the progress.
+        """
+        made = False
+        with Writer() as writer:
+            for part, batches in self._claimed(missing):
+                table = self.encoded(watched(batches), part.rows)
+                writer.submit(write_part, part, table, self.ids, self.shared)
+                made = True
+        return made
+
+    def _claimed(self, missing: list[Part]) -> Iterator[tuple[Part, Iterator[Images]]]:
+        """The parts that this process claims, each with its batches, which are drawn before the next part."""
+        claims = (part for part in missing if self.shared.claim(part.path))
+        first = next(claims, None)
+        if first is None:  # before anything is started to read images
+            return
+        drawn = deque[Part]()
+
+        def requests() -> Iterator[Rows]:
+            for part in chain([first], claims):
+                drawn.append(part)
+                yield from map(_array, _split(part.rows, self.batch_size))
+
+        stream = self.images(requests())
+        while True:
+            begun = list(islice(stream, 1))  # draws requests, and with the first of a part the part
+            if not drawn:
+                return
+            part = drawn.popleft()
+            rest = max(0, len(_split(part.rows, self.batch_size)) - 1)
+            yield part, chain(begun, islice(stream, rest))
 
 
 def _parts(
@@ -113,46 +158,16 @@ def _array(rows: range) -> Rows:
     return np.arange(rows.start, rows.stop, dtype=np.int64)
 
 
-class _Writer:
-    """Writes one part at a time in a thread, so that the model does not wait for the disk.
-
-    Use it as a context manager: at its end the last part is on the disk.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._job: Future[None] | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
-        if kind is None:
-            self.wait()
-
-    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Start to write a part, after the previous one is written."""
-        self.wait()
-        self._job = self._thread.submit(work, *arguments)
-
-    def wait(self) -> None:
-        """Wait until the current part is written. An error in the thread is raised here."""
-        if self._job is not None:
-            self._job.result()
+def _images(parts: list[Part]) -> int:
+    return sum(len(part.rows) for part in parts)
 
 
 def _watched(
-    batches: Iterator[Images],
-    done: int,
-    total: int,
-    task: str,
-    progress: Progress,
+    folder: LabelsDir, parts: list[Part], task: str, progress: Progress, batches: Iterator[Images]
 ) -> Iterator[Images]:
-    """The same batches; between two of them the progress advances, and a signal stops the work.
-
-    `done` is the number of images before the first batch.
-    """
+    """The same batches; between two of them the progress advances, and a signal stops the work."""
+    total = _images(parts)
+    done = total - _images(missing_parts(folder, parts))  # also by other processes
     for batch in batches:
         progress.check()
         yield batch
@@ -163,9 +178,9 @@ def _watched(
 def _encoded(
     encoder: Encoder,
     predict: Callable[[Images], Tensor | Vote],
+    ids: Callable[[Rows], list[str]],
     batches: Iterator[Images],
     rows: range,
-    ids: Callable[[Rows], list[str]],
 ) -> pa.Table:
     """The columns of one part that depend on the probabilities.
 
@@ -205,27 +220,6 @@ def _empty(kind: pa.DataType, rows: int) -> NDArray[Any]:
     if pa.types.is_fixed_size_list(kind):
         return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
     return np.empty(rows, kind.to_pandas_dtype())
-
-
-def _write(
-    part: Part,
-    encoded: pa.Table,
-    ids: Callable[[Rows], list[str]],
-    index: PartIndex,
-) -> None:
-    """Write a part atomically, with the columns described in `records.PseudoLabels`, and its checksum."""
-    rows = _array(part.rows)
-    images = {
-        "row": pa.array(rows),
-        "id": pa.array(ids(rows), pa.string()),
-        "content_hash": hashes(part.content_hash),
-    }
-    table = pa.table([*images.values(), *encoded.columns], names=[*images, *encoded.column_names])
-    with atomic(part.path) as partial:
-        pq.write_table(table.replace_schema_metadata(part.about), partial, **_ENCODING)
-        index.files[part.path.name] = checksum(partial)
-    index.write()
-    pa.default_memory_pool().release_unused()  # otherwise Arrow keeps the buffers of two parts in memory
 
 
 def _footer(part: range, encoder: Encoder) -> dict[str, str]:

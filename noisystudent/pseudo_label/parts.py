@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from noisystudent.errors import RunError
 from noisystudent.records import PseudoLabels
 from noisystudent.run.checksums import problems
-from noisystudent.run.part_index import PartIndex, read_indices
+from noisystudent.run.part_index import PartIndex, read_joined
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
 
 DENSE_CLASSES = 256
@@ -72,10 +71,12 @@ def read_index(folder: LabelsDir) -> PartIndex:
     A part that is not in it may be incomplete: it is labelled again. `PartIndex.about` has `rows`, the number
     of pool rows.
     """
-    index = PartIndex(folder, {})
-    for one in read_indices(folder, lambda about: int(about["rows"])):
-        index = replace(one, files=index.files | one.files)
-    return index
+    return read_joined(folder, check_about)
+
+
+def check_about(about: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError unless an index is of pseudo-labels."""
+    int(about["rows"])
 
 
 def check_parts(labels: PseudoLabels) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.parts import footer, hashes, read_index
-from noisystudent.run.checksums import Checksum
 from noisystudent.run.files import remove
 from noisystudent.run.part_index import PartIndex, is_damaged
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
@@ -36,11 +35,11 @@ class Part:
     about: dict[str, str]
 
 
-def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) -> PartIndex:
-    """Write parts.json with the parts that need not be labelled again, and return it.
+def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) -> int:
+    """Remove every part that must be labelled again, also while other processes label.
 
     Damaged parts are moved away and named. Parts that are not in `parts`, for example those of a larger pool,
-    are removed.
+    are removed. Afterwards there is a parts.json. Returns the number of images that are to be labelled.
 
     Args:
         folder: made if it does not exist.
@@ -55,22 +54,33 @@ def resume(folder: LabelsDir, parts: list[Part], task: str, progress: Progress) 
     folder.path.mkdir(parents=True, exist_ok=True)
     if any(_is_of_another_version(path) for path in folder.parts()):
         progress.say(f"{task}: parts of another version of this program are labelled again")
-    for beyond in set(folder.parts()) - {part.path for part in parts}:
-        remove(beyond)
-    known, intact = read_index(folder).files, dict[str, Checksum]()
-    for part in parts:
-        name = part.path.name
-        # A part without a checksum is new: the process was killed before it wrote parts.json.
-        again = "its images are labelled again"
-        if name not in known or is_damaged(
-            folder, name, known[name], task=task, again=again, progress=progress
-        ):
+    planned = {part.path.name: part for part in parts}
+    # In this order: a part that is published meanwhile has its checksum in an index before.
+    existing = {path.name for path in folder.parts()}
+    known = read_index(folder)
+    for name in sorted(existing | known.files.keys()):
+        part, expected = planned.get(name), known.files.get(name)
+        if part is None or expected is None:  # without a checksum nothing shows that it is complete
+            remove(folder.path / name)
             continue
-        if _is_complete(part):
-            intact[name] = known[name]
-    index = PartIndex(folder, {"rows": sum(len(part.rows) for part in parts)}, intact)
-    index.join()
-    return index
+        again = "its images are labelled again"
+        damaged = is_damaged(folder, name, expected, task=task, again=again, progress=progress)
+        if not damaged and not _is_complete(part):
+            remove(part.path)
+    if known.about != about(parts):
+        PartIndex(folder, about(parts), known.files).write()
+    return sum(len(part.rows) for part in missing_parts(folder, parts))
+
+
+def missing_parts(folder: LabelsDir, parts: list[Part]) -> list[Part]:
+    """Return the parts that do not exist."""
+    existing = set(folder.parts())
+    return [part for part in parts if part.path not in existing]
+
+
+def about(parts: list[Part]) -> dict[str, int]:
+    """Return what parts.json says of all parts."""
+    return {"rows": sum(len(part.rows) for part in parts)}
 
 
 def _is_of_another_version(path: Path) -> bool:

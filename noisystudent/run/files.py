@@ -89,6 +89,26 @@ def atomic(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def publish(partial: Path, path: Path) -> None:
+    """Rename a complete file of this file system to `path`. If `path` exists, it stays, and `partial` goes.
+
+    Raises:
+        OSError: the disk is full or cannot be written, or a folder does not exist.
+    """
+    _sync_tree(partial)
+    try:
+        os.link(partial, path)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise
+    except OSError:  # this file system has no hard links
+        if not path.exists():
+            os.replace(partial, path)
+    remove(partial)
+    sync_folder(path.parent)
+
+
 @contextmanager
 def atomic_files(path: Path) -> Iterator[Path]:
     """Yield a path in a temporary folder, and move what is in the folder to `path` if the block succeeds.

@@ -23,7 +23,7 @@ def owns(folder: Path) -> bool:
 
 
 @contextmanager
-def lock(folder: Path, kind: str = "run") -> Iterator[None]:
+def lock(folder: Path, kind: str = "run", *, shared: bool = False) -> Iterator[None]:
     """Lock `folder` during the block, for all processes of this run.
 
     It must be new, empty, or marked as a folder of this kind.
@@ -35,6 +35,7 @@ def lock(folder: Path, kind: str = "run") -> Iterator[None]:
         folder: made if it does not exist.
         kind: kind of the folder: "run", "check", "study", "ceilings" or "labelling". It is written into the
             marker file.
+        shared: lock it together with other processes that share it, and against all others.
 
     Raises:
         InputError: the folder holds other files, has another kind, is locked by another process, or cannot be
@@ -60,7 +61,7 @@ def lock(folder: Path, kind: str = "run") -> Iterator[None]:
     os.register_at_fork(after_in_child=release)
     owner = Path(os.path.realpath(folder))  # `resolve` fails in a loop of links
     try:
-        _acquire(held[0], folder, kind)
+        _acquire(held[0], folder, kind, shared=shared)
         _owned.add(owner)
         try:
             yield
@@ -95,10 +96,11 @@ def _refuse_other_files(folder: Path) -> None:
         )
 
 
-def _acquire(descriptor: int, folder: Path, kind: str) -> None:
+def _acquire(descriptor: int, folder: Path, kind: str, *, shared: bool) -> None:
     """Lock the marker file, check its kind, and write `<kind> <process id>` into it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # NB: fail at once instead of waiting
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)  # NB: fail at once instead of waiting
         owner = _read(descriptor)
         if owner and owner[0] != kind:
             raise InputError(f"--out {folder} is the folder of a {owner[0]}, not of a {kind}; choose another")

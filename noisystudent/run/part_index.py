@@ -69,12 +69,14 @@ def _join(index: PartIndex, made: Sequence[Files]) -> None:
 def read_indices(folder: IndexedDir, check: Callable[[Mapping[str, Any]], object]) -> list[PartIndex]:
     """Return the readable indices of all processes, that of process 0 first.
 
+    parts.json is read last. If a process joins the indices meanwhile, it writes it before it deletes others.
+
     Args:
         folder: folder of the parts.
         check: raises KeyError, TypeError or ValueError if `PartIndex.about` is wrong.
     """
     indices: list[PartIndex] = []
-    for path in folder.indices():
+    for path in reversed(folder.indices()):
         try:
             content = dict(read_json(path))
             files = dict(content.pop("files"))
@@ -82,7 +84,24 @@ def read_indices(folder: IndexedDir, check: Callable[[Mapping[str, Any]], object
         except (FileNotFoundError, RunError, KeyError, TypeError, ValueError):
             continue
         indices.append(PartIndex(folder, content, files))
-    return indices
+    return indices[::-1]
+
+
+def read_joined(folder: IndexedDir, check: Callable[[Mapping[str, Any]], object]) -> PartIndex:
+    """Return the indices of all processes as one; without a readable one, `about` is empty.
+
+    The arguments are those of `read_indices`. If several processes have made a part, on machines whose
+    results differ in the last bits, its checksum is that of the file that is there.
+    """
+    joined = PartIndex(folder, {})
+    for index in reversed(read_indices(folder, check)):
+        joined = replace(index, files=joined.files)  # `about` of parts.json, if there is one
+        for name, known in index.files.items():
+            if joined.files.setdefault(name, known) != known and not problems(
+                folder.path, {name: known}, contents=True
+            ):
+                joined.files[name] = known
+    return joined
 
 
 def is_damaged(

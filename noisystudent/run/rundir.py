@@ -81,14 +81,18 @@ class IndexedDir:
     path: Path
     suffix: ClassVar[str]
     index = _Child("parts.json")  # what the parts have in common, and their checksums
+    shared = _Child(
+        ".shared.partial"
+    )  # leases of the parts, and a folder of each process, until all are made
 
     def index_of(self, rank: int) -> Path:
         """Path of the index of the parts that one of several processes has made, until all are made."""
         return self.path / f"parts.rank-{rank}.json" if rank else self.index
 
     def indices(self) -> list[Path]:
-        """Return the existing paths of `index_of`, that of process 0 first."""
-        return sorted([*self.path.glob("parts.json"), *self.path.glob("parts.rank-*.json")])
+        """Return the existing indices: parts.json first, then those of single processes."""
+        patterns = ("parts.json", "parts.rank-*.json", f"{self.shared.name}/*/parts.json")
+        return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
 
     def part(self, index: int) -> Path:
         """Path of part `index`."""
@@ -162,17 +166,12 @@ class IterationDir:
         pool = [self.filter_labels / RECORD, self.labels / RECORD, self.selection_record]
         records = [
             *_records(before),
-            _record(self.out_of_fold),
+            self.out_of_fold.with_suffix(f".{RECORD}"),
             *_records(teachers),
             *pool,
             *_records(after),
         ]
         return [path for path in records if path.is_file()]
-
-
-def _record(file: Path) -> Path:
-    """Record of a stage whose output is a file."""
-    return file.with_suffix(f".{RECORD}")
 
 
 def _records(models: list[ModelDir]) -> list[Path]:

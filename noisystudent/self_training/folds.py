@@ -19,6 +19,7 @@ from noisystudent.metrics.scores import Predictions
 from noisystudent.models.heads import Head
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Iteration, Model
+from noisystudent.run.record import read_record
 from noisystudent.run.rundir import ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.selection import choose
@@ -76,14 +77,24 @@ def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
         scores.save_predictions(stage.path, probs[best], images.labels)
         return {"weight_decay": decays[best], "nll": losses}
 
-    result = run_stage(stage, work, context.progress)
-    predicted = scores.load_predictions(stage.path)
-    _check(context, predicted)
-    if not context.config.choose:
+    run_stage(stage, work, context.progress)
+    _check(context, scores.load_predictions(stage.path))
+    return with_choices(context)
+
+
+def with_choices(context: Context) -> Context:
+    """Return the run with the settings that were chosen out of fold, see `_chosen`; its stage is done.
+
+    Raises:
+        RunError: the record of the stage is damaged.
+    """
+    stage, decays = context.graph.out_of_fold, weight_decays(context)
+    if stage is None or not context.config.choose:
         return context
+    result = (read_record(stage.record) or {}).get("result")
     if len(decays) > 1 and result is not None:
         context = _with_decay(context, result["weight_decay"], dict(zip(decays, result["nll"], strict=True)))
-    return _chosen(context, predicted)
+    return _chosen(context, scores.load_predictions(stage.path))
 
 
 def out_of_fold(context: Context) -> Predictions | None:

@@ -37,26 +37,34 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
         RunError: the logits are not finite, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    write = partial(_write_labels, context, stage)
-
-    def work() -> dict[str, object] | None:
-        if teachers.single is not None:
-            model, views = labeler(predictor_of_sets(teachers.single), teachers.single, config)
-            model = model.limited(config.batch_size)
-            limited = replace(config, batch_size=model.size)
-            write(limited, partial(model.prepared, progress=context.progress), views)
-            return None
-        joint, streams = joint_predictor(context, teachers, config)
-        write(
-            replace(config, batch_size=joint.batch_size),
-            partial(joint.prepared, progress=context.progress),
-            partial(joint_batches, streams),
-            voters=len(joint.members),
-        )
-        return {"weights": list(teachers.weights)}
-
-    run_stage(stage, work, context.progress, shared=True)
+    write = partial(write_labels, context, stage, teachers, config)
+    run_stage(stage, write, context.progress, shared=True)
     release_memory()
+
+
+def write_labels(
+    context: Context,
+    stage: Stage,
+    teachers: Teachers,
+    config: PseudoLabelConfig,
+    join: Callable[[], object] | None = None,
+) -> dict[str, object] | None:
+    """Label the pool as the work of the stage; returns what its record has. `join`: see `label_images`."""
+    write = partial(_write_labels, context, stage, join=join)
+    if teachers.single is not None:
+        model, views = labeler(predictor_of_sets(teachers.single), teachers.single, config)
+        model = model.limited(config.batch_size)
+        limited = replace(config, batch_size=model.size)
+        write(limited, partial(model.prepared, progress=context.progress), views)
+        return None
+    joint, streams = joint_predictor(context, teachers, config)
+    write(
+        replace(config, batch_size=joint.batch_size),
+        partial(joint.prepared, progress=context.progress),
+        partial(joint_batches, streams),
+        voters=len(joint.members),
+    )
+    return {"weights": list(teachers.weights)}
 
 
 def _write_labels(
@@ -66,6 +74,7 @@ def _write_labels(
     prepare: Callable[[int, int], tuple[Callable[[Any], Tensor | Vote], int]],
     images: Callable[[Iterator[Rows]], Iterator[Any]],
     *,
+    join: Callable[[], object] | None,
     voters: int = 1,
 ) -> None:
     pool = context.dataset.pool
@@ -80,6 +89,7 @@ def _write_labels(
         task=stage.name,
         progress=context.progress,
         voters=voters,
+        join=join,
     )
 
 

@@ -43,7 +43,11 @@ class Pool:
         return self.logits[images[:, 0, 0, 0].long()]
 
     def label(
-        self, out: Path, config: PseudoLabelConfig = CONFIG, progress: Progress | None = None
+        self,
+        out: Path,
+        config: PseudoLabelConfig = CONFIG,
+        progress: Progress | None = None,
+        join: Callable[[], object] | None = None,
     ) -> PseudoLabels:
         return label_images(
             lambda images, most: (self.predict, config.batch_size),
@@ -55,6 +59,7 @@ class Pool:
             out=out,
             task="labeling",
             progress=progress or Progress(),
+            join=join,
         )
 
     def probs(self, temperature: float = 1.0) -> NDArray[np.float64]:

@@ -45,7 +45,6 @@ def test_parts_are_shared_out_and_have_the_same_bytes(tmp_path: Path, size: int)
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert len(whole) == 8
     assert None not in calls and sum(filter(None, calls)) == -(-IMAGES // BATCH), "no batch twice"
-    assert max(filter(None, calls)) <= -(-8 // size) * PART // BATCH, "each has its share"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -57,4 +56,4 @@ def test_parts_of_a_killed_labelling_are_kept_whoever_made_them(tmp_path: Path, 
     calls = together(size, partial(label, tmp_path / "cut"))
     assert sum(call or 0 for call in calls) == -(-IMAGES // BATCH) - 4 * PART // BATCH
     assert {path.name: path.read_bytes() for path in LabelsDir(tmp_path / "cut").parts()} == whole
-    assert not list((tmp_path / "cut").glob("parts.rank-*"))
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {*whole, "parts.json"}

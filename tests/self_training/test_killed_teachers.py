@@ -23,7 +23,7 @@ MOMENTS = [
     (f"{ZERO}/teacher/checkpoint/step-00000005/.metadata", ""),
     (f"{ZERO}/teacher-2/model.safetensors", ""),
     ("iteration-1/labels/part-00000.parquet", ""),
-    ("iteration-1/labels/parts.json", "part-00001"),
+    ("iteration-1/labels/part-00001.parquet", ""),
     ("iteration-1/selection.parquet", ""),
     ("verdict.stage.json", "running"),
 ]
