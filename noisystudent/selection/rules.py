@@ -20,7 +20,7 @@ from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.runtime import torch_seed
-from noisystudent.selection.database import database, open_labels, parquet, restrict, write
+from noisystudent.selection.database import database, marks, open_labels, parquet, restrict, write
 from noisystudent.selection.decisions import (
     Above,
     Among,
@@ -32,6 +32,7 @@ from noisystudent.selection.decisions import (
     first_outside,
     least_agreement,
 )
+from noisystudent.selection.junk import junk_limit
 from noisystudent.selection.ranking import count_classes, images_at
 from noisystudent.selection.thresholds import adaptive, fixed
 
@@ -42,6 +43,7 @@ def select(
     *,
     seed: int,
     out: Path,
+    energies: NDArray[np.float32] | None = None,
     memory_limit: str = "2GB",
     threads: int | None = None,
 ) -> Selection:
@@ -59,13 +61,16 @@ def select(
     - threshold: every image above the threshold, once.
     - all: every image, once.
 
-    Images above max_confidence, outside pool_fraction or below agreement are removed first; none may be left.
+    Images above max_confidence, outside pool_fraction, below agreement or, if it is dropped, junk are removed
+    first; none may be left.
 
     Args:
         labels: pseudo-labels of the teacher.
         config: fields of `selection`. top_fraction is for the modes paper and adaptive only.
         seed: seed of the random rounding in mode official.
         out: Parquet file to write.
+        energies: (N,) energies of labelled images, which give the limit of junk, see `junk.energy_limit`;
+            None: those beside the labels.
         memory_limit: of DuckDB, which writes larger data to a folder beside `out`.
         threads: of DuckDB. None: one for each core.
 
@@ -73,7 +78,8 @@ def select(
         The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction is given without mode paper or adaptive, or agreement for one teacher.
+        InputError: top_fraction is given without mode paper or adaptive, agreement for one teacher, or junk
+            is dropped without energies.
         RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
     if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
@@ -81,8 +87,9 @@ def select(
             f"selection.top_fraction is {config.top_fraction}, but selection.mode is {config.mode};"
             " it must be paper or adaptive"
         )
+    limit = junk_limit(labels, config, energies)
     with database(out, memory_limit, threads) as connection:
-        open_labels(connection, labels, agreement=config.agreement > 0)
+        open_labels(connection, labels, agreement=config.agreement > 0, junk_limit=limit)
         decide = _rule(connection, config, labels.num_classes, seed)
         write(connection, "labels", out, decide, agreement=config.agreement > 0)
     return Selection(out, labels.num_classes)
@@ -92,6 +99,7 @@ def _rule(
     connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int, seed: int
 ) -> Decide:
     limited = config.max_confidence < 1.0 or config.pool_fraction < 1.0 or config.agreement > 0.0
+    limited = limited or config.junk == "drop"
     if limited:
         restrict(connection, _condition(config))
     match config.mode:
@@ -106,7 +114,8 @@ def _rule(
             decide = Above(fixed(config, num_classes))
         case "all":
             decide = everything
-    within = Among(decide, config.max_confidence, config.pool_fraction, config.agreement)
+    junk = config.junk != "drop"
+    within = Among(decide, config.max_confidence, config.pool_fraction, config.agreement, junk)
     return within if limited else decide
 
 
@@ -119,6 +128,8 @@ def _condition(config: SelectionConfig) -> str:
         condition += f" AND content_hash < '{bound}'::BLOB"
     if config.agreement > 0.0:
         condition += f" AND agreement::DOUBLE >= {least_agreement(config.agreement):.17e}"
+    if config.junk == "drop":
+        condition += " AND NOT junk"
     return condition
 
 
@@ -159,9 +170,10 @@ def reassign(
         copy = "row_number() OVER (PARTITION BY content_hash ORDER BY row) AS copy"  # numbers equal hashes
         connection.execute(
             f"""CREATE TEMP TABLE decided AS
-            SELECT now.row, now.content_hash, now.label, now.confidence, repeats, reason::why AS reason
+            SELECT now.row, now.content_hash, label, confidence, before.junk, repeats, reason::why AS reason
             FROM (SELECT *, {copy} FROM labels) AS now
-            JOIN (SELECT content_hash, repeats, reason, {copy} FROM previous) AS before
+            JOIN (SELECT content_hash, {marks(previous.path)} AS junk, repeats, reason, {copy} FROM previous)
+            AS before
             ON now.content_hash = before.content_hash AND now.copy = before.copy"""
         )
         counts = {name: _count(connection, name) for name in ("labels", "previous", "decided")}

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from labeled_pool import column, random_pool
+from scipy.special import logsumexp
 from torch import Tensor
 
 from noisystudent.pseudo_label.encode import Encoder, split_keys, top_keys, top_keys_on_gpu
+from noisystudent.records import Vote
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -68,6 +70,28 @@ def test_the_temperature_changes_the_targets_alone(classes: int, temperature: fl
     if classes == 300:
         expected = -np.sort(-expected, axis=1)[:, :5]
     np.testing.assert_allclose(stored.astype(np.float64), expected, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [6, 300])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_energy_is_scipys_at_temperature_1(classes: int, temperature: float) -> None:
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(50, classes)).astype(np.float32) * 9 - 20)
+    expected = logsumexp(logits.double().numpy(), axis=1)
+    agreement = torch.linspace(0, 1, 50)
+    for voters, predicted in (
+        (1, logits),
+        (2, Vote(logits.softmax(dim=1), agreement, logits.logsumexp(dim=1))),
+        (2, Vote(logits.softmax(dim=1), agreement)),
+    ):
+        encoder = Encoder(classes, temperature=temperature, top=5, voters=voters)
+        found = encoder.columns(encoder.encode(lambda _, each=predicted: each, torch.empty(50, 0)).numpy())
+        assert list(found) == [field.name for field in encoder.fields()]
+        if isinstance(predicted, Vote):
+            np.testing.assert_array_equal(found["agreement"], agreement.numpy())
+        if isinstance(predicted, Vote) and predicted.energy is None:
+            assert np.isnan(found["energy"]).all(), "stored probabilities have none"
+        else:
+            np.testing.assert_allclose(found["energy"], expected, rtol=1e-6)
 
 
 @pytest.mark.gpu
