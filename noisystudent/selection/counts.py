@@ -76,8 +76,8 @@ def junk_note(counts: Mapping[str, Any], config: SelectionConfig) -> str | None:
         )
     share, kept = counts["junk"] / counts["images"], counts["junk_kept"]
     return (
-        f"{counts['junk']:,} of {counts['images']:,} pool images ({share:.1%}) are marked as junk, unlike"
-        f" {1 - config.junk_rejection:.0%} of the labelled ones;"
+        f"{counts['junk']:,} of {counts['images']:,} pool images ({share:.1%}) are marked as junk, as at most"
+        f" {config.junk_rejection:.1%} of the labelled images would be;"
         f" {'they are left out' if config.junk == 'drop' else f'{kept:,} of them are kept'}"
     )
 
