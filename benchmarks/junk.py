@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
+from cifar10 import _SHARED
 from numpy.typing import NDArray
-from pretrained import _SHARED, _difference, _link_weights, lay_out, unpack
+from pretrained import _difference, _link_weights, lay_out, unpack
 from safetensors import safe_open
 from scipy.special import logsumexp, softmax
 from sklearn.covariance import LedoitWolf
@@ -190,7 +191,8 @@ def mahalanobis(features: dict[str, Floats], labels: NDArray[np.int64]) -> Score
     def nearest(images: Floats) -> Floats:
         white = images @ whiten
         cross = (white**2).sum(axis=1)[:, None] - 2 * white @ centers.T + (centers**2).sum(axis=1)
-        return -cross.min(axis=1)
+        near: Floats = -cross.min(axis=1)
+        return near
 
     return {name: nearest(each) for name, each in features.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +61,11 @@ def save_predictions(
         InputError: the arrays do not match.
     """
     classification.check(probs, labels)
-    more = {} if energies is None else {"energies": energies}
+    columns: dict[str, Any] = {"probs": probs.astype(np.float32), "labels": labels.astype(np.int64)}
+    if energies is not None:
+        columns["energies"] = energies
     with atomic(path) as partial, partial.open("wb") as file:
-        np.savez(file, probs=probs.astype(np.float32), labels=labels.astype(np.int64), **more)
+        np.savez(file, **columns)
 
 
 def load_predictions(path: Path) -> Predictions:
