@@ -61,7 +61,7 @@ def select(
     - threshold: every image above the threshold, once.
     - all: every image, once.
 
-    Images above max_confidence, outside pool_fraction, below agreement or, if it is dropped, junk are removed
+    Junk to be dropped, and images above max_confidence, outside pool_fraction or below agreement, are removed
     first; none may be left.
 
     Args:
@@ -69,8 +69,7 @@ def select(
         config: fields of `selection`. top_fraction is for the modes paper and adaptive only.
         seed: seed of the random rounding in mode official.
         out: Parquet file to write.
-        energies: (N,) energies of labelled images, which give the limit of junk, see `junk.energy_limit`;
-            None: those beside the labels.
+        energies: (N,) energies of labelled images for `energy_limit`; None: those beside the labels.
         memory_limit: of DuckDB, which writes larger data to a folder beside `out`.
         threads: of DuckDB. None: one for each core.
 
@@ -78,21 +77,24 @@ def select(
         The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction is given without mode paper or adaptive, agreement for one teacher, or junk
-            is dropped without energies.
+        InputError: top_fraction without mode paper or adaptive, agreement of one teacher, or no energies.
         RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
-    if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
-        raise InputError(
-            f"selection.top_fraction is {config.top_fraction}, but selection.mode is {config.mode};"
-            " it must be paper or adaptive"
-        )
+    _check_mode(config)
     limit = junk_limit(labels, config, energies)
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels, agreement=config.agreement > 0, junk_limit=limit)
         decide = _rule(connection, config, labels.num_classes, seed)
         write(connection, "labels", out, decide, agreement=config.agreement > 0)
     return Selection(out, labels.num_classes)
+
+
+def _check_mode(config: SelectionConfig) -> None:
+    if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
+        raise InputError(
+            f"selection.top_fraction is {config.top_fraction}, but selection.mode is {config.mode};"
+            " it must be paper or adaptive"
+        )
 
 
 def _rule(
@@ -143,8 +145,8 @@ def reassign(
 ) -> Selection:
     """Keep the images and repeats of `previous`, with the labels and confidences of another teacher.
 
-    Images are matched by content hash, so files of the pool may have been moved. If the pool has copies of an
-    image, the n-th copy gets the decision of the n-th copy. The classes may no longer be balanced.
+    Images are matched by content hash, so files may have been moved; of copies of an image the n-th gets the
+    decision of the n-th. The classes may no longer be balanced.
 
     Args:
         previous: selection of the iteration before.
@@ -166,14 +168,13 @@ def reassign(
         )
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
-        connection.execute(f"CREATE TEMP VIEW previous AS SELECT * FROM {parquet([previous.path])}")
+        columns = f"row, content_hash, repeats, reason, {marks(previous.path)} AS junk"
+        connection.execute(f"CREATE TEMP VIEW previous AS SELECT {columns} FROM {parquet([previous.path])}")
         copy = "row_number() OVER (PARTITION BY content_hash ORDER BY row) AS copy"  # numbers equal hashes
         connection.execute(
             f"""CREATE TEMP TABLE decided AS
             SELECT now.row, now.content_hash, label, confidence, before.junk, repeats, reason::why AS reason
-            FROM (SELECT *, {copy} FROM labels) AS now
-            JOIN (SELECT content_hash, {marks(previous.path)} AS junk, repeats, reason, {copy} FROM previous)
-            AS before
+            FROM (SELECT *, {copy} FROM labels) AS now JOIN (SELECT *, {copy} FROM previous) AS before
             ON now.content_hash = before.content_hash AND now.copy = before.copy"""
         )
         counts = {name: _count(connection, name) for name in ("labels", "previous", "decided")}

@@ -62,7 +62,7 @@ REASONS: dict[str, tuple[Probs, Probs, dict[str, Any], str]] = {
     "junk": (
         GOOD,
         FAIR,
-        {"junk": (300, 40), "junk_rejection": 0.05},
+        {"junk": (200, 40), "junk_rejection": 0.05},
         r"10\.0% are marked as junk, of labelled images 5% would be, and the selection kept 40 of them",
     ),
     "pseudo-labels": (GOOD, FAIR, {"pseudo_accuracy": 0.61}, r"61\.0% of the kept pseudo-labels are right"),

@@ -52,7 +52,7 @@ def straight(known: NDArray[np.float32], rate: float) -> float:
     return max(limits, default=-np.inf) if int(rate * len(known)) else -np.inf
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(drawn=images, known=st.lists(values, min_size=1, max_size=25), rate=rates, mode=st.sampled_from(MODES))
 def test_junk_is_what_numpy_finds_and_the_rest_is_the_selection_of_a_smaller_pool(
     drawn: list[tuple[int, int, float]], known: list[float], rate: float, mode: Mode
