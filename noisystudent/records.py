@@ -22,10 +22,12 @@ class Vote(NamedTuple):
         probs: (B, K) float32, the mean of their probabilities; NaN where a teacher has diverged.
         agreement: (B,) float32, the share of the teachers for which the most likely class of the mean has the
             largest probability, too. None: there is one teacher.
+        energy: (B,) float32, the mean of their energies, see `PseudoLabels`. None: none of them has logits.
     """
 
     probs: Tensor
     agreement: Tensor | None
+    energy: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class PseudoLabels:
         content_hash: binary(16).
         label: int32, the most likely class.
         confidence: float32, the probability of that class, at temperature 1.
+        energy: float32, log(sum(exp(logits))), which is low for images unlike the labelled ones (Liu et al.
+            2020, arXiv 2010.03759, with the other sign); of several teachers the mean; NaN without logits.
         agreement: float32, share of the teachers that predict this class; only with several teachers.
         probs: fixed-size list of `num_classes` float16, the probabilities at the temperature of
             `pseudo_label`; only up to 256 classes.
@@ -85,9 +89,9 @@ class PseudoLabels:
 class Selection:
     """One Parquet file written by `selection.select`, with one row for each pool image.
 
-    Columns: `row` int64, `content_hash` binary(16), `label` int32, `confidence` float32, `repeats` int32
-    (how often the image occurs in an epoch of the pool; 0 if not kept), `reason` string, one of
-    `selection.decisions.REASONS`.
+    Columns: `row` int64, `content_hash` binary(16), `label` int32, `confidence` float32, `junk` bool
+    (whether the energy is below the limit), `repeats` int32 (how often the image occurs in an epoch of the
+    pool; 0 if not kept), `reason` string, one of `selection.decisions.REASONS`.
     """
 
     path: Path

@@ -104,7 +104,9 @@ def test_the_model_is_built_by_its_name() -> None:
 def test_the_rule_decides() -> None:
     rule = run(3, "Between", dataclass=dataclass, np=np, REASONS=REASONS, Decision=Decision)
     confidence = np.array([0.2, 0.5, 0.9], np.float32)
-    images = Images(np.arange(3), np.zeros((3, 2), np.uint64), np.zeros(3, np.int32), confidence)
+    images = Images(
+        np.arange(3), np.zeros((3, 2), np.uint64), np.zeros(3, np.int32), confidence, confidence < 0
+    )
     repeats, reason = rule(0.3, 0.8)(images)
     assert repeats.tolist() == [0, 1, 0] and [REASONS[at] for at in reason][1] == "kept"
 

@@ -126,7 +126,7 @@ def select(
     """
     from noisystudent.inference.predict import read_labels
     from noisystudent.run.files import check_out
-    from noisystudent.selection import lost_classes, summary, without_effect
+    from noisystudent.selection import junk_note, lost_classes, summary, without_effect
     from noisystudent.selection import select as select_images
 
     config = student_section("selection", fields)
@@ -140,6 +140,9 @@ def select(
     screen.line(
         f"{counts['kept']:,} of {counts['images']:,} images kept, {counts['total']:,} with repeats: {out}"
     )
+    junk = junk_note(counts, config)
+    if junk is not None:
+        screen.line(junk)
     # The folder of labels has no class names.
     lines = lost_classes(counts, [str(number) for number in range(selection.num_classes)])
     useless = without_effect(config, selection.num_classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisystudent.config.fields import MOST_IMAGES, check_ranges, number, of_student
+from noisystudent.config.fields import MOST_IMAGES, check_ranges, later, number, of_student
 from noisystudent.errors import require
 
 
@@ -104,6 +104,12 @@ class SelectionConfig:
     agreement: float = number(0.0, least=0, most=1, later=True)
     """Smallest share of the first teachers whose most likely class is that of their average. It needs several
     first teachers, and has no effect on the labels of a student. 1: all agree."""
+    junk: Literal["off", "report", "drop"] = later("report")
+    """What is done with pool images that are unlike the labelled ones: their energy, the logsumexp of the
+    teacher's logits, is low. off: nothing. report: they are marked. drop: they are left out."""
+    junk_rejection: float = number(0.05, least=0, below=1, later=True)
+    """Share of labelled images that would be junk too: it gives the limit of the energy. They are those of
+    val, or with folds, for the first student, the given labels out of fold. Below one image: none is junk."""
     reassign: bool = False
     """Keep the images selected in the iteration before, with new labels of the current teacher."""
 

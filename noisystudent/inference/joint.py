@@ -83,30 +83,33 @@ class JointPredictor:
     @torch.inference_mode()
     def __call__(self, batch: JointBatch) -> Vote:
         """Average what all teachers predict for a batch of B images."""
-        probs = torch.stack([self._probs(member, batch) for member in self.members])
+        predicted = [self._predict(member, batch) for member in self.members]
+        probs = torch.stack([each for each, _ in predicted])
+        energies = [energy for _, energy in predicted if energy is not None]
+        energy = torch.stack(energies).mean(dim=0) if energies else None
         if len(self.members) == 1:
-            return Vote(probs[0], None)
+            return Vote(probs[0], None, energy)
         mean = torch.zeros_like(probs[0])
         for weight, each in zip(self.weights, probs, strict=True):
             mean += weight * each
         label = mean.argmax(dim=1)  # the first class of those with equal probabilities
         of_label = probs[:, torch.arange(len(label), device=self.device), label]
-        return Vote(mean, (of_label >= probs.amax(dim=2)).float().mean(dim=0))
+        return Vote(mean, (of_label >= probs.amax(dim=2)).float().mean(dim=0), energy)
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) uint8 for all teachers -> logits (B, K) whose softmax is the average."""
         probs = self(JointBatch(np.arange(len(images)), (images,))).probs
         return probs.clamp(min=torch.finfo(torch.float32).tiny).log()
 
-    def _probs(self, member: Member, batch: JointBatch) -> Tensor:
-        """(B, K) what one teacher predicts."""
+    def _predict(self, member: Member, batch: JointBatch) -> tuple[Tensor, Tensor | None]:
+        """(B, K) probabilities that one teacher predicts, and its energies (B,) if it has logits."""
         if not isinstance(member.model, Predictor):
-            return torch.from_numpy(np.asarray(member.model[batch.rows])).to(self.device)
+            return torch.from_numpy(np.asarray(member.model[batch.rows])).to(self.device), None
         logits = member.model(batch.views[member.stream]).to(self.device)
         # A softmax would hide a logit of minus infinity; the encoder refuses NaN.
         diverged = ~torch.isfinite(logits.sum(dim=1, keepdim=True))
         probs = torch.softmax(logits, dim=1).masked_fill(diverged, torch.nan)
-        return probs if member.order is None else probs[:, member.order]
+        return probs if member.order is None else probs[:, member.order], logits.logsumexp(dim=1)
 
 
 Stream = Callable[[Iterator[Rows]], Iterator[Tensor]]

@@ -106,8 +106,8 @@ class Predictor:
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) uint8 -> logits (B, K) float32.
 
-        Several models or transforms give logits whose softmax is the mean of their probabilities: data
-        distillation (Radosavovic et al. 2018, arXiv 1712.04440).
+        Several models or transforms give logits whose softmax is the mean of their probabilities, data
+        distillation (Radosavovic et al. 2018, arXiv 1712.04440), and whose logsumexp is the mean of theirs.
         """
         images = images.to(self.device, non_blocking=True)
         return self._eager(images) if self._forward is None else self._forward(images)
@@ -124,10 +124,10 @@ class Predictor:
         else:
             views = [_resized(images, scale) for scale in self.scales]
             views += [view.flip(3) for view in views if self.flip]
-        probs = [torch.softmax(self._logits(model, view), dim=1) for model in self.models for view in views]
-        mean = torch.stack(probs).mean(0)
+        logits = torch.stack([self._logits(model, view) for model in self.models for view in views])
         # A probability can underflow to 0, whose logarithm is infinite, so it is clipped. NaN stays NaN.
-        return mean.clamp(min=torch.finfo(torch.float32).tiny).log()
+        mean = logits.softmax(dim=2).mean(0).clamp(min=torch.finfo(torch.float32).tiny)
+        return mean.log() + logits.logsumexp(dim=2, keepdim=True).mean(0)
 
     def views(self, images: ImageSet, rows: Rows | None = None) -> Iterator[Tensor]:
         """Batches (B, 3, S, S) uint8 of the clean views of `rows` (None: all), in order."""
@@ -165,17 +165,33 @@ class Predictor:
             InputError: no images.
             RunError: a logit is not finite.
         """
+        return self._shared(predict_probs, images, rows)
+
+    def energies(self, images: ImageSet) -> NDArray[np.float32]:
+        """Energies (N,) of the clean views of all images: the logsumexp of their logits; shared as `probs`.
+
+        Raises:
+            InputError: no images.
+        """
+        return self._shared(_predict_energies, images, None)
+
+    def _shared(
+        self,
+        predicted: Callable[[Predict, Iterable[Tensor]], NDArray[np.float32]],
+        images: ImageSet,
+        rows: Rows | None,
+    ) -> NDArray[np.float32]:
         rows, everyone = np.arange(len(images)) if rows is None else rows, group()
         size, count = self.size, len(rows)
         places = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
         own = [*everyone.own(places)]
         if len(own) < -(-len(places) // everyone.size):
             own.append(places[-1])  # as many batches as process 0: all compute a sharded model together
-        probs = predict_probs(self, self.requested_views(images, (rows[place] for place in own)))
+        done = predicted(self, self.requested_views(images, (rows[place] for place in own)))
         if everyone.size == 1:
-            return probs
-        joined = np.empty((count, probs.shape[1]), probs.dtype)
-        for place, part in everyone.gather((np.concatenate(own), probs)):
+            return done
+        joined = np.empty((count, *done.shape[1:]), done.dtype)
+        for place, part in everyone.gather((np.concatenate(own), done)):
             joined[place] = part
         return joined
 
@@ -259,6 +275,15 @@ def predict_probs(predict: Predict, batches: Iterable[Tensor]) -> NDArray[np.flo
             done.append(probs)
     if not done:
         raise InputError("there are no images to evaluate on")
+    return np.concatenate(done)
+
+
+def _predict_energies(predict: Predict, batches: Iterable[Tensor]) -> NDArray[np.float32]:
+    """Energies (N,) of all images, in order."""
+    with torch.inference_mode():
+        done = list(on_host(predict(images).float().logsumexp(dim=1) for images in batches))
+    if not done:
+        raise InputError("there are no images to predict")
     return np.concatenate(done)
 
 

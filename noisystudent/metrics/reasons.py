@@ -40,6 +40,9 @@ LOW_PSEUDO_ACCURACY = 0.8
 # can be expected.
 SMALL_POOL = 3.0
 
+# Factor by which more pool images than labelled ones are junk. A pool like val has about as many.
+MORE_JUNK = 2.0
+
 _FEWER_WRONG = (
     "keep fewer images (increase selection.threshold or strength, or decrease top_fraction), or give more "
     "labels"
@@ -62,6 +65,8 @@ class RunFacts:
             there is none.
         by_threshold: the same share for other thresholds, in words; "" if it is not known.
         teachers: number of first teachers; of several ones the average is compared.
+        junk: number of pool images that are marked as junk, and of those of them that were kept.
+        junk_rejection: share of labelled images that would be marked.
         probe: which of the compared models is the linear probe: its role, or teacher; None: there is none.
     """
 
@@ -74,6 +79,8 @@ class RunFacts:
     expected: Precision | None = None
     by_threshold: str = ""
     teachers: int = 1
+    junk: tuple[int, int] = (0, 0)
+    junk_rejection: float = 0.0
     probe: str | None = None
 
 
@@ -115,6 +122,7 @@ def find(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts, bins: 
     candidates = [
         _pseudo_accuracy(facts),
         _calibration(teacher, labels, bins, facts),
+        _junk(facts),
         _no_images(facts),
         _few_images(facts),
         _lost(student, teacher, labels, facts),
@@ -186,6 +194,18 @@ def _pseudo_accuracy(facts: RunFacts) -> str | None:
         return None
     share = f"only {accuracy:.1%} of the kept pseudo-labels are right"
     return f"many pseudo-labels are wrong: {share}; {_FEWER_WRONG}"
+
+
+def _junk(facts: RunFacts) -> str | None:
+    marked, kept = facts.junk
+    share = marked / max(facts.pool_size, 1)
+    if not kept or share < MORE_JUNK * facts.junk_rejection:
+        return None
+    return (
+        f"many pool images are unlike the labelled ones: {share:.1%} are marked as junk, of labelled images"
+        f" {facts.junk_rejection:.0%} would be, and the selection kept {kept:,} of them; see them in the"
+        " report, and leave them out with selection.junk drop"
+    )
 
 
 def _weak_teacher(teacher: Floats, labels: Ints, facts: RunFacts) -> str | None:

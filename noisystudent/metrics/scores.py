@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +52,20 @@ def calibration(probs: Floats, labels: Ints, bins: int) -> dict[str, float]:
     return numbers
 
 
-def save_predictions(path: Path, probs: Floats, labels: Ints) -> None:
-    """Write an .npz file with `probs` as float32 and `labels` as int64, atomically.
+def save_predictions(
+    path: Path, probs: Floats, labels: Ints, energies: NDArray[np.float32] | None = None
+) -> None:
+    """Write an .npz file with `probs` as float32 and `labels` as int64, and with energies (N,), atomically.
 
     Raises:
         InputError: the arrays do not match.
     """
     classification.check(probs, labels)
+    columns: dict[str, Any] = {"probs": probs.astype(np.float32), "labels": labels.astype(np.int64)}
+    if energies is not None:
+        columns["energies"] = energies
     with atomic(path) as partial, partial.open("wb") as file:
-        np.savez(file, probs=probs.astype(np.float32), labels=labels.astype(np.int64))
+        np.savez(file, **columns)
 
 
 def load_predictions(path: Path) -> Predictions:
@@ -69,11 +74,21 @@ def load_predictions(path: Path) -> Predictions:
     Raises:
         RunError: the file is missing, truncated or not such a file.
     """
+    return _load(path)[0]
+
+
+def load_energies(path: Path) -> NDArray[np.float32] | None:
+    """Read the energies in such a file; None if it has none. Raises as `load_predictions`."""
+    return _load(path)[1]
+
+
+def _load(path: Path) -> tuple[Predictions, NDArray[np.float32] | None]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             predictions = Predictions(file["probs"], file["labels"])
+            energies = file.get("energies")
         classification.check(predictions.probs, predictions.labels)
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, InputError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} does not hold predictions ({reason})") from error
-    return predictions
+    return predictions, energies

@@ -61,8 +61,8 @@ class Encoder:
         Returns:
             (b, K) float32 probabilities if all are stored, otherwise (b, k) int64 keys as of `top_keys`. At
             another temperature than 1 there are columns before them: those of temperature 1, or its first
-            key. A row with a logit that is not finite has the confidence NaN. The agreement of several
-            teachers is the first column, of keys its bits.
+            key. A row with a logit that is not finite has the confidence NaN. The first column is the energy,
+            and the second the agreement of several teachers; of keys their bits.
 
         Raises:
             RunError: the logits do not have K classes.
@@ -76,14 +76,15 @@ class Encoder:
             )
         if isinstance(predicted, Tensor):
             logits = predicted.float()
-            return self._encoded(torch.softmax(logits, dim=1), logits)
-        probs, agreement = predicted
-        # A probability can underflow to 0, whose logarithm is infinite, so it is clipped. NaN stays NaN.
-        encoded = self._encoded(probs.clone(), probs.clamp(min=torch.finfo(torch.float32).tiny).log())
-        if agreement is None:
-            return encoded
-        first = agreement if self.dense else agreement.view(torch.int32).long()
-        return torch.cat([first[:, None], encoded], dim=1)
+            encoded, first = self._encoded(torch.softmax(logits, dim=1), logits), [logits.logsumexp(dim=1)]
+        else:
+            probs, agreement, energy = predicted
+            # A probability can underflow to 0, whose logarithm is infinite, so it is clipped. NaN stays NaN.
+            encoded = self._encoded(probs.clone(), probs.clamp(min=torch.finfo(torch.float32).tiny).log())
+            first = [torch.full_like(probs[:, 0], torch.nan) if energy is None else energy]
+            first += [] if agreement is None else [agreement]
+        columns = torch.stack(first, dim=1)
+        return torch.cat([columns if self.dense else columns.view(torch.int32).long(), encoded], dim=1)
 
     def _encoded(self, plain: Tensor, logits: Tensor) -> Tensor:
         """Columns of `encode` without the agreement; `plain` is softmax(logits)."""
@@ -103,15 +104,17 @@ class Encoder:
 
     def columns(self, encoded: NDArray[Any]) -> Columns:
         """Convert the result of `encode` to the columns of the part that depend on it, b rows each."""
-        if self.voters > 1:
-            first, rest = encoded[:, 0], self._columns(encoded[:, 1:])
-            agreement = first if self.dense else first.astype(np.int32).view(np.float32)
-            return {
-                "label": rest.pop("label"),
-                "confidence": rest.pop("confidence"),
-                "agreement": agreement,
-            } | rest
-        return self._columns(encoded)
+        names = self._first
+        first, rest = encoded[:, : len(names)], self._columns(encoded[:, len(names) :])
+        if not self.dense:
+            first = first.astype(np.int32).view(np.float32)
+        columns = {"label": rest.pop("label"), "confidence": rest.pop("confidence")}
+        return columns | dict(zip(names, first.T, strict=True)) | rest
+
+    @property
+    def _first(self) -> tuple[str, ...]:
+        """Names of the columns that `encode` puts first."""
+        return ("energy", "agreement") if self.voters > 1 else ("energy",)
 
     def _columns(self, encoded: NDArray[Any]) -> Columns:
         targets = encoded[:, -self.stored :]  # at temperature 1 these are all columns
@@ -132,7 +135,7 @@ class Encoder:
     def fields(self) -> list[pa.Field]:
         """Names and types of the columns from `columns`."""
         common = [pa.field("label", pa.int32()), pa.field("confidence", pa.float32())]
-        common += [pa.field("agreement", pa.float32())] if self.voters > 1 else []
+        common += [pa.field(name, pa.float32()) for name in self._first]
         if self.dense:
             return [*common, pa.field("probs", pa.list_(pa.float16(), self.num_classes))]
         classes, probs = (pa.list_(kind, self.stored) for kind in (pa.int32(), pa.float16()))

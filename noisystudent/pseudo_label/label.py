@@ -231,6 +231,7 @@ def _footer(part: range, encoder: Encoder) -> dict[str, str]:
         "num_classes": str(encoder.num_classes),
         "temperature": repr(encoder.temperature),
         "stored": str(encoder.stored),
+        "energy": "1",  # parts of older versions have no such column
     }
     # One teacher is not named, so that its parts are those of older versions.
     return about | ({"teachers": str(encoder.voters)} if encoder.voters > 1 else {})

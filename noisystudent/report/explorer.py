@@ -25,7 +25,7 @@ MOST_CLASSES = 1000
 _MOST_ROWS = 4000
 _ROWS = 1 << 17  # rows in memory at a time
 # Reasons of images that no threshold brings back.
-_EXCLUDED = pa.array(["too_confident", "not_looked_at", "teachers_disagree"])
+_EXCLUDED = pa.array(["too_confident", "not_looked_at", "teachers_disagree", "junk"])
 
 
 def explorer(run: Run) -> dict[str, Any] | None:

@@ -72,7 +72,8 @@ def p_value(value: Any) -> str:
 
 def reason(image: Mapping[str, Any]) -> str:
     """Why a pool image was kept or not, in words; older runs do not say why not."""
-    return str(image.get("reason") or ("kept" if image["kept"] else "not kept")).replace("_", " ")
+    why = str(image.get("reason") or ("kept" if image["kept"] else "not kept")).replace("_", " ")
+    return f"{why}, marked as junk" if image.get("junk") and why != "junk" else why
 
 
 def _sha256(script: str) -> str:

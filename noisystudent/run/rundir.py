@@ -108,6 +108,7 @@ class LabelsDir(IndexedDir):
     """A folder of pseudo-labels."""
 
     suffix = "parquet"
+    energies = _Child("energies.npy")  # of the val images (N,), under the same teachers
 
 
 @dataclass(frozen=True, slots=True)

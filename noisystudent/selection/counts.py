@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from noisystudent.config import SelectionConfig
 from noisystudent.metrics.reasons import listed
 from noisystudent.records import Selection
-from noisystudent.selection.database import database, parquet
+from noisystudent.selection.database import database, marks, parquet
 from noisystudent.selection.decisions import REASONS
 
 # Reasons of images whose confidence is above the threshold.
@@ -22,21 +23,25 @@ def summary(selection: Selection) -> dict[str, Any]:
         above_threshold: images whose confidence is above the threshold.
         kept: distinct images that were kept.
         total: kept images with their repeats.
+        junk: images that are marked as junk.
+        junk_kept: those of them that were kept.
         coverage: kept / images. 0 if the pool is empty.
         confidences: smallest and largest confidence of the pool; empty if the pool is.
         classes: for each class label, predicted, above_threshold, kept, total and min_confidence, the
             smallest confidence of the kept images (None if none was kept).
     """
     names = ("label", "predicted", "above_threshold", "kept", "total", "min_confidence")
+    junk = marks(selection.path)
     with database(selection.path, "2GB", None) as connection:
         rows = connection.execute(
             f"""SELECT label, count(*), count(*) FILTER (reason IN {_ABOVE}),
                 count(*) FILTER (repeats > 0), sum(repeats)::BIGINT, min(confidence) FILTER (repeats > 0),
-                min(confidence), max(confidence)
+                count(*) FILTER ({junk}), count(*) FILTER ({junk} AND repeats > 0), min(confidence),
+                max(confidence)
             FROM {parquet([selection.path])} GROUP BY label"""
         ).fetchall()
     counts = {row[0]: row[1:6] for row in rows}
-    spans = [row[6:] for row in rows]
+    spans = [row[8:] for row in rows]
     classes = [
         dict(zip(names, (label, *counts.get(label, (0, 0, 0, 0, None))), strict=True))
         for label in range(selection.num_classes)
@@ -47,10 +52,34 @@ def summary(selection: Selection) -> dict[str, Any]:
         "above_threshold": above,
         "kept": kept,
         "total": total,
+        "junk": sum(row[6] for row in rows),
+        "junk_kept": sum(row[7] for row in rows),
         "coverage": kept / images if images else 0.0,
         "confidences": [min(low for low, _ in spans), max(high for _, high in spans)] if spans else [],
         "classes": classes,
     }
+
+
+def junk_note(counts: Mapping[str, Any], config: SelectionConfig) -> str | None:
+    """How many images are junk, in words; None if `config` does not look for it.
+
+    Args:
+        counts: what `summary` returned.
+        config: fields of `selection`.
+    """
+    if config.junk == "off" or (config.junk == "report" and not counts["junk"]):
+        return None
+    if not counts["junk"]:
+        return (
+            f"no pool image is junk; with junk_rejection {config.junk_rejection:g} none can be, if there are"
+            " fewer labelled images than its inverse"
+        )
+    share, kept = counts["junk"] / counts["images"], counts["junk_kept"]
+    return (
+        f"{counts['junk']:,} of {counts['images']:,} pool images ({share:.1%}) are marked as junk, as at most"
+        f" {config.junk_rejection:.1%} of the labelled images would be;"
+        f" {'they are left out' if config.junk == 'drop' else f'{kept:,} of them are kept'}"
+    )
 
 
 def lost_classes(counts: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ _LABELS = pa.schema(
         ("content_hash", pa.binary(16)),
         ("label", pa.int32()),
         ("confidence", pa.float32()),
+        ("junk", pa.bool_()),
     ]
 )
 _REASON = pa.field("reason", pa.dictionary(pa.uint8(), pa.string()))
@@ -82,12 +83,17 @@ def _literal(path: Path) -> str:
 
 
 def open_labels(
-    connection: duckdb.DuckDBPyConnection, labels: PseudoLabels, *, agreement: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    labels: PseudoLabels,
+    *,
+    agreement: bool = False,
+    junk_limit: float | None = None,
 ) -> None:
-    """Create the view `labels(row, content_hash, label, confidence)` of all Parquet files in the folder.
+    """Create the view `labels(row, content_hash, label, confidence, junk)` of all Parquet files in a folder.
 
-    With `agreement`, the view has that column, too. Also create the view `candidates`, the labels that a rule
-    may choose from. It has all of them until `restrict` is called.
+    `junk` is true for an energy below `junk_limit`. With `agreement`, the view has that column, too. Also
+    create the view `candidates`, the labels that a rule may choose from. It has all of them until `restrict`
+    is called.
 
     Raises:
         InputError: `agreement` is set, and a file has no such column.
@@ -101,8 +107,12 @@ def open_labels(
             f"{labels.path} has no agreement of teachers, because one teacher made the labels, or an older"
             " version of this program; set selection.agreement to 0, or label the pool again"
         )
-    names = _labels_schema(agreement).names
-    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {', '.join(names)} FROM {parquet(paths)}")
+    # NaN is below nothing. The limit is one of the energies, which are exact in a DOUBLE.
+    junk = "false" if junk_limit is None else f"energy::DOUBLE < {junk_limit:.17e}"
+    columns = ", ".join(
+        f"{junk} AS junk" if name == "junk" else name for name in _labels_schema(agreement).names
+    )
+    connection.execute(f"CREATE TEMP VIEW labels AS SELECT {columns} FROM {parquet(paths)}")
     restrict(connection, "true")
     ((lowest, highest),) = connection.execute("SELECT min(label), max(label) FROM labels").fetchall()
     if lowest is not None and not 0 <= lowest <= highest < labels.num_classes:
@@ -184,7 +194,8 @@ def _decided(group: pa.Table, decide: Decide | None) -> pa.Table:
         return group.cast(SCHEMA)
     group = group.cast(_labels_schema("agreement" in group.column_names))
     row, content_hash, *others = (column.combine_chunks() for column in group.columns)
-    decision = decide(Images(row.to_numpy(), _halves(content_hash), *(other.to_numpy() for other in others)))
+    arrays = (other.to_numpy(zero_copy_only=False) for other in others)  # bits become bytes
+    decision = decide(Images(row.to_numpy(), _halves(content_hash), *arrays))
     reason = pa.DictionaryArray.from_arrays(pa.array(decision.reason), pa.array(REASONS))
     group = group.select(_LABELS.names)
     return group.append_column("repeats", pa.array(decision.repeats)).append_column(_REASON, reason)
@@ -212,6 +223,11 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         rows += len(batch)
     if rows:
         yield pa.Table.from_batches(pending)
+
+
+def marks(selection: Path) -> str:
+    """SQL expression of the column `junk` of a selection; files of older versions have none."""
+    return "junk" if "junk" in pq.read_schema(selection).names else "false"
 
 
 def selected_rows(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

@@ -17,10 +17,18 @@ REASONS = (
     "too_confident",
     "not_looked_at",
     "teachers_disagree",
+    "junk",
 )
-_KEPT, _BELOW_THRESHOLD, _OVER_QUOTA, _BELOW_TOP_FRACTION, _TOO_CONFIDENT, _NOT_LOOKED_AT, _DISAGREE = map(
-    np.uint8, range(len(REASONS))
-)
+(
+    _KEPT,
+    _BELOW_THRESHOLD,
+    _OVER_QUOTA,
+    _BELOW_TOP_FRACTION,
+    _TOO_CONFIDENT,
+    _NOT_LOOKED_AT,
+    _DISAGREE,
+    _JUNK,
+) = map(np.uint8, range(len(REASONS)))
 _ROUNDING = np.float32(1e-3)  # of an agreement; those of up to 100 teachers differ by 0.01
 _BELOW_ALL, _ABOVE_ALL = np.float32(-1), np.float32(2)  # below and above any confidence
 
@@ -33,6 +41,7 @@ class Images(NamedTuple):
         content_hash: (n, 2) uint64, high and low half of the hash. Their order is that of the bytes.
         label: (n,) int32, most likely class.
         confidence: (n,) float32, its probability.
+        junk: (n,) bool, whether the energy is below the limit.
         agreement: (n,) float32, share of the teachers that predict this class. None: it is not read.
     """
 
@@ -40,6 +49,7 @@ class Images(NamedTuple):
     content_hash: NDArray[np.uint64]
     label: NDArray[np.int32]
     confidence: NDArray[np.float32]
+    junk: NDArray[np.bool_]
     agreement: NDArray[np.float32] | None = None
 
 
@@ -189,12 +199,14 @@ class Among:
         share: share of the pool that may be kept: the images with the smallest hashes, which are a random
             sample that does not depend on the seed.
         agreement: images on which a smaller share of the teachers agrees are not kept.
+        junk: True: images that are junk are kept, too.
     """
 
     decide: Decide
     highest: float
     share: float
     agreement: float = 0.0
+    junk: bool = True
 
     def __call__(self, images: Images) -> Decision:
         """Decide for some images."""
@@ -204,9 +216,11 @@ class Among:
         disagree = np.zeros_like(outside)
         if images.agreement is not None:
             disagree = too_few_agree(images.agreement, self.agreement)
-        excluded = outside | disagree | (images.confidence.astype(np.float64) > self.highest)
+        dropped = np.zeros_like(outside) if self.junk else images.junk
+        excluded = outside | dropped | disagree | (images.confidence.astype(np.float64) > self.highest)
         repeats, reason = self.decide(images)
-        why = np.where(outside, _NOT_LOOKED_AT, np.where(disagree, _DISAGREE, _TOO_CONFIDENT))
+        why = np.where(dropped, _JUNK, np.where(disagree, _DISAGREE, _TOO_CONFIDENT))
+        why = np.where(outside, _NOT_LOOKED_AT, why)
         return Decision(np.where(excluded, np.int32(0), repeats), np.where(excluded, why, reason))
 
 

@@ -20,7 +20,7 @@ from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.runtime import torch_seed
-from noisystudent.selection.database import database, open_labels, parquet, restrict, write
+from noisystudent.selection.database import database, marks, open_labels, parquet, restrict, write
 from noisystudent.selection.decisions import (
     Above,
     Among,
@@ -32,6 +32,7 @@ from noisystudent.selection.decisions import (
     first_outside,
     least_agreement,
 )
+from noisystudent.selection.junk import junk_limit
 from noisystudent.selection.ranking import count_classes, images_at
 from noisystudent.selection.thresholds import adaptive, fixed
 
@@ -42,6 +43,7 @@ def select(
     *,
     seed: int,
     out: Path,
+    energies: NDArray[np.float32] | None = None,
     memory_limit: str = "2GB",
     threads: int | None = None,
 ) -> Selection:
@@ -59,13 +61,15 @@ def select(
     - threshold: every image above the threshold, once.
     - all: every image, once.
 
-    Images above max_confidence, outside pool_fraction or below agreement are removed first; none may be left.
+    Junk to be dropped, and images above max_confidence, outside pool_fraction or below agreement, are removed
+    first; none may be left.
 
     Args:
         labels: pseudo-labels of the teacher.
         config: fields of `selection`. top_fraction is for the modes paper and adaptive only.
         seed: seed of the random rounding in mode official.
         out: Parquet file to write.
+        energies: (N,) energies of labelled images for `energy_limit`; None: those beside the labels.
         memory_limit: of DuckDB, which writes larger data to a folder beside `out`.
         threads: of DuckDB. None: one for each core.
 
@@ -73,25 +77,31 @@ def select(
         The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction is given without mode paper or adaptive, or agreement for one teacher.
+        InputError: top_fraction without mode paper or adaptive, agreement of one teacher, or no energies.
         RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
+    _check_mode(config)
+    limit = junk_limit(labels, config, energies)
+    with database(out, memory_limit, threads) as connection:
+        open_labels(connection, labels, agreement=config.agreement > 0, junk_limit=limit)
+        decide = _rule(connection, config, labels.num_classes, seed)
+        write(connection, "labels", out, decide, agreement=config.agreement > 0)
+    return Selection(out, labels.num_classes)
+
+
+def _check_mode(config: SelectionConfig) -> None:
     if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
         raise InputError(
             f"selection.top_fraction is {config.top_fraction}, but selection.mode is {config.mode};"
             " it must be paper or adaptive"
         )
-    with database(out, memory_limit, threads) as connection:
-        open_labels(connection, labels, agreement=config.agreement > 0)
-        decide = _rule(connection, config, labels.num_classes, seed)
-        write(connection, "labels", out, decide, agreement=config.agreement > 0)
-    return Selection(out, labels.num_classes)
 
 
 def _rule(
     connection: duckdb.DuckDBPyConnection, config: SelectionConfig, num_classes: int, seed: int
 ) -> Decide:
     limited = config.max_confidence < 1.0 or config.pool_fraction < 1.0 or config.agreement > 0.0
+    limited = limited or config.junk == "drop"
     if limited:
         restrict(connection, _condition(config))
     match config.mode:
@@ -106,7 +116,8 @@ def _rule(
             decide = Above(fixed(config, num_classes))
         case "all":
             decide = everything
-    within = Among(decide, config.max_confidence, config.pool_fraction, config.agreement)
+    junk = config.junk != "drop"
+    within = Among(decide, config.max_confidence, config.pool_fraction, config.agreement, junk)
     return within if limited else decide
 
 
@@ -119,6 +130,8 @@ def _condition(config: SelectionConfig) -> str:
         condition += f" AND content_hash < '{bound}'::BLOB"
     if config.agreement > 0.0:
         condition += f" AND agreement::DOUBLE >= {least_agreement(config.agreement):.17e}"
+    if config.junk == "drop":
+        condition += " AND NOT junk"
     return condition
 
 
@@ -132,8 +145,8 @@ def reassign(
 ) -> Selection:
     """Keep the images and repeats of `previous`, with the labels and confidences of another teacher.
 
-    Images are matched by content hash, so files of the pool may have been moved. If the pool has copies of an
-    image, the n-th copy gets the decision of the n-th copy. The classes may no longer be balanced.
+    Images are matched by content hash, so files may have been moved; of copies of an image the n-th gets the
+    decision of the n-th. The classes may no longer be balanced.
 
     Args:
         previous: selection of the iteration before.
@@ -155,13 +168,13 @@ def reassign(
         )
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels)
-        connection.execute(f"CREATE TEMP VIEW previous AS SELECT * FROM {parquet([previous.path])}")
+        columns = f"row, content_hash, repeats, reason, {marks(previous.path)} AS junk"
+        connection.execute(f"CREATE TEMP VIEW previous AS SELECT {columns} FROM {parquet([previous.path])}")
         copy = "row_number() OVER (PARTITION BY content_hash ORDER BY row) AS copy"  # numbers equal hashes
         connection.execute(
             f"""CREATE TEMP TABLE decided AS
-            SELECT now.row, now.content_hash, now.label, now.confidence, repeats, reason::why AS reason
-            FROM (SELECT *, {copy} FROM labels) AS now
-            JOIN (SELECT content_hash, repeats, reason, {copy} FROM previous) AS before
+            SELECT now.row, now.content_hash, label, confidence, before.junk, repeats, reason::why AS reason
+            FROM (SELECT *, {copy} FROM labels) AS now JOIN (SELECT *, {copy} FROM previous) AS before
             ON now.content_hash = before.content_hash AND now.copy = before.copy"""
         )
         counts = {name: _count(connection, name) for name in ("labels", "previous", "decided")}

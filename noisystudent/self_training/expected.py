@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from noisystudent.metrics import classification
 from noisystudent.metrics.classification import Floats, Ints
 from noisystudent.metrics.precision import Precision, bins, by_threshold, curve, precision_above
-from noisystudent.records import Selection
+from noisystudent.metrics.scores import load_energies
+from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.graph import Iteration
 from noisystudent.run.record import read_record
+from noisystudent.selection import energy_limit, read_energies, too_few_agree
 from noisystudent.selection import summary as selection_summary
-from noisystudent.selection import too_few_agree
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.first_teachers import Teachers, label_val
 from noisystudent.self_training.folds import out_of_fold
@@ -29,9 +30,9 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
     out of fold: they are more.
 
     An image counts if it has at least the smallest confidence of the kept pool images of the class that is
-    predicted for it, at most `selection.max_confidence`, and the `selection.agreement`. The labels of a
-    filter, or of an earlier teacher (`selection.reassign`), decide without these limits; then this is close
-    to the accuracy on val.
+    predicted for it, at most `selection.max_confidence`, and the `selection.agreement`; and if it is not
+    junk, where that is dropped. The labels of a filter, or of an earlier teacher (`selection.reassign`),
+    decide without these limits; then this is close to the accuracy on val.
 
     Returns:
         {precision: {source, images, kept, right, curve, bins}}: numbers of images, see `precision.Precision`,
@@ -56,12 +57,24 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
     excluded = confidence > selection.max_confidence
     if agreement is not None and len(teachers.members) > 1:
         excluded |= too_few_agree(agreement, selection.agreement)
+    energies = labeled_energies(context, iteration)
+    if selection.junk == "drop" and energies is not None:
+        limit = energy_limit(energies, selection.junk_rejection)
+        excluded |= energies < (-np.inf if limit is None else limit)
     threshold[excluded] = np.inf
     estimated = precision_above(confidence, right, threshold)
     counts = {"images": estimated.images, "kept": estimated.kept, "right": estimated.right}
     content = {"source": source, **counts, "curve": curve(confidence, right)}
     content["bins"] = _bins(label[~excluded], confidence[~excluded], right[~excluded], num_classes)
     return {_RESULT: content, **_chosen(iteration)}
+
+
+def labeled_energies(context: Context, iteration: Iteration) -> NDArray[np.float32] | None:
+    """Return the energies (N,) of the labelled images of `estimate`; None if there are none."""
+    folds = context.graph.out_of_fold
+    if iteration.index == 1 and folds is not None:
+        return load_energies(folds.path)
+    return read_energies(PseudoLabels(iteration.labels.path, len(context.dataset.classes)))
 
 
 def _bins(label: Ints, confidence: Floats, right: NDArray[np.bool_], num_classes: int) -> list[list[int]]:

@@ -26,6 +26,7 @@ from noisystudent.self_training.context import Context
 from noisystudent.self_training.existing import Existing, existing, known
 from noisystudent.self_training.predict import label_val as label_val_alone
 from noisystudent.self_training.predict import noised_views, predictions, with_transforms, with_views
+from noisystudent.self_training.predict import val_energies as val_energies_alone
 from noisystudent.self_training.training import Training, predictor_of_sets
 
 Teacher = Training | Existing
@@ -179,9 +180,30 @@ def _transformed(context: Context, teacher: Teacher, config: PseudoLabelConfig) 
     if teacher.config.labels_from is not None or not transforms:
         saved = known(teacher, "val")
         return None if saved is None else saved.probs
+    model, order = _prepared(context, teacher, config)
+    return model.probs(val)[:, list(order)]
+
+
+def val_energies(
+    context: Context, teachers: Teachers, config: PseudoLabelConfig
+) -> NDArray[np.float32] | None:
+    """Return the energies (N,) of val under the teachers that label the pool; None if none has logits."""
+    energies: list[NDArray[np.float32]] = []
+    for teacher in teachers.members:
+        if isinstance(teacher, Training):
+            energies.append(val_energies_alone(teacher, config, context.progress))
+        elif teacher.config.labels_from is None:
+            energies.append(_prepared(context, teacher, config)[0].energies(context.dataset.val))
+    return np.mean(energies, axis=0, dtype=np.float32) if energies else None
+
+
+def _prepared(
+    context: Context, teacher: Existing, config: PseudoLabelConfig
+) -> tuple[Predictor, tuple[int, ...]]:
     model, order = teacher.predictor(context)
-    prepared, _ = with_transforms(model, config).prepared(len(val), progress=context.progress)
-    return prepared.probs(val)[:, list(order)]
+    return with_transforms(model, config).prepared(len(context.dataset.val), progress=context.progress)[
+        0
+    ], order
 
 
 def labeler(model: Predictor, teacher: Training, config: PseudoLabelConfig) -> tuple[Predictor, Stream]:

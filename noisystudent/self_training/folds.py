@@ -26,7 +26,7 @@ from noisystudent.selection import choose
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.finetune import finetuning
 from noisystudent.self_training.heads import save_head
-from noisystudent.self_training.predict import label_val
+from noisystudent.self_training.predict import label_val, val_energies
 from noisystudent.self_training.train_stage import train_unchecked
 from noisystudent.self_training.trainer import fitted
 from noisystudent.self_training.training import Training
@@ -69,12 +69,14 @@ def predict_out_of_fold(context: Context, initial: ModelDir | None) -> Context:
     def work() -> dict[str, object]:
         images, labels = context.dataset.labeled, context.config.students[0].pseudo_label
         probs = np.empty((len(decays), len(images), len(context.dataset.classes)), np.float32)
+        energies = np.empty((len(decays), len(images)), np.float32)
         for rows, candidates in trainings:
-            for own, training in zip(probs, candidates, strict=True):
-                own[rows] = label_val(training, labels, context.progress).probs
+            for number, training in enumerate(candidates):
+                probs[number, rows] = label_val(training, labels, context.progress).probs
+                energies[number, rows] = val_energies(training, labels, context.progress)
         losses = [classification.nll(one, images.labels) for one in probs]
         best = int(np.argmin(losses))
-        scores.save_predictions(stage.path, probs[best], images.labels)
+        scores.save_predictions(stage.path, probs[best], images.labels, energies[best])
         return {"weight_decay": decays[best], "nll": losses}
 
     run_stage(stage, work, context.progress)

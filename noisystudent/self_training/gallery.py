@@ -18,7 +18,7 @@ from noisystudent.metrics.classification import Floats, Ints
 from noisystudent.pseudo_label import has_agreement
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.rundir import LabelsDir
-from noisystudent.selection.database import database, parquet
+from noisystudent.selection.database import database, marks, parquet
 
 # These bounds keep gallery.json and the report at a few MB: at most 1,400 thumbnails, and 100 mistakes.
 _PER_CLASS = 14
@@ -41,18 +41,19 @@ def thumbnails(
         with_truth: include the true class of each image.
 
     Returns:
-        One dict per class: {"class": name, "images": [{"id", "confidence", "kept", "reason", "agreement",
-            "truth", "jpeg"}]}. The truth is a class name or None, the agreement a share or None, the JPEG is
-            in base64.
+        One dict per class: {"class": name, "images": [{"id", "confidence", "kept", "reason", "junk",
+            "agreement", "truth", "jpeg"}]}. The truth is a class name or None, the agreement a share or None,
+            the JPEG is in base64.
     """
-    # Rows (label, pool row, confidence, reason). A rank is taken where rank * 13 / (n - 1) reaches the next
-    # whole number; a class of at most 14 images gives all. content_hash orders equal confidences.
-    query = """
+    # A rank is taken where rank * 13 / (n - 1) reaches the next whole number; a class of at most 14 images
+    # gives all. content_hash orders equal confidences.
+    junk = marks(selection.path)
+    query = f"""
         WITH ranked AS (
-            SELECT label, row, confidence, reason, count(*) OVER (PARTITION BY label) AS n,
+            SELECT label, row, confidence, reason, {junk} AS junk, count(*) OVER (PARTITION BY label) AS n,
                    row_number() OVER (PARTITION BY label ORDER BY confidence DESC, content_hash) - 1 AS rank
             FROM read_parquet($1) WHERE label < $2)
-        SELECT label, row, confidence, reason FROM ranked
+        SELECT label, row, confidence, reason, junk FROM ranked
         WHERE n <= $3 OR (rank * ($3 - 1)) // (n - 1) <> ((rank - 1) * ($3 - 1)) // (n - 1) OR rank = 0
         ORDER BY label, rank"""
     with database(selection.path, "2GB", None) as connection:
@@ -61,13 +62,14 @@ def thumbnails(
     shown: dict[int, list[dict[str, Any]]] = {
         label: [] for label in range(min(len(dataset.classes), _MOST_CLASSES))
     }
-    for label, row, confidence, reason in rows:
+    for label, row, confidence, reason, junk in rows:
         truth = int(dataset.pool.truth[row]) if with_truth else -1
         image = {
             **_thumbnail(dataset.pool, row),
             "confidence": float(confidence),
             "kept": reason == "kept",
             "reason": reason,
+            "junk": junk,
             "agreement": agreement.get(row),
             "truth": dataset.classes[truth] if truth >= 0 else None,
         }

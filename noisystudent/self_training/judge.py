@@ -181,8 +181,8 @@ def _best(context: Context, all_predictions: AllPredictions) -> dict[str, Any]:
 def _facts(context: Context, last: int) -> RunFacts:
     probe = CONTROLS["linear_probe"] if linear_probe(context.config) else None
     evaluation = read_json(context.run.iteration(last).evaluation)
-    kept = np.zeros(len(context.dataset.classes), dtype=np.int64)
-    for row in evaluation["selection"]["classes"]:
+    kept, selection = np.zeros(len(context.dataset.classes), dtype=np.int64), evaluation["selection"]
+    for row in selection["classes"]:
         kept[row["label"]] = row["kept"]
     return RunFacts(
         test=context.judged[0],
@@ -194,5 +194,7 @@ def _facts(context: Context, last: int) -> RunFacts:
         expected=expected.precision(context, context.graph.iterations[last - 1]),
         by_threshold=expected.other_thresholds(context.graph.iterations[last - 1]),
         teachers=len(context.graph.teachers),
+        junk=(selection["junk"], selection["junk_kept"]),
+        junk_rejection=context.graph.iterations[last - 1].config.selection.junk_rejection,
         probe="teacher" if probe_is_teacher(context.config) else probe,
     )

@@ -7,19 +7,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.data.loader import OnlineTeacher
+from noisystudent.distributed import group
 from noisystudent.inference.joint import joint_batches
 from noisystudent.inference.predictor import Rows
 from noisystudent.pseudo_label import label_images
 from noisystudent.pseudo_label.encode import soft_targets
 from noisystudent.records import Predict, Vote
+from noisystudent.run.files import atomic
+from noisystudent.run.rundir import LabelsDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory
 from noisystudent.self_training.context import Context
-from noisystudent.self_training.first_teachers import Teachers, joint_predictor, labeler
+from noisystudent.self_training.first_teachers import Teachers, joint_predictor, labeler, val_energies
 from noisystudent.self_training.predict import with_transforms
 from noisystudent.self_training.training import predictor, predictor_of_sets
 
@@ -37,8 +41,13 @@ def label_pool(context: Context, stage: Stage, teachers: Teachers, config: Pseud
         RunError: the logits are not finite, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    write = partial(write_labels, context, stage, teachers, config)
-    run_stage(stage, write, context.progress, shared=True)
+
+    def work() -> dict[str, object] | None:
+        result = write_labels(context, stage, teachers, config)
+        _write_energies(context, stage, teachers, config)
+        return result
+
+    run_stage(stage, work, context.progress, shared=True)
     release_memory()
 
 
@@ -91,6 +100,18 @@ def _write_labels(
         voters=voters,
         join=join,
     )
+
+
+def _write_energies(context: Context, stage: Stage, teachers: Teachers, config: PseudoLabelConfig) -> None:
+    """Store the energies of val beside the labels: those of the pool are compared with them."""
+    energies = val_energies(context, teachers, config)
+
+    def write() -> None:
+        if energies is not None:
+            with atomic(LabelsDir(stage.path).energies) as partial_file, partial_file.open("wb") as file:
+                np.save(file, energies)
+
+    group().lead(write)
 
 
 def online_teacher(context: Context, teachers: Teachers, config: PseudoLabelConfig) -> OnlineTeacher:

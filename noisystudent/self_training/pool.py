@@ -23,7 +23,14 @@ from noisystudent.run.files import atomic
 from noisystudent.run.graph import Iteration, Model
 from noisystudent.run.rundir import CONTROLS, ModelDir
 from noisystudent.run.stages import run_stage
-from noisystudent.selection import lost_classes, reassign, select, selected_rows, without_effect
+from noisystudent.selection import (
+    junk_note,
+    lost_classes,
+    reassign,
+    select,
+    selected_rows,
+    without_effect,
+)
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training import expected, gallery
 from noisystudent.self_training.compute import lengthened
@@ -194,7 +201,8 @@ def _select(context: Context, iteration: Iteration, before: Iteration | None, *,
     elif config.reassign and before is not None:
         reassign(_selection(context, before), labels, out)
     else:
-        select(labels, config, seed=seed, out=out)
+        energies = expected.labeled_energies(context, iteration)
+        select(labels, config, seed=seed, out=out, energies=energies)
 
 
 def _check_selection(context: Context, iteration: Iteration) -> None:
@@ -222,7 +230,8 @@ def _check_selection(context: Context, iteration: Iteration) -> None:
         why = "no pool image is above the threshold" if images else "the pool is empty"
         lines = [f"warning: {why}; student {iteration.index} learns from the given labels alone"]
     useless = without_effect(iteration.config.selection, len(context.dataset.classes))
-    lines += [f"note: {name}: {useless}"] if useless else []
+    notes = [useless, junk_note(counts, iteration.config.selection)]
+    lines += [f"note: {name}: {note}" for note in notes if note]
     for line in lines:
         context.progress.say(line)
 

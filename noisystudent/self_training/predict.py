@@ -81,11 +81,21 @@ def with_views(images: ImageSet, config: PseudoLabelConfig) -> ImageSet:
 def label_val(teacher: Training, config: PseudoLabelConfig, progress: Progress) -> Predictions:
     """Return what a teacher predicts for val in the way in which it labels the pool, without noise."""
     if config.flip or config.scales != (1.0,):
-        val = with_views(teacher.sets.val, config)
-        model = with_transforms(predictor_of_sets(teacher), config)
-        prepared, _ = model.prepared(len(val), progress=progress)
-        return Predictions(prepared.probs(val), val.labels)
+        model, val = _of_val(teacher, config, progress)
+        return Predictions(model.probs(val), val.labels)
     return predictions(teacher, "val", progress)
+
+
+def val_energies(teacher: Training, config: PseudoLabelConfig, progress: Progress) -> NDArray[np.float32]:
+    """Return the energies (N,) of val in the way in which a teacher labels the pool, without noise."""
+    model, val = _of_val(teacher, config, progress)
+    return model.energies(val)
+
+
+def _of_val(teacher: Training, config: PseudoLabelConfig, progress: Progress) -> tuple[Predictor, ImageSet]:
+    val = with_views(teacher.sets.val, config)
+    model = with_transforms(predictor_of_sets(teacher), config)
+    return model.prepared(len(val), progress=progress)[0], val
 
 
 def noised_views(

@@ -58,8 +58,8 @@ _RUN = (
     "verdict.stage.json"
 )
 _POOL = (
-    "labels/stage.json labels/parts.json labels/part-00000.parquet labels/part-00001.parquet "
-    "selection.parquet selection.stage.json"
+    "labels/stage.json labels/parts.json labels/energies.npy labels/part-00000.parquet "
+    "labels/part-00001.parquet selection.parquet selection.stage.json"
 )
 
 

@@ -103,3 +103,27 @@ def test_a_diverged_teacher_is_not_hidden_by_the_others(models: list[Predictor])
     joint = JointPredictor(members=(good, member), weights=(0.5, 0.5), device=CPU, batch_size=2)
     vote = joint(JointBatch(np.arange(2), (torch.zeros(2, 3, 16, 16, dtype=torch.uint8),)))
     assert vote.probs.isnan().any(dim=1).tolist() == [True, False]
+
+
+def test_the_energy_is_the_mean_of_those_with_logits(models: list[Predictor], pool: ImageSet) -> None:
+    """Of several views too, whose softmax is the mean of their probabilities."""
+    stored = np.full((len(pool), 3), 1 / 3, np.float32)
+    same = [models[0], models[2]]  # of one resolution
+    views = torch.cat(list(models[0].views(pool)))
+    logits = [model(views) for model in same]
+    expected = torch.stack([each.logsumexp(dim=1) for each in logits]).mean(dim=0)
+    members = (Member(stored), *(Member(model) for model in same))
+    joint = JointPredictor(members=members, weights=(0.2, 0.3, 0.5), device=CPU, batch_size=8)
+    energy = joint(JointBatch(np.arange(len(pool)), (views,))).energy
+    assert energy is not None and energy.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    alone = replace(joint, members=members[:1], weights=(1.0,))
+    assert alone(JointBatch(np.arange(len(pool)), (views,))).energy is None
+
+    flipped = replace(models[0], flip=True)
+    mirrored = models[0](views.flip(3))
+    both = flipped(views)
+    mean = (logits[0].softmax(dim=1) + mirrored.softmax(dim=1)) / 2
+    torch.testing.assert_close(both.softmax(dim=1), mean, rtol=1e-5, atol=1e-6)
+    average = (logits[0].logsumexp(dim=1) + mirrored.logsumexp(dim=1)) / 2
+    torch.testing.assert_close(both.logsumexp(dim=1), average, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(flipped.energies(pool), average.numpy(), rtol=1e-4, atol=1e-5)

@@ -59,6 +59,12 @@ REASONS: dict[str, tuple[Probs, Probs, dict[str, Any], str]] = {
         },
         r"200 labelled images, out of fold, .*; by confidence: 84\.0% of the 50 from 0\.9 on; keep fewer",
     ),
+    "junk": (
+        GOOD,
+        FAIR,
+        {"junk": (200, 40), "junk_rejection": 0.05},
+        r"10\.0% are marked as junk, of labelled images 5% would be, and the selection kept 40 of them",
+    ),
     "pseudo-labels": (GOOD, FAIR, {"pseudo_accuracy": 0.61}, r"61\.0% of the kept pseudo-labels are right"),
     "weak teacher": (
         GOOD,

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from labeled_pool import column, random_pool
+from scipy.special import logsumexp
 from torch import Tensor
 
 from noisystudent.pseudo_label.encode import Encoder, split_keys, top_keys, top_keys_on_gpu
+from noisystudent.records import Vote
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -68,6 +70,22 @@ def test_the_temperature_changes_the_targets_alone(classes: int, temperature: fl
     if classes == 300:
         expected = -np.sort(-expected, axis=1)[:, :5]
     np.testing.assert_allclose(stored.astype(np.float64), expected, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [6, 300])
+@pytest.mark.parametrize("teachers", ["one", "several", "no logits"])
+def test_the_energy_is_scipys_at_temperature_1(classes: int, teachers: str) -> None:
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(50, classes)).astype(np.float32) * 9 - 20)
+    agreement = torch.linspace(0, 1, 50)
+    energy = None if teachers == "no logits" else logits.logsumexp(dim=1)
+    predicted = logits if teachers == "one" else Vote(logits.softmax(dim=1), agreement, energy)
+    encoder = Encoder(classes, temperature=4.0, top=5, voters=1 if teachers == "one" else 2)
+    found = encoder.columns(encoder.encode(lambda _: predicted, torch.empty(50, 0)).numpy())
+    assert list(found) == [field.name for field in encoder.fields()]
+    expected = logsumexp(logits.double().numpy(), axis=1) if energy is not None else np.full(50, np.nan)
+    np.testing.assert_allclose(found["energy"], expected, rtol=1e-6)
+    if teachers != "one":
+        np.testing.assert_array_equal(found["agreement"], agreement.numpy())
 
 
 @pytest.mark.gpu

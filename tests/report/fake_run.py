@@ -194,6 +194,7 @@ def gallery(classes: Sequence[str], rng: np.random.Generator, images: int = 12) 
             "confidence": confidence,
             "kept": confidence >= 0.3,
             "reason": "kept" if confidence >= 0.3 else "below_threshold",
+            "junk": rank == 1,
             "agreement": 1.0 if confidence >= 0.5 else 2 / 3,
             "id": f"photos/{index}-{rank:04d}.jpg",
             "truth": classes[(index + 3) % len(classes)] if wrong else classes[index],

@@ -60,7 +60,7 @@ def test_a_mistake_has_its_file_and_what_each_model_predicts(full: Path) -> None
 def test_a_thumbnail_of_the_pool_has_what_the_gallery_is_filtered_by(full: Path) -> None:
     shown = [a for tag, a in section(full, "gallery").tags if tag == "figure"]
     assert len(shown) == 3 * 10 * 12
-    assert {a["data-reason"] for a in shown} == {"kept", "below threshold"}
+    assert {a["data-reason"] for a in shown} == {"kept", "kept, marked as junk", "below threshold"}
     for attributes in shown:
         kept = float(attributes["data-confidence"] or 0) >= 0.3
         assert attributes["class"] == ("kept" if kept else "out")

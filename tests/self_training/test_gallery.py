@@ -39,6 +39,7 @@ def test_each_thumbnail_has_the_decision_on_its_image(finished: Path, content: d
         row = decided[image["id"]]
         assert (tiny.CLASSES[row["label"]], row["confidence"]) == (name, image["confidence"])
         assert (image["reason"], image["kept"]) == (row["reason"], row["repeats"] > 0)
+        assert image["junk"] == row["junk"]
         assert image["agreement"] is None, "there is one teacher"
 
 

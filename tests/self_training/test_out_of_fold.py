@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from test_interrupted import _server_that_has_imported_all as _server  # noqa: F401
@@ -26,7 +27,7 @@ from noisystudent.report import build
 from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.runtime import torch_seed
-from noisystudent.selection import choose
+from noisystudent.selection import choose, energy_limit
 from noisystudent.self_training import folds as stage
 from noisystudent.self_training import train_stage
 from noisystudent.self_training.trainer import train
@@ -87,6 +88,12 @@ def test_out_of_fold_predictions_are_those_of_the_models_that_have_not_seen_the_
         paths = [many / "labeled" / name for name in images.ids(np.flatnonzero(fold == number))]
         found = predict(load_predictor(out / folder, "cpu"), paths).probs
         np.testing.assert_allclose(probs[fold == number], found, atol=1e-6)
+        model, unseen = load_predictor(out / folder, "cpu"), images.subset(np.flatnonzero(fold == number))
+        energies = scores.load_energies(out / "iteration-0" / "out-of-fold.npz")
+        assert energies is not None
+        np.testing.assert_allclose(
+            energies[fold == number], replace(model, temperature=1.0).energies(unseen), atol=1e-5
+        )
     steps = [json.loads((out / name / "metrics.jsonl").read_text().splitlines()[-1])["step"] for name in FOLD]
     assert steps == [12] * FOLDS
 
@@ -108,6 +115,14 @@ def test_threshold_and_temperature_are_chosen_said_and_recorded(
     assert record["chosen"]["temperature"] == fitted
     assert selection.threshold > config(many).students[0].selection.threshold and fitted > 1
     assert record["precision"]["source"] == "out of fold" and record["precision"]["images"] == 60
+    # The limit of junk is theirs, too: val is too small for one.
+    energies = scores.load_energies(out / "iteration-0" / "out-of-fold.npz")
+    assert energies is not None
+    limit = energy_limit(energies, 0.05)
+    parts = sorted((out / "iteration-1" / "labels").glob("*.parquet"))
+    pool = np.concatenate([pq.read_table(part)["energy"].to_numpy() for part in parts])
+    marked = pq.read_table(out / "iteration-1" / "selection.parquet")["junk"].to_numpy()
+    assert limit is not None and (marked == (pool < limit)).all() and marked.any()
     shown = json.loads((out / "iteration-1" / "evaluation.json").read_text())["selection"]
     assert shown["chosen"] == record["chosen"]
     page = build(out).read_text()
