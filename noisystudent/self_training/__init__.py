@@ -19,14 +19,14 @@ from noisystudent.errors import RunError
 from noisystudent.inference.existing import fingerprints
 from noisystudent.metrics.power import too_small
 from noisystudent.run.build import build_graph
-from noisystudent.run.files import remove
+from noisystudent.run.files import remove, temporary_folder
 from noisystudent.run.graph import Graph, Iteration
 from noisystudent.run.lock import lock
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import CONTROLS, DataDir, ModelDir, RunDir
 from noisystudent.run.stages import Stage, run_stage, supersede
 from noisystudent.runtime import resolve_device
-from noisystudent.self_training import environment, pool
+from noisystudent.self_training import environment, pool, schedule
 from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.embed_stage import embed_images
@@ -75,6 +75,7 @@ def self_train(
     everyone.lead(partial(check_config, config, pool=sources.unlabeled is not None, processes=everyone.size))
     with lock(out):
         context = _prepare(config, sources, RunDir(out), others, progress or Progress())
+        schedule.announce(context)
         embed_images(context)
         read_existing(context)
         _label_by_filter(context)
@@ -87,6 +88,7 @@ def self_train(
         for before, iteration in zip([None, *iterations], iterations, strict=False):
             label_pool(context, iteration.labels, teachers, iteration.config.pseudo_label)
             pool.select_images(context, iteration, before, teachers)
+            schedule.update(context)
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
@@ -95,24 +97,31 @@ def self_train(
         judge(context)
 
 
-def audit(config: Config, sources: Sources, out: Path, *, progress: Progress | None = None) -> list[str]:
+def audit(
+    config: Config, sources: Sources, out: Path | None, *, progress: Progress | None = None
+) -> list[str]:
     """Scan every image without training, and write manifest.parquet, ledger.csv and leaks.csv into `out`.
 
     Args:
         config: its `data` and `seed` are used.
         sources: labelled images, pool, val and test.
-        out: folder for the files; made if it does not exist.
+        out: folder for the files, which hold the decoded images too; made if it does not exist. None: a
+            temporary folder, which is removed in the end, also if this process is killed.
         progress: receives the progress, and stops the scan. None: nothing is printed.
 
     Returns:
         Lines of text: notes, images in each set, labels in each class, and the paths of the lists of
-            unreadable files, duplicates and leaks.
+            unreadable files, duplicates and leaks, if `out` is given.
 
     Raises:
         InputError: the images cannot be used, or `out` is in use or holds other files.
         RunError: too many images are unreadable, or the disk is full.
         Stopped: a signal was received.
     """
+    if out is None:
+        with temporary_folder() as folder:
+            *lines, _, _ = audit(config, sources, folder, progress=progress)
+        return [*lines, "ledger.csv and leaks.csv are not kept; give --out FOLDER to keep them"]
     progress, data = progress or Progress(), DataDir(out)
     with lock(out, "check"):
         prepare(config.data, sources, data, config.seed, progress)

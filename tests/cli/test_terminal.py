@@ -12,7 +12,8 @@ import pytest
 import tiny
 from tiny import Capture, refused
 
-from noisystudent.console import Logged, Terminal
+from noisystudent.console import Logged
+from noisystudent.terminal import Terminal
 
 ESCAPES = "\x1b[31mred\x07\n\u202e\x9b2J"
 
