@@ -43,6 +43,8 @@ def announce(context: Context) -> None:
     stages = context.graph.stages()
     lengths, done = group().lead(partial(_plan, context))
     coming = [stage.name for stage in stages if stage.name not in done]
+    if not coming:
+        return
     trainings = {name: lengths[name] for name in coming if name in lengths}
     known = [length for length in trainings.values() if length.steps is not None]
     steps, images = (sum(getattr(length, name) for length in known) for name in ("steps", "images"))

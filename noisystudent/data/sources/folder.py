@@ -103,8 +103,8 @@ class FolderSource:
         beside = [entry.name for entry in entries if not _is_folder(entry)]  # hidden ones too
         notes = [f"{self.name}: class folder {name!r} holds no image and is left out" for name in empty]
         if beside:
-            files = f"{len(beside):,} files beside the class folders are left out, the first is {beside[0]!r}"
-            notes.append(f"{self.name}: {files}")
+            count = f"{len(beside):,}, the first is {beside[0]!r}"
+            notes.append(f"{self.name}: files beside the class folders are left out: {count}")
         return tuple(notes)
 
     def _holds_image(self, folder: str) -> bool:
