@@ -122,10 +122,10 @@ def _thumbnail(images: ImageSet, row: int) -> dict[str, str]:
     return {"id": images.ids(at)[0], "jpeg": encoded(images.fetch(at, side, None)[0])}
 
 
-def encoded(image: Tensor) -> str:
-    """Return an image (3, S, S) uint8 as a JPEG in base64, with a side of at most 96 pixels."""
+def encoded(image: Tensor, side: int = _MOST_PIXELS) -> str:
+    """Return an image (3, S, S) uint8 as a JPEG in base64, with a side of at most `side` pixels."""
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -39,8 +39,9 @@ Summaries = dict[Key, Summary]
 _BATCH = 128
 # Version of robustness.npz. Increase it when a test changes, so that older results are not read.
 _FORMAT = 2
-# Severities of the thumbnails.
+# Severities of the thumbnails, and their largest side in pixels: 58 of them take 0.3 MB at most.
 _SHOWN = (1, 3, 5)
+_SIDE = 64
 
 
 def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
@@ -119,7 +120,7 @@ def thumbnails(context: Context, training: Training) -> dict[str, Any]:
 
     def shown(batches: Iterable[LabeledBatch]) -> str:
         ((pixels, _),) = batches
-        return gallery.encoded(pixels[0])
+        return gallery.encoded(pixels[0], _SIDE)
 
     copies = {
         name: {str(severity): shown(made.corrupted(name, severity)) for severity in _SHOWN} for name in names

@@ -272,7 +272,7 @@ class _Log:
     def _read(self, state: TrainState) -> tuple[float, float]:
         """Sums of loss and top-1 over the window, after a check that the training has not diverged.
 
-        This is the only host synchronisation of the loop.
+        This and the look in `count` are the only host synchronisations of the loop.
         """
         values = [state.ema.norms()]
         if state.averages is not None:
