@@ -42,8 +42,8 @@ class Cost:
 
 
 def _high_water() -> int | None:
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", (_PROCESS / "status").read_text(), re.MULTILINE)
-    return None if found is None else 1024 * int(found[1])
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", (_PROCESS / "status").read_text(), re.MULTILINE)
+    return None if peak is None else 1024 * int(peak[1])
 
 
 def _cuda() -> Any:

@@ -104,7 +104,7 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def owner(folder: Path) -> Owner | None:
+def owner_of(folder: Path) -> Owner | None:
     """Return the process that has locked `folder` without releasing it: it is at work, or it was killed.
 
     None: there is no such process, or it was of a version that did not write its host.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from noisystudent.errors import InputError, RunError
 from noisystudent.run.files import read_json
-from noisystudent.run.lock import is_locked, owner
+from noisystudent.run.lock import is_locked, owner_of
 from noisystudent.run.record import Facts, read_record, records
 from noisystudent.run.rundir import ModelDir, RunDir
 
@@ -173,7 +173,7 @@ def _state(folder: Path, *, locked: bool, complete: bool) -> RunState:
         return "running"
     if complete:
         return "finished"
-    process = owner(folder)
+    process = owner_of(folder)
     if process is None:
         return "stopped"
     return "dead" if process.host == socket.gethostname() else "unknown"
@@ -197,9 +197,9 @@ def _schedule(run: RunDir) -> list[Facts] | None:
     return stages
 
 
-def _training(length: Facts, found: tuple[Path, Facts] | None) -> _Training:
+def _training(length: Facts, begun: tuple[Path, Facts] | None) -> _Training:
     """A training of the schedule, from the record and the metrics of its stage if it has begun."""
-    folder, record = found or (None, {})
+    folder, record = begun or (None, {})
     logged = {} if folder is None else last_line(ModelDir(folder).metrics)
     done = length["steps"] if record.get("status") == "done" else logged.get("step", 0)
     kind = (length["model"], length["resolution"])

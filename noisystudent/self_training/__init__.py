@@ -31,7 +31,7 @@ from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.embed_stage import embed_images
 from noisystudent.self_training.existing import read_existing
-from noisystudent.self_training.first_teachers import labeling, only
+from noisystudent.self_training.first_teachers import Teachers, labeling, only
 from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
 from noisystudent.self_training.labels import label_pool
@@ -75,7 +75,6 @@ def self_train(
     everyone.lead(partial(check_config, config, pool=sources.unlabeled is not None, processes=everyone.size))
     with lock(out):
         context = _prepare(config, sources, RunDir(out), others, progress or Progress())
-        schedule.announce(context)
         embed_images(context)
         read_existing(context)
         _label_by_filter(context)
@@ -87,8 +86,7 @@ def self_train(
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
         for before, iteration in zip([None, *iterations], iterations, strict=False):
             label_pool(context, iteration.labels, teachers, iteration.config.pseudo_label)
-            pool.select_images(context, iteration, before, teachers)
-            schedule.update(context)
+            _select_images(context, iteration, before, teachers)
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
@@ -168,6 +166,7 @@ def _prepare(
         others=others,
     )
     everyone.lead(partial(_supersede_removed, context))
+    schedule.announce(context)
     return context
 
 
@@ -243,6 +242,13 @@ def _first_teachers(context: Context, initial: ModelDir | None) -> None:
             training = replace(training, initial=initial, new_head=initial is not None)
             train_model(context, model.training, training)
             finetune_model(context, model, training)
+
+
+def _select_images(
+    context: Context, iteration: Iteration, before: Iteration | None, teachers: Teachers
+) -> None:
+    pool.select_images(context, iteration, before, teachers)
+    schedule.update(context)  # which the selection may give the length of a training
 
 
 def _train_controls(context: Context, iteration: Iteration, first: Training | None) -> None:

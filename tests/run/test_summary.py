@@ -14,7 +14,7 @@ import pytest
 import tiny
 from tiny import Capture, output
 
-from noisystudent.run.lock import MARKER, lock, owner
+from noisystudent.run.lock import MARKER, lock, owner_of
 from noisystudent.run.record import read_record, write_record
 from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.run.summary import Summary, summarize
@@ -86,9 +86,9 @@ def test_a_running_training_is_where_its_metrics_say(copy: Path) -> None:
 def test_a_run_that_ends_in_order_is_stopped_and_a_killed_one_is_dead(copy: Path) -> None:
     interrupt(copy)
     with pytest.raises(KeyboardInterrupt), lock(copy):
-        assert owner(copy) is not None
+        assert owner_of(copy) is not None
         raise KeyboardInterrupt
-    assert owner(copy) is None
+    assert owner_of(copy) is None
     assert summarize(RunDir(copy)).state == "stopped"
     kill = "import os, signal, sys; from pathlib import Path; from noisystudent.run.lock import lock\n"
     kill += "with lock(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
