@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import Capture, output, refused, table
 
@@ -38,6 +38,7 @@ def test_short_names_set_teacher_and_students() -> None:
         assert (learner.train.epochs, learner.train.steps) == (7, None)
 
 
+@settings(max_examples=20, deadline=None)
 @given(order=st.permutations(["short", "long"]), short=st.integers(1, 99), long=st.integers(1, 99))
 def test_the_later_of_two_flags_for_one_field_wins(order: list[str], short: int, long: int) -> None:
     words = {"short": ["--batch", str(short)], "long": ["--student.train.batch_size", str(long)]}

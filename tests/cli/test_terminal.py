@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from tiny import Capture, refused
@@ -110,6 +110,7 @@ def test_a_bar_has_rate_and_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "loss 1.500" in text and "4.0/s  [loss] 0.250" in text and "14/40" in text
 
 
+@settings(max_examples=50, deadline=None)
 @given(gaps=st.lists(st.floats(0.01, 200), min_size=1, max_size=30))
 def test_plain_lines_are_never_more_than_a_minute_apart(gaps: list[float]) -> None:
     """Work that reports after these gaps; the thread wakes a little after the time that it waits for."""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import encoded, labeled_folder, random_images
 from shard_files import contents, parquet, tarred
@@ -110,6 +110,7 @@ def test_an_empty_class_folder_is_noted_and_left_out(tmp_path: Path) -> None:
     assert "'empty'" in note
 
 
+@settings(max_examples=10, deadline=None)
 @given(
     names=st.sets(st.sampled_from(["README.txt", ".DS_Store", "loose.png", "run.sh", "a.HEIC"]), min_size=1)
 )
