@@ -108,12 +108,15 @@ def changing_table(header: Sequence[str]) -> Iterator[Callable[[Sequence[Sequenc
 
     Elsewhere only the last table is printed.
     """
-    with Live(console=_console(), auto_refresh=False) as live:
+    console = _console()
+    with Live(console=console, auto_refresh=False) as live:
 
         def show(rows: Sequence[Sequence[str]], last: str) -> None:
             live.update(Group(_grid(header, rows), escape(printable(last))), refresh=True)
 
         yield show
+    if not console.is_terminal:
+        console.line()  # Live ends the last line on a terminal alone
 
 
 def json_line(content: Mapping[str, object]) -> None:
