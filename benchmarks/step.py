@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from noisystudent.augment import policies
 from noisystudent.config import AugmentConfig, LearnerConfig, ModelConfig, TrainConfig
-from noisystudent.console import Terminal
 from noisystudent.models.classifier import Classifier
 from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training.noise import TrainingNoise
+from noisystudent.terminal import Terminal
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import Ema
 from noisystudent.train.execution import Executor

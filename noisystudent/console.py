@@ -1,4 +1,4 @@
-"""Progress of long work: printed lines and bars, a log file, and the signals that stop the work."""
+"""Progress of long work: what receives it, a log file, and the signals that stop the work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 INTERRUPTED = 130  # exit code after a second Ctrl-C; shells use it for a command that SIGINT has killed
 Handler = Callable[[int, FrameType | None], object] | signal.Handlers
-_PLAIN_SECONDS = 15.0  # least time between two lines of progress if the output is not a terminal
 
 
 class StopFlag:
@@ -61,8 +60,15 @@ class Progress:
     def say(self, line: str) -> None:
         """Print one line."""
 
-    def advance(self, task: str, done: int, total: int) -> None:
-        """Show that `done` of `total` units of `task` are done. Most calls print nothing."""
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` units of `task` are done. Most calls print nothing.
+
+        Args:
+            task: name of the work.
+            done: units that are done.
+            total: all units.
+            note: text beside the units, such as the loss of a training.
+        """
 
     def finish(self, record: Path) -> None:
         """A stage of a run is finished, and its record is written."""
@@ -161,76 +167,6 @@ def _end(message: str, code: int) -> None:
     os._exit(code)
 
 
-class Terminal(Progress):
-    """Prints progress: bars with the time left on a terminal, plain lines elsewhere.
-
-    Args:
-        stderr: print on standard error, so that standard output holds only what another program reads.
-    """
-
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__()
-        # Imported here: decoding processes import this module but print nothing, and rich is slow to import.
-        from rich.console import Console
-        from rich.progress import Progress as Bars
-        from rich.progress import TaskID
-
-        self._console = Console(highlight=False, soft_wrap=True, stderr=stderr)
-        self._bars: Bars | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, tuple[float, int]] = {}  # task -> (time, units done) of its first call
-        self._last_plain = 0.0
-
-    def say(self, line: str) -> None:
-        """Print one line above the bars."""
-        from rich.markup import escape
-
-        self.close()  # a moving bar would be drawn over the line
-        self._console.print(escape(printable(line)))  # a path may hold brackets, which rich reads as markup
-
-    def advance(self, task: str, done: int, total: int) -> None:
-        """Move the bar of `task`. Elsewhere, print its rate and time left, at most once in 15 seconds."""
-        if self._console.is_terminal:
-            self._move_bar(task, done, total)
-        else:
-            self._print_plain(task, done, total)
-
-    def close(self) -> None:
-        """Remove the bars."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars, self._tasks = None, {}
-
-    def _move_bar(self, task: str, done: int, total: int) -> None:
-        from rich.markup import escape
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        if self._bars is None:
-            name = TextColumn("{task.description}")
-            columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bars = Bars(*columns, console=self._console, transient=True)
-            self._bars.start()
-        if task not in self._tasks:
-            self._tasks[task] = self._bars.add_task(escape(printable(task)), total=total)
-        self._bars.update(self._tasks[task], completed=done, total=total)
-
-    def _print_plain(self, task: str, done: int, total: int) -> None:
-        from rich.markup import escape
-
-        now = time.monotonic()
-        # A resumed task starts above 0: its rate counts only the units done since then.
-        started, first = self._started.setdefault(task, (now, done))
-        if now - max(self._last_plain, started) < _PLAIN_SECONDS or done <= first:
-            return
-        self._last_plain = now
-        rate = (done - first) / (now - started)
-        self._console.print(
-            f"  {escape(printable(task))}: {done:,} of {total:,}, {rate:,.1f} per second,"
-            f" {(total - done) / rate:,.0f} s left"
-        )
-
-
 class Relay(Progress):
     """Passes everything on to `progress`, and stops with it. Base class of those that add something."""
 
@@ -242,9 +178,9 @@ class Relay(Progress):
         """Print one line."""
         self._progress.say(line)
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` units of `task` are done."""
-        self._progress.advance(task, done, total)
+        self._progress.advance(task, done, total, note)
 
     def finish(self, record: Path) -> None:
         """A stage of a run is finished, and its record is written."""
@@ -275,9 +211,9 @@ class Prefixed(Relay):
         """Print `<name>: <line>`."""
         super().say(f"{self._name}: {line}")
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         """Show the progress of `<name>: <task>`."""
-        super().advance(f"{self._name}: {task}", done, total)
+        super().advance(f"{self._name}: {task}", done, total, note)
 
 
 def append_log(log: Path, line: str) -> None:

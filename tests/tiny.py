@@ -117,7 +117,7 @@ class Counted(Progress):
         super().__init__()
         self.calls: list[tuple[str, int, int]] = []
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         self.calls.append((task, done, total))
 
 

@@ -185,8 +185,8 @@ class _ForwardedProgress(Progress):
     def say(self, line: str) -> None:
         self.send("say", line)
 
-    def advance(self, task: str, done: int, total: int) -> None:
-        self.send("advance", task, done, total)
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
+        self.send("advance", task, done, total, note)
 
     def send(self, *message: object) -> None:
         with suppress(OSError):  # the parent process has ended, and this one will end soon

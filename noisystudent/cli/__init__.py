@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from noisystudent.cli import loop, parts, screen
+from noisystudent.cli import aliases, loop, parts, screen
 from noisystudent.cli.ablate import ablate
 from noisystudent.cli.fields import take_fields
 from noisystudent.distributed import is_main_process
@@ -38,13 +38,14 @@ app = App(
     version_flags=["--version"],
     help_format="plaintext",
     help_epilogue="Every configuration field is a flag of run, demo, train, plan, check and ablate, such as "
-    "--teacher.train.epochs 30. label takes --pseudo_label.FIELD, and select takes --selection.FIELD. "
+    "--teacher.train.epochs 30. The most common ones have short names: --imgsz, --batch, --epochs, --model. "
+    "-o is --out. label takes --pseudo_label.FIELD, and select takes --selection.FIELD. "
     "`noisystudent fields` lists the fields, and `noisystudent recipes` lists the recipes. With "
     "--offline, or HF_HUB_OFFLINE=1, nothing is downloaded. With --debug, errors have a traceback.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS)
 for place, command in enumerate(COMMANDS):  # the help lists the commands in this order, not by name
-    app.command(command, sort_key=place)
+    app.command(command, sort_key=place, help_epilogue=aliases.help_text(command))
 _NARROWEST = 20  # columns of a terminal
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # torch on a CPU
@@ -97,7 +98,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 def _run(tokens: list[str]) -> None:
     """Parse the arguments, call the command, and pass the configuration fields if it has this parameter."""
     _check_values(tokens)
-    fields, rest = take_fields(tokens)
+    fields, rest = take_fields(aliases.expand(tokens))
     if rest[:1] == ["predict"]:  # cyclopts takes - for an option
         rest = [screen.STANDARD_INPUT if token == "-" else token for token in rest]
     command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from noisystudent.cli import screen
 from noisystudent.cli.fields import (
@@ -143,8 +146,14 @@ def plan(
     screen.table(("stage", "state", "where"), states(graph, RunDir(folder)))
 
 
-def status(run: Path, /, *, watch: bool = False) -> None:
-    """Print which stages of a run are done, and how long they took.
+def status(
+    run: Path,
+    /,
+    *,
+    watch: bool = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Print which stages of a run are done, how long they took, and what is left of all trainings.
 
     Parameters
     ----------
@@ -152,31 +161,38 @@ def status(run: Path, /, *, watch: bool = False) -> None:
         Run directory.
     watch
         Print the table anew every two seconds until no process works in the folder.
+    json
+        Print a JSON object in place of the table; with --watch one a line. docs/status.md names its keys.
     """
     from noisystudent.run.lock import is_locked
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import recorded
+    from noisystudent.run.summary import summarize
 
-    header = ("stage", "state", "seconds", "finished")
-    if not watch:
-        screen.table(header, recorded(RunDir(run)))
+    header, place = ("stage", "state", "seconds", "finished"), RunDir(run)
+
+    def repeat(show: Callable[[], None]) -> None:
+        while watch and is_locked(run):
+            show()
+            time.sleep(2)
+        show()  # after the end: all that the run wrote
+
+    if json:
+        repeat(lambda: screen.json_line(summarize(place).as_dict()))
         return
     with screen.changing_table(header) as show:
-        while is_locked(run):
-            show(recorded(RunDir(run)))
-            time.sleep(2)
-        show(recorded(RunDir(run)))  # after the end: all that the run wrote
+        repeat(lambda: show(recorded(place), summarize(place).line()))
 
 
-def check(*, images: Images = NO_IMAGES, out: Path = Path("runs/check"), fields: Fields) -> None:
-    """Check images before a run, and write lists of unreadable files, duplicates and leaks between sets.
+def check(*, images: Images = NO_IMAGES, out: Path | None = None, fields: Fields) -> None:
+    """Check images before a run: unreadable files, duplicates, leaks between sets.
 
-    The number of images of each set and class is printed. Nothing is trained.
+    Their numbers, and those of the images of each set and class, are printed. Nothing is trained.
 
     Parameters
     ----------
     out
-        Folder of the lists ledger.csv and leaks.csv.
+        Folder of the lists ledger.csv and leaks.csv, and of the decoded images. Default: nothing is kept.
     """
     from noisystudent import self_training
     from noisystudent.data.sources import open_sources

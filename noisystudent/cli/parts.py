@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from noisystudent.cli import screen
+from noisystudent.cli.aliases import short_name
 from noisystudent.cli.fields import (
     NO_TESTS,
     Device,
@@ -234,7 +235,11 @@ def fields() -> None:
     """List all configuration fields with their defaults and meanings."""
     from noisystudent import recipes as shelf
 
-    screen.table(("field", "default", "meaning"), shelf.field_help())
+    rows = [
+        (name, default, f"{meaning} Short: {short}." if (short := short_name(name)) else meaning)
+        for name, default, meaning in shelf.field_help()
+    ]
+    screen.table(("field", "default", "meaning"), rows)
 
 
 COMMANDS = (label, embed, select, evaluate, predict, report, export, recipes, fields)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -34,14 +35,19 @@ def progress(*, stderr: bool = False, json: bool = False, silent: bool = False) 
         json: print JSON lines on standard output.
         silent: print nothing, because another process of the run does.
     """
-    from noisystudent.console import Progress, Terminal, stop_on_signal
+    from noisystudent.console import Progress, stop_on_signal
+    from noisystudent.terminal import Terminal
 
-    shown = Progress() if silent else Terminal(stderr=stderr)
+    shown = Progress()
+    beating: AbstractContextManager[None] = nullcontext()
     if json and not silent:
         from noisystudent.trackers.json_lines import JsonLines  # which other commands need not load
 
         shown = JsonLines()
-    with stop_on_signal(shown):
+    elif not silent:
+        shown = Terminal(stderr=stderr)
+        beating = shown.heartbeat()
+    with stop_on_signal(shown), beating:
         try:
             yield shown
         finally:
@@ -97,10 +103,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def changing_table(header: Sequence[str]) -> Iterator[Callable[[Sequence[Sequence[str]]], None]]:
-    """Give a function that replaces the table on the terminal. Elsewhere only the last table is printed."""
-    with Live(console=_console(), auto_refresh=False) as live:
-        yield lambda rows: live.update(_grid(header, rows), refresh=True)
+def changing_table(header: Sequence[str]) -> Iterator[Callable[[Sequence[Sequence[str]], str], None]]:
+    """Give a function that replaces the table, and the line under it, on the terminal.
+
+    Elsewhere only the last table is printed.
+    """
+    console = _console()
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(rows: Sequence[Sequence[str]], last: str) -> None:
+            live.update(Group(_grid(header, rows), escape(printable(last))), refresh=True)
+
+        yield show
+    if not console.is_terminal:
+        console.line()  # Live ends the last line on a terminal alone
+
+
+def json_line(content: Mapping[str, object]) -> None:
+    """Print a JSON object in one line."""
+    print(json.dumps(content), flush=True)
 
 
 def _console() -> Console:

@@ -6,7 +6,7 @@ import html
 import sys
 import time
 
-from noisystudent.console import Progress, Terminal
+from noisystudent.console import Progress
 
 _SECONDS = 0.2  # least time between two movements of the bar
 
@@ -31,7 +31,7 @@ class NotebookProgress(Progress):
         """Print one line."""
         print(line)
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         """Move the bar, at most five times a second."""
         now = time.monotonic()
         if task != self._task:
@@ -44,13 +44,15 @@ class NotebookProgress(Progress):
         self._handle.update(
             self._html(
                 f'<progress value="{done}" max="{total}" style="width: 20em"></progress>'
-                f" {html.escape(task)}: {done:,} of {total:,}{left}"
+                f" {html.escape(task)}: {done:,} of {total:,}{left}{html.escape(note and f', {note}')}"
             )
         )
 
 
 def printed_progress() -> Progress:
     """Return a progress that prints: to the terminal, or in a notebook to the cell."""
+    from noisystudent.terminal import Terminal  # rich is slow to import
+
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return NotebookProgress() if hasattr(shell, "kernel") else Terminal()

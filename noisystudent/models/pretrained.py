@@ -20,7 +20,7 @@ import timm
 import torch
 from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 
-from noisystudent.console import Progress, Terminal
+from noisystudent.console import Progress
 from noisystudent.errors import InputError, require
 from noisystudent.models import download
 from noisystudent.models.download import Message, Request
@@ -178,6 +178,8 @@ def _download_visibly(request: Request, title: str, license_: str | None, progre
     """Download the weights and return their path, with a line on standard error if `progress` is None."""
     if progress is not None:
         return _download(request, title, license_, progress)
+    from noisystudent.terminal import Terminal  # rich is slow to import
+
     terminal = Terminal(stderr=True)
     try:
         return _download(request, title, license_, terminal)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisystudent.errors import RunError, first_line
+from noisystudent.errors import RunError, first_line, readable_size
 from noisystudent.recipes.overrides import flat
 from noisystudent.report.read import Iteration, Run
 from noisystudent.run.rundir import RunDir
@@ -60,8 +60,8 @@ def stages(run: Run) -> dict[str, Any] | None:
     """Duration of each finished stage; None if no stage is finished.
 
     Returns:
-        rows: (name, duration, share of the longest in per cent, end in UTC). total: the sum. longest: name
-        of the longest stage, and its share of the sum.
+        rows: (name, duration, share of the longest in per cent, end in UTC, peak memory). total: the sum.
+        longest: name of the longest stage, and its share of the sum.
     """
     done = [stage for stage in run.stages if stage.get("seconds") is not None]
     total = sum(stage["seconds"] for stage in done)
@@ -74,11 +74,18 @@ def stages(run: Run) -> dict[str, Any] | None:
             duration(stage["seconds"]),
             round(100 * stage["seconds"] / longest["seconds"], 2),
             stage.get("finished") or "",
+            _memory(stage.get("memory") or {}),
         )
         for stage in done
     ]
     share = longest["seconds"] / total
     return {"rows": rows, "total": duration(total), "longest": (longest["name"], share)}
+
+
+def _memory(peak: Mapping[str, int | None]) -> str:
+    """Peak memory of a stage, main memory first; "" in older runs."""
+    named = (("", peak.get("resident")), ("GPU ", peak.get("gpu")))
+    return ", ".join(f"{name}{readable_size(size)}" for name, size in named if size)
 
 
 def changes(run: Run) -> list[dict[str, Any]]:

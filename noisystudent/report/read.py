@@ -88,6 +88,7 @@ class Iteration:
         selection: counts of the selection.
         gallery: thumbnails of the pool, by class.
         mistakes: thumbnails of what the last student gets wrong; None in other iterations.
+        corruptions: thumbnails of one test image under each corruption; empty in other iterations.
         selection_file: the selection itself.
         expected: counts of labelled images that the expected share of right labels is made of.
         settings: fields of `selection` of the student.
@@ -99,6 +100,7 @@ class Iteration:
     selection: Record | None
     gallery: tuple[Record, ...]
     mistakes: Record | None
+    corruptions: Record
     selection_file: Path | None
     expected: Record
     settings: Record
@@ -135,6 +137,11 @@ class Run:
     def models(self) -> tuple[Model, ...]:
         """All models in the order of training."""
         return tuple(model for iteration in self.iterations for model in iteration.models)
+
+    @property
+    def corruptions(self) -> Record:
+        """Thumbnails of one test image under each corruption; empty if none were tested."""
+        return next((each.corruptions for each in reversed(self.iterations) if each.corruptions), {})
 
 
 def last_student(models: Sequence[Model]) -> Model | None:
@@ -212,6 +219,7 @@ def _iteration(folder: IterationDir, student: Record) -> Iteration:
         selection=evaluation.get("selection"),
         gallery=tuple(gallery.get("classes") or ()),
         mistakes=gallery.get("mistakes"),
+        corruptions=gallery.get("corruptions") or {},
         selection_file=folder.selection if folder.selection.is_file() else None,
         expected=selected.get("precision") or {},
         settings=(student.get("selection") or {}) | (selected.get("chosen") or {}),

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from noisystudent.distributed import group
 from noisystudent.errors import InputError
 
 MARKER = ".noisystudent"
 """Name of the file that marks a folder of this program. A folder without it is used only if it is empty."""
+
+_MARKER_BYTES = 512  # a marker is shorter; the name of a host has at most 255 bytes
+
+
+class Owner(NamedTuple):
+    """Process that locked a folder and has not released it in order.
+
+    Attributes:
+        process: its number.
+        host: name of its machine.
+    """
+
+    process: str
+    host: str
+
 
 _owned: set[Path] = set()  # folders this process has locked
 
@@ -34,7 +51,7 @@ def lock(folder: Path, kind: str = "run", *, shared: bool = False) -> Iterator[N
     Args:
         folder: made if it does not exist.
         kind: kind of the folder: "run", "check", "study", "ceilings" or "labelling". It is written into the
-            marker file.
+            marker file, and during the block the process and its host too.
         shared: lock it together with other processes that share it, and against all others.
 
     Raises:
@@ -67,6 +84,8 @@ def lock(folder: Path, kind: str = "run", *, shared: bool = False) -> Iterator[N
             yield
         finally:
             _owned.discard(owner)
+            if held:  # a forked process has closed it
+                _sign_off(held[0], kind)
     finally:
         release()
 
@@ -86,6 +105,22 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def owner_of(folder: Path) -> Owner | None:
+    """Return the process that has locked `folder` without releasing it: it is at work, or it was killed.
+
+    None: there is no such process, or it was of a version that did not write its host.
+    """
+    try:
+        descriptor = os.open(folder / MARKER, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        _, *process = _read(descriptor) or [""]
+    finally:
+        os.close(descriptor)
+    return Owner(*process) if len(process) == len(Owner._fields) else None
+
+
 def _refuse_other_files(folder: Path) -> None:
     """Raise InputError if the folder has no marker but holds files: they belong to the user."""
     names = sorted(entry.name for entry in os.scandir(folder))
@@ -97,15 +132,16 @@ def _refuse_other_files(folder: Path) -> None:
 
 
 def _acquire(descriptor: int, folder: Path, kind: str, *, shared: bool) -> None:
-    """Lock the marker file, check its kind, and write `<kind> <process id>` into it."""
+    """Lock the marker file, check its kind, and write `<kind> <process id> <host>` into it."""
     try:
         how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)  # NB: fail at once instead of waiting
-        owner = _read(descriptor)
-        if owner and owner[0] != kind:
-            raise InputError(f"--out {folder} is the folder of a {owner[0]}, not of a {kind}; choose another")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{kind} {os.getpid()}\n".encode(), 0)
+        before = _read(descriptor)
+        if before and before[0] != kind:
+            raise InputError(
+                f"--out {folder} is the folder of a {before[0]}, not of a {kind}; choose another"
+            )
+        _write(descriptor, f"{kind} {os.getpid()} {socket.gethostname()}\n")
     except BlockingIOError as error:
         process = next(iter(_read(descriptor)[1:]), "unknown")
         raise InputError(f"--out {folder} is in use by process {process}; choose another --out") from error
@@ -113,6 +149,20 @@ def _acquire(descriptor: int, folder: Path, kind: str, *, shared: bool) -> None:
         raise InputError(f"--out {folder} cannot be locked ({error.strerror}); choose another") from error
 
 
+def _sign_off(descriptor: int, kind: str) -> None:
+    """Remove the process from the marker: what is left there after a kill shows that there was one."""
+    with suppress(OSError):  # a disk that is lost by now; the error of the block says so, not this one
+        _write(descriptor, f"{kind}\n")
+
+
+def _write(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
+
+
 def _read(descriptor: int) -> list[str]:
-    """Return [kind, process id] from a marker file. The list is empty if the marker was never filled."""
-    return os.pread(descriptor, 64, 0).decode(errors="replace").split()
+    """Return [kind, process id, host] from a marker file; the last two only while a process works in it.
+
+    The list is empty if the marker was never filled.
+    """
+    return os.pread(descriptor, _MARKER_BYTES, 0).decode(errors="replace").split()

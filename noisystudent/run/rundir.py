@@ -202,6 +202,9 @@ class RunDir:
 
     config = _Child("config.yaml")  # the resolved configuration
     environment = _Child("environment.json")  # versions and hardware
+    schedule = _Child(
+        "schedule.json"
+    )  # all stages, and how long each training is, see `self_training.schedule`
     log = _Child("run.log")  # every line the run printed
     metrics = _Child("metrics.jsonl")  # one line per model and set
     verdict = _Child("verdict.json")  # whether the pool helped

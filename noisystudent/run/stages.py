@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.errors import RunError
 from noisystudent.run.checksums import checksums, problems
+from noisystudent.run.cost import Cost
 from noisystudent.run.files import remove, sync_folder
 from noisystudent.run.lock import owns
 from noisystudent.run.record import Facts, read_record, valid_record, write_record
@@ -147,9 +147,9 @@ def run_stage(stage: Stage, work: Work, progress: Progress, *, shared: bool = Fa
     """
     everyone = group()
     if everyone.lead(partial(_begin, stage, progress)):
-        begun = time.monotonic()
+        cost = Cost()
         result = work() if shared else everyone.lead(work)
-        everyone.lead(partial(_write_record, stage, "done", time.monotonic() - begun, result))
+        everyone.lead(partial(_write_record, stage, "done", cost.read(), result))
         everyone.lead(partial(progress.finish, stage.record))
     return everyone.lead(lambda: (read_record(stage.record) or {}).get("result"))
 
@@ -177,9 +177,8 @@ def _begin(stage: Stage, progress: Progress) -> bool:
     return True
 
 
-def _write_record(
-    stage: Stage, status: str, seconds: float | None = None, result: Facts | None = None
-) -> None:
+def _write_record(stage: Stage, status: str, cost: Facts | None = None, result: Facts | None = None) -> None:
+    """Write the record; `cost` is that of the last attempt only, without interrupted ones."""
     done = status == "done"
     if done and not stage.path.exists():
         raise RunError(f"{stage.name} ended without writing {stage.path}; this is a bug of the program")
@@ -188,7 +187,7 @@ def _write_record(
         "fingerprint": stage.fingerprint,
         "inputs": dict(stage.inputs),
         "status": status,
-        "seconds": seconds,  # duration of the last attempt only, without interrupted ones
+        **(cost or {"seconds": None, "memory": None}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds") if done else None,
         "files": checksums(stage.record.parent, stage.outputs()) if done else {},
     }

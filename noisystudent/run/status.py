@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from noisystudent.errors import InputError
 from noisystudent.run.graph import Graph
 from noisystudent.run.lock import is_locked
 from noisystudent.run.record import read_record, records
 from noisystudent.run.rundir import ModelDir, RunDir, model_name
 from noisystudent.run.stages import Status, state
-
-_TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last lines
+from noisystudent.run.summary import last_line, require_run
 
 Row = tuple[str, ...]
 """Cells of one row of a table."""
@@ -52,10 +50,7 @@ def recorded(run: RunDir) -> list[Row]:
         InputError: `run` is not a run directory.
         RunError: a file of the run is damaged.
     """
-    if not run.config.is_file():
-        raise InputError(
-            f"{run.path} is not a run directory (no config.yaml); give a folder that `run` wrote"
-        )
+    require_run(run)
     locked = is_locked(run.path)  # before the records: a run that ends meanwhile has written 'done' by then
     existing = [(path.parent, read_record(path)) for path in records(run)]
     return [_recorded(folder, record, locked) for folder, record in existing if record is not None]
@@ -90,17 +85,5 @@ def _recorded(folder: Path, record: Mapping[str, Any], locked: bool) -> Row:
 
 def _step(metrics: Path) -> str:
     """Last step and loss that a training has written; "" if there is none."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - _TAIL))
-            lines = file.read().split(b"\n")[:-1]  # text after the last newline is being written
-    except OSError:  # no training, or it has just begun
-        return ""
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the first line of the tail may be cut
-            continue
-        if isinstance(entry, dict) and {"step", "loss"} <= entry.keys():
-            return f": step {entry['step']:,}, loss {entry['loss']:.3f}"
-    return ""
+    entry = last_line(metrics)
+    return f": step {entry['step']:,}, loss {entry['loss']:.3f}" if entry else ""

@@ -19,19 +19,19 @@ from noisystudent.errors import RunError
 from noisystudent.inference.existing import fingerprints
 from noisystudent.metrics.power import too_small
 from noisystudent.run.build import build_graph
-from noisystudent.run.files import remove
+from noisystudent.run.files import remove, temporary_folder
 from noisystudent.run.graph import Graph, Iteration
 from noisystudent.run.lock import lock
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import CONTROLS, DataDir, ModelDir, RunDir
 from noisystudent.run.stages import Stage, run_stage, supersede
 from noisystudent.runtime import resolve_device
-from noisystudent.self_training import environment, pool
+from noisystudent.self_training import environment, pool, schedule
 from noisystudent.self_training.checks import check_config
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.embed_stage import embed_images
 from noisystudent.self_training.existing import read_existing
-from noisystudent.self_training.first_teachers import labeling, only
+from noisystudent.self_training.first_teachers import Teachers, labeling, only
 from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
 from noisystudent.self_training.labels import label_pool
@@ -86,7 +86,7 @@ def self_train(
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
         for before, iteration in zip([None, *iterations], iterations, strict=False):
             label_pool(context, iteration.labels, teachers, iteration.config.pseudo_label)
-            pool.select_images(context, iteration, before, teachers)
+            _select_images(context, iteration, before, teachers)
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
@@ -95,24 +95,31 @@ def self_train(
         judge(context)
 
 
-def audit(config: Config, sources: Sources, out: Path, *, progress: Progress | None = None) -> list[str]:
+def audit(
+    config: Config, sources: Sources, out: Path | None, *, progress: Progress | None = None
+) -> list[str]:
     """Scan every image without training, and write manifest.parquet, ledger.csv and leaks.csv into `out`.
 
     Args:
         config: its `data` and `seed` are used.
         sources: labelled images, pool, val and test.
-        out: folder for the files; made if it does not exist.
+        out: folder for the files, which hold the decoded images too; made if it does not exist. None: a
+            temporary folder, which is removed in the end, also if this process is killed.
         progress: receives the progress, and stops the scan. None: nothing is printed.
 
     Returns:
         Lines of text: notes, images in each set, labels in each class, and the paths of the lists of
-            unreadable files, duplicates and leaks.
+            unreadable files, duplicates and leaks, if `out` is given.
 
     Raises:
         InputError: the images cannot be used, or `out` is in use or holds other files.
         RunError: too many images are unreadable, or the disk is full.
         Stopped: a signal was received.
     """
+    if out is None:
+        with temporary_folder() as folder:
+            *lines, _, _ = audit(config, sources, folder, progress=progress)
+        return [*lines, "ledger.csv and leaks.csv are not kept; give --out FOLDER to keep them"]
     progress, data = progress or Progress(), DataDir(out)
     with lock(out, "check"):
         prepare(config.data, sources, data, config.seed, progress)
@@ -159,6 +166,7 @@ def _prepare(
         others=others,
     )
     everyone.lead(partial(_supersede_removed, context))
+    schedule.announce(context)
     return context
 
 
@@ -234,6 +242,13 @@ def _first_teachers(context: Context, initial: ModelDir | None) -> None:
             training = replace(training, initial=initial, new_head=initial is not None)
             train_model(context, model.training, training)
             finetune_model(context, model, training)
+
+
+def _select_images(
+    context: Context, iteration: Iteration, before: Iteration | None, teachers: Teachers
+) -> None:
+    pool.select_images(context, iteration, before, teachers)
+    schedule.update(context)  # which the selection may give the length of a training
 
 
 def _train_controls(context: Context, iteration: Iteration, first: Training | None) -> None:

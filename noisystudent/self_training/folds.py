@@ -148,7 +148,7 @@ def _train_heads(context: Context, stage: Stage, training: Training) -> list[Tra
     def work() -> None:
         for one in candidates:
             if not one.folder.weights.is_file():  # it is written last
-                head = fitted(one, None, context.progress, lambda _line: None)
+                head = fitted(one, None, context.progress, None)
                 assert isinstance(head, Head)
                 assert one.cache is not None
                 save_head(head, one.learner.model, one.cache, one.folder.weights, {}, alone=True)

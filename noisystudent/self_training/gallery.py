@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.prepare import Dataset
@@ -120,7 +121,13 @@ def _thumbnail(images: ImageSet, row: int) -> dict[str, str]:
     at = np.array([row], dtype=np.int64)
     # Never enlarged. `fetch` with no box gives the clean centre view.
     side = min(int(images.view_sizes(at).min()), _MOST_PIXELS)
-    pixels = images.fetch(at, side, None)[0].permute(1, 2, 0).cpu().numpy()
+    return {"id": images.ids(at)[0], "jpeg": encoded(images.fetch(at, side, None)[0])}
+
+
+def encoded(image: Tensor, side: int = _MOST_PIXELS) -> str:
+    """Return an image (3, S, S) uint8 as a JPEG in base64, with a side of at most `side` pixels."""
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=85)
-    return {"id": images.ids(at)[0], "jpeg": base64.b64encode(buffer.getvalue()).decode("ascii")}
+    picture.save(buffer, format="JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

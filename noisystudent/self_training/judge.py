@@ -108,6 +108,8 @@ def _write_evaluations(
             shown = pool.thumbnails(context, iteration)
             if index == len(context.graph.iterations):
                 shown |= {"mistakes": _mistakes(context, all_predictions, index)}
+                student, _ = context.trainings(iteration.student)
+                shown |= {"corruptions": robustness.thumbnails(context, student)}
             write_json(folder.gallery, shown)
         write_json(folder.evaluation, content)
     write_text(context.run.metrics, json_lines(lines))

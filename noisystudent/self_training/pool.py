@@ -70,7 +70,7 @@ def select_images(
 
 def student(context: Context, iteration: Iteration, teachers: Teachers) -> Training:
     """Return the student's training on the labelled images and the selected pool images."""
-    training = _student(context, iteration, teachers.initial)
+    training = student_alone(context, iteration, teachers.initial)
     return replace(training, read_pool=_pool_reader(context, iteration, teachers, training))
 
 
@@ -94,7 +94,7 @@ def control(context: Context, iteration: Iteration, model: Model, teacher: Train
     if model.role != CONTROLS["same_compute"]:
         return training
     return lengthened(
-        context, training, [_student(context, other, teacher) for other in context.graph.iterations]
+        context, training, [student_alone(context, other, teacher) for other in context.graph.iterations]
     )
 
 
@@ -121,7 +121,7 @@ def thumbnails(context: Context, iteration: Iteration) -> dict[str, object]:
     return {"classes": gallery.thumbnails(context.dataset, labels, selection, with_truth)}
 
 
-def _student(context: Context, iteration: Iteration, teacher: Training | None) -> Training:
+def student_alone(context: Context, iteration: Iteration, teacher: Training | None) -> Training:
     """Return the student's training, without pool images."""
     training = _student_or_control(context, iteration, teacher, ModelDir(iteration.student.training.path))
     config = iteration.config.pseudo_label

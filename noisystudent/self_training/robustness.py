@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import RunError
 from noisystudent.evaluation.options import Options
 from noisystudent.evaluation.test_images import generate
-from noisystudent.robustness.corruptions import Frost, find_frost, nearest_side
+from noisystudent.robustness.corruptions import EXTRA_CORRUPTIONS, Frost, find_frost, nearest_side
+from noisystudent.robustness.images import LabeledBatch
 from noisystudent.robustness.results import Results, load_results, save_results, stratified
 from noisystudent.robustness.suite import Plan, run_tests
 from noisystudent.robustness.summary import Summary, differences, ratios, summarize
@@ -22,6 +25,7 @@ from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import CONTROLS
 from noisystudent.run.stages import put_aside
 from noisystudent.runtime import batch_size_for
+from noisystudent.self_training import gallery
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.training import Training, predictor
 
@@ -35,6 +39,9 @@ Summaries = dict[Key, Summary]
 _BATCH = 128
 # Version of robustness.npz. Increase it when a test changes, so that older results are not read.
 _FORMAT = 2
+# Severities of the thumbnails, and their largest side in pixels: 58 of them take 0.3 MB at most.
+_SHOWN = (1, 3, 5)
+_SIDE = 64
 
 
 def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
@@ -60,7 +67,7 @@ def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
     if not config.tests:
         return {}
     _, images = context.judged
-    rows = stratified(images.labels, config.sample or len(images), context.config.seed)
+    rows = _rows(context, images)
     plan = Plan(
         tests=("clean", *config.tests),
         severities=config.severities,
@@ -87,6 +94,43 @@ def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
             if rival in results and rival != key
         }
     return summaries
+
+
+def thumbnails(context: Context, training: Training) -> dict[str, Any]:
+    """Return one test image under each corruption that was measured, for the report.
+
+    It is the first image of the tests, with the random numbers that the models were tested with.
+
+    Args:
+        context: the run.
+        training: finished training; its resolution is that of the image.
+
+    Returns:
+        {"clean": JPEG in base64, "corrupted": {name: {severity: JPEG}}} at the severities 1, 3 and 5. Empty
+            if no corruption is tested.
+    """
+    config, (_, images) = context.config.evaluate, context.judged
+    if not {"c", "c-extra"} & {*config.tests}:
+        return {}
+    first = images.subset(_rows(context, images)[:1])
+    frost = find_frost(None if config.frost is None else Path(config.frost))
+    made = generate(predictor(training), first, np.arange(1), Options(seed=context.config.seed), frost)
+    names = [*(made.corruptions if "c" in config.tests else ())]
+    names += EXTRA_CORRUPTIONS if "c-extra" in config.tests else ()
+
+    def shown(batches: Iterable[LabeledBatch]) -> str:
+        ((pixels, _),) = batches
+        return gallery.encoded(pixels[0], _SIDE)
+
+    copies = {
+        name: {str(severity): shown(made.corrupted(name, severity)) for severity in _SHOWN} for name in names
+    }
+    return {"clean": shown(made.clean()), "corrupted": copies}
+
+
+def _rows(context: Context, images: ImageSet) -> NDArray[np.int64]:
+    """Rows of the images that the tests are made on."""
+    return stratified(images.labels, context.config.evaluate.sample or len(images), context.config.seed)
 
 
 def _results(

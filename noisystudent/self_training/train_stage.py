@@ -85,12 +85,12 @@ def _train(context: Context, stage: Stage, training: Training) -> None:
     context.progress.say(f"{stage.name}: {training.describe(pool)}")
     board = group().lead(partial(_board, context, stage, training))
 
-    def on_log(line: dict[str, float]) -> None:
-        board.draw(line)
-        context.progress.advance(stage.name, int(line["step"]), training.total_steps)
+    def show(step: int, loss: float) -> None:
+        context.progress.advance(stage.name, step, training.total_steps, f"loss {loss:.3f}")
 
+    main = group().is_main
     try:
-        train(training, pool, context.progress, on_log if group().is_main else None)
+        train(training, pool, context.progress, board.draw if main else None, show=show if main else None)
     except RunError as error:
         raise RunError(f"{stage.name}: {error}") from error
 

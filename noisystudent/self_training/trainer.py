@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -15,25 +14,27 @@ from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
 from noisystudent.models.heads import Head
 from noisystudent.self_training.heads import save_head
 from noisystudent.self_training.training import Training, batches, start, train_step, val_probs
-from noisystudent.train.loop import fit
+from noisystudent.train.loop import OnLog, Show, fit
 
 
 def train(
     training: Training,
     pool: SelectedPool | None,
     progress: Progress,
-    on_log: Callable[[dict[str, float]], None] | None,
+    on_log: OnLog | None,
+    *,
+    show: Show | None = None,
 ) -> None:
     """Train a model, and write the weights of its moving average to `training.folder.weights`.
 
     The metadata of the file holds the temperature that was fitted on val. An interrupted training continues
-    from its last snapshot. `on_log` receives each line of metrics.jsonl. All processes of a run call this.
+    from its last snapshot. `on_log` and `show` are those of `fit`. All processes of a run call this.
 
     Raises:
         RunError: the training diverged, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
-    averaged = fitted(training, pool, progress, on_log)
+    averaged = fitted(training, pool, progress, on_log, show=show)
     if isinstance(averaged, Classifier):
         averaged.merge_lora()  # the file is of the ordinary network
     metadata = {TEMPERATURE: str(_fitted_temperature(training, averaged))}
@@ -50,7 +51,9 @@ def fitted(
     training: Training,
     pool: SelectedPool | None,
     progress: Progress,
-    on_log: Callable[[dict[str, float]], None] | None,
+    on_log: OnLog | None,
+    *,
+    show: Show | None = None,
 ) -> nn.Module:
     """Train a model as `train` does, and return its moving average, a `Classifier` or a `Head`.
 
@@ -70,6 +73,7 @@ def fitted(
         kinds=len(training.phases(pool=pool is not None)) + (ema is not None and ema.first_step > 0),
         evaluate=partial(_evaluate_val, training) if training.curve else None,
         on_log=on_log,
+        show=show,
     )
 
 

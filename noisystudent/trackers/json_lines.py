@@ -17,7 +17,8 @@ _SECONDS = 1.0  # least time between two lines of the units done
 class JsonLines(Progress):
     """Prints one JSON object a line, with the key `event`.
 
-    message: `text`, a line for people. progress: `done` of `total` units of `task`, at most once a second.
+    message: `text`, a line for people. progress: `done` of `total` units of `task`, and a
+    `note` such as the loss, at most once a second.
     metrics: a line of metrics.jsonl, with the name of the `stage`, once the stage is finished.
     """
 
@@ -29,11 +30,11 @@ class JsonLines(Progress):
         """Print a message."""
         _print({"event": "message", "text": line})
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         """Print the units done, at most once a second."""
         if time.monotonic() - self._last >= _SECONDS:
             self._last = time.monotonic()
-            _print({"event": "progress", "task": task, "done": done, "total": total})
+            _print({"event": "progress", "task": task, "done": done, "total": total, "note": note})
 
     def finish(self, record: Path) -> None:
         """Print the numbers of a stage. A stage that was finished by an earlier call is not printed again."""

@@ -34,8 +34,11 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 """Model -> scores by name."""
 OnLog = Callable[[dict[str, float]], None]
 """Called with each line of metrics.jsonl."""
+Show = Callable[[int, float], None]
+"""Called with the number of steps done and the mean loss since the last line of metrics.jsonl with a loss."""
 
 _NORMS = ("weights", "moving average of the weights", "moving averages of the confidences")
+_SHOWN_SECONDS = 1.0  # least time between two looks at the loss; each lets a GPU wait for the host once
 _EVALUATIONS = 10  # number of evaluations on val in a training if `eval_steps` is not set
 
 
@@ -51,6 +54,7 @@ def fit(
     kinds: int = 1,
     evaluate: Evaluate | None = None,
     on_log: OnLog | None = None,
+    show: Show | None = None,
 ) -> nn.Module:
     """Train `model`, starting from the newest intact snapshot in `folder` if there is one.
 
@@ -67,16 +71,15 @@ def fit(
         folder: folder for snapshots and metrics.jsonl.
         progress: prints how steps are executed; a signal stops the training between two steps.
         kinds: number of kinds of steps, see `TrainStep.kind`.
-        evaluate: called with the averaged model every `eval_steps` steps and at the end; its result is
-            logged. None: no evaluation.
+        evaluate: averaged model -> scores for the log, every `eval_steps` steps and at the end. None: never.
         on_log: called with each line of metrics.jsonl.
+        show: called at most once a second, and with each line that has a loss.
 
     Returns:
         The averaged model in evaluation mode.
 
     Raises:
-        RunError: the loss, the weights or their average are not finite, `evaluate` failed, the disk is full,
-            or the snapshot belongs to another training.
+        RunError: the training diverged, `evaluate` failed, the disk is full, or the snapshot is of another.
         Stopped: a signal came; a snapshot of the last step is on disk.
     """
     config = step.config
@@ -88,7 +91,7 @@ def fit(
         )
     everyone = step.everyone
     journal = Journal(folder.metrics, earlier) if everyone.is_main else None
-    log = _Log(journal, step.lr, steps_per_epoch, on_log)
+    log = _Log(journal, step.lr, steps_per_epoch, on_log, show)
     # With deterministic kernels a resumed training must also take the form of an uninterrupted one.
     steps = total_steps - (0 if torch.are_deterministic_algorithms_enabled() else state.step)
     execute = Executor(step, state, progress, steps // kinds)
@@ -102,7 +105,7 @@ def fit(
             if ended or batch is None:
                 break
             execute(batch)
-            log.images += sum(batch.counts)
+            log.count(state, batch)
             last = state.step == total_steps  # `execute` has incremented the step
             if last or state.step % config.log_steps == 0:
                 log.write_training(state)
@@ -198,16 +201,20 @@ class _Log:
         lr: step -> learning rate.
         steps_per_epoch: labelled images / labelled images per step.
         on_log: called with each line.
+        show: called with step and loss.
         images: number of images since `since`.
         since: time in seconds of the last log line, evaluation or snapshot.
+        shown: time in seconds of the last look at the loss between two lines.
     """
 
     journal: Journal | None
     lr: Callable[[int], float]
     steps_per_epoch: float
     on_log: OnLog | None
+    show: Show | None
     images: int = 0
     since: float = field(default_factory=time.perf_counter)
+    shown: float = -math.inf
 
     def write(self, line: dict[str, float]) -> None:
         """Append one line to the file, and call `on_log` with it."""
@@ -215,6 +222,14 @@ class _Log:
             self.journal.append(line)
         if self.on_log is not None:
             self.on_log(line)
+
+    def count(self, state: TrainState, batch: Batch) -> None:
+        """Count the images of a step, and show its loss if the last look at it was a second ago."""
+        self.images += sum(batch.counts)
+        if self.show is not None and time.perf_counter() - self.shown >= _SHOWN_SECONDS:
+            self.shown = time.perf_counter()
+            # A copy of one number: the window is not changed.
+            self.show(state.step, state.window[0].item() / (state.step - state.logged))
 
     def write_training(self, state: TrainState) -> None:
         """Log mean loss and top-1 since the last line, and the images per second since `since`."""
@@ -230,6 +245,8 @@ class _Log:
                 "images_per_second": self.images / (time.perf_counter() - self.since),
             }
         )
+        if self.show is not None:
+            self.show(state.step, loss / steps)
         state.window.zero_()  # in place: a captured CUDA graph adds to this memory
         state.logged = state.step
         self.restart_clock()
@@ -255,7 +272,7 @@ class _Log:
     def _read(self, state: TrainState) -> tuple[float, float]:
         """Sums of loss and top-1 over the window, after a check that the training has not diverged.
 
-        This is the only host synchronisation of the loop.
+        This and the look in `count` are the only host synchronisations of the loop.
         """
         values = [state.ema.norms()]
         if state.averages is not None:

@@ -15,10 +15,18 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
-TIMED = {"images_per_second", "seconds", "finished", "checksums"}
-"""Keys of JSON that depend on the clock, and the checksums of files that hold such keys."""
+TIMED = {"images_per_second", "seconds", "finished", "memory", "checksums"}
+"""Keys of JSON that depend on the clock or the machine, and checksums of files that hold such keys."""
 
-REMADE = {".noisystudent", "config.yaml", "environment.json", "report.html", "run.log", "tensorboard"}
+REMADE = {
+    ".noisystudent",
+    "config.yaml",
+    "environment.json",
+    "report.html",
+    "run.log",
+    "schedule.json",
+    "tensorboard",
+}
 """Names of files that every call writes again or appends to; no later stage reads them."""
 
 

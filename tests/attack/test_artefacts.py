@@ -54,7 +54,7 @@ _DATA = (
 )
 _MODEL = "stage.json model.safetensors metrics.jsonl predictions-val.npz predictions-test.npz"
 _RUN = (
-    ".noisystudent config.yaml environment.json metrics.jsonl report.html run.log verdict.json "
+    ".noisystudent config.yaml environment.json metrics.jsonl report.html run.log schedule.json verdict.json "
     "verdict.stage.json"
 )
 _POOL = (
@@ -76,7 +76,7 @@ FINISHED = [
     *_below("iteration-1/control/", _MODEL),
 ]
 INTERRUPTED = [
-    *_below("", ".noisystudent config.yaml environment.json run.log"),
+    *_below("", ".noisystudent config.yaml environment.json run.log schedule.json"),
     *_below("data/", _DATA),
     *_below("iteration-0/teacher/", "stage.json model.safetensors metrics.jsonl predictions-val.npz"),
     *_below("iteration-1/", _POOL),

@@ -237,20 +237,6 @@ def test_plan_lists_what_is_to_do_and_why(
     assert len(table(output(capsys, *words, "--students", "3", "--control", "none"))) == 12
 
 
-def test_check_audits_and_trains_nothing(images: Path, tmp_path: Path, capsys: Capture) -> None:
-    shutil.copytree(images, tmp_path / "images")
-    given = tmp_path / "images"
-    shutil.copy(given / "val" / "red" / "00.png", given / "pool" / "red" / "leak.png")
-    shutil.copy(given / "pool" / "red" / "00.png", given / "pool" / "red" / "twin.png")
-    out = tmp_path / "audit"
-    lines = output(capsys, "check", *tiny.flags(given), "--out", out, "--data.resolution", "16").splitlines()
-    for line in ("labeled: 18 images", "val: 12 images", "pool: 42 images", "  red: 6 labels"):
-        assert line in lines
-    leaks = (out / "leaks.csv").read_text()
-    assert "pool,red/leak.png,val,red/00.png" in leaks and "pool,red/twin.png,pool,red/00.png" in leaks
-    assert not list(out.glob("iteration-*"))
-
-
 # --- train, demo ---
 
 

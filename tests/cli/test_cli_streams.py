@@ -16,7 +16,7 @@ from noisystudent.inference.predict import predict
 def test_standard_output_has_only_the_predictions(
     finished: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("noisystudent.console._PLAIN_SECONDS", -1.0)
+    monkeypatch.setattr("noisystudent.terminal._PLAIN_SECONDS", -1.0)
     monkeypatch.setattr("noisystudent.inference.predictor._BATCH", 3)
     assert tiny.call("predict", finished, images / "val", "--format", "json") == 0
     printed = capsys.readouterr()
@@ -28,7 +28,7 @@ def test_a_signal_stops_a_prediction(finished: Path, images: Path, monkeypatch: 
     monkeypatch.setattr("noisystudent.inference.predictor._BATCH", 3)
 
     class StoppedEarly(tiny.Remembered):
-        def advance(self, task: str, done: int, total: int) -> None:
+        def advance(self, task: str, done: int, total: int, note: str = "") -> None:
             if task == "predicting":
                 assert done == 3, "the work continued after the signal"
                 self.stop.signal = "SIGTERM"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
 from tiny import Capture, refused
 
-from noisystudent.console import Logged, Terminal
+from noisystudent.console import Logged
+from noisystudent.terminal import _SILENT_SECONDS, Terminal
 
 ESCAPES = "\x1b[31mred\x07\n\u202e\x9b2J"
 
@@ -89,6 +96,50 @@ def test_names_are_escaped_in_progress_tables_and_log(tmp_path: Path, capsys: Ca
     for text in (capsys.readouterr().out, (tmp_path / "run.log").read_text(encoding="utf-8")):
         assert r"\x1b[31mred\x07\n\u202e\x9b2J" in text
         assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_a_bar_has_rate_and_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(10**6))
+    monkeypatch.setattr("noisystudent.terminal.time.monotonic", lambda: float(next(seconds)))
+    shown, terminal = io.StringIO(), Terminal()
+    terminal._console = Console(file=shown, force_terminal=True, width=120)
+    terminal.advance("teacher", 10, 40, "loss 1.500")
+    terminal.advance("teacher", 14, 40, "[loss] 0.250")
+    terminal.close()
+    text = shown.getvalue()
+    assert "4.0/s  [loss] 0.250" in text and "14/40" in text
+
+
+@settings(max_examples=50, deadline=None)
+@given(gaps=st.lists(st.floats(0.01, 200), min_size=1, max_size=30))
+def test_plain_lines_are_never_more_than_a_minute_apart(gaps: list[float]) -> None:
+    """Work that reports after these gaps; the thread wakes a little after the time that it waits for."""
+    clock, terminal, printed = [1000.0], Terminal(), [1000.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("noisystudent.terminal.time.monotonic", lambda: clock[0])
+        patch.setattr(terminal._console, "print", lambda _: printed.append(clock[0]))
+        terminal._printed = clock[0]
+        for done, gap in enumerate(gaps):
+            after = clock[0] + gap
+            while (woken := terminal._printed + _SILENT_SECONDS + 0.1) <= after:
+                clock[0] = woken
+                terminal._beat(clock[0])
+            clock[0] = after
+            terminal.advance("teacher", done, 100, "loss 1.0")
+    assert max(later - before for before, later in pairwise([*printed, clock[0]])) <= 60
+
+
+def test_work_without_a_word_is_still_heard_of(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("noisystudent.terminal._SILENT_SECONDS", 0.02)
+    terminal = Terminal()
+    terminal.say("selection-1: begins")
+    with terminal.heartbeat():
+        time.sleep(0.3)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "selection-1: begins" and others
+    assert all("s ago: selection-1: begins" in line for line in others)
+    time.sleep(0.1)
+    assert capsys.readouterr().out == "", "the thread has ended with the block"
 
 
 def test_a_terminal_shows_predictions_escaped_and_a_program_reads_them_as_they_are(

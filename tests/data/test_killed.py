@@ -50,7 +50,7 @@ def prepare_with_workers_and_die(config: DataConfig, out: Path, pids: Path) -> N
     scan._FEW, scan._CHUNK = 0, 3
 
     class NoteWorkersAndDie(Progress):
-        def advance(self, task: str, done: int, total: int) -> None:
+        def advance(self, task: str, done: int, total: int, note: str = "") -> None:
             pids.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
             die()
 

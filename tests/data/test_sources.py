@@ -6,12 +6,15 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import encoded, labeled_folder, random_images
 from shard_files import contents, parquet, tarred
 
@@ -101,10 +104,38 @@ def test_several_specs_have_ids_of_their_own(tmp_path: Path) -> None:
 def test_an_empty_class_folder_is_noted_and_left_out(tmp_path: Path) -> None:
     folder = labeled_folder(tmp_path / "d")
     (folder / "empty").mkdir()
-    (folder / "loose.png").write_bytes(b"x")
     source = open_source([folder], labeled=True)
     assert {item.label for item in source.items()} == {"c0", "c1", "c2"}
-    assert "'empty'" in source.notes()[0] and "1 images outside" in source.notes()[1]
+    (note,) = source.notes()
+    assert "'empty'" in note
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    names=st.sets(st.sampled_from(["README.txt", ".DS_Store", "loose.png", "run.sh", "a.HEIC"]), min_size=1)
+)
+def test_files_beside_class_folders_are_left_out_in_one_line(names: set[str]) -> None:
+    with TemporaryDirectory() as root:
+        folder = labeled_folder(Path(root) / "d")
+        clean = contents(open_source([folder], labeled=True))
+        for name in names:
+            (folder / name).write_bytes(b"x")
+        source = open_source([folder], labeled=True)
+        assert contents(source) == clean
+        first = min(names)
+        assert source.notes() == (
+            f"{folder}: files beside the class folders are left out: {len(names)}, the first is '{first}'",
+        )
+
+
+def test_shards_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    folder = labeled_folder(tmp_path / "d")
+    tarred(folder, tmp_path / "t.tar").rename(folder / "t.tar")
+    with pytest.raises(InputError, match=r"holds class folders and t\.tar; give '.*/\*\.tar'"):
+        open_source([folder], labeled=True)
+    assert len(open_source([f"{folder}/*.tar"], labeled=True)) > 0
+    (folder / "t.tar").unlink()
+    assert len(open_source([folder], labeled=True)) > 0
 
 
 def wrong_specs(root: Path) -> dict[str, tuple[object, bool, str]]:

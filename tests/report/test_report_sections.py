@@ -23,7 +23,8 @@ from noisystudent.metrics.temperature import scaled
 from noisystudent.report import build
 from noisystudent.report.progress import changes, current, duration, stages
 from noisystudent.report.read import read_run
-from noisystudent.run.record import write_record
+from noisystudent.robustness.measures import CORRUPTIONS
+from noisystudent.run.record import read_record, write_record
 from noisystudent.run.rundir import RunDir
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -153,6 +154,33 @@ def test_the_times_of_the_stages_sum_to_the_whole(run: Path) -> None:
     assert (found["total"], found["longest"]) == (duration(360), ("student-1", 300 / 360))
     assert current(content) == "It is at student-2."
     assert "6 min 0 s in all" in section(run, "time").text
+
+
+def test_the_memory_of_a_stage_stands_beside_its_time(run: Path) -> None:
+    record(run, Path("iteration-0/teacher/stage.json"), "teacher", 60.0)
+    older = read_record(run / "iteration-0/teacher/stage.json") or {}
+    peaks = {"resident": 3 * 2**30, "gpu": 2**20}
+    write_record(run / "iteration-1/student/stage.json", older | {"name": "student-1", "memory": peaks})
+    found = stages(read_run(RunDir(run)))
+    assert found is not None
+    assert [(row[0], row[-1]) for row in found["rows"]] == [
+        ("teacher", ""),
+        ("student-1", "3.0 GiB, GPU 1.0 MiB"),
+    ]
+    assert "3.0 GiB, GPU 1.0 MiB" in section(run, "time").text
+
+
+def test_a_report_shows_an_image_under_each_corruption(run: Path) -> None:
+    assert "One image under each corruption" not in section(run, "robustness").text
+    path = run / "iteration-3" / "gallery.json"
+    content = json.loads(path.read_text())
+    jpeg = content["mistakes"]["images"][0]["jpeg"]
+    strip = {name: dict.fromkeys(("1", "3", "5"), jpeg) for name in CORRUPTIONS}
+    fake_run.write_json(path, content | {"corruptions": {"clean": jpeg, "corrupted": strip}})
+    html = build(run).read_text()
+    assert all(f'alt="{name}, severity {at}"' in html for name in CORRUPTIONS for at in (1, 3, 5))
+    assert "at severity 1, 3, 5" in section(run, "robustness").text
+    assert len(html) < 8e6
 
 
 @pytest.mark.parametrize(

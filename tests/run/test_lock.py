@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,7 +48,9 @@ def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path, mode: str)
         while True:
             try:
                 with lock(tmp_path / "run"):
-                    assert (tmp_path / "run" / ".noisystudent").read_text() == f"run {os.getpid()}\n"
+                    assert (
+                        tmp_path / "run" / ".noisystudent"
+                    ).read_text() == f"run {os.getpid()} {socket.gethostname()}\n"
                 break
             except InputError:
                 assert time.monotonic() < deadline, "the lock of an ended process still blocks"

@@ -18,7 +18,10 @@ from noisystudent.run.status import recorded
 
 
 def test_status_lists_where_a_run_stands(finished: Path, tmp_path: Path, capsys: Capture) -> None:
-    rows = table(output(capsys, "status", finished))
+    text = output(capsys, "status", finished)
+    assert text.endswith("\n")
+    rows = table(text)
+    assert rows.popitem() == ("finished:", "judgement; 36 of 36 steps in all (100%)")
     assert list(rows) == ["data", "teacher", "labels-1", "selection-1", "student-1", "control-1", "judgement"]
     assert all(row.startswith("done") for row in rows.values())
     out = tmp_path / "run"
@@ -54,6 +57,7 @@ def test_watch_shows_the_run_until_it_ends(
         monkeypatch.setattr("noisystudent.cli.loop.time.sleep", wait)
         rows = table(output(capsys, "status", out, "--watch"))
     assert seen == [f"running: step {last['step']:,}, loss {last['loss']:.3f}"]
+    assert rows.popitem()[0] == "finished:"
     assert all(row.startswith("done") for row in rows.values())
 
 

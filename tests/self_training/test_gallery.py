@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +19,11 @@ from PIL import Image
 
 from noisystudent.data.imageset import ImageSet
 from noisystudent.metrics.scores import load_predictions
-from noisystudent.self_training.gallery import mistakes
+from noisystudent.robustness.corruptions import CORRUPTIONS, corrupt
+from noisystudent.self_training import robustness
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.gallery import encoded, mistakes
+from noisystudent.self_training.training import predictor
 
 ROLES = {"teacher": "iteration-0/teacher", "student": "iteration-1/student", "control": "iteration-1/control"}
 
@@ -41,6 +46,27 @@ def test_each_thumbnail_has_the_decision_on_its_image(finished: Path, content: d
         assert (image["reason"], image["kept"]) == (row["reason"], row["repeats"] > 0)
         assert image["junk"] == row["junk"]
         assert image["agreement"] is None, "there is one teacher"
+
+
+def test_the_corrupted_thumbnails_are_what_the_models_were_tested_on(finished: Path, images: Path) -> None:
+    asked, (_, dataset) = tiny.config(images, ("evaluate.tests", ["c"])), tiny.opened(images, finished)
+    assert dataset.test is not None
+    context = cast(Context, SimpleNamespace(config=asked, judged=("test", dataset.test)))
+    training = tiny.training(asked, dataset, finished / "iteration-1" / "student")
+    found = robustness.thumbnails(context, training)
+    view = next(iter(predictor(training).views(dataset.test, np.arange(1))))
+    assert found["clean"] == encoded(view[0])
+    assert {*found["corrupted"]} | {"frost"} == {*CORRUPTIONS}
+    for name, copies in found["corrupted"].items():
+        assert [*copies] == ["1", "3", "5"]
+        for severity, jpeg in copies.items():
+            if name != "frost":  # it needs photographs
+                rows = np.arange(1)
+                assert jpeg == encoded(corrupt(view, name, int(severity), seed=asked.seed, rows=rows)[0])
+
+
+def test_without_a_test_of_corruptions_there_are_no_such_thumbnails(content: dict[str, Any]) -> None:
+    assert content["corruptions"] == {}
 
 
 class Pixels:

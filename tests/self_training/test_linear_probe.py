@@ -117,7 +117,7 @@ class _Interrupted(tiny.Remembered):
         super().__init__()
         self._task, self._at = task, at
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         if task == self._task and done >= self._at:
             raise Killed
 

@@ -211,12 +211,30 @@ def _open_one(spec: str | Path | ArraySource, labeled: bool, find: _Find) -> Sou
 
 
 def _open_folder(path: Path, labeled: bool) -> Source:
-    """Open a folder: as shards if it directly contains tar or Parquet files, otherwise as image files."""
+    """Open a folder: as shards if it directly contains tar or Parquet files, otherwise as image files.
+
+    Raises:
+        InputError: a labelled folder holds both shards and class folders, so one would be left out unseen.
+    """
     for suffix in SUFFIXES:  # an .npz is opened by its own name or a pattern only
         shards = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
         if shards:
+            if labeled and _has_classes(path):
+                raise InputError(
+                    f"{path}: holds class folders and {shards[0].name}; give '{path}/*{suffix}' for the"
+                    " shards alone, or move them elsewhere for the folders alone"
+                )
             return _OPENERS[suffix](list(map(LocalShard, shards)), labeled)
     return FolderSource(path, labeled)
+
+
+def _has_classes(path: Path) -> bool:
+    """Return True if folders in `path` hold images."""
+    try:
+        FolderSource(path, labeled=True)
+    except InputError:
+        return False
+    return True
 
 
 def _arrays(source: ArraySource | NpzSource, labeled: bool) -> ArraySource | NpzSource:

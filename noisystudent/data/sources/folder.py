@@ -70,7 +70,7 @@ class FolderSource:
         return listed or digest((path, *_size_and_time(entry)) for path, entry in self._walk())
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        """Empty class folders, images outside class folders, unknown suffixes."""
+        """Empty class folders, files beside class folders, unknown suffixes."""
         return self._notes + self._skipped.notes(self.name)
 
     def _label(self, path: str) -> str:
@@ -93,17 +93,18 @@ class FolderSource:
             if next(self._walk(), None) is None:
                 raise InputError(f"{self.name}: no images in this folder")
             return ()
-        entries = [entry for entry in _listing(self._root) if not entry.name.startswith(".")]
-        folders = [entry.name for entry in entries if _is_folder(entry)]
+        entries = _listing(self._root)
+        folders = [entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")]
         if not folders:
             raise InputError(f"{self.name}: no class folders; labelled images lie in <class>/<image>")
         empty = [name for name in folders if not self._holds_image(name)]
         if len(empty) == len(folders):
             raise InputError(f"{self.name}: no images in its {len(folders)} class folders")
-        loose = sum(self._skipped.is_image(entry.name) for entry in entries if not _is_folder(entry))
+        beside = [entry.name for entry in entries if not _is_folder(entry)]  # hidden ones too
         notes = [f"{self.name}: class folder {name!r} holds no image and is left out" for name in empty]
-        if loose:
-            notes.append(f"{self.name}: {loose} images outside any class folder are left out")
+        if beside:
+            count = f"{len(beside):,}, the first is {beside[0]!r}"
+            notes.append(f"{self.name}: files beside the class folders are left out: {count}")
         return tuple(notes)
 
     def _holds_image(self, folder: str) -> bool:
