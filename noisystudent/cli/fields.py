@@ -69,15 +69,10 @@ def _names(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
-def _seconds(_type: Any, tokens: Sequence[Token]) -> float:
-    """Read a duration; this is a converter of cyclopts."""
-    return seconds_of(tokens[0].value, "--budget")
-
-
 Budget = Annotated[
     float | None,
     Parameter(
-        converter=_seconds,
+        converter=lambda _type, tokens: seconds_of(tokens[0].value, "--budget"),
         n_tokens=1,
         show_default=False,
         help="Time for the whole run, such as 90m, 2h or 1.5d. If the recipe takes longer, steps, ratio,"

@@ -4,95 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from noisystudent import memory
-from noisystudent.config import Config, FirstTeacherConfig, PseudoLabelConfig, StudentConfig
+from noisystudent.config import FirstTeacherConfig, PseudoLabelConfig, StudentConfig
 from noisystudent.config.run import labeling_teachers
-from noisystudent.console import Progress
-from noisystudent.data.sample import Sample, take_sample
-from noisystudent.data.sources import Sources
-from noisystudent.inference.existing import fingerprints
+from noisystudent.data.sample import Sample
 from noisystudent.pseudo_label.parts import DENSE_CLASSES
 from noisystudent.run.backbones import embedded
-from noisystudent.run.build import build_graph
 from noisystudent.run.estimate import RunPlan, StageEstimate
-from noisystudent.run.files import temporary_folder
-from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.graph import Iteration, Model
-from noisystudent.run.rundir import EmbeddingsDir, ModelDir, RunDir
+from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.run.stages import Stage
-from noisystudent.runtime import resolve_device
 from noisystudent.self_training import pool
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.existing import labeled_sets
 from noisystudent.self_training.folds import weight_decays
 from noisystudent.self_training.measure import MeasuredTraining
-from noisystudent.self_training.rates import Measurements, Pass, Rates
+from noisystudent.self_training.rates import Pass, Rates
 from noisystudent.self_training.training import Training
 from noisystudent.train.loop import steps_between_evaluations
 
-_IMAGES, _IMAGES_FOR_FEATURES = (
-    256,
-    32,
-)  # of each set in the sample; a backbone computes several views of each
 _LABEL_BYTES = 60  # of an image in a part of pseudo-labels, without its probabilities in float16
 
+_FEW_PIXELS = 1e7  # of all batches: 200 images of 224 pixels, seconds for any network
 _MORE_EVALUATIONS = 2  # of val after a training: for its temperature, and for its predictions
 
 _Planned = tuple[Stage, str, Callable[[], StageEstimate]]
-
-Planner = Callable[[Config], "Stages"]
-"""Configuration -> the stages of its run."""
-
-
-@contextmanager
-def planner(
-    sources: Sources, out: Path, progress: Progress, done: Callable[[Config], Collection[str]]
-) -> Iterator[Planner]:
-    """Yield a function that measures the run of a configuration, see the module.
-
-    It lists the images, and scans some of them into a temporary folder, which is removed in the end. Each
-    different training takes a few steps there, with the code of the run, and predictions take a few batches.
-    Configurations that differ in lengths alone share these measurements.
-
-    Args:
-        sources: images of the run.
-        out: run directory; nothing is written there.
-        progress: a signal stops the measurements.
-        done: configuration -> names of the stages of `out` that are done, which are left out.
-    """
-    quiet, measurements = Progress(progress.stop), Measurements()
-    samples: dict[str, tuple[Sample, Path]] = {}
-
-    with temporary_folder() as folder:
-
-        def stages(config: Config) -> Stages:
-            size = _IMAGES_FOR_FEATURES if embedded(config) else _IMAGES
-            key = fingerprint(config.data, size)
-            if key not in samples:
-                place = folder / str(len(samples))
-                place.mkdir()
-                taken = take_sample(config.data, sources, place, out, size=size, progress=quiet)
-                samples[key] = taken, place
-            sample, place = samples[key]
-            run = RunDir(place / "run")
-            device = resolve_device(config.device, deterministic=config.deterministic)
-            context = Context(
-                config=config,
-                run=run,
-                graph=build_graph(config, "plan", run, fingerprints(config)),
-                dataset=sample.whole.to_device(device),
-                device=device,
-                progress=quiet,
-            )
-            rates = Rates(context=context, few=sample.few, known=measurements)
-            return Stages(context, sample, rates, done(config))
-
-        yield stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +53,18 @@ class Stages:
     def rough(self) -> float:
         """Return the seconds of all trainings, done ones too, at the pace of the first; one is measured.
 
-        Features count as they are measured.
+        Features count as they are measured. Of very few pixels nothing is measured.
         """
         graph = self.context.graph
         models = [*graph.folds, *graph.models()]
+        trainings = [self._training(model) for model in models]
+        pixels = sum(training.images * training.resolution**2 for training in trainings)
+        if not graph.embeddings and pixels < _FEW_PIXELS:
+            return 0.0
         first = self._measured(graph.models()[0])
         pace = max(seconds / sum(rows) for rows, seconds in first.seconds.items())
-        embedded = sum(self._features(stage).seconds for stage in graph.embeddings.values())
-        return embedded + pace * sum(self._training(model).images for model in models)
+        features = sum(self._features(stage).seconds for stage in graph.embeddings.values())
+        return features + pace * sum(training.images for training in trainings)
 
     def plan(self) -> RunPlan:
         """Return the estimate of every stage that is not done."""
