@@ -108,9 +108,15 @@ class Executor:
         """
         config, teacher = self._step.config, self._step.teacher
         parts = 2 * config.accumulate
-        least = min(len(rows) for rows in (batch.labels, batch.pool_targets) if len(rows))
+        sizes = [len(rows) for rows in (batch.labels, batch.pool_targets) if len(rows)]
         alone = self._step.everyone.size == 1
-        if not alone or 2 * parts > least or (teacher is not None and teacher.fairness):
+        # Batch norm needs two images.
+        if (
+            not alone
+            or parts > min(sizes)
+            or 2 * parts > sum(sizes)
+            or (teacher is not None and teacher.fairness)
+        ):
             raise root_cause(error) from None
         self._state.optimizer.zero_grad(set_to_none=True)
         self._step = replace(self._step, config=replace(config, accumulate=parts))
