@@ -1,10 +1,11 @@
-"""The plan of a run against the run: seconds of `plan` and of the stages that follow, for four small settings.
+"""The plan of a run against the run, for four small settings: seconds of each stage, planned and measured.
 
     python benchmarks/plan.py
     python benchmarks/plan.py --settings demo folder
 
-Each setting is planned and then run in a new process of its own. `wall` is what the plan predicts. CPU seconds
-are of the run alone. The images of three settings are unpacked from ../shared/data; without it they are skipped.
+Each setting is planned and then run in a new process of its own. `wall` is what the plan predicts. CPU
+seconds are of the run alone. The images of three settings are unpacked from ../shared/data; without it they
+are skipped.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def compare(config: Config, sources: Sources, out: Path) -> dict[str, object]:
-    """Plan and run a configuration: seconds of the plan, of the whole, and of each stage as [planned, wall]."""
+    """Plan and run a configuration; all results are seconds, those of a stage are (planned, wall)."""
     begin = time.perf_counter()
     _, planned = plan(config, sources, out, progress=Progress())
     took = time.perf_counter() - begin
@@ -115,7 +116,7 @@ def compare(config: Config, sources: Sources, out: Path) -> dict[str, object]:
 def _on(
     work: Path, name: str, recipe: str, sizes: tuple[int, int], changes: list[tuple[str, object]]
 ) -> Setting:
-    """A recipe on some images of a data set: the first of each class are labelled, and the next are the pool."""
+    """A recipe on some images of a data set: of each class the first are labelled, the next are the pool."""
     for part in ("train", "test"):
         with tarfile.open(_SHARED / name / f"{part}.tar.xz") as archive:
             archive.extractall(work, filter="data")

@@ -61,3 +61,15 @@ def test_durations_are_read(amount: int, unit: tuple[str, int]) -> None:
 def test_other_durations_are_one_line(text: str) -> None:
     with pytest.raises(InputError, match="; give a number above 0 and a unit, such as 90m"):
         estimate.seconds_of(text, "--budget")
+
+
+def test_a_row_of_the_whole_comes_last_unless_all_is_done() -> None:
+    states = [("data", "done", "data"), ("teacher", "to do", "iteration-0/teacher")]
+    stages = [StageEstimate(stage="teacher", steps=3, seconds=7200.0, images_per_second=9.6, disk_bytes=2048)]
+    figures = ("2.0 h", "-", "2.0 KiB", "10")
+    assert estimate.planned_rows(states, stages) == [
+        (*states[0], "-", "-", "-", "-"),
+        (*states[1], *figures),
+        ("whole", "", "", *figures),
+    ]
+    assert [row[0] for row in estimate.planned_rows(states, [])] == ["data", "teacher"]

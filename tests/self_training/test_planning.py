@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import Capture
@@ -47,7 +49,7 @@ def test_a_plan_has_every_stage_and_changes_nothing(
         assert written <= of[name].disk_bytes < 1.1 * written
 
 
-def test_a_run_that_was_begun_keeps_its_settings(images: Path, finished: Path) -> None:
+def test_a_run_that_was_begun_keeps_its_settings(images: Path, finished: Path, tmp_path: Path) -> None:
     """Another budget, or the same one on a slower machine, would make its stages again."""
     config, progress = tiny.config(images), tiny.Remembered()
     sources = open_sources(config.data)
@@ -56,7 +58,12 @@ def test_a_run_that_was_begun_keeps_its_settings(images: Path, finished: Path) -
     assert "was begun with settings for a budget" in progress.lines[0]
     shorter = list(ladder(config))[2]
     assert shorter.teacher.train.steps == 6
-    assert planning._chosen(recipes.load(str(finished / "config.yaml"))) != planning._chosen(shorter)
+    out = tmp_path / "shorter"
+    out.mkdir()
+    (out / ".noisystudent").touch()
+    (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(shorter)))))
+    assert planning._begun(config, out) == shorter
+    assert planning._begun(tiny.config(images, ("student.unlabeled_ratio", 5)), out) is None
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_begins(
