@@ -28,7 +28,9 @@ from noisystudent.data.loader import SelectedPool
 from noisystudent.data.prepare import Dataset, open_dataset
 from noisystudent.data.sources import open_sources
 from noisystudent.recipes import resolve
+from noisystudent.run.estimate import RunPlan
 from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.self_training import planning
 from noisystudent.self_training.training import Training
 
 Capture = pytest.CaptureFixture[str]
@@ -145,6 +147,11 @@ def weights(out: Path, model: str) -> str:
     """Digest of the tensors of `iteration-1/student` and the like; the file also has words, in any order."""
     tensors = load_file(out / model / "model.safetensors")
     return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+
+
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `plan` print the states of the stages alone; to measure their time takes seconds."""
+    monkeypatch.setattr(planning, "plan", lambda config, *_, **__: (config, RunPlan(stages=())))
 
 
 def write_recipe(path: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:

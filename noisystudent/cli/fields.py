@@ -12,6 +12,7 @@ from cyclopts import Parameter, Token, validators
 from noisystudent.config.parse import parse
 from noisystudent.errors import InputError
 from noisystudent.evaluation.options import Options
+from noisystudent.run.estimate import seconds_of
 
 if TYPE_CHECKING:
     from noisystudent.config import Config
@@ -68,6 +69,16 @@ def _names(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
+Budget = Annotated[
+    float | None,
+    Parameter(
+        converter=lambda _type, tokens: seconds_of(tokens[0].value, "--budget"),
+        n_tokens=1,
+        show_default=False,
+        help="Time for the whole run, such as 90m, 2h or 1.5d. If the recipe takes longer, steps, ratio,"
+        " networks and resolution become smaller until the run fits.",
+    ),
+]
 Names = Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1, negative=(), show_default=False)]
 """Several names, with commas between."""
 

@@ -17,6 +17,7 @@ from noisystudent.cli.fields import (
     NO_LOOP,
     NO_SETTINGS,
     TEXT,
+    Budget,
     Fields,
     Images,
     Labels,
@@ -41,6 +42,7 @@ def run(
     *,
     images: Images = NO_IMAGES,
     settings: Loop = NO_LOOP,
+    budget: Budget = None,
     processes: Processes = None,
     logging: Logging = TEXT,
     fields: Fields,
@@ -49,6 +51,7 @@ def run(
 
     A second call resumes the run, and repeats only the stages whose inputs changed. `run --out RUN` alone
     resumes it with the images and the settings of the first call; flags that are given again override them.
+    A run of more than a minute is measured first, as by `plan`, and its time, memory and disk are printed.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ def run(
             f"--out is {folder}, which has no students (`train` made it); name a recipe to add them, as in"
             " `noisystudent run folder`"
         )
-    _run(config, folder, logging, resumed=resumed, processes=processes)
+    _run(config, folder, logging, resumed=resumed, processes=processes, budget=budget)
 
 
 def demo(*, settings: Loop = NO_LOOP, logging: Logging = TEXT, fields: Fields) -> None:
@@ -123,27 +126,49 @@ def train(
 
 
 def plan(
-    recipe: str | None = None, /, *, images: Images = NO_IMAGES, settings: Loop = NO_LOOP, fields: Fields
+    recipe: str | None = None,
+    /,
+    *,
+    images: Images = NO_IMAGES,
+    settings: Loop = NO_LOOP,
+    budget: Budget = None,
+    json: bool = False,
+    fields: Fields,
 ) -> None:
-    """Print which stages `run` with the same arguments would make, and why; nothing is written.
+    """Print which stages `run` with the same arguments would make, why, and what they take.
+
+    Nothing is written. A few steps of each different training are measured, and a few batches of each
+    labelling. The row `whole` is the sum of the stages that are not done.
 
     Parameters
     ----------
     recipe
         Name of a recipe, or a YAML file. Default: that of the run in --out, and folder for a new run.
+    json
+        Print the figures as one JSON object, with the settings that --budget has chosen.
     """
-    from noisystudent.config.run import require_pool
     from noisystudent.data.sources import listing_fingerprint, open_sources
     from noisystudent.inference.existing import fingerprints
     from noisystudent.run.build import build_graph
+    from noisystudent.run.estimate import COLUMNS, as_json, planned_rows
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import states
+    from noisystudent.self_training.budget import describe
+    from noisystudent.self_training.planning import plan as measure
 
     config, folder = configure(recipe, settings, images, fields)
     sources = open_sources(config.data)
-    require_pool(config, sources.unlabeled is not None)
+    with screen.progress(stderr=True) as progress:
+        config, planned = measure(config, sources, folder, budget=budget, progress=progress)
+    if json:
+        screen.line(as_json(planned.stages, config))
+        return
     graph = build_graph(config, listing_fingerprint(sources), RunDir(folder), fingerprints(config))
-    screen.table(("stage", "state", "where"), states(graph, RunDir(folder)))
+    rows = planned_rows(states(graph, RunDir(folder)), planned.stages)
+    screen.table(("stage", "state", "where", *COLUMNS), rows)
+    if budget is not None:
+        for line in describe(config):
+            screen.line(line)
 
 
 def status(
@@ -211,8 +236,10 @@ def _run(
     *,
     resumed: bool = False,
     processes: int | None = None,
+    budget: float | None = None,
 ) -> None:
     from noisystudent.console import Logged
+    from noisystudent.data.sources import open_sources
     from noisystudent.distributed import joined
     from noisystudent.report import build
     from noisystudent.run.files import read_json
@@ -220,9 +247,11 @@ def _run(
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import scores
     from noisystudent.self_training import self_train
+    from noisystudent.self_training.planning import plan_long
     from noisystudent.trackers import Tracked, track
 
     if processes is not None and not launched(processes):
+        _refuse_budget(budget, processes)
         launch(processes)
         return
     as_json = logging.log_format == "json"
@@ -230,6 +259,10 @@ def _run(
         if resumed:
             progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
         tracked = Tracked(progress, folder, logging.tracker if everyone.is_main else ())
+        _refuse_budget(budget, everyone.size)
+        if everyone.size == 1:
+            sources = open_sources(config.data) if sources is None else sources
+            config = plan_long(config, sources, folder, budget=budget, progress=progress)
         self_train(config, folder, sources=sources, progress=tracked)
         if not everyone.is_main:
             return
@@ -242,6 +275,15 @@ def _run(
         for line in (summary, *verdict["reasons"], f"report: {page}"):
             logged.say(line)
         track(folder, logging.tracker)  # also the stages that an earlier call has finished
+
+
+def _refuse_budget(budget: float | None, processes: int) -> None:
+    """Raise InputError if there are several processes and a budget: the pace of one is measured."""
+    if budget is not None and processes > 1:
+        raise InputError(
+            f"--budget is given, and there are {processes} processes, but the pace of one is measured; leave"
+            " --budget out, or run a single process"
+        )
 
 
 def _summary(config: Config) -> str:

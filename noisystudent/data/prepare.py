@@ -96,7 +96,7 @@ def prepare(
         workers = worker_count(config.workers)
         for name, source in sources.named():
             listing = listings[name]
-            side = config.resolution if _is_resident(config, name, len(listing.index), store) else None
+            side = config.resolution if is_resident(config, name, len(listing.index), store) else None
             job = Job(source, config.max_pixels, side, signature_of(config, name, scans))
             scans[name] = scan(listing, job, store, name, workers=workers, progress=progress)
         # Ledger and leaks are written before the checks that may stop the run: they explain the errors.
@@ -152,7 +152,7 @@ def open_dataset(out: DataDir, config: DataConfig, sources: Sources) -> Dataset:
     return Dataset(classes, opened("labeled"), opened("val"), test, opened("pool"), notes, tags)
 
 
-def _is_resident(config: DataConfig, name: str, count: int, store: Path) -> bool:
+def is_resident(config: DataConfig, name: str, count: int, store: Path) -> bool:
     """True if the decoded pixels of a set of `count` images are stored.
 
     Raises:

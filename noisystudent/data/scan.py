@@ -185,8 +185,7 @@ def _chunks(index: Index) -> Iterator[Chunk]:
 
 def _results(index: Index, job: Job, workers: int) -> Generator[tuple[Any, ScannedChunk]]:
     """Rows of the listing and their results, chunk by chunk, in the order of the listing."""
-    # an array source would be copied to every worker, and has nothing to decode
-    if workers == 0 or len(index) < _FEW or isinstance(job.source, ArraySource):
+    if not uses_workers(job.source, len(index), workers):
         for chunk in _chunks(index):
             yield _part(index, chunk), _scan_rows(job, index, chunk)
         return
@@ -194,6 +193,12 @@ def _results(index: Index, job: Job, workers: int) -> Generator[tuple[Any, Scann
     with closing(in_workers(scan_rows, _chunks(index), workers, ahead=_AHEAD)) as results:
         for chunk, result in zip(_chunks(index), results, strict=True):
             yield _part(index, chunk), result
+
+
+def uses_workers(source: Source, count: int, workers: int) -> bool:
+    """True if worker processes scan a set of `count` images."""
+    # an array source would be copied to every worker, and has nothing to decode
+    return workers > 0 and count >= _FEW and not isinstance(source, ArraySource)
 
 
 def _part(index: Index, chunk: Chunk) -> Any:

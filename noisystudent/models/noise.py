@@ -115,13 +115,11 @@ class ModelNoise:
         split = len(active) if split is None else split
         key = (seed, (split, len(active) - split), first, active.device)
         if self._masks is None or self._masks.key != key:
-            self._masks, self._is_on = _Masks(key, self._feature_rates, self._path_rates), False
-            self._features = None
-        self._masks.active = active
-        if not self._is_on:
-            for path, mask in zip(self._paths, self._masks.paths, strict=True):
-                path.mask = mask
-            self._is_on = True
+            self._masks = _Masks(key, self._feature_rates, self._path_rates)
+        self._masks.active, self._features, self._is_on = active, None, True
+        # Also after `restrict`: the next batch need not be computed in parts.
+        for path, mask in zip(self._paths, self._masks.paths, strict=True):
+            path.mask = mask
 
     def fill(self, step: Tensor) -> None:
         """Compute the masks of a step, given as a () int64 tensor on the device of the images.

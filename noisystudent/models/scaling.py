@@ -190,7 +190,7 @@ def next_larger(name: str) -> str:
         InputError: the model is the largest of its family, its family is not known, or its size is given by
             options (see `grown`).
     """
-    larger = _LARGER.get(name.split(".")[0])  # the tag of published weights follows the dot
+    larger = LARGER.get(name.split(".")[0])  # the tag of published weights follows the dot
     if larger is None:
         remedy = "grown() scales it" if name.endswith("_scaled") else "give the student's model by name"
         raise InputError(f"model.name is {name}, which has no next larger model by name; {remedy}")
@@ -220,7 +220,6 @@ def grown(model: ModelConfig) -> ModelConfig:
 
 
 def _chains() -> dict[str, str]:
-    """Name of each model that has a next larger one -> name of that one."""
     chains = [[f"resnet8_{width}" for width in small.RESNET8_WIDTHS]]
     for layers in sorted({layers for layers, _ in small.WIDE_RESNETS}):
         chains.append([f"wrn{depth}_{k}" for depth, k in small.WIDE_RESNETS if depth == layers])
@@ -230,7 +229,8 @@ def _chains() -> dict[str, str]:
     return dict(pair for chain in chains for pair in pairwise(chain))
 
 
-_LARGER = _chains()
+LARGER = _chains()
+"""Name of each model that has a next larger one -> name of that one."""
 
 
 def _number(key: str, value: object) -> float:

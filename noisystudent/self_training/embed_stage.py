@@ -31,11 +31,11 @@ def embed_images(context: Context) -> None:
         Stopped: a signal was received. Another call resumes.
     """
     for key, (learner, pool) in embedded(context.config).items():
-        _run(context, context.graph.embeddings[key], learner, pool=pool)
+        embed_by(context, context.graph.embeddings[key], learner, pool=pool)
 
 
-def _run(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) -> None:
-    """Run the stage of the backbone of `learner`."""
+def embed_by(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bool) -> None:
+    """Run the stage of the backbone of `learner`, with or without the pool; see `embed_images`."""
     folder, dataset, side = EmbeddingsDir(stage.path), context.dataset, input_side(context.config, learner)
     views = Views.of(learner.augment, side, context.config.seed)
 

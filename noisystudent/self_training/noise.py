@@ -24,6 +24,15 @@ PLANS = 32
 """Number of steps whose plans are uploaded to a GPU at once: 3 MB at a batch of 512."""
 
 
+def batches_at_once(values: int) -> int:
+    """Return the number of batches of so many pixel values that get their input noise together on a CPU.
+
+    Noise is some hundred calls of torch, which take longer than the pixels of one small batch. So small
+    batches are joined up to BLOCK pixel values.
+    """
+    return max(1, ops.BLOCK // values)
+
+
 class TrainingNoise:
     """Draws and applies the noise of each step. It depends only on the seed and the step.
 
@@ -75,9 +84,7 @@ class TrainingNoise:
             if first.images.is_cuda:
                 yield first
                 continue
-            # Noise is some hundred calls of torch, which take longer than the pixels of one small batch. So
-            # small batches are joined up to BLOCK pixel values.
-            group = [first, *islice(batches, max(0, ops.BLOCK // first.images.numel() - 1))]
+            group = [first, *islice(batches, batches_at_once(first.images.numel()) - 1)]
             drawn = plan.join([self._draw_plan(start + n, batch) for n, batch in enumerate(group)])
             noised = ops.apply(torch.cat([batch.images for batch in group]), drawn)
             parts = noised.split([len(batch.images) for batch in group])

@@ -70,11 +70,18 @@ def select_images(
 
 def student(context: Context, iteration: Iteration, teachers: Teachers) -> Training:
     """Return the student's training on the labelled images and the selected pool images."""
-    training = student_alone(context, iteration, teachers.initial)
+    training = student_training(context, iteration, teachers.initial)
     return replace(training, read_pool=_pool_reader(context, iteration, teachers, training))
 
 
-def control(context: Context, iteration: Iteration, model: Model, teacher: Training | None) -> Training:
+def control(
+    context: Context,
+    iteration: Iteration,
+    model: Model,
+    teacher: Training | None,
+    *,
+    selected: int | None = None,
+) -> Training:
     """Return the training of a control: as the student's, but on labelled images alone.
 
     Network, noise and images per step are the same. The control of the same steps differs from the student
@@ -86,15 +93,18 @@ def control(context: Context, iteration: Iteration, model: Model, teacher: Train
         iteration: the last iteration.
         model: stages of the control.
         teacher: the first teacher that the run has trained, on labelled images alone; None: there is none.
+        selected: see `student_training`.
     """
     if model.role == CONTROLS["linear_probe"]:
         return context.training(model.config, ModelDir(model.training.path), "iteration-0")
     start = teacher if control_from_teacher(context.config) else None
-    training = _student_or_control(context, iteration, start, ModelDir(model.training.path))
+    training = _student_or_control(context, iteration, start, ModelDir(model.training.path), selected)
     if model.role != CONTROLS["same_compute"]:
         return training
     return lengthened(
-        context, training, [student_alone(context, other, teacher) for other in context.graph.iterations]
+        context,
+        training,
+        [student_training(context, other, teacher, selected) for other in context.graph.iterations],
     )
 
 
@@ -121,9 +131,20 @@ def thumbnails(context: Context, iteration: Iteration) -> dict[str, object]:
     return {"classes": gallery.thumbnails(context.dataset, labels, selection, with_truth)}
 
 
-def student_alone(context: Context, iteration: Iteration, teacher: Training | None) -> Training:
-    """Return the student's training, without pool images."""
-    training = _student_or_control(context, iteration, teacher, ModelDir(iteration.student.training.path))
+def student_training(
+    context: Context, iteration: Iteration, teacher: Training | None, selected: int | None = None
+) -> Training:
+    """Return the student's training, without pool images.
+
+    Args:
+        context: the run.
+        iteration: its student.
+        teacher: training whose weights a student with `init: teacher` starts from. None: there is none.
+        selected: number of images in an epoch of the pool. None: it is read from the selection if the length
+            of the training depends on it.
+    """
+    folder = ModelDir(iteration.student.training.path)
+    training = _student_or_control(context, iteration, teacher, folder, selected)
     config = iteration.config.pseudo_label
     if config.teacher != "ema":
         return training
@@ -138,12 +159,16 @@ def student_alone(context: Context, iteration: Iteration, teacher: Training | No
 
 
 def _student_or_control(
-    context: Context, iteration: Iteration, teacher: Training | None, folder: ModelDir
+    context: Context,
+    iteration: Iteration,
+    teacher: Training | None,
+    folder: ModelDir,
+    selected: int | None,
 ) -> Training:
     """Return the training that a student and its control have in common, without pool images."""
     config, student = iteration.config.pseudo_label, iteration.config
-    pool_images = 0
-    if student.train.pool_epochs is not None:
+    pool_images = selected or 0
+    if student.train.pool_epochs is not None and selected is None:
         _, repeats = selected_rows(_selection(context, iteration))
         pool_images = int(repeats.sum(dtype=np.int64))
         if pool_images == 0:

@@ -107,7 +107,7 @@ def _first(context: Context, iteration: Iteration, model: Model, known: bool) ->
     if not known:
         return context.trainings(model)[0]
     if model.role == "student":
-        return pool.student_alone(context, iteration, None)
+        return pool.student_training(context, iteration, None)
     return pool.control(context, iteration, model, None)
 
 

@@ -37,7 +37,16 @@ def train(
     averaged = fitted(training, pool, progress, on_log, show=show)
     if isinstance(averaged, Classifier):
         averaged.merge_lora()  # the file is of the ordinary network
-    metadata = {TEMPERATURE: str(_fitted_temperature(training, averaged))}
+    write_weights(training, averaged, _fitted_temperature(training, averaged))
+
+
+def write_weights(training: Training, averaged: nn.Module, fitted_temperature: float = 1.0) -> None:
+    """Write the weights of a moving average to `training.folder.weights`; LoRA is merged already.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    metadata = {TEMPERATURE: str(fitted_temperature)}
     if training.cache is not None:
         assert isinstance(averaged, Head)
         save_head(averaged, training.learner.model, training.cache, training.folder.weights, metadata)

@@ -11,9 +11,9 @@ import torch
 from noisystudent.console import Progress
 from noisystudent.errors import RunError, first_line, root_cause
 from noisystudent.records import Batch
-from noisystudent.runtime import COMPILATION_SECONDS, capture
+from noisystudent.runtime import COMPILATION_SECONDS, capture, release_memory
 from noisystudent.train.checkpoint import TrainState
-from noisystudent.train.step import TrainStep
+from noisystudent.train.step import BatchTooLarge, TrainStep
 
 Advance = Callable[[TrainState, Batch], None]
 
@@ -86,12 +86,46 @@ class Executor:
             self._advance, self._steps_done = self._build(self._forms[0]), 0
         self._kind = kind
         self._step.prepare(self._state, batch)
-        if self._steps_done > _WARM_UPS:  # the step after the warm-ups captures, so it can fail too
-            self._advance(self._state, batch)
-        else:
-            self._try(batch)
+        done = False
+        while not done:
+            try:
+                if self._steps_done > _WARM_UPS:  # the step after the warm-ups captures, so it can fail too
+                    self._advance(self._state, batch)
+                else:
+                    self._try(batch)
+                done = True
+            except BatchTooLarge as error:
+                self._divide(batch, error)
         self._steps_done += 1
         self._state.step += 1
+
+    def _divide(self, batch: Batch, error: BatchTooLarge) -> None:
+        """Compute this batch and all later ones in twice as many parts.
+
+        Raises:
+            OutOfMemoryError: a part would have one image, the loss is of the whole batch, or other processes
+                share the step and go on with it.
+        """
+        config, teacher = self._step.config, self._step.teacher
+        parts = 2 * config.accumulate
+        sizes = [len(rows) for rows in (batch.labels, batch.pool_targets) if len(rows)]
+        alone = self._step.everyone.size == 1
+        # Batch norm needs two images.
+        if (
+            not alone
+            or parts > min(sizes)
+            or 2 * parts > sum(sizes)
+            or (teacher is not None and teacher.fairness)
+        ):
+            raise root_cause(error) from None
+        self._state.optimizer.zero_grad(set_to_none=True)
+        self._step = replace(self._step, config=replace(config, accumulate=parts))
+        self._advance, self._steps_done = self._build(self._forms[0]), 0
+        release_memory()
+        self._progress.say(
+            f"Execution of steps: a batch does not fit into the memory ({first_line(error)}); it is computed"
+            f" in {parts} parts, as with train.accumulate {parts}."
+        )
 
     def _try(self, batch: Batch) -> None:
         """Run one of the first steps, in the next form if this one fails.
@@ -106,9 +140,11 @@ class Executor:
         form, start = self._forms[0], time.perf_counter()
         try:
             self._advance(self._state, batch)
+        except BatchTooLarge:  # another form does not help
+            raise
         except RuntimeError as error:
             cause = root_cause(error)
-            if isinstance(cause, torch.OutOfMemoryError):  # another form does not help
+            if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
             if form == "eager":  # an error of the step itself
                 raise

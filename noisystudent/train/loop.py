@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from noisystudent.config import TrainConfig
 from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.errors import RunError, Stopped
@@ -95,7 +96,7 @@ def fit(
     # With deterministic kernels a resumed training must also take the form of an uninterrupted one.
     steps = total_steps - (0 if torch.are_deterministic_algorithms_enabled() else state.step)
     execute = Executor(step, state, progress, steps // kinds)
-    eval_steps = config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
+    eval_steps = steps_between_evaluations(config, total_steps)
     with Snapshots(state, folder, config.checkpoint_steps, progress) as snapshots:
         stream = _until_signal(batches(state.step, total_steps), progress)
         while state.step < total_steps:
@@ -124,10 +125,13 @@ def fit(
     return state.ema.module if state.whole is None else assemble(state.whole, state.ema.module)
 
 
-def _start(
-    model: nn.Module, step: TrainStep, folder: ModelDir, progress: Progress
-) -> tuple[TrainState, Path | None]:
-    """State and path of the measurements of the newest intact snapshot; step 0 and None if there is none."""
+def steps_between_evaluations(config: TrainConfig, total_steps: int) -> int:
+    """Number of steps between two evaluations on val; one more follows the last step."""
+    return config.eval_steps or math.ceil(total_steps / _EVALUATIONS)
+
+
+def initial_state(model: nn.Module, step: TrainStep) -> TrainState:
+    """State of a training at step 0. All processes of a run call this."""
     model.train()
     everyone = step.everyone
     sharded = everyone.size > 1 and step.config.parallel == "fsdp"
@@ -155,7 +159,15 @@ def _start(
     )
     if step.teacher is not None and step.teacher.adaptive:
         state.averages = Averages.start(step.num_classes, device)
-    snapshot = everyone.lead(partial(checkpoint.newest, folder.checkpoints, progress))
+    return state
+
+
+def _start(
+    model: nn.Module, step: TrainStep, folder: ModelDir, progress: Progress
+) -> tuple[TrainState, Path | None]:
+    """State and path of the measurements of the newest intact snapshot; step 0 and None if there is none."""
+    state = initial_state(model, step)
+    snapshot = step.everyone.lead(partial(checkpoint.newest, folder.checkpoints, progress))
     if snapshot is None:
         return state, None
     checkpoint.load(state, snapshot)

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from noisystudent.config import TrainConfig
 from noisystudent.distributed import Group, group
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, root_cause
 from noisystudent.records import Batch
 from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema import decay_at
@@ -25,6 +25,10 @@ Forward = Callable[..., tuple[Tensor, Tensor]]
 """(model, images, labels, pool_targets, expected, …) -> (loss, top-1); see `TrainStep.forward`."""
 Label = Callable[[nn.Module, Tensor, Averages | None, Tensor, int], Tensor]
 """(moving average, views, averages, decay, count) -> targets; see `TrainStep.label`."""
+
+
+class BatchTooLarge(RuntimeError):
+    """The gradients of a batch do not fit into the memory. No weight has changed."""
 
 
 class Noise(Protocol):
@@ -120,20 +124,12 @@ class TrainStep:
             targets = label(state.ema.module, views, state.averages, state.decay, batch.counts[1])
             if state.averages is not None and self.teacher.fairness:
                 expected = state.averages.expected()
-        measured = torch.zeros_like(state.window)
-        for part in self._parts(replace(batch, images=images, pool_targets=targets)):
-            loss, top1 = (self._forward or self.forward)(
-                state.model,
-                part.images,
-                part.labels,
-                part.pool_targets,
-                expected=expected,
-                blend=part.blend,
-                counts=part.counts,
-            )
-            # FSDP2 takes the mean of the gradients of all processes.
-            (loss if state.whole is None else loss * self.everyone.size).backward()
-            measured.add_(torch.stack([loss.detach(), top1]))
+        try:
+            measured = self._backward(state, replace(batch, images=images, pool_targets=targets), expected)
+        except RuntimeError as error:
+            if isinstance(root_cause(error), torch.OutOfMemoryError):
+                raise BatchTooLarge(str(root_cause(error))) from error
+            raise
         if self.everyone.size > 1:
             self.everyone.sum(*([] if state.whole else gradients(state.model)), measured)
         # Summed on the device: reading the loss in every step would make the host wait.
@@ -146,6 +142,24 @@ class TrainStep:
         if not self.config.sync_batchnorm and self.everyone.size > 1:
             self.everyone.copy(*batchnorm_buffers(state.model))
         state.ema.update(state.decay)
+
+    def _backward(self, state: TrainState, batch: Batch, expected: Tensor | None) -> Tensor:
+        """Add the gradients of all parts of a batch, and return (2,) its loss and top-1."""
+        measured = torch.zeros_like(state.window)
+        for part in self._parts(batch):
+            loss, top1 = (self._forward or self.forward)(
+                state.model,
+                part.images,
+                part.labels,
+                part.pool_targets,
+                expected=expected,
+                blend=part.blend,
+                counts=part.counts,
+            )
+            # FSDP2 takes the mean of the gradients of all processes.
+            (loss if state.whole is None else loss * self.everyone.size).backward()
+            measured.add_(torch.stack([loss.detach(), top1]))
+        return measured
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """Yield the parts of a batch that are computed one after the other; the noise is that of the part."""

@@ -40,7 +40,10 @@ def test_a_run_is_resumed_by_its_folder_alone(
     assert (interrupted / "config.yaml").read_text() == (finished / "config.yaml").read_text()
 
 
-def test_what_is_given_again_overrides_what_is_recorded(interrupted: Path, capsys: Capture) -> None:
+def test_what_is_given_again_overrides_what_is_recorded(
+    interrupted: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.unmeasured(monkeypatch)
     before = recipes.load(str(interrupted / "config.yaml"))
     plan = output(capsys, "plan", "--out", interrupted, "--students", "2", "--seed", "0")
     rows = tiny.table(plan)
@@ -52,8 +55,9 @@ def test_what_is_given_again_overrides_what_is_recorded(interrupted: Path, capsy
 
 
 def test_a_recipe_that_is_named_is_used(
-    interrupted: Path, recipe: Path, images: Path, capsys: Capture
+    interrupted: Path, recipe: Path, images: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny.unmeasured(monkeypatch)
     words = ("plan", recipe, *tiny.flags(images), "--out", interrupted, "--seed", "1")
     assert tiny.table(output(capsys, *words))["teacher"].startswith("to redo: data, seed changed")
     message = refused(capsys, 2, "run", recipe, "--out", interrupted)

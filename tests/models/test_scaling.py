@@ -250,7 +250,7 @@ def test_importing_again_neither_warns_nor_replaces() -> None:
 
 def chain(name: str) -> list[str]:
     names = [name]
-    while names[-1] in scaling._LARGER:
+    while names[-1] in scaling.LARGER:
         names.append(next_larger(names[-1]))
     return names
 
@@ -266,7 +266,7 @@ def test_chains() -> None:
     assert next_larger("tf_efficientnet_b0.ns_jft_in1k") == "tf_efficientnet_b1"
 
 
-@pytest.mark.parametrize("name", sorted(scaling._LARGER))
+@pytest.mark.parametrize("name", sorted(scaling.LARGER))
 def test_the_next_model_is_larger_and_exists(name: str) -> None:
     sizes = [sum(math.prod(shape) for shape in shapes(one).values()) for one in (name, next_larger(name))]
     assert sizes[0] < sizes[1]

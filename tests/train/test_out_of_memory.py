@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from tiny_training import LABELED, POOL, TinyNet, Training
+from torch import Tensor, nn
+
+Make = Callable[..., Training]
+
+
+class SmallMemory(TinyNet):
+    """Without batch norm, and with memory for some images at once."""
+
+    def __init__(self, most: int) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.norm: nn.Module = nn.Identity()  # type: ignore[assignment]
+        self._most = most
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self._most:
+            raise torch.OutOfMemoryError(f"{len(images)} images do not fit")
+        return super().forward(images)
+
+
+def trained(training: Make, name: str, most: int, **options: Any) -> tuple[dict[str, Tensor], list[str]]:
+    progress = tiny.Remembered()
+    no_mask = {"draw_noise": lambda _batch, _step: None}
+    one = training(name, progress=progress, total_steps=12, changes=no_mask, clip_norm=1.0, **options)
+    one.model = SmallMemory(most)
+    return dict(one.run().state_dict()), progress.lines
+
+
+@pytest.mark.parametrize("most", [8, 4])
+def test_a_batch_that_does_not_fit_is_computed_in_parts_with_the_same_step(training: Make, most: int) -> None:
+    whole, silent = trained(training, "whole", LABELED + POOL)
+    divided, lines = trained(training, "divided", most)
+    for name, value in whole.items():
+        torch.testing.assert_close(divided[name], value, rtol=1e-5, atol=1e-5)
+    assert silent == []
+    assert len(lines) == {8: 1, 4: 2}[most]
+    assert "does not fit into the memory" in lines[-1] and "as with train.accumulate" in lines[-1]
+
+
+def test_without_memory_for_two_images_the_error_is_that_of_memory(training: Make) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="do not fit"):
+        trained(training, "none", 1)
