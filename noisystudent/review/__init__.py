@@ -69,7 +69,7 @@ def review(
         notes.append("The run has no pool.")
     write_csv(context, groups, out)
     write_page(page_content(context, groups, notes, out), out.with_suffix(".html"))
-    return [*(f"{group.title}: {len(group.found):,} images" for group in groups), *notes]
+    return [*(f"{group.title}: {len(group.images):,} images" for group in groups), *notes]
 
 
 def _drawn(images: int, most: int, seed: int, name: str) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from noisystudent.review.pool import PoolImages
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Candidate:
     """One image of a group.
 
     Attributes:
@@ -46,13 +46,13 @@ class Group:
         reason: value of the column `reason`.
         title: heading on the page.
         note: how the images were chosen, for the page.
-        found: the images.
+        images: the images.
     """
 
     reason: str
     title: str
     note: str
-    found: tuple[Found, ...]
+    images: tuple[Candidate, ...]
 
 
 def suspected_labels(unseen: Sequence[Unseen], classes: Sequence[str], count: int) -> Group:
@@ -63,25 +63,27 @@ def suspected_labels(unseen: Sequence[Unseen], classes: Sequence[str], count: in
         classes: class names.
         count: images at most.
     """
-    found = []
+    candidates = []
     for one in unseen:
         better, confidence = suspected(one.probs, one.labels), self_confidence(one.probs, one.labels)
         for at in np.flatnonzero(better >= 0).tolist():
             given, other = classes[one.labels[at]], classes[better[at]]
             probability, own = float(one.probs[at, better[at]]), float(confidence[at])
             detail = f"{given} has the probability {own:.2f}"
-            found.append(Found(one.images, int(one.rows[at]), given, other, probability, 1 - own, detail))
-    found.sort(key=lambda each: -each.score)
+            candidates.append(
+                Candidate(one.images, int(one.rows[at]), given, other, probability, 1 - own, detail)
+            )
+    candidates.sort(key=lambda each: -each.score)
     return Group(
         "suspected_label",
         "Labels that may be wrong",
         "A model that has not seen the label is confident of another class, and not of the given one. The"
         " least probable labels come first (confident learning, arXiv 1911.00068).",
-        tuple(found[:count]),
+        tuple(candidates[:count]),
     )
 
 
-def pool_groups(pool: PoolImages, dataset: Dataset, model: str, count: int, seed: int) -> tuple[Group, ...]:
+def pool_groups(pool: PoolImages, dataset: Dataset, model: str, count: int, seed: int) -> list[Group]:
     """Return the groups of pool images. An image is in the first group that has it.
 
     Args:
@@ -91,55 +93,51 @@ def pool_groups(pool: PoolImages, dataset: Dataset, model: str, count: int, seed
         count: images of a group at most.
         seed: seed of the clusters.
     """
-    taken = np.zeros(len(pool.rows), np.bool_)
-    label, confidence = pool.probs.argmax(axis=1), pool.probs.max(axis=1).astype(np.float64)
-
-    def chosen(scored: Scored) -> tuple[Found, ...]:
-        positions, scores = scored
+    groups, taken = [], np.zeros(len(pool.rows), np.bool_)
+    for reason, title, note, (positions, scores) in _ranked(pool, model, count, seed):
         free = np.flatnonzero(~taken[positions])[:count]
         taken[positions[free]] = True
-        return tuple(
-            Found(
-                dataset.pool,
-                int(pool.rows[at]),
-                "",
-                dataset.classes[label[at]],
-                float(confidence[at]),
-                float(score),
-                _teachers(pool, dataset.classes, at),
-            )
+        candidates = (
+            _of_pool(pool, dataset, at, score)
             for at, score in zip(positions[free].tolist(), scores[free].tolist(), strict=True)
         )
+        groups.append(Group(reason, title, note, tuple(candidates)))
+    return groups
 
-    groups = [
-        Group(
-            "next_to_label",
-            "Next to label",
-            f"{model} hesitates between two classes, and the images differ from each other: of the most"
-            " uncertain ones, one of each cluster of features (arXiv 1901.05954).",
-            chosen(next_to_label(pool.probs, pool.features, count, seed)),
-        )
-    ]
-    if pool.teachers is not None:
-        by = pool.teachers
-        groups.append(
-            Group(
-                "disagreement",
-                "Disagreement",
-                f"The first teachers and {model} label the image differently, or the teachers do among"
-                " themselves. Images of which both are sure come first.",
-                chosen(disagreements(label, confidence, by.label, by.confidence, by.agreement)),
-            )
-        )
-    groups.append(
-        Group(
-            "doubtful_and_frequent",
-            "Doubtful and frequent",
-            f"{model} is not sure, and the pool has many images like this one, so a label tells about all.",
-            chosen(doubtful_and_frequent(pool.probs, pool.features)),
-        )
+
+def _ranked(pool: PoolImages, model: str, count: int, seed: int) -> Iterator[tuple[str, str, str, Scored]]:
+    """Yield reason, title, note and images of each group of pool images, the most useful group first."""
+    yield (
+        "next_to_label",
+        "Next to label",
+        f"{model} hesitates between two classes, and the images differ from each other: of the most"
+        " uncertain ones, one of each cluster of features (arXiv 1901.05954).",
+        next_to_label(pool.probs, pool.features, count, seed),
     )
-    return tuple(groups)
+    if pool.teachers is not None:
+        label, confidence = pool.probs.argmax(axis=1), pool.probs.max(axis=1).astype(np.float64)
+        by = pool.teachers
+        yield (
+            "disagreement",
+            "Disagreement",
+            f"The first teachers and {model} label the image differently, or the teachers do among"
+            " themselves. Images of which both are sure come first.",
+            disagreements(label, confidence, by.label, by.confidence, by.agreement),
+        )
+    yield (
+        "doubtful_and_frequent",
+        "Doubtful and frequent",
+        f"{model} is not sure, and the pool has many images like this one, so a label tells about all.",
+        doubtful_and_frequent(pool.probs, pool.features),
+    )
+
+
+def _of_pool(pool: PoolImages, dataset: Dataset, at: int, score: float) -> Candidate:
+    """The pool image at a position."""
+    best = int(pool.probs[at].argmax())
+    predicted, confidence = dataset.classes[best], float(pool.probs[at, best])
+    detail = _teachers(pool, dataset.classes, at)
+    return Candidate(dataset.pool, int(pool.rows[at]), "", predicted, confidence, score, detail)
 
 
 def _teachers(pool: PoolImages, classes: Sequence[str], at: int) -> str:

@@ -50,20 +50,20 @@ def unseen_predictions(context: Context, training: Training, rows: NDArray[np.in
         training: its last model.
         rows: (n,) rows of the labelled images.
     """
-    found, stage = [], context.graph.out_of_fold
+    predictions, stage = list[Unseen](), context.graph.out_of_fold
     if stage is not None and state(stage).status is Status.DONE:
         known = scores.load_predictions(stage.path)
         every = np.arange(len(known.labels))
         origin = f"{len(context.graph.folds)} networks predicted each label without having seen it."
-        found.append(Unseen(context.dataset.labeled, every, *known, origin))
+        predictions.append(Unseen(context.dataset.labeled, every, *known, origin))
     else:
-        found.append(_by_linear_layers(context, training, rows))
+        predictions.append(_by_linear_layers(context, training, rows))
     file = training.folder.predictions("val")
     if file.is_file():
         probs, labels = scores.load_predictions(file)
         origin = "The last model predicted val, on which nothing was trained."
-        found.append(Unseen(context.dataset.val, np.arange(len(labels)), probs, labels, origin))
-    return found
+        predictions.append(Unseen(context.dataset.val, np.arange(len(labels)), probs, labels, origin))
+    return predictions
 
 
 def _by_linear_layers(context: Context, training: Training, rows: NDArray[np.int64]) -> Unseen:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from noisystudent.data.sources.given import file_of, key_of
-from noisystudent.review.groups import Found, Group
+from noisystudent.review.groups import Candidate, Group
 from noisystudent.run.files import atomic, read_json
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.gallery import thumbnail
@@ -31,12 +31,10 @@ def write_csv(context: Context, groups: Sequence[Group], out: Path) -> None:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(HEADER)
         for group in groups:
-            for found, (key, path) in zip(group.found, _places(context, group.found), strict=True):
-                numbers = (f"{found.confidence:.4f}", f"{found.score:.4f}")
-                name, predicted = found.images.name, found.predicted
-                lines.writerow(
-                    (key, path, found.label, group.reason, name, predicted, *numbers, found.detail)
-                )
+            for one, (key, path) in zip(group.images, _places(context, group.images), strict=True):
+                numbers = (f"{one.confidence:.4f}", f"{one.score:.4f}")
+                name, predicted = one.images.name, one.predicted
+                lines.writerow((key, path, one.label, group.reason, name, predicted, *numbers, one.detail))
 
 
 def page_content(
@@ -54,16 +52,16 @@ def page_content(
                 "reason": group.reason,
                 "title": group.title,
                 "note": group.note,
-                "total": len(group.found),
+                "total": len(group.images),
                 "images": [
                     {
-                        **thumbnail(found.images, found.row),
-                        "label": found.label,
-                        "predicted": found.predicted,
-                        "confidence": found.confidence,
-                        "detail": found.detail,
+                        **thumbnail(one.images, one.row),
+                        "label": one.label,
+                        "predicted": one.predicted,
+                        "confidence": one.confidence,
+                        "detail": one.detail,
                     }
-                    for found in group.found[:_SHOWN]
+                    for one in group.images[:_SHOWN]
                 ],
             }
             for group in groups
@@ -71,13 +69,13 @@ def page_content(
     }
 
 
-def _places(context: Context, group: Sequence[Found]) -> list[tuple[str, str]]:
+def _places(context: Context, group: Sequence[Candidate]) -> list[tuple[str, str]]:
     """(key, path) of each image, as `data.given_labels` takes them."""
     data, sets = context.config.data, read_json(context.run.data.dataset)["sets"]
     specs = {"labeled": data.labeled, "val": data.val, "test": data.test, "pool": data.unlabeled}
     places = []
-    for found in group:
-        (image_id,) = found.images.ids(np.array([found.row]))
-        key = key_of(sets[found.images.name]["scan"], image_id)
+    for one in group:
+        (image_id,) = one.images.ids(np.array([one.row]))
+        key = key_of(sets[one.images.name]["scan"], image_id)
         places.append((key, file_of(specs, key)))
     return places
