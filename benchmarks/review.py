@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument("--labeled", type=int, default=4_000)
     parser.add_argument("--wrong", type=float, default=5.0, help="percent of wrong labels that are planted")
     parser.add_argument("--start", type=int, default=500, help="labels of the runs that get 100 more")
-    parser.add_argument("--pool", type=int, default=6_000)
-    parser.add_argument("--test", type=int, default=3_000)
-    parser.add_argument("--side", type=int, default=96, help="pixels of the images")
+    parser.add_argument("--pool", type=int, default=4_000)
+    parser.add_argument("--test", type=int, default=2_000)
+    parser.add_argument("--side", type=int, default=64, help="pixels of the images")
     parser.add_argument("--data", type=Path, default=_SHARED / "cifar10")
     parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks/review"))
     arguments = parser.parse_args()
@@ -96,6 +96,7 @@ def settings(arguments: argparse.Namespace, layout: Path, seed: int, **others: A
         "seed": seed,
         "device": "cpu",
         "control": "none",
+        "choose": False,
         "data": {**data, "resolution": arguments.side, "workers": 0},
         "teacher": {"model": {**model, "stochastic_depth": 0.0}, "augment": augment, "train": train},
         "student": {"unlabeled_ratio": 7, "pseudo_label": {"temperature": 0.5}},
@@ -106,13 +107,14 @@ def settings(arguments: argparse.Namespace, layout: Path, seed: int, **others: A
 
 def lay_out(arguments: argparse.Namespace, name: str, labeled: dict[str, str], pool: list[str]) -> Path:
     """Folders of links: `labeled` is {name: class}, the pool keeps its classes as folders."""
-    target, unpacked = arguments.work / name, arguments.work / "unpacked"
+    work: Path = arguments.work
+    target, unpacked = work / name, work / "unpacked"
     if not (target / "done").exists():
         for image, label in labeled.items():
             _link(unpacked / image, target / "labeled" / label / image.replace("/", "-"))
         for image in pool:
             _link(unpacked / image, target / "pool" / Path(image).relative_to("train"))
-        tests = sorted(path for path in (unpacked / "test").glob("*/*"))
+        tests = sorted((unpacked / "test").glob("*/*"))
         random.Random(0).shuffle(tests)
         for path in tests[: arguments.test]:
             _link(path, target / "test" / path.parent.name / path.name)

@@ -76,8 +76,8 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None
                 continue
             seen |= files
             for name, folder in folders.items():
-                indices = (Index(path) for store in stores if (path := store / f"{name}.arrow").is_file())
-                own = (index for index in indices if is_of(folder, index.full("content_hash")))
+                columns = (Index(path) for store in stores if (path := store / f"{name}.arrow").is_file())
+                own = (index for index in columns if is_of(folder, index.full("content_hash")))
                 for index in islice(own, 1):
                     caches.append((Contents(index, np.ones(len(index), np.bool_)), Features(folder)))
     return KnownFeatures(caches, layout) if caches else None
