@@ -78,7 +78,8 @@ def unpack(data: Path, work: Path) -> list[str]:
     first = (data / "labeled-4000.txt").read_text().split()
     known = set(first)
     others = sorted(str(path.relative_to(unpacked)) for path in (unpacked / "train").glob("*/*"))
-    random.Random(0).shuffle(others)
+    for part in (first, others):  # both are sorted by class
+        random.Random(0).shuffle(part)
     return first + [name for name in others if name not in known]
 
 
@@ -99,7 +100,7 @@ def settings(arguments: argparse.Namespace, layout: Path, seed: int, **others: A
         "choose": False,
         "data": {**data, "resolution": arguments.side, "workers": 0},
         "teacher": {"model": {**model, "stochastic_depth": 0.0}, "augment": augment, "train": train},
-        "student": {"unlabeled_ratio": 7, "pseudo_label": {"temperature": 0.5}},
+        "student": {"unlabeled_ratio": 7, "train": {"steps": 200}, "pseudo_label": {"temperature": 0.5}},
         "students": 1,
     }
     return resolve(raw, list(others.items()))
