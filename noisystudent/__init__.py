@@ -23,6 +23,7 @@
     report/         one HTML page about a run directory
     trackers/       the numbers of a run in MLflow, W&B, or as JSON lines
     ablation/       many runs, one for each recipe and seed, that share their stages; one table
+    review/         the images of a run that are worth a look, as a CSV file and a page
     cli/            one command for each stage; estimator/: the same as estimators of scikit-learn
 
 The names below are imported when they are first used, so `import noisystudent` does not import torch.

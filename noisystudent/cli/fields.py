@@ -172,7 +172,7 @@ class Logging:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Folders of labelled images."""
+    """Folders of labelled images, and labels that are given apart from them."""
 
     labeled: Annotated[
         Folders,
@@ -183,6 +183,13 @@ class Labels:
     ] = ()
     test: Annotated[
         Folders, Parameter(help="Labelled images for the final evaluation. Default: --val is used.")
+    ] = ()
+    given_labels: Annotated[
+        Folders,
+        Parameter(
+            help="CSV files with labels that replace those of labelled images, or label images of the pool."
+            " `review` writes such files."
+        ),
     ] = ()
 
 

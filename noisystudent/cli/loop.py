@@ -78,6 +78,7 @@ def demo(*, settings: Loop = NO_LOOP, logging: Logging = TEXT, fields: Fields) -
 
     The run directory has the same files as that of `run`, and is resumed in the same way.
     """
+    from noisystudent.data.sources import with_given_labels
     from noisystudent.data.sources.digits import digits
 
     config, folder = configure(None, settings, NO_LABELS, fields, default="demo")
@@ -86,7 +87,8 @@ def demo(*, settings: Loop = NO_LOOP, logging: Logging = TEXT, fields: Fields) -
             f"--out is {folder}, a run on {', '.join(config.data.labeled)}; resume it with"
             f" `noisystudent run --out {folder}`, or choose another folder"
         )
-    _run(config, folder, logging, digits(config.seed), resumed=recorded(settings) is not None)
+    sources = with_given_labels(digits(config.seed), config.data)
+    _run(config, folder, logging, sources, resumed=recorded(settings) is not None)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: predict and export."""
+"""The commands that use a trained model: predict, review and export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from noisystudent.cli import screen
 from noisystudent.cli.fields import (
@@ -75,6 +75,53 @@ def predict(
     write_predictions(predictions, predictor.names, out, format, top_k)
     screen.print_origin(predictor.path)
     screen.print_bad(predictions.bad)
+
+
+def review(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    overwrite: Overwrite = False,
+    count: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
+    most: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 5_000,
+    device: Device = "auto",
+) -> None:
+    """List images that are worth a look, with the reasons, as a CSV file and as a page beside it.
+
+    These are labels that may be wrong, images to label next, images on which models disagree, and doubtful
+    ones with many like them. Edit the column label, and give the file to `run` as --given-labels.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    out
+        .csv file to write. The page has the same name, and ends in .html.
+    count
+        Images of each kind.
+    most
+        Images of the pool that the last model looks at, drawn at random. Without folds in the run, as many
+        labelled images.
+    """
+    from noisystudent import recipes
+    from noisystudent.data.sources import with_given_labels
+    from noisystudent.data.sources.digits import digits
+    from noisystudent.review import review as write_review
+    from noisystudent.run.files import check_out
+    from noisystudent.run.rundir import RunDir
+
+    check_out(out, overwrite=overwrite, suffixes=(".csv",))
+    check_out(out.with_suffix(".html"), overwrite=overwrite)
+    sources = None
+    if RunDir(run).config.is_file() and not (config := recipes.load(str(RunDir(run).config))).data.labeled:
+        sources = with_given_labels(digits(config.seed), config.data)  # of `demo`
+    with screen.progress(stderr=True) as progress:
+        lines = write_review(
+            run, out, count=count, most=most, sources=sources, device=device, progress=progress
+        )
+    for text in (*lines, f"{out} and {out.with_suffix('.html')}"):
+        screen.line(text)
 
 
 def export(

@@ -25,6 +25,9 @@ class DataConfig:
     """Labelled images for all checks during the run. Empty: a stratified share of the labelled images."""
     test: tuple[str, ...] = neutral(())
     """Labelled images that are used only for the evaluation at the end. Empty: val is used."""
+    given_labels: tuple[str, ...] = neutral(())
+    """CSV files with labels that a person gives, with the columns key or filepath, and label. They replace
+    those of labelled images (empty: the image is left out) and label images of the pool."""
     val_fraction: float = number(0.1, above=0, below=1)
     """Share of the labelled images that is used as val if `val` is empty."""
     resolution: int = number(224, least=8, most=MOST_PIXELS)
@@ -58,7 +61,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
-        for name in ("labeled", "unlabeled", "val", "test"):
+        for name in ("labeled", "unlabeled", "val", "test", "given_labels"):
             require(all(getattr(self, name)), f"data.{name} has an empty name; name a folder or a file")
 
 

@@ -118,6 +118,11 @@ class NoisyStudent(Parameters):
             test=None if test is None else open_labeled(test),
         )
         config = self._config()
+        if config.data.given_labels:
+            raise InputError(
+                f"data.given_labels is {', '.join(config.data.given_labels)}; give `fit` the images with"
+                " these labels"
+            )
         progress = printed_progress() if self.verbose else Progress()
         self_training.self_train(config, self.run_, sources=sources, progress=progress)
         build(self.run_)

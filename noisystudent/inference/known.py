@@ -1,9 +1,10 @@
-"""Features that other runs have computed, found by the content of an image."""
+"""Features that are computed already, by other runs or before a change of the labels, found by content."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from noisystudent.embeddings.embed import is_of
 from noisystudent.embeddings.parts import Features, Layout, layout_in, read_index
 from noisystudent.run.checksums import problems
 from noisystudent.run.record import valid_record
-from noisystudent.run.rundir import RECORD, EmbeddingsDir, RunDir
+from noisystudent.run.rundir import RECORD, DataDir, EmbeddingsDir, RunDir
 
 _SETS = ("labeled", "val", "test", "pool")
 
@@ -54,9 +55,9 @@ class KnownFeatures:
 
 
 def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None:
-    """Return the features of the same backbone and views in finished and undamaged caches of other runs.
+    """Return the features of the same backbone and views in finished and undamaged caches of runs.
 
-    None: there are no such caches.
+    Those that a run has moved to superseded/ count too. None: there are no such caches.
 
     Args:
         runs: run directories.
@@ -65,7 +66,8 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None
     caches: list[tuple[Contents, Features]] = []
     seen: set[tuple[int, int]] = set()  # runs of an ablation share files
     for run in map(RunDir, runs):
-        for cache in (EmbeddingsDir(path) for path in sorted(run.path.glob("embeddings*"))):
+        stores = [run.data.store, *_superseded_stores(run)]
+        for cache in _caches(run):
             folders = {name: cache.features(name) for name in _SETS if cache.features(name).index.is_file()}
             indices = {name: read_index(folder) for name, folder in folders.items()}
             same = all(index is not None and layout_in(index).is_like(layout) for index in indices.values())
@@ -74,10 +76,22 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None
                 continue
             seen |= files
             for name, folder in folders.items():
-                path = run.data.store / f"{name}.arrow"
-                if path.is_file() and is_of(folder, (index := Index(path)).full("content_hash")):
+                columns = (Index(path) for store in stores if (path := store / f"{name}.arrow").is_file())
+                own = (index for index in columns if is_of(folder, index.full("content_hash")))
+                for index in islice(own, 1):
                     caches.append((Contents(index, np.ones(len(index), np.bool_)), Features(folder)))
     return KnownFeatures(caches, layout) if caches else None
+
+
+def _caches(run: RunDir) -> Iterator[EmbeddingsDir]:
+    """Caches of a run; those that other images or labels have superseded come last."""
+    for pattern in ("embeddings*", "superseded/embeddings*/embeddings*"):
+        yield from map(EmbeddingsDir, sorted(run.path.glob(pattern)))
+
+
+def _superseded_stores(run: RunDir) -> Iterator[Path]:
+    """Folders with the columns of the images that a run had before."""
+    yield from (DataDir(path).store for path in sorted(run.path.glob("superseded/data-*/data")))
 
 
 def _is_intact(folder: Path) -> bool:

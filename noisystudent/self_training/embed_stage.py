@@ -65,7 +65,8 @@ def embed_by(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bo
         )
         layout = layout_of(backbone, views)
         # A view with noise depends on the row of an image, so features with such views are computed.
-        known = None if views.drawn else known_features(context.others, layout)
+        runs = (*context.others, context.run.path)  # its own before other labels were given
+        known = None if views.drawn else known_features(runs, layout)
         sets = [dataset.labeled, dataset.val, dataset.test, dataset.pool if pool else None]
         for images in (images for images in sets if images is not None):
             out, task = folder.features(images.name).path, f"{stage.name} of {images.name}"

@@ -66,7 +66,7 @@ def thumbnails(
     for label, row, confidence, reason, junk in rows:
         truth = int(dataset.pool.truth[row]) if with_truth else -1
         image = {
-            **_thumbnail(dataset.pool, row),
+            **thumbnail(dataset.pool, row),
             "confidence": float(confidence),
             "kept": reason == "kept",
             "reason": reason,
@@ -111,13 +111,13 @@ def mistakes(
         predicted = {
             role: [classes[int(each[row].argmax())], float(each[row].max())] for role, each in probs.items()
         }
-        image = {**_thumbnail(images, row), "truth": classes[int(labels[row])], "predicted": predicted}
+        image = {**thumbnail(images, row), "truth": classes[int(labels[row])], "predicted": predicted}
         shown.append(image)
     return {"total": len(wrong), "images": shown}
 
 
-def _thumbnail(images: ImageSet, row: int) -> dict[str, str]:
-    """{"id", "jpeg"} of one image."""
+def thumbnail(images: ImageSet, row: int) -> dict[str, str]:
+    """{"id", "jpeg"} of one image: its id, and a small JPEG in base64."""
     at = np.array([row], dtype=np.int64)
     # Never enlarged. `fetch` with no box gives the clean centre view.
     side = min(int(images.view_sizes(at).min()), _MOST_PIXELS)

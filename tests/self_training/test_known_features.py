@@ -103,6 +103,19 @@ def test_only_new_images_are_computed_whatever_set_and_seed_the_others_have(
         torch.testing.assert_close(copied[content], features, rtol=2e-3, atol=1e-4)
 
 
+def test_given_labels_compute_no_features_again(
+    images: Path, weights: Path, first: Path, tmp_path: Path, computed: list[int]
+) -> None:
+    out, fixes = shutil.copytree(first, tmp_path / "run"), tmp_path / "fixes.csv"
+    fixes.write_text("key,label\npool:red/00.png,red\nlabeled:red/00.png,blue\nlabeled:red/01.png,\n")
+    given = config(images, weights, ("data.given_labels", str(fixes)))
+    tiny.run(given, out)
+    assert computed == []
+    before, after = by_content(config(images, weights), first), by_content(given, out)
+    assert len(after) == len(before) - 1
+    assert all(torch.equal(features, before[content]) for content, features in after.items())
+
+
 def test_ablations_beside_each_other_share_features(
     images: Path, weights: Path, tmp_path: Path, computed: list[int]
 ) -> None:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import functools
 import glob
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from noisystudent.config import DataConfig
 from noisystudent.data.sources.arrays import ArraySource, NpzSource, require_labels
@@ -18,6 +14,8 @@ from noisystudent.data.sources.base import IMAGE_SUFFIXES, Item, Place, Source, 
 from noisystudent.data.sources.cache import Cache, cache_folder
 from noisystudent.data.sources.files import ImageFiles, is_image_file
 from noisystudent.data.sources.folder import FolderSource
+from noisystudent.data.sources.given import given_labels
+from noisystudent.data.sources.joined import Joined, prefixes
 from noisystudent.data.sources.names import SUFFIXES, expand
 from noisystudent.data.sources.parquet import ParquetSource
 from noisystudent.data.sources.remote import RemoteShard
@@ -37,6 +35,7 @@ __all__ = [
     "open_source",
     "open_sources",
     "prefetch",
+    "with_given_labels",
 ]
 
 
@@ -98,7 +97,7 @@ def open_source(
             )
         return ImageFiles(files)
     parts = [_open_one(spec, labeled, find) for spec in specs]
-    return parts[0] if len(parts) == 1 else _Joined(parts, _names(specs))
+    return parts[0] if len(parts) == 1 else Joined(parts, prefixes(specs))
 
 
 def _image_files(spec: str | Path | ArraySource, find: _Find) -> list[str | Path | ArraySource]:
@@ -127,68 +126,27 @@ def open_sources(config: DataConfig) -> Sources:
     source = opened("labeled", True)
     if source is None:
         raise InputError("data.labeled is empty; give --labeled a folder <class>/<image>")
-    return Sources(source, opened("unlabeled", False), opened("val", True), opened("test", True))
+    given = Sources(source, opened("unlabeled", False), opened("val", True), opened("test", True))
+    return with_given_labels(given, config)
+
+
+def with_given_labels(sources: Sources, config: DataConfig) -> Sources:
+    """The same sources with the labels of `data.given_labels`; the files of the images do not change.
+
+    Raises:
+        InputError: a file cannot be read, or a row names no image, a class that is new, or another label than
+            an earlier row of the image.
+    """
+    if not config.given_labels:
+        return sources
+    specs = {"labeled": config.labeled, "val": config.val, "test": config.test, "pool": config.unlabeled}
+    changed = given_labels(dict(sources.named()), specs, config.given_labels)
+    return Sources(changed["labeled"], changed.get("pool"), changed.get("val"), changed.get("test"))
 
 
 def listing_fingerprint(sources: Sources) -> str:
     """Hash that changes if a file of any set is added, removed, renamed or rewritten. Decodes nothing."""
     return digest((name, source.fingerprint()) for name, source in sources.named())
-
-
-class _Joined:
-    """Several sources as one.
-
-    The shard numbers of a part follow those of the part before. Its ids begin with its name.
-    """
-
-    def __init__(self, parts: list[Source], names: list[str]) -> None:
-        self.name = " + ".join(part.name for part in parts)
-        self._parts = parts
-        self._prefixes = [f"{name}/" for name in names]
-        # (parts + 1,) first shard number of each part, and the number of shards
-        self._starts = np.cumsum([0] + [part.shards for part in parts]).tolist()
-
-    @property
-    def shards(self) -> int:
-        return int(self._starts[-1])
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    def items(self) -> Iterator[Item]:
-        for part, prefix, start in zip(self._parts, self._prefixes, self._starts[:-1], strict=True):
-            for item in part.items():
-                yield item._replace(id=prefix + item.id, shard=start + item.shard)
-
-    def read(self, shard: int, offset: int, size: int, name: str, /) -> bytes | NDArray[np.uint8]:
-        part = bisect_right(self._starts, shard) - 1
-        part_id = name.removeprefix(self._prefixes[part])
-        return self._parts[part].read(shard - self._starts[part], offset, size, part_id)
-
-    def prefetch(self, places: Sequence[Place], /) -> None:
-        """See `base.prefetch`."""
-        own: dict[int, list[Place]] = {}
-        for shard, offset, size, name in places:
-            part = bisect_right(self._starts, shard) - 1
-            place = (shard - self._starts[part], offset, size, name.removeprefix(self._prefixes[part]))
-            own.setdefault(part, []).append(place)
-        for part, inside in own.items():
-            prefetch(self._parts[part], inside)
-
-    def fingerprint(self) -> str:
-        return digest(
-            (name, part.fingerprint()) for name, part in zip(self._prefixes, self._parts, strict=True)
-        )
-
-    def notes(self, streamed: bool = False) -> tuple[str, ...]:
-        return tuple(note for part in self._parts for note in part.notes(streamed))
-
-
-def _names(specs: Sequence[str | Path | ArraySource]) -> list[str]:
-    """File or folder name of each spec; numbered if two are equal, so that ids stay unique."""
-    names = [spec.name if isinstance(spec, ArraySource) else Path(spec).name for spec in specs]
-    unique = len(set(names)) == len(names)
-    return names if unique else [f"{number}-{name}" for number, name in enumerate(names)]
 
 
 def _open_one(spec: str | Path | ArraySource, labeled: bool, find: _Find) -> Source:
@@ -247,7 +205,7 @@ def _npz(files: list[Shard], labeled: bool) -> Source:
     paths = [Path(file.name) for file in files]  # on disk: no shard of a store is an .npz file
     if len(paths) == 1:
         return _arrays(NpzSource(paths[0]), labeled)
-    return _Joined([_arrays(NpzSource(path), labeled) for path in paths], _names(paths))
+    return Joined([_arrays(NpzSource(path), labeled) for path in paths], prefixes(paths))
 
 
 _OPENERS: dict[str, Callable[[list[Shard], bool], Source]] = {
