@@ -18,7 +18,7 @@ from noisystudent.cli.fields import (
     Tests,
     student_section,
 )
-from noisystudent.cli.trained import export, predict
+from noisystudent.cli.trained import export, predict, push
 from noisystudent.errors import InputError
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
@@ -220,4 +220,4 @@ def fields() -> None:
     screen.table(("field", "default", "meaning"), shelf.field_help())
 
 
-COMMANDS = (label, embed, select, evaluate, predict, report, export, recipes, fields)
+COMMANDS = (label, embed, select, evaluate, predict, report, export, push, recipes, fields)
