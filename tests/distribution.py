@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# In seconds: so little training stops a run as useless, unless it has the recipe's own teacher.
+# In seconds. The teacher is that of the recipe, because a run stops at a useless one.
 DEMO = ["demo", "--students", "1", "--student.train.steps", "20", "--control", "none", "--keep-going"]
 PROBE = "import noisystudent, sys; print(noisystudent.__file__); assert 'torch' not in sys.modules"
 
