@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from noisystudent.doctor.findings import Finding
@@ -14,6 +15,10 @@ from noisystudent.errors import readable_size
 
 _LEAST_MEMORY = 2**31  # bytes: torch and its libraries take a quarter of it in each process
 _LEAST_SHARED = 2**28  # bytes: some batches of 224 pixels; Docker gives 64 MiB
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 _PROC, _CGROUP, _SHARED = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
 
 
@@ -78,15 +83,14 @@ def memory(*, proc: Path = _PROC, root: Path = _CGROUP) -> Iterator[Finding]:
     kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in info.read_text().splitlines()}
     total, free = kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024
     where = "of the machine"
-    for largest, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        pairs = (limits(name, proc=proc, root=root) for name in (largest, used))
-        for (limit, *_), (usage, *_) in zip(*pairs, strict=False):  # the root has usage alone
+    for names in _MEMORY_FILES:
+        groups = (limits(name, proc=proc, root=root) for name in names)
+        for (limit, *_), (used, *_), stat in zip(*groups, strict=False):  # the root of version 2 has no limit
             if limit != "max" and int(limit) < total:
                 total, where = int(limit), "that a control group allows"
-                free = min(free, total - int(usage))
+                # Cached files count as used, and those that were not read lately make room when it is needed.
+                cached = dict(pairwise(stat)).get(f"{'total_' if '/' in names[0] else ''}inactive_file", "0")
+                free = min(free, total - int(used) + int(cached))
     fix = "end other programs, or give the container more memory" if free < _LEAST_MEMORY else ""
     yield Finding("memory", f"{readable_size(free)} free of {readable_size(total)} {where}", fix)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from noisystudent.errors import InputError, RunError, first_line, require
 from noisystudent.inference.card import model_card, of_run

@@ -59,15 +59,20 @@ def test_the_quota_is_the_smallest_of_all_groups_around(
 def test_memory_is_that_of_the_machine_or_of_its_groups(tmp_path: Path) -> None:
     write(tmp_path, V2 | meminfo(64 * GIB, 60 * GIB))
     assert of_memory(tmp_path) == Finding("memory", "60.0 GiB free of 64.0 GiB of the machine")
-    write(tmp_path, {"cgroup/outer/memory.max": 8 * GIB, "cgroup/outer/memory.current": 3 * GIB})
-    write(tmp_path, {"cgroup/outer/inner/memory.max": "max", "cgroup/outer/inner/memory.current": GIB})
+    outer = {"max": 8 * GIB, "current": 5 * GIB, "stat": f"anon {GIB}\ninactive_file {2 * GIB}"}
+    inner = {"max": "max", "current": GIB, "stat": "anon 0"}
+    for group, files in (("outer", outer), ("outer/inner", inner)):
+        write(tmp_path, {f"cgroup/{group}/memory.{name}": content for name, content in files.items()})
     assert of_memory(tmp_path).value == "5.0 GiB free of 8.0 GiB that a control group allows"
-    write(tmp_path, {"cgroup/outer/memory.current": 7 * GIB})
+    write(tmp_path, {"cgroup/outer/memory.stat": "inactive_file 0", "cgroup/outer/memory.current": 7 * GIB})
     assert of_memory(tmp_path).fix.startswith("end other programs")
     unlimited = 9223372036854771712
-    v1 = {"cgroup/memory/memory.limit_in_bytes": unlimited, "cgroup/memory/memory.usage_in_bytes": GIB}
-    write(tmp_path / "v1", V1 | meminfo(64 * GIB, 60 * GIB) | v1)
+    v1 = {"limit_in_bytes": unlimited, "usage_in_bytes": 5 * GIB, "stat": f"total_inactive_file {GIB}"}
+    write(tmp_path / "v1", V1 | meminfo(64 * GIB, 60 * GIB))
+    write(tmp_path / "v1", {f"cgroup/memory/memory.{name}": content for name, content in v1.items()})
     assert of_memory(tmp_path / "v1").value == "60.0 GiB free of 64.0 GiB of the machine"
+    write(tmp_path / "v1", {"cgroup/memory/memory.limit_in_bytes": 16 * GIB})
+    assert of_memory(tmp_path / "v1").value == "12.0 GiB free of 16.0 GiB that a control group allows"
 
 
 def test_more_threads_than_cores_are_to_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
