@@ -28,11 +28,11 @@ def packages() -> Iterator[Finding]:
         return
     for requirement in map(Requirement, declared):
         needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        found = _version(requirement.name)
-        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
-        if needed or (found is not None and not fits):
+        installed = _version(requirement.name)
+        fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+        if needed or (installed is not None and not fits):
             fix = "" if fits else f"pip install '{requirement.name}{requirement.specifier}'"
-            yield Finding(requirement.name, f"{found or 'not installed'} ({requirement.specifier})", fix)
+            yield Finding(requirement.name, f"{installed or 'not installed'} ({requirement.specifier})", fix)
 
 
 def _version(name: str) -> str | None:
