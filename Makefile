@@ -15,7 +15,7 @@ PACK_PYTHON    ?= 3.12
 PACK_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 DATA           ?= ../shared/data
 
-.PHONY: demo test test-slow examples attack coverage check format bench gpu gpu-dry gpu-pack clean
+.PHONY: demo test test-slow examples attack coverage check format floor bench dist gpu gpu-dry gpu-pack clean
 
 demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdict and report
 	$(BIN)/noisystudent demo
@@ -31,6 +31,12 @@ examples: $(STAMP)        ## the scripts in examples/, as they are
 
 attack: $(STAMP)          ## kills, full disks, damaged files, odd inputs, faults: prints how many held
 	ATTACK_SEED=$(SEED) ATTACK_COUNT=$(COUNT) $(BIN)/python -m pytest -n 2 --dist worksteal tests/attack
+
+floor:                    ## tests of training with the oldest torch that pyproject.toml allows
+	$(PYTHON) -m venv $(VENV)-floor
+	$(VENV)-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 torchvision==0.21.0
+	$(VENV)-floor/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(VENV)-floor/bin/python -m pytest -m "not slow and not gpu" tests/train tests/test_laws.py tests/test_distributed.py
 
 coverage: $(STAMP)        ## the test suite, and the share of the package's lines and branches that it runs
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" --hypothesis-profile=ci --cov --cov-report=term
@@ -49,6 +55,14 @@ format: $(STAMP)
 bench: $(STAMP)           ## benchmarks that need no GPU, one after the other, to benchmarks/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	BIN=$(BIN) bash benchmarks/bench.sh
+
+dist:                     ## wheel and sdist to dist/, checked, installed into a fresh environment, and tried there
+	rm -rf build dist $(VENV)-dist
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	$(VENV)-dist/bin/python -m build
+	$(VENV)-dist/bin/twine check --strict dist/*
+	$(VENV)-dist/bin/python tests/distribution.py dist
 
 gpu:                      ## everything that needs a GPU, in one call, with the Python that is there; OUT names a folder
 	$(PYTHON) benchmarks/gpu.py $(if $(OUT),--out $(OUT))
@@ -74,4 +88,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-floor build dist *.egg-info

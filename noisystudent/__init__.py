@@ -32,7 +32,11 @@ The names below are imported when they are first used, so `import noisystudent` 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("noisystudent does not run on Windows; install it in WSL, the Linux of Windows")
 
 if TYPE_CHECKING:
     from noisystudent.config import Config

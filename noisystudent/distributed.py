@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from noisystudent.errors import EndedElsewhere, NoisyStudentError, first_line
+from noisystudent.errors import EndedElsewhere, NoisyStudentError, first_line, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,6 +211,9 @@ def joined() -> Iterator[Group]:
 
     Without torchrun this process stays alone. Each process uses the GPU of its number on its machine. If
     torchrun itself is killed, the processes are stopped as by SIGTERM.
+
+    Raises:
+        InputError: torch is older than 2.7, in which process 0 cannot write a snapshot alone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield _alone
@@ -218,6 +221,11 @@ def joined() -> Iterator[Group]:
     import torch
     from torch import distributed
 
+    require(
+        torch.__version__ >= "2.7",  # compared as versions, not as text
+        f"several processes need torch 2.7 or newer, and {torch.__version__} is installed; install a newer"
+        " one, or leave out --processes",
+    )
     _stop_with_parent()
     backend = "gloo"
     if torch.cuda.is_available():

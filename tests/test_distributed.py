@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import together
+from processes import environment, together
+from torch.torch_version import TorchVersion
 
 from noisystudent import distributed
-from noisystudent.distributed import Group, group
+from noisystudent.distributed import Group, group, joined
 from noisystudent.errors import EndedElsewhere, InputError, Stopped
 
 
@@ -104,3 +106,19 @@ def test_the_others_notice_a_dead_process(tmp_path: Path) -> None:
         together(3, left_alone, tmp_path)
     seconds = [float((tmp_path / f"seconds-{rank}").read_text()) for rank in (0, 2)]
     assert max(seconds) < 30
+
+
+def test_several_processes_with_an_old_torch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    with (
+        pytest.raises(InputError, match=r"need torch 2\.7 or newer, and 2\.6\.0\+cpu is installed"),
+        joined(),
+    ):
+        pass
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.0"))  # newer, although its text is smaller
+    monkeypatch.setattr(distributed, "_stop_with_parent", lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", Mock(side_effect=RuntimeError("no peer")))
+    with pytest.raises(EndedElsewhere, match="no peer"), joined():
+        pass

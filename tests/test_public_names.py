@@ -56,6 +56,13 @@ def test_no_public_name_is_hidden_by_a_module() -> None:
     assert modules.isdisjoint(PUBLIC)
 
 
+def test_windows_is_refused_in_one_line() -> None:
+    code = "import sys; sys.platform = 'win32'; import noisystudent"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("ImportError: noisystudent does not run on Windows")
+
+
 def test_importing_it_imports_nothing_heavy_and_sets_nothing_up() -> None:
     code = (
         "import sys, noisystudent; dir(noisystudent); noisystudent.InputError, noisystudent.Config;"

@@ -10,12 +10,13 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
 from noisystudent.cli import aliases, loop, parts, screen
 from noisystudent.cli.ablate import ablate
+from noisystudent.cli.doctor import doctor
 from noisystudent.cli.fields import take_fields
 from noisystudent.distributed import is_main_process
 from noisystudent.errors import (
@@ -31,7 +32,16 @@ from noisystudent.errors import (
 
 __all__ = ["main"]
 
-app = App(
+
+class _App(App):
+    """An app whose completion in bash offers files where it knows no names: images may be files or URLs."""
+
+    def generate_completion(self, *, prog_name: str | None = None, shell: Any = None) -> str:
+        script: str = super().generate_completion(prog_name=prog_name, shell=shell)
+        return script.replace("\ncomplete -F ", "\ncomplete -o default -F ")
+
+
+app = _App(
     name="noisystudent",
     help="Noisy Student self-training: train an image classifier on labelled and unlabelled images, and test "
     "whether the unlabelled images made it better.",
@@ -43,9 +53,12 @@ app = App(
     "`noisystudent fields` lists the fields, and `noisystudent recipes` lists the recipes. With "
     "--offline, or HF_HUB_OFFLINE=1, nothing is downloaded. With --debug, errors have a traceback.",
 )
-COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS)
+COMMANDS: tuple[Callable[..., None], ...] = (*loop.COMMANDS, ablate, *parts.COMMANDS, doctor)
 for place, command in enumerate(COMMANDS):  # the help lists the commands in this order, not by name
     app.command(command, sort_key=place, help_epilogue=aliases.help_text(command))
+app.register_install_completion_command(
+    help="Let the Tab key complete commands, flags and files, in bash, zsh, fish or powershell."
+)
 _NARROWEST = 20  # columns of a terminal
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # torch on a CPU

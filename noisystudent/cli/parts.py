@@ -19,7 +19,7 @@ from noisystudent.cli.fields import (
     Tests,
     student_section,
 )
-from noisystudent.cli.trained import export, predict, review
+from noisystudent.cli.trained import export, predict, push, review
 from noisystudent.cli.worker import NO_WORKER, Worker, label_as_worker
 from noisystudent.errors import InputError
 
@@ -242,4 +242,4 @@ def fields() -> None:
     screen.table(("field", "default", "meaning"), rows)
 
 
-COMMANDS = (label, embed, select, evaluate, predict, review, report, export, recipes, fields)
+COMMANDS = (label, embed, select, evaluate, predict, review, report, export, push, recipes, fields)

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: predict, review and export."""
+"""The commands that use a trained model: predict, review, export and push."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from noisystudent.cli.fields import (
     SortInto,
     TopK,
 )
+from noisystudent.errors import readable_size
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
 
@@ -173,3 +174,34 @@ def export(
     screen.line(exported.line)
     screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
     screen.note(str(exported))
+
+
+def push(
+    run: Path,
+    repository: str,
+    /,
+    *,
+    private: Annotated[bool, Parameter(negative=(), help="The repository is private.")] = False,
+    dry_run: Annotated[bool, Parameter(negative=(), help="List the files, and upload nothing.")] = False,
+) -> None:
+    """Upload the model that `predict` uses, with its model card, to the Hugging Face hub.
+
+    It is the folder of `export --format timm`, checked in the same way. The repository is made if it does not
+    exist. Log in with `hf auth login`, or set HF_TOKEN; HF_ENDPOINT names another hub.
+
+    Parameters
+    ----------
+    run
+        Run directory, or a model folder in one.
+    repository
+        OWNER/NAME.
+    """
+    from noisystudent.inference.load import find_model
+    from noisystudent.inference.push import push as push_model
+
+    pushed = push_model(run, repository, private=private, dry_run=dry_run)
+    for name, size in pushed.files.items():
+        screen.line(f"{name}  {readable_size(size)}")
+    screen.line(pushed.line)
+    screen.print_origin(find_model(run))
+    screen.note(f"nothing was uploaded to {repository}" if pushed.url is None else f"uploaded: {pushed.url}")

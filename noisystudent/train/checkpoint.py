@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -36,6 +37,8 @@ from noisystudent.train.parallel import full
 
 _SNAPSHOT = re.compile(r"step-\d{8,}")
 _UNFINISHED = re.compile(r"\.step-\d{8,}\.partial")  # name that `files.atomic` uses; a killed run leaves it
+# torch 2.6 has no such argument, and needs none: `distributed.joined` refuses several processes with it.
+_ALONE: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(dcp_save).parameters else {}
 
 
 @dataclass(slots=True)
@@ -109,13 +112,13 @@ def write(tensors: dict[str, Tensor], folder: Path, metrics: bytes) -> None:
     """
     path = folder / f"step-{int(tensors['step']):08d}"
     _remove(folder, _UNFINISHED)
-    _expect_single_process()
+    _hide_warnings()
     with files.atomic(path) as partial:
         partial.mkdir()
         # Nothing is copied ahead: otherwise torch uses a stream of the GPU, although the tensors are here.
         writer = FileSystemWriter(partial, per_thread_copy_ahead=0)
         try:
-            dcp_save(dict(tensors), storage_writer=writer, no_dist=True)
+            dcp_save(dict(tensors), storage_writer=writer, **_ALONE)
         except (CheckpointException, RuntimeError) as error:  # torch hides the OSError of a failed write
             raise OSError(_reason(error)) from error  # `files.atomic` turns it into a RunError
         journal(partial).write_bytes(metrics)
@@ -149,14 +152,14 @@ def load(state: TrainState, path: Path) -> None:
     optimizer_state = _optimizer_state(state)
     # A parameter that never had a gradient has no optimiser state in the snapshot.
     with_state = {key.rpartition(".")[0] for key in saved}
-    optimizer_state["state"] = {
-        name: entry for name, entry in optimizer_state["state"].items() if f"optimizer.{name}" in with_state
-    }
+    for name in optimizer_state["state"]:
+        if f"optimizer.{name}" not in with_state:
+            optimizer_state["state"][name] = {}  # torch 2.6 needs an entry for each
     tensors = _named(state, optimizer_state)
     _require_same(saved, tensors, path)
-    _expect_single_process()
+    _hide_warnings()
     try:
-        dcp_load(tensors, checkpoint_id=str(path), no_dist=True)  # fills the tensors in place
+        dcp_load(tensors, checkpoint_id=str(path), **_ALONE)  # fills the tensors in place
     except (CheckpointException, Exception) as error:  # a damaged file can raise any exception
         raise RunError(
             f"cannot read the checkpoint {path} ({_reason(error)}); delete it to continue without it"
@@ -271,12 +274,10 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
-def _expect_single_process() -> None:
-    """Hide torch's warning that it assumes a single process, which `no_dist` requests.
-
-    For ever: a filter that is taken away again would not be safe while other threads run.
-    """
-    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable", UserWarning)
+def _hide_warnings() -> None:
+    """Hide for ever what torch says of a single process: to end a filter is not safe among other threads."""
+    warnings.filterwarnings("ignore", "torch.distributed is (disabled, )?unavailable", UserWarning)
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)  # by torch 2.6 itself
 
 
 def _reason(error: BaseException) -> str:

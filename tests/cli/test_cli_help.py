@@ -29,7 +29,7 @@ def test_fields_lists_every_field_with_its_meaning(capsys: Capture) -> None:
 def test_help_names_every_command_and_fields_are_flags(capsys: Capture) -> None:
     text = output(capsys, "--help")
     names = [command.__name__ for command in COMMANDS]
-    assert len(names) == 17
+    assert len(names) == 19
     for name in names:
         assert f"│ {name} " in text
         own = output(capsys, name, "--help")
