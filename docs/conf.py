@@ -21,6 +21,10 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"noisystudent {release}"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+smartquotes = False  # it makes a dash of the first two characters of --labeled
 
 myst_heading_anchors = 4
 myst_links_external_new_tab = False

@@ -123,7 +123,7 @@ def escaped(text: str) -> str:
 
 def commands() -> str:
     """Every command with its arguments and flags, from the parser of the command line."""
-    text: str = app.generate_docs(output_format="markdown", heading_level=1)
+    text: str = app.generate_docs(output_format="markdown", usage_name="noisystudent")
     _, _, text = text.partition("\n## noisystudent run\n")
     lines = f"## noisystudent run\n{text}".splitlines()
     return "\n".join(_as_page(line) for line in lines) + "\n"

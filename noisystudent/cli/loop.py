@@ -151,7 +151,7 @@ def status(run: Path, /, *, watch: bool = False) -> None:
     run
         Run directory.
     watch
-        Print the table anew every two seconds until no process works in the folder.
+        Print the table again every two seconds until no process works in the folder.
     """
     from noisystudent.run.lock import is_locked
     from noisystudent.run.rundir import RunDir
