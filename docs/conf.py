@@ -24,18 +24,15 @@ html_title = f"noisystudent {release}"
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
-smartquotes = False  # it makes a dash of the first two characters of --labeled
 
 myst_heading_anchors = 4
-myst_links_external_new_tab = False
 
 default_role = "code"  # docstrings have single backticks
+autodoc_type_aliases = {name: name for name in ("Images", "Labeled")}  # else a signature has ten lines
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
-
-copybutton_prompt_text = "$ "
 
 
 def fill(_app: Sphinx, page: str, source: list[str]) -> None:

@@ -115,23 +115,22 @@ NOTES = {
 }
 
 
-def escaped(text: str) -> str:
-    """The text with `<` and `*` as characters of Markdown, except in spans of code."""
+def marked(text: str, special: str = "<") -> str:
+    """A line with its flags as code, and with the characters `special` shown as they are.
+
+    Spans of code stay as they are. A flag outside of code would begin with a dash in place of two hyphens.
+    """
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([<*|])", r"\\\1", part) for part in parts)
+    parts[::2] = [re.sub(f"([{special}])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"(?<![\w-])--[a-z][\w.-]*\w", r"`\g<0>`", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def commands() -> str:
     """Every command with its arguments and flags, from the parser of the command line."""
     text: str = app.generate_docs(output_format="markdown", usage_name="noisystudent")
     _, _, text = text.partition("\n## noisystudent run\n")
-    lines = f"## noisystudent run\n{text}".splitlines()
-    return "\n".join(_as_page(line) for line in lines) + "\n"
-
-
-def _as_page(line: str) -> str:
-    """A line of the text of cyclopts with its placeholders, such as <class>, shown as they are."""
-    return re.sub(r"<(?=[\w ]+>)", r"\\<", line)
+    return "\n".join(map(marked, f"## noisystudent run\n{text}".splitlines())) + "\n"
 
 
 def fields() -> str:
@@ -145,7 +144,7 @@ def fields() -> str:
             places[section].append(place)
         if place == places[section][0]:
             shown = f"`{default}`" if default else ""
-            rows.setdefault(section, []).append([f"`{field}`", shown, escaped(meaning)])
+            rows.setdefault(section, []).append([f"`{field}`", shown, marked(meaning, "<*|")])
     return "\n".join(_section(section, places[section], rows[section]) for section in rows)
 
 
@@ -175,7 +174,7 @@ def _line(name: str) -> list[str]:
     """Row of the overview."""
     state = "yes" if name in MEASURED else "in part" if name in NOTES else "no"
     first = " ".join(_head(name).partition("\n\n")[0].split())
-    return [f"[`{name}`](#{name})", escaped(first), state]
+    return [f"[`{name}`](#{name})", marked(first, "<*|"), state]
 
 
 def _recipe(name: str) -> str:
@@ -194,9 +193,9 @@ def _recipe(name: str) -> str:
 
 def _prose(head: str) -> str:
     """The head with pages of the documentation as links."""
-    return re.sub(
-        r"docs/(\w+)\.md", r"[\1](\1.md)", head.replace("in the README", "in the [results](results.md)")
-    )
+    lines = [line if line.startswith("    ") else marked(line) for line in head.splitlines()]
+    linked = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", "\n".join(lines))
+    return linked.replace("in the README", "in the [results](results.md)")
 
 
 def at_scale() -> str:
