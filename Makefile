@@ -15,7 +15,7 @@ PACK_PYTHON    ?= 3.12
 PACK_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 DATA           ?= ../shared/data
 
-.PHONY: demo test test-slow examples attack coverage check format floor bench dist gpu gpu-dry gpu-pack clean
+.PHONY: demo test test-slow examples attack coverage check format floor docs bench dist gpu gpu-dry gpu-pack clean
 
 demo: $(STAMP)            ## the whole loop on scikit-learn's digits, with verdict and report
 	$(BIN)/noisystudent demo
@@ -51,6 +51,10 @@ check: $(STAMP)           ## what a reviewer would complain about first
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)            ## the pages of docs/ as a site, to docs/_build; a warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env docs docs/_build
 
 bench: $(STAMP)           ## benchmarks that need no GPU, one after the other, to benchmarks/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
@@ -88,4 +92,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-dist $(VENV)-floor build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-floor build dist docs/_build *.egg-info

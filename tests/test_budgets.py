@@ -1,4 +1,4 @@
-"""What keeps the code small enough to read: lengths, docstrings, no machine's paths, a whole README."""
+"""What keeps the code small enough to read: lengths, docstrings, no machine's paths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from noisystudent.cli import COMMANDS
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "noisystudent").rglob("*.py"))
 EVERYTHING = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
@@ -19,7 +17,6 @@ FILE_LINES, FUNCTION_LINES = 300, 50
 LOOPS = {"noisystudent/train/loop.py:fit": 80}
 POSITIONAL = 5
 PROSE = r"ask(ed|ing)|said|found|spoke|speaker|turn|lesson|teach|teaching|pen|voice|telling|told|showing"
-README = ROOT / "README.md"
 
 
 def name(path: Path) -> str:
@@ -102,13 +99,3 @@ def test_no_path_or_device_of_a_machine(path: Path) -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not re.search(r"(?<![\w.<])/(home|root|work|tmp|mnt|data|usr|opt|Users)/", node.value)
             assert not re.fullmatch(r"cuda:\d+", node.value)
-
-
-@pytest.mark.skipif(not README.exists(), reason="there is no README yet")
-def test_the_readme_names_every_command_and_every_command_it_names_exists() -> None:
-    text = README.read_text(encoding="utf-8")
-    commands = {command.__name__ for command in COMMANDS}
-    named = set(re.findall(r"(?:noisystudent|make) ([a-z]+)\b", text))  # `make demo` runs `noisystudent demo`
-    assert commands - named == set()
-    shown = set(re.findall(r"^ {4}noisystudent ([a-z]+)\b", text, flags=re.MULTILINE))
-    assert shown - commands == set()

@@ -80,7 +80,7 @@ Budget = Annotated[
     ),
 ]
 Names = Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1, negative=(), show_default=False)]
-"""Several names, with commas between."""
+"""Several names, separated by commas."""
 
 
 @Parameter(name="*")
@@ -95,7 +95,8 @@ class Settings:
     seed: Annotated[int | None, Parameter(help="Seed of all random numbers.")] = None
     device: Annotated[str | None, Parameter(help="auto, or a torch device such as cpu or cuda.")] = None
     deterministic: Annotated[
-        bool | None, Parameter(help="On a GPU, give the same bits each time. This is slower.")
+        bool | None,
+        Parameter(help="On a GPU, use only kernels that give the same bits each time. They are slower."),
     ] = None
     cache: Annotated[
         bool | None,
@@ -118,14 +119,14 @@ class Loop(Settings):
         Names,
         Parameter(
             help="Weights of several first teachers: equal, val (those with the smallest NLL on val), or a"
-            " number for each with commas between."
+            " number for each, separated by commas."
         ),
     ] = ()
     folds: Annotated[
         int | None,
         Parameter(
-            help="Train as many first teachers without a part of the labels each. Threshold and temperature"
-            " are chosen by what they predict for it."
+            help="Number of further first teachers. Each is trained without one part of the labels, and"
+            " predicts that part. Threshold and temperature are chosen by these predictions."
         ),
     ] = None
     choose: Annotated[
@@ -134,15 +135,15 @@ class Loop(Settings):
     keep_going: Annotated[
         bool | None,
         Parameter(
-            help="Go on with a student as the next teacher although it is worse on val than its teacher.",
+            help="Continue with a student as the next teacher even if it is worse on val than its teacher.",
             negative=(),
         ),
     ] = None
     control: Annotated[
         Names,
         Parameter(
-            help="What is trained on the labels alone, to compare the last student with: same_steps,"
-            " same_compute, linear_probe, or several with commas between; or none. Default: same_steps, and"
+            help="Models trained on the labels alone, to compare the last student with: same_steps,"
+            " same_compute, linear_probe, or several, separated by commas; or none. Default: same_steps, and"
             " with pretrained weights linear_probe too."
         ),
     ] = ()
@@ -156,15 +157,15 @@ class Logging:
     log_format: Annotated[
         Literal["text", "json"],
         Parameter(
-            help="What standard output holds: text, or one JSON object a line: messages, progress,"
+            help="Form of standard output: text, or one JSON object in each line: messages, progress,"
             " and the numbers of each finished stage."
         ),
     ] = "text"
     tracker: Annotated[
         Names,
         Parameter(
-            help="Log the numbers of finished stages to mlflow, to wandb (offline), or to both with a comma"
-            " between. A finished run is logged by the same call."
+            help="Log the numbers of finished stages to mlflow, to wandb (offline), or to both, separated by"
+            " a comma. The same call logs a finished run."
         ),
     ] = ()
 
@@ -292,7 +293,7 @@ def configure(
     except InputError as error:
         if before is None:
             raise
-        raise InputError(f"{error}; or name a recipe, from which {before} is written anew") from error
+        raise InputError(f"{error}; or name a recipe, and {before} is written again from it") from error
     return config, settings.out or Path("runs") / config.name
 
 

@@ -187,7 +187,7 @@ def status(
     run
         Run directory.
     watch
-        Print the table anew every two seconds until no process works in the folder.
+        Print the table again every two seconds until no process works in the folder.
     json
         Print a JSON object in place of the table; with --watch one a line. docs/status.md names its keys.
     """

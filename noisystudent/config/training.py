@@ -27,7 +27,7 @@ class ModelConfig:
     pretrained: bool | str = False
     """Start from other weights: true: those that timm publishes for the name; or the tag of others, a file
     (.safetensors, .pth), the folder of a model of a run, or hf-hub:<owner>/<name>. With another number of
-    classes the classification layer starts anew. The run stops if the weights are not available."""
+    classes the classification layer is new. The run stops if the weights are not available."""
     pretrained_fallback: bool = False
     """If the published weights are not available, print a line and start from scratch instead of stopping."""
     remap: Literal["names", "order"] = "names"
@@ -96,12 +96,13 @@ class TrainConfig:
     head_lr_scale: float = number(1.0, least=0, most=1e6)
     """Learning rate of the classification layer, as a multiple of that of the last layer."""
     frozen_blocks: int | None = number(None, least=0)
-    """Number of first blocks that are not trained, nor is the stem. 0: only the stem. None: train all."""
+    """Number of first blocks that are not trained. The stem is not trained either. 0: only the stem is not
+    trained. None: train all."""
     momentum: float = number(0.9, least=0, below=1)
     """Momentum of sgd and rmsprop_tf."""
     weight_decay: float = number(5e-4, least=0, most=1e6)
     """L2 penalty (decoupled for adamw) on all parameters except those of normalisation layers and
-    those that timm excepts for the network, such as position embeddings."""
+    those that timm excludes for the network, such as position embeddings."""
     schedule: Literal["cosine", "staircase", "constant"] = "cosine"
     """Schedule of the learning rate. staircase: ×0.97 every decay_epochs, as in the paper."""
     decay_epochs: float = number(2.4, above=0)
@@ -160,7 +161,8 @@ class FinetuneConfig:
     augment: bool = False
     """Use the input noise of the first training. False: clean centre views, as in the paper."""
     frozen_blocks: int | None = number(None, least=0)
-    """Number of first blocks that are not trained, nor is the stem. 0: only the stem. None: train all."""
+    """Number of first blocks that are not trained. The stem is not trained either. 0: only the stem is not
+    trained. None: train all."""
     lr: float | None = number(None, least=0, most=1e6)
     """Peak of a cosine schedule, for 256 labelled images. None: the end of the first schedule (paper)."""
     batch_size: int | None = number(None, least=1, most=MOST_IMAGES)

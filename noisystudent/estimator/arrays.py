@@ -34,7 +34,7 @@ class NoisyStudentClassifier(Parameters):
     `NoisyStudent` has the same parameters, and takes images in any form.
 
     Args:
-        recipe, out, verbose, **overrides: see `NoisyStudent`.
+        recipe, out, verbose, overrides: see `NoisyStudent`.
         image_shape: (H, W) or (H, W, 3) of the images, if X has one row of pixels for each. None: they are
             grey squares. If the pixels fill no square, the rest of it is black.
 

@@ -27,8 +27,8 @@ _ROBUSTNESS = (
     ("top-1 under PGD, ε = 16", ("pgd", "16", "value")),
 )
 _LIMITS = (
-    "It gives one of its classes to every image, also to one that shows none of them.",
-    "Accuracy on images of another kind than the measured ones is not known.",
+    "It gives one of its classes to every image, even if the image shows none of them.",
+    "Its accuracy on other kinds of images is not known.",
 )
 
 

@@ -30,7 +30,7 @@ def best(
     """
     count = len(hits[default])
     if len(hits) > 1 and count < LEAST_IMAGES:
-        return default, f"val, {count:,} images, is too small to choose on: the last student is used"
+        return default, f"val has {count:,} images, too few to choose a model: the last student is used"
     rivals = {
         name: paired.compare(own, hits[default], config, seed)
         for name, own in hits.items()
@@ -48,6 +48,6 @@ def best(
     if equal:
         return (
             default,
-            f"val, {count:,} images, cannot tell it from {listed(equal)}: the last student is used",
+            f"the {count:,} images of val show no difference from {listed(equal)}: the last student is used",
         )
     return default, f"on val it is the best of {len(hits)} models" if rivals else ""

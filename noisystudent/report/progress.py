@@ -119,7 +119,7 @@ def _shown(value: Any) -> str:
 
 
 def _moved(before: Iteration, now: Iteration) -> dict[str, int]:
-    """Number of pool images with another label, kept anew, and kept no longer. Files are in pool order."""
+    """Number of pool images with another label, newly kept, and no longer kept. Files are in pool order."""
     files = [each.selection_file for each in (before, now) if each.selection_file is not None]
     try:
         if len({pq.read_metadata(file).num_rows for file in files}) > 1:

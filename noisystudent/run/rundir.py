@@ -269,7 +269,7 @@ class RunDir:
         try:
             content = parse(read_text(self.config), str(self.config))
         except InputError as error:
-            raise RunError(f"{error}; run its recipe again to write it anew") from error
+            raise RunError(f"{error}; run its recipe again to write a new one") from error
         return content if isinstance(content, dict) else {}
 
 

@@ -169,5 +169,5 @@ def _compare_with_teacher(context: Context, stage: Stage, right: NDArray[np.bool
             "pool; change selection.threshold, or train it longer"
         )
         if not config.keep_going:
-            raise RunError(f"{line}; --keep-going takes it as the next teacher all the same")
+            raise RunError(f"{line}; --keep-going takes it as the next teacher anyway")
         context.progress.say(f"warning: {line}")

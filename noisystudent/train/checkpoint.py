@@ -174,7 +174,7 @@ def load(state: TrainState, path: Path) -> None:
     state.step, state.logged = int(tensors["step"]), int(tensors["logged"])
     if int(tensors["frozen"]) != state.frozen:
         raise RunError(
-            f"the checkpoint {path} belongs to another training: the frozen weights are others now; give the"
+            f"the checkpoint {path} belongs to another training: the frozen weights have changed; give the"
             " weights with which it began, or delete it to start again"
         )
 

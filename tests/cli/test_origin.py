@@ -30,7 +30,7 @@ def test_predict_names_its_model(finished: Path, images: Path, capsys: Capture, 
     assert len(json.loads(out)) == 12
     role = name.split("-")[0]
     folder = finished / f"iteration-{0 if role == 'teacher' else 1}" / role
-    why = "; val, 12 images, is too small to choose on: the last student is used"
+    why = "; val has 12 images, too few to choose a model: the last student is used"
     chosen = why if name == "student-1" else ""
     assert line == f"noisystudent: the model is {name} ({folder}/model.safetensors){chosen}"
 

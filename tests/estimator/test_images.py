@@ -169,7 +169,7 @@ def test_predicting_needs_a_fitted_model() -> None:
 @pytest.mark.parametrize(
     "labeled, expected",
     [
-        ((np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1]), "uint8 (N, H, W) or (N, H, W, 3) is right"),
+        ((np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1]), "must be uint8 (N, H, W) or (N, H, W, 3)"),
         ((np.zeros((4, 8, 8), np.uint8), [0, 1]), "4 images but 2 labels"),
         ((np.zeros((4, 8, 8), np.uint8), [0, 0, 0, 0]), "at least two classes"),
         ((np.zeros((4, 8, 8), np.uint8), [0, 1, -1, 0]), "has no label"),

@@ -41,7 +41,7 @@ def test_a_higher_score_within_the_noise_changes_nothing() -> None:
     hits = {"teacher": right(200), "student-1": right(303), "student-2": right(300)}
     name, reason = best(hits, "student-2", CONFIG, 0)
     assert name == "student-2"
-    assert reason == "val, 400 images, cannot tell it from student-1: the last student is used"
+    assert reason == "the 400 images of val show no difference from student-1: the last student is used"
 
 
 def test_the_last_student_is_the_best_or_alone() -> None:

@@ -60,7 +60,7 @@ def test_a_file_is_loaded_as_timm_loads_it(given: tuple[str, Path], file: str, c
         k: fresh[k] if classes != CLASSES and k.startswith(head) else v for k, v in state(reference).items()
     }
     assert equal(state(model), expected)
-    assert [file in line and "starts anew" in line for line in progress.lines] == [True] * (
+    assert [file in line and "starts from random weights" in line for line in progress.lines] == [True] * (
         classes != CLASSES
     )
 

@@ -94,5 +94,5 @@ def test_snapshots_hold_what_is_trained_and_refuse_other_frozen_weights(trained:
     weights = {name for name in held if name.startswith(("model.", "ema."))}
     assert weights and all(".0.up" in name or ".0.down" in name or ".head." in name for name in weights)
     training = dataclasses.replace(trained.training("run", given, **often), seed=4)
-    with pytest.raises(RunError, match="frozen weights are others now"):
+    with pytest.raises(RunError, match="frozen weights have changed"):
         train(training, None, Progress(), lambda _: None)

@@ -48,11 +48,11 @@ class ArraySource:
         grey, rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
         if images.dtype != np.uint8 or not (grey or rgb):
             given = f"{images.dtype} {tuple(images.shape)}"
-            raise InputError(f"{self.name}: images are {given}; uint8 (N, H, W) or (N, H, W, 3) is right")
+            raise InputError(f"{self.name}: images are {given}; they must be uint8 (N, H, W) or (N, H, W, 3)")
         if images.size == 0:
             raise InputError(f"{self.name}: no images in it")
         if isinstance(self.labels, np.ndarray) and self.labels.ndim != 1:
-            raise InputError(f"{self.name}: labels are {self.labels.shape}; one for each image is right")
+            raise InputError(f"{self.name}: labels are {self.labels.shape}; there must be one for each image")
         if self.labels is not None and len(self.labels) != len(images):
             raise InputError(f"{self.name}: {len(images)} images but {len(self.labels)} labels")
         if self.labels is not None and not isinstance(self.labels, np.ndarray):
