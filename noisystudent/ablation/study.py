@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,27 +59,18 @@ def study(
         if matrix.oracle is not None:
             with lock(_ceilings(out), "ceilings", shared=worker):  # refuses a folder of the user
                 pass
-        runs = plan(matrix, out)
-        progress.say(_announcement(matrix, runs))
-        for run in runs:
-            if run.folder.path.parent == _ceilings(out):
-                progress.say(f"{run.name}: in {run.folder.path}{', done before' if run.done else ''}")
-        failed: dict[str, str] = {}
+        runs, failed = plan(matrix, out), dict[str, str]()
+        _announce(matrix, runs, out, progress)
 
-        def write_table(failed: dict[str, str]) -> dict[str, Any]:
-            content = summary(matrix, runs, failed, command)
-            write(content, out)
-            return content
+        write_table = partial(_write_table, matrix, runs, command, out)
 
         # Also called for each run of another process, so the table is always up to date.
         def on_end(run: Run, reason: str | None) -> None:
-            if reason is not None:
-                failed[run.name] = reason
+            failed.update({} if reason is None else {run.name: reason})
             write_table(failed)
 
         # The table also has the cells that are not run now: an earlier call may have finished them.
-        names = matrix.chosen()
-        chosen = [run for run in runs if run.name in names]
+        chosen = [run for run in runs if run.name in matrix.chosen()]
         if worker:
             return summary(matrix, runs, share(chosen, out, write_table, progress), command)
         run_all(chosen, out, on_end, processes=processes, progress=progress)
@@ -139,9 +131,21 @@ def _ceilings(out: Path) -> Path:
     return Path(os.path.abspath(out)).parent / "ceilings"
 
 
-def _announcement(matrix: Matrix, runs: list[Run]) -> str:
+def _write_table(
+    matrix: Matrix, runs: list[Run], command: str, out: Path, failed: dict[str, str]
+) -> dict[str, Any]:
+    content = summary(matrix, runs, failed, command)
+    write(content, out)
+    return content
+
+
+def _announce(matrix: Matrix, runs: list[Run], out: Path, progress: Progress) -> None:
+    """Print how many runs and stages there are, and where runs on all labels are."""
     stages = [(stage.name, stage.fingerprint) for run in runs for stage in run.graph.stages()]
-    return (
+    progress.say(
         f"{matrix.name}: {len(runs)} runs, seeds {', '.join(map(str, matrix.seeds))};"
         f" {len(stages)} stages, {len(set(stages))} of them different; each of these is made only once"
     )
+    for run in runs:
+        if run.folder.path.parent == _ceilings(out):
+            progress.say(f"{run.name}: in {run.folder.path}{', done before' if run.done else ''}")

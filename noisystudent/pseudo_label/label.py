@@ -51,22 +51,19 @@ def label_images(
     Each part has `part_size` pool rows, rounded up to whole batches. Complete parts of the same images and
     settings are kept, others are made again or removed. All processes of a run, and any that join it, share
     the parts out by leases; a part has the same bytes whoever makes it. Each process stays until all parts
-    are there, because it takes over those of processes that die. `config.hard` has no effect; see
-    `read_targets`.
+    are there, to take over those of processes that die. `config.hard` has no effect; see `read_targets`.
 
     Args:
         prepare: (number of images of all processes, largest batch size) -> the teacher, and its batch size.
-        images: pool rows of each batch -> images of each batch. The rows are drawn as late as possible: with
-            its first batch a part is claimed.
+        images: pool rows of each batch -> images of each batch. Rows of a part are drawn when it is claimed.
         ids: pool rows -> names of the images.
         content_hash: (N, 16) uint8, one row for each pool image.
         num_classes, voters: number of classes, K, and of teachers.
         config: temperature, batch size, part size, and the number of probabilities stored above 256 classes.
         out: folder of the parts.
         task, progress: name of this work and its display. A signal stops the work between two batches.
-        join: given to a process that joins a labelling which another one has begun. It is called before the
-            first part, and raises if `out` is not for the labels of this teacher. None: this process begins
-            it, and compares the parts that it finds with their checksums.
+        join: given if another process has begun the labelling. It is called before the first part, and raises
+            if `out` is not for labels of this teacher. None: parts are compared with their checksums.
 
     Raises:
         RunError: the teacher's logits are not finite or do not have K classes, or images are missing.
@@ -75,21 +72,26 @@ def label_images(
     encoder = Encoder(num_classes, config.temperature, config.top_k, voters)
     folder = LabelsDir(out)
     parts = _parts(folder, config, content_hash, encoder)
-    if join is None:
-        todo = group().lead(partial(resume, folder, parts, task, progress))
-    else:
-        todo = _images(missing_parts(folder, parts))
+    begin = partial(resume, folder, parts, task, progress)
+    todo = group().lead(begin) if join is None else _images(missing_parts(folder, parts))
     predict, batch_size = prepare(todo, len(parts[0].rows))
     with SharedParts(folder, about(parts), check_about) as shared:
         if join is not None:
             join()
         work = _Work(partial(_encoded, encoder, predict, ids), images, ids, batch_size, shared)
-        while missing := missing_parts(folder, parts):
-            if not work.make(missing, partial(_watched, folder, parts, task, progress)):
-                shared.wait(missing[0].path, progress)
-        progress.advance(task, len(content_hash), len(content_hash))
+        _make_all(folder, parts, work, task, progress)
         group().lead(partial(shared.finish, [part.path for part in parts]))
     return PseudoLabels(out, num_classes)
+
+
+def _make_all(
+    folder: LabelsDir, parts: list[Part], work: _Work[Images], task: str, progress: Progress
+) -> None:
+    """Make parts until all exist, and wait for those of other processes."""
+    while missing := missing_parts(folder, parts):
+        if not work.make(missing, partial(_watched, folder, parts, task, progress)):
+            work.shared.wait(missing[0].path, progress)
+    progress.advance(task, _images(parts), _images(parts))
 
 
 @dataclass(frozen=True, slots=True)

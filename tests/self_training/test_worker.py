@@ -92,6 +92,8 @@ def test_wrong_calls_of_a_worker(finished: Path, images: Path, tmp_path: Path, c
 
 
 @pytest.mark.slow
+# submitit does not wait for a job that was cancelled.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_jobs_of_submitit_make_the_labels_of_a_run(finished: Path, labeling: Path, tmp_path: Path) -> None:
     """Its executor for one machine starts each job as a process of its own, as an array of SLURM does."""
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
