@@ -12,7 +12,7 @@ First teacher: area under the ROC curve of wanted pool images against strangers,
 `kept` among those above a confidence of 0.3; share of strangers removed where 5 % of the wanted images are.
 energy: logsumexp of the logits. max-softmax: the confidence. Mahalanobis: distance to the nearest class mean
 with one covariance, shrunk as of Ledoit and Wolf, of the features as they are, or scaled to length 1.
-`limit`: what the limit of `selection.junk` removes, from 5 % of the labelled images, out of fold or of val.
+`limit`: what the limit of `selection.junk` removes, from 5 % of val, or out of fold where val is small.
 
 Students: top-1 on 625 test images, and the mean paired difference to off with its 95 % interval over test
 images, and over seeds in brackets; shares of wanted pool images and of strangers that are kept, and of right
@@ -44,6 +44,7 @@ from noisystudent.console import Progress
 from noisystudent.embeddings.parts import Features
 from noisystudent.inference.embed import embed
 from noisystudent.inference.load import load_predictor
+from noisystudent.metrics.power import LEAST_IMAGES
 from noisystudent.metrics.scores import load_energies, load_predictions
 from noisystudent.run.rundir import EmbeddingsDir
 from noisystudent.selection import energy_limit
@@ -129,7 +130,7 @@ def _scratch(work: Path, seed: int) -> Path:
 
 
 def cached(run: Path) -> tuple[dict[str, Scores], NDArray[np.bool_], Floats]:
-    """Scores of the first teacher of a run on features, strangers of the pool, and energies out of fold."""
+    """Scores of the first teacher of a run on features, strangers of the pool, and energies for the limit."""
     manifest = pq.read_table(run / "data" / "manifest.parquet")
     sets, labels = manifest["set"].to_numpy(), manifest["label"].to_numpy()
     features = {}
@@ -138,10 +139,14 @@ def cached(run: Path) -> tuple[dict[str, Scores], NDArray[np.bool_], Floats]:
         features[name] = stored(np.arange(len(stored))).numpy()
     ids = np.array(manifest["id"].to_pylist())[sets == "pool"]
     junk = np.array([name.startswith("junk/") for name in ids])
-    energies = load_energies(run / "iteration-0" / "out-of-fold.npz")
-    assert energies is not None
     weights = run / "iteration-0" / "teacher" / "model.safetensors"
-    return scores(features, labels[sets == "labeled"], weights), junk, energies
+    found = scores(features, labels[sets == "labeled"], weights)
+    unseen = found["energy"]["val"]
+    if len(unseen) < LEAST_IMAGES:
+        out_of_fold = load_energies(run / "iteration-0" / "out-of-fold.npz")
+        assert out_of_fold is not None
+        unseen = out_of_fold
+    return found, junk, unseen
 
 
 def embedded(work: Path, seed: int) -> tuple[dict[str, Scores], NDArray[np.bool_], Floats]:

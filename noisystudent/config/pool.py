@@ -109,7 +109,7 @@ class SelectionConfig:
     teacher's logits, is low. off: nothing. report: they are marked. drop: they are left out."""
     junk_rejection: float = number(0.05, least=0, below=1, later=True)
     """Share of labelled images that would be junk too: it gives the limit of the energy. They are those of
-    val, or with folds, for the first student, the given labels out of fold. Below one image: none is junk."""
+    val; with fewer than 50, for the first student, those out of fold. Below one image: none is junk."""
     reassign: bool = False
     """Keep the images selected in the iteration before, with new labels of the current teacher."""
 

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from noisystudent.metrics import classification
 from noisystudent.metrics.classification import Floats, Ints
+from noisystudent.metrics.power import LEAST_IMAGES
 from noisystudent.metrics.precision import Precision, bins, by_threshold, curve, precision_above
 from noisystudent.metrics.scores import load_energies
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.run.graph import Iteration
 from noisystudent.run.record import read_record
-from noisystudent.selection import energy_limit, read_energies, too_few_agree
+from noisystudent.selection import read_energies, too_few_agree
 from noisystudent.selection import summary as selection_summary
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.first_teachers import Teachers, label_val
@@ -30,9 +31,9 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
     out of fold: they are more.
 
     An image counts if it has at least the smallest confidence of the kept pool images of the class that is
-    predicted for it, at most `selection.max_confidence`, and the `selection.agreement`; and if it is not
-    junk, where that is dropped. The labels of a filter, or of an earlier teacher (`selection.reassign`),
-    decide without these limits; then this is close to the accuracy on val.
+    predicted for it, at most `selection.max_confidence`, and the `selection.agreement`. The labels of a
+    filter, or of an earlier teacher (`selection.reassign`), decide without these limits; then this is close
+    to the accuracy on val.
 
     Returns:
         {precision: {source, images, kept, right, curve, bins}}: numbers of images, see `precision.Precision`,
@@ -57,10 +58,6 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
     excluded = confidence > selection.max_confidence
     if agreement is not None and len(teachers.members) > 1:
         excluded |= too_few_agree(agreement, selection.agreement)
-    energies = labeled_energies(context, iteration)
-    if selection.junk == "drop" and energies is not None:
-        limit = energy_limit(energies, selection.junk_rejection)
-        excluded |= energies < (-np.inf if limit is None else limit)
     threshold[excluded] = np.inf
     estimated = precision_above(confidence, right, threshold)
     counts = {"images": estimated.images, "kept": estimated.kept, "right": estimated.right}
@@ -70,9 +67,13 @@ def estimate(context: Context, iteration: Iteration, teachers: Teachers) -> dict
 
 
 def labeled_energies(context: Context, iteration: Iteration) -> NDArray[np.float32] | None:
-    """Return the energies (N,) of the labelled images of `estimate`; None if there are none."""
-    folds = context.graph.out_of_fold
-    if iteration.index == 1 and folds is not None:
+    """Return the energies (N,) of labelled images, which give the limit of junk; None if there are none.
+
+    They are those of val. If it is small, those out of fold are taken for the first student: they are more,
+    but each is of a model of its own.
+    """
+    folds, few = context.graph.out_of_fold, len(context.dataset.val) < LEAST_IMAGES
+    if few and folds is not None and iteration.index == 1:
         return load_energies(folds.path)
     return read_energies(PseudoLabels(iteration.labels.path, len(context.dataset.classes)))
 
