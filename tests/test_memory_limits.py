@@ -51,7 +51,7 @@ def test_the_tightest_control_group_limits_what_is_free(
     assert memory.free(CPU) == expected
     (step / "memory.stat").write_text("inactive_file 100\n")
     assert memory.free(CPU) == min(2048, max(0, 1000 - current + 100)), "the file cache is given back"
-    assert memory.limit(CPU) == memory.free(CPU) + memory.used(CPU)
+    assert memory.limit(CPU) == min(2048, max(0, 1100 - current)) + memory.used(CPU)
 
 
 def test_a_control_group_of_version_1_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_a_run_that_was_begun_keeps_its_settings(images: Path, finished: Path, t
     (out / ".noisystudent").touch()
     (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(shorter)))))
     assert planning._begun(config, out) == shorter
-    assert planning._begun(tiny.config(images, ("student.unlabeled_ratio", 5)), out) is None
+    assert planning._begun(tiny.config(images, ("student.unlabeled_ratio", 1)), out) is None
 
 
 def test_a_run_that_does_not_fit_is_refused_before_it_begins(
