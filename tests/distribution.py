@@ -52,9 +52,11 @@ def try_out(wheel: Path, sdist: Path) -> None:
 
         def run(*words: str) -> str:
             print("$", *words, flush=True)
-            return subprocess.run(
-                words, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
-            ).stdout
+            ended = subprocess.run(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+            if ended.returncode != 0:
+                print(ended.stdout)
+            ended.check_returncode()
+            return ended.stdout
 
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         run(*install, str(wheel))
@@ -67,9 +69,9 @@ def try_out(wheel: Path, sdist: Path) -> None:
         imported -= time.perf_counter() - started
         assert run(command, "--version").strip() == version()
         assert "demo" in run(command, "recipes") and "--labeled" in run(command, "run", "--help")
+        print(run(command, "doctor"))  # first, because it names what is wrong
         print(run(command, *DEMO, "--out", "run"))
         assert (folder / "run" / "report.html").is_file()
-        print(run(command, "doctor"))
         run(*install, "--no-deps", "--force-reinstall", str(sdist))
         assert run(command, "--version").strip() == version()
     sizes = ", ".join(f"{path.name} {path.stat().st_size / 1e6:.2f} MB" for path in (wheel, sdist))

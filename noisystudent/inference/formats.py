@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor
 
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, require
 from noisystudent.inference.content import Content, as_text
 from noisystudent.models.classifier import save_weights
 from noisystudent.models.files import DESCRIPTION
@@ -146,6 +146,16 @@ def _example(content: Content) -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:
 
 
 def _write_onnx(content: Content, path: Path) -> None:
+    """Write an .onnx file.
+
+    Raises:
+        InputError: torch is too old: the exporter of 2.6 fails with the onnxscript of the extra.
+    """
+    require(
+        torch.__version__ >= "2.11",  # compared as versions, not as text
+        f"--out is {path.name}, which needs torch 2.11 or newer, and {torch.__version__} is installed;"
+        " install a newer one, or give a file that ends in .safetensors or .pt2",
+    )
     images, dynamic = _example(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own code; the file is checked

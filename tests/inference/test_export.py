@@ -14,7 +14,8 @@ import safetensors
 import tiny
 import torch
 from PIL import Image
-from tiny import Capture, output
+from tiny import Capture, output, refused
+from torch.torch_version import TorchVersion
 
 from noisystudent.config import ModelConfig
 from noisystudent.inference.export import export
@@ -94,6 +95,15 @@ def test_the_line_of_a_run(finished: Path, images: Path, tmp_path: Path, capsys:
     np.testing.assert_allclose(probs, predict(load_predictor(finished, "cpu"), files).probs, atol=1e-6)
     again = load_predictor(tmp_path / "student.safetensors", "cpu")
     assert again.classes == tiny.CLASSES
+
+
+def test_onnx_with_an_old_torch_is_refused_in_one_line(
+    finished: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    line = refused(capsys, 2, "export", finished, "--out", tmp_path / "student.onnx")
+    assert "student.onnx, which needs torch 2.11 or newer, and 2.6.0+cpu is installed" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_holds_the_configuration_of_timm(tmp_path: Path) -> None:
