@@ -28,9 +28,8 @@ html_css_files = ["style.css"]
 myst_heading_anchors = 4
 
 default_role = "code"  # docstrings have single backticks
-autodoc_type_aliases = {name: name for name in ("Images", "Labeled")}  # else a signature has ten lines
 autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
+autodoc_typehints = "none"  # a union of all forms of images is ten lines; the docstrings say what is taken
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 

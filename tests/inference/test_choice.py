@@ -109,5 +109,5 @@ def test_predictions_that_are_missing_or_damaged_are_not_compared(run: Path) -> 
 
 def test_the_verdict_and_the_report_name_it(finished: Path) -> None:
     named = json.loads((finished / "verdict.json").read_text())["best"]
-    assert named["model"] == "student-1" and named["reason"].startswith("val, 12 images, is too small")
+    assert named["model"] == "student-1" and named["reason"].startswith("val has 12 images, too few")
     assert f"Predict and export use student-1: {named['reason']}." in (finished / "report.html").read_text()
