@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the module below
 
-import reference
+import generated
 
 project = "noisystudent"
 author = "the authors of noisystudent"
@@ -35,9 +35,9 @@ napoleon_numpy_docstring = False
 
 
 def fill(_app: Sphinx, page: str, source: list[str]) -> None:
-    """Replace the line `% generated` of a page by the text that `reference` makes for it."""
-    if page in reference.PAGES:
-        source[0] = source[0].replace("% generated\n", reference.PAGES[page]())
+    """Replace the line `% generated` of a page by the text that `generated` makes for it."""
+    if page in generated.PAGES:
+        source[0] = source[0].replace("% generated\n", generated.PAGES[page]())
 
 
 def setup(app: Sphinx) -> None:

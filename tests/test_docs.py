@@ -11,7 +11,7 @@ from pathlib import Path
 
 import draw
 import pytest
-import reference
+import generated
 from tiny import Capture, output
 
 from noisystudent import recipes
@@ -121,11 +121,11 @@ def test_figures_show_the_numbers_of_the_tables() -> None:
 
 
 def test_every_figure_of_a_recipe_is_in_a_table() -> None:
-    assert reference.MEASURED.keys() | reference.NOTES.keys() <= {*recipes.names(), *recipes.matrices()}
-    text = reference.all_recipes()
+    assert generated.MEASURED.keys() | generated.NOTES.keys() <= {*recipes.names(), *recipes.matrices()}
+    text = generated.all_recipes()
     assert "| noisy student | 3 | 58.5 |" in text and "| digits, 50 labels" in text
     with pytest.raises(ValueError, match="no row starts with"):
-        reference.excerpt("README.md", "Measured", "no such row")
+        generated.excerpt("README.md", "Measured", "no such row")
 
 
 def prose(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the module below
 
-from reference import excerpt
+from generated import excerpt
 
 FOLDER = Path(__file__).parent
 WIDTH = 720

@@ -198,15 +198,8 @@ def _prose(head: str) -> str:
     return linked.replace("in the README", "in the [results](results.md)")
 
 
-def at_scale() -> str:
-    """The pages about large runs; a checkout may lack the last two."""
-    names = ("large-pools", "cluster", "scale")
-    return "".join(f"{name}\n" for name in names if (ROOT / "docs" / f"{name}.md").is_file())
-
-
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "fields": fields,
     "recipes": all_recipes,
-    "index": at_scale,
 }
