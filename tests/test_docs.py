@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import draw
-import pytest
 import generated
+import pytest
 from tiny import Capture, output
 
 from noisystudent import recipes
