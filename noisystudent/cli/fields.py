@@ -25,22 +25,6 @@ Fields = Annotated[list[Field], Parameter(parse=False)]
 
 Folders = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True, show_default=False)]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace an existing file.")]
-TopK = Annotated[
-    int | None,
-    Parameter(help="Write the K most probable classes, in place of the probabilities of all."),
-]
-SortInto = Annotated[
-    Path | None,
-    Parameter(help="New folder. Each image is copied to a folder in it with the name of its class."),
-]
-RawImages = Annotated[
-    bool,
-    Parameter(negative=(), help="The file takes images of any size, and crops and resizes them itself."),
-]
-Card = Annotated[
-    Path | None,
-    Parameter(help="Model card to write, such as README.md: data, noise, verdict, robustness, limits."),
-]
 Device = Annotated[str, Parameter(help="auto, or a torch device such as cpu or cuda.")]
 Flip = Annotated[
     bool,

@@ -11,19 +11,32 @@ from cyclopts import Parameter, validators
 
 from noisystudent.cli import screen
 from noisystudent.cli.fields import (
-    Card,
     Device,
     Flip,
     Folders,
     Overwrite,
     Precision,
-    RawImages,
-    SortInto,
-    TopK,
 )
 from noisystudent.errors import readable_size
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
+
+TopK = Annotated[
+    int | None,
+    Parameter(help="Write the K most probable classes, in place of the probabilities of all."),
+]
+SortInto = Annotated[
+    Path | None,
+    Parameter(help="New folder. Each image is copied to a folder in it with the name of its class."),
+]
+RawImages = Annotated[
+    bool,
+    Parameter(negative=(), help="The file takes images of any size, and crops and resizes them itself."),
+]
+Card = Annotated[
+    Path | None,
+    Parameter(help="Model card to write, such as README.md: data, noise, verdict, robustness, limits."),
+]
 
 
 def predict(

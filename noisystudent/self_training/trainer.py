@@ -14,7 +14,8 @@ from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
 from noisystudent.models.heads import Head
 from noisystudent.self_training.heads import save_head
 from noisystudent.self_training.training import Training, batches, start, train_step, val_probs
-from noisystudent.train.loop import OnLog, Show, fit
+from noisystudent.train.log import OnLog, Show
+from noisystudent.train.loop import fit
 
 
 def train(
