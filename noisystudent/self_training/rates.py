@@ -195,7 +195,7 @@ class _Laps(Progress):
         self._begin = self._end = 0.0
         self._done: dict[str, int] = {}
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         """Remember when images were done."""
         self._done[task] = done
         self.images, self._end = sum(self._done.values()), time.perf_counter()

@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import sets
-from conftest import temporary_folder
-from engine import COUNT, SEED, Box, untouched
+from engine import COUNT, SEED, Box, temporary_folder, untouched
 from results import differences, results
 from totals import count
 

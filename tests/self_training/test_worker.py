@@ -29,7 +29,7 @@ class StoppedIn(Progress):
         super().__init__()
         self.stage = stage
 
-    def advance(self, task: str, done: int, total: int) -> None:
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         if task == self.stage:
             self.stop.signal = "SIGTERM"
 
