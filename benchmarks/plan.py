@@ -25,6 +25,7 @@ from noisystudent.config import Config
 from noisystudent.console import Progress
 from noisystudent.data.sources import Sources, open_sources
 from noisystudent.data.sources.digits import digits
+from noisystudent.errors import RunError
 from noisystudent.run.estimate import whole
 from noisystudent.run.record import read_record, records
 from noisystudent.run.rundir import RunDir
@@ -91,6 +92,8 @@ def main() -> None:
         )
         for stage, (planned, wall) in row["stages"].items():
             print(f"  {stage:23}{planned:8.1f} s{wall:7.1f} s")
+        if row["stopped"]:
+            print(f"  stopped, and compared up to there: {row['stopped']}")
 
 
 def compare(config: Config, sources: Sources, out: Path) -> dict[str, object]:
@@ -98,18 +101,23 @@ def compare(config: Config, sources: Sources, out: Path) -> dict[str, object]:
     begin = time.perf_counter()
     _, planned = plan(config, sources, out, progress=Progress())
     took = time.perf_counter() - begin
-    begin, cpu = time.perf_counter(), time.process_time()
-    self_train(config, out, sources=sources)
+    begin, cpu, stopped = time.perf_counter(), time.process_time(), ""
+    try:
+        self_train(config, out, sources=sources)
+    except RunError as error:  # a model of so few steps may be refused as a teacher
+        stopped = str(error)
     wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
     done = {
         record["name"]: record["seconds"] for path in records(RunDir(out)) if (record := read_record(path))
     }
+    stages = [one for one in planned.stages if done.get(one.stage) is not None]
     return {
         "plan": took,
-        "planned": whole(planned.stages).seconds,
+        "planned": whole(stages).seconds,
         "wall": wall,
         "cpu": cpu,
-        "stages": {one.stage: (one.seconds, done[one.stage]) for one in planned.stages},
+        "stopped": stopped,
+        "stages": {one.stage: (one.seconds, done[one.stage]) for one in stages},
     }
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 
 import numpy as np
 import torch
@@ -114,7 +114,9 @@ def measure_prediction(model: Predictor, views: Stream, count: int, progress: Pr
         Seconds of an image, and the largest memory in bytes.
     """
     ready, size = model.prepared(count, progress=progress)
-    rows = (np.arange(at, min(at + size, count)) for at in range(0, count, size))
+    # Again from the first image on, so that one batch of few images is not measured cold.
+    places = islice(cycle(range(0, count, size)), max(-(-count // size), 1 + _LEAST))
+    rows = (np.arange(at, min(at + size, count)) for at in places)
 
     def predicted() -> Generator[int]:
         for batch in views(rows):
@@ -122,7 +124,7 @@ def measure_prediction(model: Predictor, views: Stream, count: int, progress: Pr
             yield len(ready(batch).cpu())
 
     with memory.peak(model.device) as peak, closing(predicted()) as pieces:
-        seconds = _pace(pieces, -(-count // size), model.device, warm=1)
+        seconds = _pace(pieces, 1 + _LEAST, model.device, warm=1)
     return seconds, peak.used
 
 

@@ -104,9 +104,12 @@ class Rates:
         """Measure how a model predicts val or test."""
         key = self._key("evaluation", _network(trained.training))
         if key not in self.known.passes:
-            model, val = predictor_of_sets(trained.training), trained.training.sets.val
-            stream = partial(model.requested_views, val)
-            self.known.passes[key] = Pass(*measure_prediction(model, stream, len(val), self.context.progress))
+            model, sets = predictor_of_sets(trained.training), trained.training.sets
+            images = max((one for one in (sets.val, sets.test) if one is not None), key=len)
+            stream = partial(model.requested_views, images)
+            self.known.passes[key] = Pass(
+                *measure_prediction(model, stream, len(images), self.context.progress)
+            )
         return self.known.passes[key]
 
     def existing(self, model: Model, labels: PseudoLabelConfig | None) -> Pass:
