@@ -18,7 +18,9 @@ from noisystudent.console import Progress
 from noisystudent.data.sample import take_sample
 from noisystudent.data.sources import open_sources
 from noisystudent.errors import InputError
+from noisystudent.run.build import build_graph
 from noisystudent.run.estimate import RunPlan, StageEstimate, whole
+from noisystudent.run.rundir import RunDir
 from noisystudent.self_training import budget as of_budget
 from noisystudent.self_training import estimate, planning
 from noisystudent.self_training.budget import ladder, within
@@ -121,6 +123,40 @@ def finished_data(config: Config, out: Path) -> Path:
 
     prepare(config.data, open_sources(config.data), RunDir(out).data, 0, Progress())
     return out
+
+
+_SHORT = {"model": {"name": "resnet8_16"}, "train": {"steps": 5, "batch_size": 6}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher.train.features": True, "folds": 2},
+        {
+            "evaluate.tests": ["fgsm"],
+            "student.finetune": {"steps": 3},
+            "student.pseudo_label.on_the_fly": True,
+            "control": ["same_steps", "same_compute"],
+            "ensemble": 2,
+        },
+        {
+            "student.pseudo_label.teacher": "ema",
+            "student.train.steps": None,
+            "student.train.pool_epochs": 2,
+            "student.unlabeled_ratio": [1, 2],
+        },
+        {"data.pool_tags": True, "pretrain": _SHORT, "filter": _SHORT},
+    ],
+)
+def test_every_kind_of_stage_is_estimated(changes: dict[str, object], images: Path, tmp_path: Path) -> None:
+    config = tiny.config(images, *changes.items())
+    _, plan = planning.plan(config, open_sources(config.data), tmp_path / "run", progress=Progress())
+    graph = build_graph(config, "", RunDir(tmp_path / "run"))
+    assert [one.stage for one in plan.stages] == [stage.name for stage in graph.stages()]
+    trained = [one for one in plan.stages if one.steps]
+    assert len(trained) >= 3
+    assert all(one.seconds > 0 and one.disk_bytes > 0 for one in trained)
 
 
 # --- the ladder, and a budget ---
