@@ -19,7 +19,7 @@ _NEIGHBOURS = 10
 
 
 def next_to_label(probs: NDArray[np.float32], features: NDArray[np.float32], count: int, seed: int) -> Scored:
-    """Images whose labels would help most: uncertain ones, from different regions (arXiv 1901.05954).
+    """Images to label next: uncertain ones, from different regions (arXiv 1901.05954).
 
     The uncertainty of an image is 1 less the margin between its two largest probabilities. Ten times as many
     of the most uncertain images are clustered by their features, weighted by the uncertainty; of each cluster
