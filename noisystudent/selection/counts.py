@@ -100,7 +100,7 @@ def lost_classes(counts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         ],
     }
     return [
-        f"the selection keeps no pool image of {len(rows)} of {len(names)} classes:"
+        f"no pool image of {len(rows)} of {len(names)} classes is kept:"
         f" {listed([names[row['label']] for row in rows])}; {cause}"
         for cause, rows in causes.items()
         if rows

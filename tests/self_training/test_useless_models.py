@@ -77,7 +77,8 @@ def test_a_class_that_lost_every_image_is_named_at_the_selection(images: Path, t
     lines = tiny.run(given, tmp_path)
     (warning,) = [line for line in lines if line.startswith("warning: selection-1: no pool image")]
     assert (
-        re.search("1 of 3 classes: (red|green|blue); ", warning) and "decrease selection.threshold" in warning
+        re.search("1 of 3 classes is kept: (red|green|blue); ", warning)
+        and "decrease selection.threshold" in warning
     )
     assert lines.index(warning) < next(at for at, line in enumerate(lines) if line.startswith("student-1:"))
     assert warning in tiny.run(given, tmp_path), "a second call prints it, too"
@@ -85,11 +86,11 @@ def test_a_class_that_lost_every_image_is_named_at_the_selection(images: Path, t
 
 def test_the_command_select_names_lost_classes(images: Path, tmp_path: Path, capsys: Capture) -> None:
     given = tiny.config(images)
-    assert not [line for line in tiny.run(given, tmp_path / "run") if "keeps no pool image" in line]
+    assert not [line for line in tiny.run(given, tmp_path / "run") if "classes is kept" in line]
     labels, out = tmp_path / "run" / "iteration-1" / "labels", tmp_path / "selected.parquet"
     assert tiny.call("select", labels, "--out", out, "--selection.threshold", 0.9) == 0
     line = tiny.one_line(capsys)
-    assert re.search("warning: the selection keeps no pool image of 1 of 3 classes: [012]; ", line)
+    assert re.search("warning: no pool image of 1 of 3 classes is kept: [012]; ", line)
 
 
 def worse_students(training: Training, *_: object) -> Predictions:
