@@ -65,7 +65,8 @@ def test_a_student_worse_than_chance_is_not_judged(
 def test_equal_confidences_train_no_student(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Encoder, "encode", lambda _, predict, images: torch.full((len(images), 3), 1 / 3))
+    # energy, and three probabilities
+    monkeypatch.setattr(Encoder, "encode", lambda _, predict, images: torch.full((len(images), 4), 1 / 3))
     line = stopped(images, tmp_path)
     assert line.startswith("selection-1: all 42 pool images have the confidence 0.333")
     assert "train.lr" in line

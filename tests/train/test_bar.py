@@ -34,12 +34,12 @@ def test_the_bar_changes_no_bit_of_weights_and_log(training: Make, kill: int | N
 @pytest.fixture
 def bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is shown after every step."""
-    monkeypatch.setattr("noisystudent.train.loop._SHOWN_SECONDS", 0.0)
+    monkeypatch.setattr("noisystudent.train.log._SHOWN_SECONDS", 0.0)
 
 
 def test_the_loss_is_looked_at_once_a_second(training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds, shown = iter(range(10**6)), list[int]()
-    monkeypatch.setattr("noisystudent.train.loop.time.perf_counter", lambda: next(seconds) / 10)
+    monkeypatch.setattr("noisystudent.train.log.time.perf_counter", lambda: next(seconds) / 10)
     training(log_steps=24, changes={"show": lambda step, _: shown.append(step)}).run()
     looks = next(seconds) / 10
     assert shown[0] == 1 and shown[-1] == 24
