@@ -77,6 +77,6 @@ def test_every_line_works(folder: Path) -> None:
         print(f"$ {line}\n{done.stdout}{done.stderr}")
     assert (folder / "runs" / "mine" / "report.html").stat().st_size < 8e6
     with (folder / "predictions.csv").open(encoding="utf-8") as file:
-        expected = {Path(row["image"]).name: row["class"] for row in csv.DictReader(file)}
+        expected = {Path(row["id"]).name: row["class"] for row in csv.DictReader(file)}
     own = {Path(line.split()[0]).name: line.split()[1] for line in printed[-1].splitlines()}
     assert len(own) == 125 and own == expected
