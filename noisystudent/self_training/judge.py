@@ -186,17 +186,19 @@ def _facts(context: Context, last: int) -> RunFacts:
     kept, selection = np.zeros(len(context.dataset.classes), dtype=np.int64), evaluation["selection"]
     for row in selection["classes"]:
         kept[row["label"]] = row["kept"]
+    iteration = context.graph.iterations[last - 1]
+    stored = iteration.config.pseudo_label.teacher != "ema"  # what it labels in the step is not known
     return RunFacts(
         test=context.judged[0],
         classes=context.dataset.classes,
         num_labeled=len(context.dataset.labeled),
         pool_size=len(context.dataset.pool),
         kept=tuple(int(n) for n in kept),
-        pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy"),
-        expected=expected.precision(context, context.graph.iterations[last - 1]),
-        by_threshold=expected.other_thresholds(context.graph.iterations[last - 1]),
+        pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy") if stored else None,
+        expected=expected.precision(context, iteration) if stored else None,
+        by_threshold=expected.other_thresholds(iteration),
         teachers=len(context.graph.teachers),
         junk=(selection["junk"], selection["junk_kept"]),
-        junk_rejection=context.graph.iterations[last - 1].config.selection.junk_rejection,
+        junk_rejection=iteration.config.selection.junk_rejection,
         probe="teacher" if probe_is_teacher(context.config) else probe,
     )

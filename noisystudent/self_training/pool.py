@@ -249,7 +249,9 @@ def _check_selection(context: Context, iteration: Iteration) -> None:
         lines = [f"{name}: {kept:,} of {images:,} pool images kept ({kept / images:.1%})"]
         lines += [] if precision is None else [f"{name}: {precision.sentence()}"]
         warnings = lost_classes(counts, context.dataset.classes)
-        warnings += selection_warnings(kept, images, precision)
+        # The student's moving average labels in the step, with a threshold there: stored labels may be wrong.
+        stored = iteration.config.pseudo_label.teacher != "ema"
+        warnings += selection_warnings(kept, images, precision if stored else None)
         lines += [f"warning: {name}: {line}" for line in warnings]
     else:
         why = "no pool image is above the threshold" if images else "the pool is empty"

@@ -15,7 +15,9 @@ import tiny
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predict import predict
 from noisystudent.metrics import scores
+from noisystudent.metrics.precision import Precision
 from noisystudent.report import build
+from noisystudent.self_training import expected
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,25 @@ def test_transforms_of_the_labelling_are_those_of_the_estimate(images: Path, tmp
     plain = predict(teacher, images / "val").probs.max(axis=1)
     assert not np.allclose(found, plain, atol=1e-4)
     assert [row["kept"] for row in rows] == [(found >= row["threshold"]).sum() for row in rows]
+
+
+@pytest.mark.parametrize("teacher", ["stored", "ema"])
+def test_wrong_stored_labels_are_a_warning_only_to_a_student_that_learns_from_them(
+    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
+) -> None:
+    wrong = Precision(images=100, kept=100, right=30, level=0.95, source="val")
+    monkeypatch.setattr(expected, "precision", lambda *_: wrong)
+    shutil.copytree(finished, out := tmp_path / "run")
+    fields = [
+        ("student.pseudo_label.teacher", teacher),
+        ("student.train.steps", 6),
+        ("data.pool_truth", False),
+    ]
+    lines = tiny.run(tiny.config(images, *fields), out)
+    warned = any(line.startswith("warning: selection-1: fewer than 80%") for line in lines)
+    reasons = json.loads((out / "verdict.json").read_text())["reasons"]
+    assert (
+        warned
+        == any("pseudo-labels are probably wrong" in reason for reason in reasons)
+        == (teacher == "stored")
+    )
