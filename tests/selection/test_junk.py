@@ -83,7 +83,7 @@ def test_junk_is_what_numpy_finds_and_the_rest_is_the_selection_of_a_smaller_poo
     assert reasons["kept"] == counts["kept"] and counts["junk_kept"] == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(known=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60), rate=st.floats(0, 0.999))
 def test_at_most_the_stated_share_of_labelled_images_is_junk(known: list[float], rate: float) -> None:
     energies = np.array(known, np.float32)

@@ -28,7 +28,7 @@ plausible = st.one_of(
 pools = st.lists(st.tuples(st.integers(0, 3), plausible), max_size=40)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pairs=pools, config=configs)
 def test_adaptive_equals_the_reference(pairs: list[tuple[int, float]], config: SelectionConfig) -> None:
     rows, config = reference.pool(pairs), replace(config, mode="adaptive")

@@ -210,8 +210,8 @@ def test_the_command_itself_is_killed(command: tuple[object, ...], out: Path, fi
     "number, name",
     [
         (signal.SIGTERM, f"{TEACHER}/checkpoint/step-00000005"),
-        (signal.SIGINT, f"{ITERATION}/labels"),
-        (signal.SIGHUP, f"{ITERATION}/selection.parquet"),
+        pytest.param(signal.SIGINT, f"{ITERATION}/labels", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, f"{ITERATION}/selection.parquet", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
@@ -265,7 +265,14 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", ["64k", "1m", "4m", "100m,nr_inodes=12", "100m,nr_inodes=46"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(pytest.param(size, marks=pytest.mark.slow) for size in ("64k", "1m", "100m,nr_inodes=12")),
+        "4m",
+        "100m,nr_inodes=46",
+    ],
+)
 def test_a_full_disk_is_one_line_and_loses_nothing(
     command: tuple[object, ...], tmp_path: Path, finished: Path, small_disk: Callable[[str], Path], size: str
 ) -> None:

@@ -134,7 +134,9 @@ def run(tmp_path: Path) -> Run:
 ADAPTIVE = EmaTeacher(adaptive=True, fairness=0.1, temperature=0.5)
 
 
-@pytest.mark.parametrize("teacher", [None, EmaTeacher(threshold=0.4), ADAPTIVE])
+@pytest.mark.parametrize(
+    "teacher", [None, pytest.param(EmaTeacher(threshold=0.4), marks=pytest.mark.slow), ADAPTIVE]
+)
 def test_losses_of_50_steps_do_not_depend_on_the_number_of_processes(
     run: Run, teacher: EmaTeacher | None
 ) -> None:
@@ -153,7 +155,9 @@ def test_batch_norm_that_is_not_synchronised_is_another_training_with_equal_weig
     assert not near(first, alone)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop_tf"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "rmsprop_tf"))]
+)
 def test_fsdp_is_ddp(run: Run, optimizer: str) -> None:
     ddp, _ = run(2, 20, optimizer=optimizer)
     for fsdp in run(2, 20, optimizer=optimizer, parallel="fsdp", teacher=None):
