@@ -246,6 +246,7 @@ def _run(
     from noisystudent.report import build
     from noisystudent.run.files import read_json
     from noisystudent.run.launch import launch, launched
+    from noisystudent.run.lock import check_usable
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import scores
     from noisystudent.self_training import self_train
@@ -264,6 +265,7 @@ def _run(
         _refuse_budget(budget, everyone.size)
         if everyone.size == 1:
             sources = open_sources(config.data) if sources is None else sources
+            check_usable(folder)
             config = plan_long(config, sources, folder, budget=budget, progress=progress)
         self_train(config, folder, sources=sources, progress=tracked)
         if not everyone.is_main:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from noisystudent.distributed import group
 from noisystudent.errors import InputError
+from noisystudent.run.files import remove
 
 MARKER = ".noisystudent"
 """Name of the file that marks a folder of this program. A folder without it is used only if it is empty."""
@@ -88,6 +89,19 @@ def lock(folder: Path, kind: str = "run", *, shared: bool = False) -> Iterator[N
                 _sign_off(held[0], kind)
     finally:
         release()
+
+
+def check_usable(folder: Path) -> None:
+    """Check that a run can use a folder, before time is spent on its plan. A new folder is not kept.
+
+    Raises:
+        InputError: as `lock` raises it.
+    """
+    new = not folder.exists()
+    with lock(folder):
+        pass
+    if new:
+        remove(folder)
 
 
 def is_locked(folder: Path) -> bool:

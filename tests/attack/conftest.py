@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import totals
-from engine import Box, Zygote, temporary_folder
+from engine import Box, Zygote
+from folders import temporary_folder
 from reference import References
 
 

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -129,21 +128,6 @@ class Box:
         for folder in (self.user, self.temporary, self.path / "log"):
             folder.mkdir(parents=True, exist_ok=True)
         return self
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder with a short path, deleted in the end whatever is in it: some hold thousands of levels.
-
-    Not a folder of pytest: the path of a socket in TMPDIR has at most 107 bytes, and pytest deletes folders
-    much later, and cannot delete so many levels.
-    """
-    path = Path(tempfile.mkdtemp(prefix="attack-"))
-    try:
-        yield path
-    finally:
-        subprocess.run(["chmod", "-R", "u+rwX", str(path)], check=False, stderr=subprocess.DEVNULL)
-        subprocess.run(["rm", "-rf", "--", str(path)], check=True)
 
 
 def members(session: int) -> list[int]:

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import sets
-from engine import COUNT, SEED, Box, temporary_folder, untouched
+from engine import COUNT, SEED, Box, untouched
+from folders import temporary_folder
 from results import differences, results
 from totals import count
 

@@ -216,6 +216,8 @@ _CUDA: dict[str, object] = {
     "memory_allocated": lambda _=None: 0,
     "max_memory_allocated": lambda _=None: 0,
     "memory_reserved": lambda _=None: 0,
+    "max_memory_reserved": lambda _=None: 0,
+    "reset_peak_memory_stats": lambda _=None: None,
     "empty_cache": lambda: refuse_in_capture("empty_cache"),
     "get_device_name": lambda _=None: _PROPERTIES.name,
     "get_device_capability": lambda _=None: (9, 0),
