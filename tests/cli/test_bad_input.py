@@ -221,7 +221,7 @@ def test_a_file_without_permission_is_in_the_ledger(images: Path, monkeypatch: p
         finally:
             os.seteuid(user)
         assert code == 0
-        assert "pool,red/00.png,cannot be read: Permission denied" in (out / "data" / "ledger.csv").read_text()
+        assert "red/00.png,cannot be read: Permission denied" in (out / "data" / "ledger.csv").read_text()
 
 
 # --- wrong folders and files ---

@@ -234,7 +234,9 @@ def _embedded(contents: Rows, out: Path) -> list[int]:
     return backbone.rows
 
 
-@pytest.mark.parametrize("contents", [DISTINCT, WITH_COPIES], ids=["distinct", "with copies"])
+@pytest.mark.parametrize(
+    "contents", [pytest.param(DISTINCT, marks=pytest.mark.slow), WITH_COPIES], ids=["distinct", "with copies"]
+)
 def test_processes_share_the_parts_out_and_write_the_same_bytes(tmp_path: Path, contents: Rows) -> None:
     embed(contents, tmp_path / "one")
     rows = together(2, partial(_embedded, contents, tmp_path / "two"))
