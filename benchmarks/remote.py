@@ -8,7 +8,8 @@ loopback in a process of its own: the CPU time is that of the reader alone. `in 
 once, as the scan does; `shuffled` reads 64 that are drawn from all shards, as a training does.
 
 folder: a file an image. tar: the shards on disk. remote: the same shards through the store, `cold` without a
-cache, `cached` with a cache that has them. fsspec: a range request an image, in 16 threads. It is told the
+cache, `cached` with a cache that has them. windows: an empty cache, and the order of `student.pool_window
+512`, with the next window fetched ahead. fsspec: a range request an image, in 16 threads. It is told the
 ranges, and does not look whether the shard is still the same.
 """
 
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -31,6 +33,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
+from noisystudent.data.sampler import Sampler
 from noisystudent.data.sources import Place, Source, open_source, prefetch, remote
 from noisystudent.data.sources.threads import THREADS
 
@@ -38,7 +41,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "data"))
 from shard_files import add
 from web_server import serving
 
-_BATCH = 64
+_BATCH, _WINDOW = 64, 512
 Read = Callable[[Sequence[Place]], list[bytes]]
 
 
@@ -83,6 +86,19 @@ def from_source(source: Source) -> Read:
         return [bytes(source.read(*place)) for place in batch]
 
     return read
+
+
+def with_windows(source: Source, where: list[Place], sampler: Sampler) -> Read:
+    """Each batch also fetches its share of the next window, as a training does."""
+    read, steps = from_source(source), count()
+
+    def windowed(batch: Sequence[Place]) -> list[bytes]:
+        ahead = [where[row] for row in sampler.ahead(next(steps))]
+        for start in range(0, len(ahead), _BATCH):
+            prefetch(source, ahead[start : start + _BATCH])
+        return read(batch)
+
+    return windowed
 
 
 def from_fsspec(url: str, threads: ThreadPoolExecutor) -> Read:
@@ -148,6 +164,13 @@ def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -
                     figures, found = measure(read, at, rows, pipe)
                     assert found == expected, f"{name} has read other bytes"
                     print(f"{name:16}{order:10}{figures}")
+        os.environ["NOISYSTUDENT_CACHE"] += "-of-windows"  # an empty one
+        sampler = Sampler(len(where), _BATCH, 0, "pool", window=_WINDOW)
+        rows = np.concatenate([sampler.at(step) for step in range(-(-len(where) // _BATCH))])[: len(where)]
+        read = with_windows(open_source([names], True, cache_gb=1), where, sampler)
+        figures, found = measure(read, where, rows, pipe)
+        assert found == expected
+        print(f"{'remote, windows':16}{'shuffled':10}{figures}")
 
 
 def main() -> None:

@@ -204,6 +204,19 @@ def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path)
     assert to_do(tiny.config(images, ("evaluate.resamples", 7)), finished) == ["judgement"]
 
 
+def test_a_window_of_the_whole_pool_is_no_window(images: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, out := tmp_path / "run")
+    given = tiny.config(images, ("student.pool_window", 1_000), ("data.plane", "streamed"))
+    assert to_do(tiny.config(images, ("student.pool_window", 1_000)), out) == ["student-1", "judgement"]
+    tiny.run(given, out)
+    windows = tiny.config(images, ("student.pool_window", 8), ("data.plane", "streamed"))
+    weights = tiny.weights(out, "iteration-1/student")
+    tiny.run(windows, out)
+    assert tiny.weights(out, "iteration-1/student") != weights, "the order is another one"
+    tiny.run(tiny.config(images, ("data.plane", "streamed")), out)
+    assert tiny.weights(out, "iteration-1/student") == weights
+
+
 @pytest.mark.slow
 def test_fewer_students_leave_the_others_on_the_shelf(images: Path, tmp_path: Path) -> None:
     """A run shows the students of its configuration, not those of an earlier one."""

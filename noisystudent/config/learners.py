@@ -80,6 +80,9 @@ class StudentConfig(TeacherConfig):
     unlabeled_ratio: tuple[int, ...] = number((1,), least=1, most=1_000)
     """Pool images for each labelled image of a batch. Two numbers, e.g. [1, 7]: the first and the last; it
     grows linearly over the training, in whole numbers (Fast FixMatch, arXiv 2309.03469)."""
+    pool_window: int | None = number(None, least=1)
+    """Pool images that are shuffled among themselves, for shards in a store: blocks of 256 neighbours are
+    shuffled first, then every `pool_window` images. None: all images are."""
     joint: bool = True
     """Train on labelled and pool images in the same batch. False: on pool images alone, then in
     `finetune` on labelled images, which the paper found to be worse (Finding 6)."""

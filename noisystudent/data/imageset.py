@@ -175,6 +175,16 @@ class ImageSet:
             else:
                 yield self._decoded(name, data, resolution, box)
 
+    def fetch_ahead(self, rows: NDArray[np.int64]) -> None:
+        """Bring the bytes of some rows from a store into the local cache; without a store do nothing.
+
+        What cannot be read is an error of `fetch`.
+        """
+        if not self.resident:
+            places = self._places(rows)
+            for start in range(0, len(places), _AHEAD):
+                prefetch(self.source, places[start : start + _AHEAD])
+
     @property
     def on_gpu(self) -> bool:
         """True if a GPU decodes images of this set."""
@@ -202,14 +212,18 @@ class ImageSet:
     def _column(self, name: str) -> NDArray[Any]:
         return self.index.full(name) if self.rows is None else self.index.take(name, self.rows)
 
+    def _places(self, rows: NDArray[np.int64]) -> list[Place]:
+        """Where the bytes of some rows are in the source."""
+        at = self._index_rows(rows)
+        columns = (self.index.take(name, at).tolist() for name in ("shard", "offset", "size"))
+        return list(zip(*columns, self.index.ids(at), strict=True))
+
     def _files(
         self, rows: NDArray[np.int64], boxes: NDArray[np.float32] | None
     ) -> Iterator[tuple[str, bytes | NDArray[np.uint8], Box | None]]:
         """Id, content and crop box of some rows, read from the source."""
-        at = self._index_rows(rows)
-        columns = (self.index.take(name, at).tolist() for name in ("shard", "offset", "size"))
-        hashes, windows = self.index.take("content_hash", at), each_box(boxes, len(rows))
-        places: list[Place] = list(zip(*columns, self.index.ids(at), strict=True))
+        hashes = self.index.take("content_hash", self._index_rows(rows))
+        windows, places = each_box(boxes, len(rows)), self._places(rows)
         for number, (place, expected, box) in enumerate(zip(places, hashes, windows, strict=True)):
             if number % _AHEAD == 0:
                 prefetch(self.source, places[number : number + _AHEAD])

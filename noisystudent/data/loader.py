@@ -8,7 +8,6 @@ from contextlib import closing
 from copy import copy
 from dataclasses import dataclass
 from itertools import tee
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import shared_cache
 
-from noisystudent.data.gpu_decode import Encoded, Windows, gpu_decoder
-from noisystudent.data.imageset import ImageSet, each_box
+from noisystudent.data.fetcher import Fetcher, Part, Rows
+from noisystudent.data.imageset import ImageSet
 from noisystudent.data.sampler import Repeated, Sampler
 from noisystudent.data.transfer import send, upload
 from noisystudent.data.workers import in_workers
 from noisystudent.distributed import group
 from noisystudent.records import Batch
-
-Rows = NDArray[np.int64]
-"""(B,) rows of a set, or positions in its selected rows."""
 
 Boxes = Callable[[str, int, NDArray[np.int32]], NDArray[np.float32] | None]
 """From (stream, step, sizes (B, 2)) to crop boxes (B, 4) as in `ImageSet.fetch`; stream: labeled or pool."""
@@ -53,18 +49,13 @@ class SelectedPool:
         repeats: (n,) how often each of them occurs in an epoch of the pool.
         targets: function from positions (b,) in `rows` to pseudo-labels (b, K) float32, or the teacher that
             labels the images during the training.
+        window: `Sampler.window`.
     """
 
     rows: NDArray[np.int64]
     repeats: NDArray[np.int32]
     targets: Callable[[Rows], NDArray[np.float32]] | OnlineTeacher
-
-
-class Part(NamedTuple):
-    """Images to fetch from one set: rows (B,), and crop boxes (B, 4), or None for the clean views."""
-
-    rows: Rows
-    boxes: NDArray[np.float32] | None
+    window: int | None = None
 
 
 def joint_batches(
@@ -142,7 +133,9 @@ class _Joint:
         if pool is not None and selected is not None:
             self.sets += (pool,)
             self._expanded = Repeated(selected.repeats)
-            self._samplers.append(Sampler(len(self._expanded), sizes[1], seed, "pool", offsets[1]))
+            self._samplers.append(
+                Sampler(len(self._expanded), sizes[1], seed, "pool", offsets[1], window=selected.window)
+            )
         self._own = group().part
         self.whole = (sizes[0], sizes[1] if len(self.sets) > 1 else 0)
 
@@ -155,10 +148,15 @@ class _Joint:
         """Images to fetch from each set for one step."""
         rows_by_set = [drawn[0]] if self._selected is None else [drawn[0], self._selected.rows[drawn[1]]]
         streams = zip(("labeled", "pool"), self.sets, rows_by_set, strict=False)  # or the labelled one alone
-        return tuple(
+        parts = [
             Part(self._own(rows), self._own(boxes(stream, step, images.view_sizes(rows))) if boxes else None)
             for stream, images, rows in streams
-        )
+        ]
+        if self._selected is not None and self._selected.window is not None:
+            # Each process a share, for the cache of its machine.
+            ahead = self._own(self._selected.rows[self._expanded[self._samplers[1].ahead(step)]])
+            parts[1] = parts[1]._replace(ahead=np.unique(ahead))
+        return tuple(parts)
 
     def labels(self, drawn: list[Rows]) -> tuple[Tensor, Tensor]:
         """Labels (L,) and pseudo-labels (B-L, K) of the drawn images that this process has."""
@@ -212,55 +210,6 @@ def requested_batches(
     yield from _batches((images,), parts, resolution, workers=workers, device=device, cropped=cropped)
 
 
-class _Fetcher:
-    """Fetches batches of images of several sets: a batch is given as what to fetch from each set."""
-
-    def __init__(self, sets: tuple[ImageSet, ...], resolution: int) -> None:
-        self._sets, self._resolution = sets, resolution
-
-    def decode(self, parts: tuple[Part, ...]) -> Tensor:
-        """Pixels (B, 3, R, R) uint8 of all parts, on the CPU; the function of a worker."""
-        return torch.stack(
-            [
-                view
-                for images, part in zip(self._sets, parts, strict=True)
-                for view in images.views(part.rows, self._resolution, part.boxes)
-            ]
-        )
-
-    def encode(self, parts: tuple[Part, ...]) -> Encoded:
-        """All parts, with the bytes of the images that a GPU decodes; the function of a worker."""
-        images = [
-            image
-            for images, part in zip(self._sets, parts, strict=True)
-            for image in images.encoded(part.rows, self._resolution, part.boxes)
-        ]
-        return Encoded.of(images, self._resolution)
-
-    def decode_on_gpu(self, parts: tuple[Part, ...], encoded: Encoded, device: torch.device) -> Tensor:
-        """Pixels (B, 3, R, R) uint8 of all parts on a GPU, which decodes their files."""
-        pairs = list(zip(self._sets, parts, strict=True))
-        boxes = [box for part in parts for box in each_box(part.boxes, len(part.rows))]
-        places = [(images, row) for images, part in pairs for row in part.rows]
-
-        def on_cpu(at: int) -> Tensor:
-            (images, row), box = places[at], boxes[at]
-            return next(images.views(np.array([row]), self._resolution, None if box is None else box[None]))
-
-        sizes = np.concatenate([images.view_sizes(part.rows) for images, part in pairs])
-        return gpu_decoder(device).views(encoded, Windows(sizes, boxes, self._resolution), on_cpu)
-
-    def fetch(self, parts: tuple[Part, ...]) -> Tensor:
-        """Pixels (B, 3, R, R) uint8 of all parts, in the order of the sets, fetched in this process."""
-        views = [
-            images.fetch(part.rows, self._resolution, part.boxes)
-            for images, part in zip(self._sets, parts, strict=True)
-        ]
-        if len({view.device for view in views}) > 1:  # one set is on the GPU, the other is not
-            views = upload(views, max(views, key=lambda view: view.is_cuda).device)
-        return torch.cat(views) if len(views) > 1 else views[0]
-
-
 def _batches(
     sets: tuple[ImageSet, ...],
     requests: Iterator[tuple[Part, ...]],
@@ -271,7 +220,7 @@ def _batches(
     cropped: bool,
 ) -> Iterator[Tensor]:
     """Pixels (B, 3, R, R) uint8 of each request on `device`, from workers unless they are only copied."""
-    fetcher = _Fetcher(sets, resolution)
+    fetcher = Fetcher(sets, resolution)
     if device.type == "cuda" and any(images.on_gpu for images in sets):
         yield from _gpu_batches(fetcher, requests, workers, device)
         return
@@ -289,7 +238,7 @@ def _batches(
 
 
 def _gpu_batches(
-    fetcher: _Fetcher, requests: Iterator[tuple[Part, ...]], workers: int, device: torch.device
+    fetcher: Fetcher, requests: Iterator[tuple[Part, ...]], workers: int, device: torch.device
 ) -> Iterator[Tensor]:
     """The batches of `_batches`, whose files the workers only read."""
     requests, sent = tee(requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from noisystudent.errors import RunError
 from noisystudent.runtime import generator
 
 _SMALL_EPOCH, _LARGEST_EPOCH = 2**25, 2**29  # images; their order takes 128 MB and 2 GB
+_BLOCK = 256  # neighbours that stay together; as files of 50 kB they are two requests to a store
 
 
 class Repeated:
@@ -55,33 +57,86 @@ def shown(repeats: NDArray[np.int32], draws: int) -> NDArray[np.int32]:
 class Sampler:
     """An endless sequence of positions, in which epoch e is a random permutation of 0 … n-1.
 
-    The sequence does not depend on `batch`. A batch larger than n spans several epochs. The permutation of
-    the current epoch is kept in memory. `offset` is the place in the sequence where the batch of step 0
-    begins; it is not 0 if the batches of earlier steps had another size.
+    The sequence does not depend on `batch`. A batch larger than n spans several epochs.
+
+    An epoch is made of windows, and any of them can be the first that is drawn. Without `window` it is one
+    window, a uniform permutation. With it, blocks of 256 neighbours are shuffled, and every `window` images
+    of that sequence among themselves: neighbours are drawn close together, and no order of all images is in
+    memory.
+
+    Args:
+        n: number of images.
+        batch: images of a step.
+        seed, name: what the sequence depends on.
+        offset: place in the sequence where the batch of step 0 begins; it is not 0 if the batches of earlier
+            steps had another size.
+        window: images that are shuffled among themselves. None: all.
+
+    Raises:
+        RunError: n is 0.
     """
 
-    def __init__(self, n: int, batch: int, seed: int, name: str, offset: int = 0) -> None:
+    def __init__(
+        self, n: int, batch: int, seed: int, name: str, offset: int = 0, *, window: int | None = None
+    ) -> None:
         if n < 1:
             raise RunError(f"the {name} set has no image to draw from; give it images or train without it")
         self._n, self._batch, self._seed, self._name = n, batch, seed, name
-        self._offset = offset
-        self._epoch, self._order = -1, np.empty(0, np.int32)
+        self._offset, self._blocks = offset, window is not None and window < n
+        self._size = window if window is not None and window < n else n
+        self._windows = -(-n // self._size)  # of an epoch; the last one may be smaller
+        self._drawn: dict[int, NDArray[Any]] = {}  # the last two windows, by their number in the sequence
+        self._order = (-1, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def at(self, step: int) -> NDArray[np.int64]:
         """(batch,) positions offset + step·batch … offset + (step+1)·batch - 1 of the sequence."""
-        first = self._offset + step * self._batch
-        last = first + self._batch
-        pieces = [np.empty(0, np.int32)]
-        for epoch in range(first // self._n, -(-last // self._n)):  # all epochs that the batch overlaps
-            start = epoch * self._n
-            pieces.append(self._permutation(epoch)[max(first - start, 0) : last - start])
+        pieces = [self._window(number)[part] for number, part in self._parts(step)]
+        return np.concatenate([np.empty(0, np.int32), *pieces]).astype(np.int64)
+
+    def ahead(self, step: int) -> NDArray[np.int64]:
+        """Positions of the next window that should be fetched in this step, ascending; none without windows.
+
+        All steps of a window together have all of the next one. Each has neighbours, as many as it draws.
+        """
+        pieces = [np.empty(0, np.int64)]
+        for number, part in self._parts(step) if self._blocks else ():
+            last = part.stop == len(self._window(number))
+            pieces.append(np.sort(self._window(number + 1))[part.start : None if last else part.stop])
         return np.concatenate(pieces).astype(np.int64)
 
-    def _permutation(self, epoch: int) -> NDArray[Any]:
-        """(n,) permutation of one epoch. Its generator depends on the epoch, so any step can be the first."""
-        if epoch != self._epoch:
+    def _parts(self, step: int) -> Iterator[tuple[int, slice]]:
+        """The windows that a batch overlaps, by their number in the sequence, and the part of each."""
+        first = self._offset + step * self._batch
+        at, last = first, first + self._batch
+        while at < last:
+            epoch, inside = divmod(at, self._n)
+            number, start = divmod(inside, self._size)
+            end = min(self._size, self._n - number * self._size, start + last - at)
+            yield epoch * self._windows + number, slice(start, end)
+            at += end - start
+
+    def _window(self, number: int) -> NDArray[Any]:
+        """Positions of one window. Its generator depends on its number, so any step can be the first."""
+        if number not in self._drawn:
+            epoch, inside = divmod(number, self._windows)
             kind = np.int32 if self._n < 2**31 else np.int64  # half the memory for a pool of 100 million
-            self._order = np.arange(self._n, dtype=kind)
-            generator(self._seed, self._name, epoch).shuffle(self._order)
-            self._epoch = epoch
-        return self._order
+            drawn: NDArray[Any] = np.arange(0 if self._blocks else self._n, dtype=kind)
+            if self._blocks:
+                drawn = self._neighbours(epoch, inside).astype(kind)
+            counters = [epoch, inside] if self._blocks else [epoch]
+            generator(self._seed, self._name, *counters).shuffle(drawn)
+            kept = list(self._drawn)[-1:] if self._blocks else []  # an epoch may take gigabytes
+            self._drawn = {one: self._drawn[one] for one in kept} | {number: drawn}
+        return self._drawn[number]
+
+    def _neighbours(self, epoch: int, window: int) -> NDArray[np.int64]:
+        """Positions of one window, before it is shuffled, in blocks whose order is that of the epoch."""
+        if self._order[0] != epoch:
+            blocks = np.arange(-(-self._n // _BLOCK))
+            generator(self._seed, f"{self._name}/blocks", epoch).shuffle(blocks)
+            lengths = np.minimum(_BLOCK, self._n - blocks * _BLOCK)
+            self._order = epoch, blocks, np.cumsum(lengths) - lengths
+        _, blocks, starts = self._order
+        places = np.arange(window * self._size, min((window + 1) * self._size, self._n))
+        block = np.searchsorted(starts, places, side="right") - 1
+        return np.asarray(blocks[block] * _BLOCK + places - starts[block], np.int64)

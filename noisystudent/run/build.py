@@ -152,6 +152,7 @@ class _Builder:
         # These do not change the control, so it does not train again when one of them is edited.
         own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
         own |= inputs_of(config.pseudo_label, of_student=True)
+        own |= {} if config.pool_window is None else {"window": config.pool_window}  # as in older runs
         student = self._model(index, "student", folder.model("student"), config, shared | own)
         last = index == len(self.config.students)  # only it is compared with controls
         inputs = self._control_inputs(shared, teachers, selection, chosen) if last else {}

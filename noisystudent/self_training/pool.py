@@ -195,7 +195,7 @@ def _pool_reader(
     The function copies the pseudo-labels of the selected images into the folder of `training`. It returns
     None if no image is selected.
     """
-    config = iteration.config.pseudo_label
+    config, window = iteration.config.pseudo_label, iteration.config.pool_window
 
     def read() -> SelectedPool | None:
         rows, repeats = selected_rows(_selection(context, iteration))
@@ -203,12 +203,12 @@ def _pool_reader(
             return None
         repeats = shown(repeats, training.images)
         if config.on_the_fly:
-            return SelectedPool(rows, repeats, online_teacher(context, teachers, config))
+            return SelectedPool(rows, repeats, online_teacher(context, teachers, config), window)
         labels = _labels(context, iteration.labels.path)
         # A memory-mapped copy, in the order of `rows`: the Parquet parts have no fast access by row.
         out = training.folder.targets
         targets = group().lead(partial(read_targets, labels, rows, hard=config.hard, out=out))
-        return SelectedPool(rows, repeats, targets)
+        return SelectedPool(rows, repeats, targets, window)
 
     return read
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisystudent.data.sampler import Repeated, shown
+from noisystudent.data.sampler import _BLOCK, Repeated, Sampler, shown
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=30).map(lambda n: np.array(n, np.int32))
 DRAWS = 2**25  # the number of images from which `shown` may change the repeats
@@ -42,3 +42,36 @@ def test_a_billion_images_for_each_class_take_little_memory() -> None:
     sequence = Repeated(repeats)
     assert len(sequence) == 3_000_000_000
     assert sequence[np.array([0, 99_999_999, 100_000_000, 2_999_999_999])].tolist() == [0, 0, 1, 29]
+
+
+SIZES = {"n": st.integers(1, 3_000), "batch": st.integers(1, 700), "window": st.integers(1, 1_500)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SIZES, offset=st.integers(0, 5_000))
+def test_with_windows_each_epoch_is_a_permutation(n: int, batch: int, window: int, offset: int) -> None:
+    sampler = Sampler(n, batch, 7, "pool", offset, window=window)
+    start = -(-offset // n) * n - offset  # of the first whole epoch
+    steps = range(-(-(start + 2 * n) // batch))
+    drawn = np.concatenate([sampler.at(step) for step in steps])[start:]
+    first, second = drawn[:n], drawn[n : 2 * n]
+    assert np.array_equal(np.sort(first), np.arange(n)) and np.array_equal(np.sort(second), np.arange(n))
+    alone = Sampler(n, batch, 7, "pool", offset, window=window)
+    assert np.array_equal(alone.at(steps[-1]), sampler.at(steps[-1])), "any step may be the first"
+    if window >= n:
+        whole = Sampler(n, batch, 7, "pool", offset)
+        assert np.array_equal(whole.at(0), sampler.at(0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SIZES)
+def test_a_window_has_neighbours_and_is_fetched_in_the_window_before(n: int, batch: int, window: int) -> None:
+    sampler = Sampler(n, batch, 7, "pool", window=window)
+    steps = range(-(-2 * n // batch))
+    drawn = np.concatenate([sampler.at(step) for step in steps])
+    ahead = np.concatenate([sampler.ahead(step) for step in steps])
+    if window >= n:
+        assert len(ahead) == 0
+        return
+    assert len(np.unique(drawn[:window] // _BLOCK)) <= -(-window // _BLOCK) + 2
+    assert np.array_equal(np.sort(ahead[: n - window]), np.sort(drawn[window:n])), "of the first epoch"

@@ -24,8 +24,9 @@ from noisystudent.config import DataConfig
 from noisystudent.console import Progress
 from noisystudent.data import gpu_decode, loader
 from noisystudent.data.decode import decode, window
+from noisystudent.data.fetcher import Fetcher, Part
 from noisystudent.data.gpu_decode import Windows, check_gpu_decoder, gpu_decoder
-from noisystudent.data.loader import Part, requested_batches
+from noisystudent.data.loader import requested_batches
 from noisystudent.data.prepare import Dataset, open_dataset, prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import in_workers
@@ -144,7 +145,7 @@ def test_the_gpu_makes_the_views_of_the_cpu(
 
 def test_workers_only_read_what_the_gpu_decodes(data: Dataset) -> None:
     rows = np.arange(len(data.pool))
-    fetcher = loader._Fetcher((data.pool,), SIDE)
+    fetcher = Fetcher((data.pool,), SIDE)
     with closing(in_workers(fetcher.encode, iter([(Part(rows, None),)]), 1)) as batches:
         (encoded,) = batches
     given = [content + b"pool" if suits else None for content, suits in files().values()]
