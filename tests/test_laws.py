@@ -204,6 +204,7 @@ def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path)
     assert to_do(tiny.config(images, ("evaluate.resamples", 7)), finished) == ["judgement"]
 
 
+@pytest.mark.slow
 def test_a_window_of_the_whole_pool_is_no_window(images: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, out := tmp_path / "run")
     given = tiny.config(images, ("student.pool_window", 1_000), ("data.plane", "streamed"))

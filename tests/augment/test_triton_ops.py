@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs trito
     ("side", "count", "block", "quirks"),
     [
         (32, 32, 1024, "defined"),
-        (33, 32, 1024, "official"),  # two blocks, the second one not full
+        pytest.param(33, 32, 1024, "official", marks=pytest.mark.slow),  # two blocks, the second one not full
         pytest.param(32, 200, 256, "defined", marks=pytest.mark.slow),
         pytest.param(32, 200, 1024, "official", marks=pytest.mark.slow),
         pytest.param(224, 200, 65536, "defined", marks=pytest.mark.slow),

@@ -50,7 +50,7 @@ def test_counts_have_bounds(flag: str, images: Path, recipe: Path, capsys: Captu
     assert "at most 100" in refused(capsys, 2, "plan", recipe, *tiny.flags(images), flag, "1000000000")
 
 
-@pytest.mark.parametrize("mode", ["paper", "official"])
+@pytest.mark.parametrize("mode", ["paper", pytest.param("official", marks=pytest.mark.slow)])
 def test_a_huge_balanced_pool_is_selected_and_trained_on(
     mode: str, images: Path, recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:

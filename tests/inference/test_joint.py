@@ -61,7 +61,7 @@ def voted(
     return probs, torch.cat(agreement).numpy() if agreement else None
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=st.permutations([0, 1, 2, 3]), seed=st.integers(0, 99))
 def test_the_average_is_numpys(models: list[Predictor], pool: ImageSet, chosen: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

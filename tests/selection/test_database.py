@@ -40,6 +40,7 @@ def test_no_session_has_a_bar_of_duckdb(session: str, tmp_path: Path) -> None:
     assert result.stdout == "[(False,)]\n", result.stderr
 
 
+@pytest.mark.slow
 def test_a_notebook_without_ipywidgets_makes_a_whole_run(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", NOTEBOOK + RUN, str(images), str(tmp_path / "run")]
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
