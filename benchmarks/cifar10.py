@@ -132,8 +132,8 @@ def read(run: Path) -> dict[str, object]:
     found = test_scores(run)
     for folder in sorted(run.glob("iteration-*/selection.parquet")):
         query = """
-            SELECT ids.id LIKE '%junk/%' AS junk, avg((s.repeats > 0)::INT) FROM read_parquet(?) s
-            JOIN read_parquet(?) ids USING (row) GROUP BY junk"""
+            SELECT ids.id LIKE '%junk/%' AS stranger, avg((s.repeats > 0)::INT) FROM read_parquet(?) s
+            JOIN read_parquet(?) ids USING (row) GROUP BY stranger"""
         kept = dict(
             duckdb.execute(query, [str(folder), str(folder.parent / "labels" / "*.parquet")]).fetchall()
         )
