@@ -263,8 +263,8 @@ def _run(
             progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
         tracked = Tracked(progress, folder, logging.tracker if everyone.is_main else ())
         _refuse_budget(budget, everyone.size)
-        if everyone.size == 1:
-            sources = open_sources(config.data) if sources is None else sources
+        if everyone.size == 1 and sources is None:  # the demo takes minutes anywhere
+            sources = open_sources(config.data)
             check_usable(folder)
             config = plan_long(config, sources, folder, budget=budget, progress=progress)
         self_train(config, folder, sources=sources, progress=tracked)
