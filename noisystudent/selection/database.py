@@ -107,8 +107,11 @@ def open_labels(
             f"{labels.path} has no agreement of teachers, because one teacher made the labels, or an older"
             " version of this program; set selection.agreement to 0, or label the pool again"
         )
-    # NaN is below nothing. The limit is one of the energies, which are exact in a DOUBLE.
-    junk = "false" if junk_limit is None else f"energy::DOUBLE < {junk_limit:.17e}"
+    # The limit is one of the energies, which are exact in a DOUBLE. NaN is below nothing, but the statistics of
+    # Parquet leave it out, and DuckDB takes the comparison as true if their largest value is below the limit.
+    junk = "false"
+    if junk_limit is not None:
+        junk = f"NOT isnan(energy) AND energy::DOUBLE < {junk_limit:.17e}"
     columns = ", ".join(
         f"{junk} AS junk" if name == "junk" else name for name in _labels_schema(agreement).names
     )
