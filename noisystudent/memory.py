@@ -9,16 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from noisystudent import cgroups
+
 _EVERY = 0.002  # seconds between two readings on a CPU; a step is longer
-_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-# Files of a control group, of version 2 and 1: limit, use, and the name of the file cache in memory.stat. The
-# kernel frees this cache when memory is short.
-_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 @dataclass(slots=True)
@@ -63,7 +59,7 @@ def used(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     try:
-        _, resident, shared, *_ = (_PROC / "self" / "statm").read_text(encoding="ascii").split()
+        _, resident, shared, *_ = (cgroups.PROC / "self" / "statm").read_text(encoding="ascii").split()
     except OSError:  # not Linux
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
@@ -77,7 +73,8 @@ def free(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min((*_of_machine(), *_of_groups()), default=None)
+    of_groups = (left for _, left in cgroups.memory(proc=cgroups.PROC, root=cgroups.GROUPS))
+    return min((*_of_machine(), *of_groups), default=None)
 
 
 def limit(device: torch.device) -> int | None:
@@ -88,45 +85,13 @@ def limit(device: torch.device) -> int | None:
 
 def _of_machine() -> Iterator[int]:
     try:
-        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+        lines = (cgroups.PROC / "meminfo").read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
         name, _, amount = line.partition(":")
         if name == "MemAvailable":
             yield 1024 * int(amount.split()[0])
-
-
-def _of_groups() -> Iterator[int]:
-    try:
-        lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = _GROUPS, _VERSION_2
-        elif "memory" in controllers.split(","):
-            root, names = _GROUPS / "memory", _VERSION_1
-        else:
-            continue
-        folder = root / path.lstrip("/")
-        # A limit of a group holds for those below it.
-        for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(root))):
-            yield from _left(group, names)
-
-
-def _left(group: Path, names: tuple[str, str, str]) -> Iterator[int]:
-    """What a control group leaves in bytes; nothing if it has no limit."""
-    limit, current, cache = names
-    try:
-        most = (group / limit).read_text(encoding="ascii").strip()
-        in_use = int((group / current).read_text(encoding="ascii"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    except OSError:  # a container need not show the groups around it
-        return
-    if most != "max":
-        yield max(0, int(most) - in_use + int(stat.get(cache, 0)))
 
 
 def _return_freed_memory() -> None:

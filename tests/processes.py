@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -89,3 +90,18 @@ def together(size: int, function: Callable[..., T], *arguments: Any) -> list[T]:
     failed = [text for done, text in results if not done]
     assert not failed, "\n".join(map(str, failed))
     return [result for _, result in results]
+
+
+def ranks(launcher: int) -> list[int]:
+    """Process ids of the ranks, by rank: the children that run the command."""
+    found: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((name for name in names if name.startswith(b"RANK=")), None)
+        if parent == launcher and rank is not None:
+            found[int(rank.removeprefix(b"RANK="))] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]

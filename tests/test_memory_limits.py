@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from noisystudent import memory
+from noisystudent import cgroups, memory
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -44,8 +44,8 @@ def write(folder: Path, **files: object) -> None:
 def test_the_tightest_control_group_limits_what_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, current: int, expected: int
 ) -> None:
-    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cgroups, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(cgroups, "GROUPS", tmp_path / "groups")
     write(tmp_path / "proc", meminfo="MemTotal: 9 kB\nMemAvailable:      2 kB")
     assert memory.free(CPU) == 2048
     write(tmp_path / "proc" / "self", cgroup="3:cpu:/x\n0::/job/step", statm="3 2 1 0 0 0 0")
@@ -59,8 +59,8 @@ def test_the_tightest_control_group_limits_what_is_free(
 
 
 def test_a_control_group_of_version_1_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cgroups, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(cgroups, "GROUPS", tmp_path / "groups")
     write(tmp_path / "proc" / "self", cgroup="4:memory:/job\n0::/")
     assert memory.free(CPU) is None, "nothing is known"
     files = {"memory.limit_in_bytes": 50, "memory.usage_in_bytes": 20, "memory.stat": "total_inactive_file 5"}

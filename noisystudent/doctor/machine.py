@@ -7,19 +7,16 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
+from noisystudent import cgroups
+from noisystudent.cgroups import GROUPS, PROC
 from noisystudent.doctor.findings import Finding
 from noisystudent.errors import readable_size
 
 _LEAST_MEMORY = 2**31  # bytes: torch and its libraries take a quarter of it in each process
 _LEAST_SHARED = 2**28  # bytes: some batches of 224 pixels; Docker gives 64 MiB
-_MEMORY_FILES = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
-_PROC, _CGROUP, _SHARED = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
+_SHARED = Path("/dev/shm")
 
 
 def system() -> Iterator[Finding]:
@@ -28,33 +25,10 @@ def system() -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()}, {sys.executable}")
 
 
-def limits(name: str, *, proc: Path = _PROC, root: Path = _CGROUP) -> list[list[str]]:
-    """The words of a cgroup file, such as `cpu.max`, of this process and of all groups around it.
-
-    Version 2 has one tree, and version 1 one for each controller. In a container the own group may be the
-    root of the tree, whatever its path outside is.
-
-    Args:
-        name: file of version 2, or `controller/file` of version 1.
-        proc: where the kernel describes processes.
-        root: where the groups are mounted.
-    """
-    controller, _, file = name.rpartition("/")
-    group = Path("/")
-    membership = proc / "self" / "cgroup"
-    for line in membership.read_text().splitlines() if membership.is_file() else ():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            group = Path(path)
-    inner = [Path(*group.parts[1:]), *Path(*group.parts[1:]).parents]
-    paths = dict.fromkeys(root / controller / part / file for part in inner)
-    return [path.read_text().split() for path in paths if path.is_file()]
-
-
-def quota(*, proc: Path = _PROC, root: Path = _CGROUP) -> float | None:
+def quota(*, proc: Path = PROC, root: Path = GROUPS) -> float | None:
     """Cores' worth of time that the control groups allow; None: there is no limit."""
-    shares = [(words[0], words[1]) for words in limits("cpu.max", proc=proc, root=root)]
-    of_v1 = (limits(f"cpu/cpu.cfs_{part}_us", proc=proc, root=root) for part in ("quota", "period"))
+    shares = [(most[0], most[1]) for most in cgroups.words("", "cpu.max", proc=proc, root=root)]
+    of_v1 = (cgroups.words("cpu", f"cpu.cfs_{part}_us", proc=proc, root=root) for part in ("quota", "period"))
     shares += [(given[0], period[0]) for given, period in zip(*of_v1, strict=True)]
     cores = [int(given) / int(period) for given, period in shares if given not in ("max", "-1")]
     return min(cores, default=None)
@@ -74,7 +48,7 @@ def cores() -> Iterator[Finding]:
     yield Finding("cores", f"{value}, but a control group allows the time of {allowed:g}", fix)
 
 
-def memory(*, proc: Path = _PROC, root: Path = _CGROUP) -> Iterator[Finding]:
+def memory(*, proc: Path = PROC, root: Path = GROUPS) -> Iterator[Finding]:
     """The memory of this process: that of the machine, or the limit of its control groups."""
     info = proc / "meminfo"
     if not info.is_file():  # macOS
@@ -83,14 +57,9 @@ def memory(*, proc: Path = _PROC, root: Path = _CGROUP) -> Iterator[Finding]:
     kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in info.read_text().splitlines()}
     total, free = kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024
     where = "of the machine"
-    for names in _MEMORY_FILES:
-        groups = (limits(name, proc=proc, root=root) for name in names)
-        for (limit, *_), (used, *_), stat in zip(*groups, strict=False):  # the root of version 2 has no limit
-            if limit != "max" and int(limit) < total:
-                total, where = int(limit), "that a control group allows"
-                # Cached files count as used, and those that were not read lately make room when it is needed.
-                cached = dict(pairwise(stat)).get(f"{'total_' if '/' in names[0] else ''}inactive_file", "0")
-                free = min(free, total - int(used) + int(cached))
+    for limit, left in cgroups.memory(proc=proc, root=root):
+        if limit < total:
+            total, where, free = limit, "that a control group allows", min(free, left)
     fix = "end other programs, or give the container more memory" if free < _LEAST_MEMORY else ""
     yield Finding("memory", f"{readable_size(free)} free of {readable_size(total)} {where}", fix)
 

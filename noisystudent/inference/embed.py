@@ -161,7 +161,9 @@ def layout_of(backbone: Predictor, views: Views) -> Layout:
         InputError: the model has no pooled features.
     """
     model, side = _classifier(backbone), backbone.side or backbone.resolution
-    probe = _embedded(backbone, torch.zeros((1, 3, side, side), dtype=torch.uint8, device=backbone.device))
+    probe = embedded_batch(
+        backbone, torch.zeros((1, 3, side, side), dtype=torch.uint8, device=backbone.device)
+    )
     if probe.ndim != 2:
         raise InputError(f"{model.name} has features {tuple(probe.shape)}, not one vector for each image")
     weights = model.name if backbone.path is None else checksum(backbone.path)
@@ -177,8 +179,8 @@ def _classifier(backbone: Predictor) -> Classifier:
 
 
 @torch.inference_mode()
-def _embedded(backbone: Predictor, images: Tensor) -> Tensor:
-    """Features (B, F) of images (B, 3, S, S) uint8."""
+def embedded_batch(backbone: Predictor, images: Tensor) -> Tensor:
+    """Return the features (B, F) of images (B, 3, S, S) uint8."""
     images, enabled = images.to(backbone.device), backbone.dtype != torch.float32
     with torch.autocast(backbone.device.type, backbone.dtype, enabled=enabled):
         return _classifier(backbone).features(images)
@@ -212,7 +214,7 @@ def _features(
                 views.policy, views.seed, _stream(images, number), rows, resolution=clean.shape[-1]
             )
             pixels.append(ops.apply(next(decoded) if cropped else clean, noise))
-        yield torch.stack([_embedded(backbone, view) for view in pixels])
+        yield torch.stack([embedded_batch(backbone, view) for view in pixels])
 
 
 def _copied_or_computed(

@@ -263,27 +263,30 @@ def predict_probs(predict: Predict, batches: Iterable[Tensor]) -> NDArray[np.flo
         InputError: no batches.
         RunError: a logit is not finite.
     """
-    done: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
-        for probs in on_host(predict(images).float().softmax(dim=1) for images in batches):
-            if not np.isfinite(probs).all():  # an infinite or NaN logit makes its whole row NaN
-                first = sum(map(len, done))
-                raise RunError(
-                    f"the model's output is not finite on images {first} to {first + len(probs) - 1};"
-                    " it has diverged, train it again with a lower learning rate"
-                )
-            done.append(probs)
-    if not done:
-        raise InputError("there are no images to evaluate on")
-    return np.concatenate(done)
+    return _predicted(predict, batches, partial(torch.softmax, dim=1))
 
 
 def _predict_energies(predict: Predict, batches: Iterable[Tensor]) -> NDArray[np.float32]:
-    """Energies (N,) of all images, in order."""
+    """Energies (N,) of all images, in order; the errors are those of `predict_probs`."""
+    return _predicted(predict, batches, partial(torch.logsumexp, dim=1))
+
+
+def _predicted(
+    predict: Predict, batches: Iterable[Tensor], of: Callable[[Tensor], Tensor]
+) -> NDArray[np.float32]:
+    """What `of` makes of the logits of all images, in order."""
+    done: list[NDArray[np.float32]] = []
     with torch.inference_mode():
-        done = list(on_host(predict(images).float().logsumexp(dim=1) for images in batches))
+        for values in on_host(of(predict(images).float()) for images in batches):
+            if not np.isfinite(values).all():  # an infinite or NaN logit makes its whole row NaN
+                first = sum(map(len, done))
+                raise RunError(
+                    f"the model's output is not finite on images {first} to {first + len(values) - 1};"
+                    " it has diverged, train it again with a lower learning rate"
+                )
+            done.append(values)
     if not done:
-        raise InputError("there are no images to predict")
+        raise InputError("there are no images to evaluate on")
     return np.concatenate(done)
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from noisystudent.data.imageset import ImageSet
-from noisystudent.models.classifier import Classifier
+from noisystudent.inference.embed import embedded_batch
 from noisystudent.self_training.features import FeatureSet
 from noisystudent.self_training.training import Training, predictor
 
@@ -23,14 +23,8 @@ def features_of(training: Training, images: ImageSet, rows: NDArray[np.int64]) -
     if isinstance(images, FeatureSet):
         values = images.fetch(rows, training.resolution)
     else:
-        whole = predictor(training)
-        model = whole.model
-        assert isinstance(model, Classifier)
-        with (
-            torch.inference_mode(),
-            torch.autocast(whole.device.type, whole.dtype, enabled=whole.dtype != torch.float32),
-        ):
-            parts = [model.features(batch.to(whole.device)).cpu() for batch in whole.views(images, rows)]
-        values = torch.cat(parts)
+        model = predictor(training)
+        with torch.inference_mode():
+            values = torch.cat([embedded_batch(model, batch).cpu() for batch in model.views(images, rows)])
     unit: NDArray[np.float32] = torch.nn.functional.normalize(values).numpy()
     return unit

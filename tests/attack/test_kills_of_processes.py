@@ -16,6 +16,7 @@ import pytest
 import sets
 from engine import COUNT, SEED, Box, untouched
 from folders import temporary_folder
+from processes import ranks
 from results import differences, results
 from totals import count
 
@@ -53,20 +54,6 @@ def start(words: Words, box: Box, processes: int) -> subprocess.Popen[str]:
         env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(box.temporary)},
         start_new_session=True,
     )
-
-
-def ranks(launcher: int) -> list[int]:
-    """Process ids of the children that are ranks of the run."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = (folder / "environ").read_bytes()
-        except OSError:  # it has ended
-            continue
-        if parent == launcher and b"\0RANK=" in variables:
-            found.append(int(folder.name))
-    return sorted(found)
 
 
 def kill(process: subprocess.Popen[str], target: str, rng: np.random.Generator) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from processes import ranks
 
 from noisystudent.run.lock import is_locked
 from noisystudent.run.rundir import ModelDir
@@ -56,21 +57,6 @@ def start_and_end(call: Call, out: Path) -> None:
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert errors == ""
-
-
-def ranks(launcher: int) -> list[int]:
-    """Process ids of the ranks, by rank: the children that run the command."""
-    found: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        rank = next((name for name in names if name.startswith(b"RANK=")), None)
-        if parent == launcher and rank is not None:
-            found[int(rank.removeprefix(b"RANK="))] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -57,14 +57,14 @@ def first(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of images in each call of the backbone, without the black one that tells the shape."""
-    counts, own = list[int](), embed._embedded
+    counts, own = list[int](), embed.embedded_batch
 
     def counted(backbone: Predictor, given: Tensor) -> Tensor:
         if given.any():
             counts.append(len(given))
         return own(backbone, given)
 
-    monkeypatch.setattr(embed, "_embedded", counted)
+    monkeypatch.setattr(embed, "embedded_batch", counted)
     return counts
 
 

@@ -1,0 +1,58 @@
+"""What the control groups of this process allow, as in a container or a job of a scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+"""Where the kernel describes processes, and where the groups are mounted."""
+
+# Controller, limit, use, and the name of the file cache in memory.stat, of version 2 and 1.
+_MEMORY = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def groups(controller: str, *, proc: Path, root: Path) -> list[Path]:
+    """Folders of the group of this process and of all groups around it, the innermost first.
+
+    Version 2 has one tree, and version 1 one for each controller. In a container the own group may be the
+    root of the tree, whatever its path outside is.
+
+    Args:
+        controller: name of the controller of version 1; "" for version 2.
+        proc, root: see `PROC` and `GROUPS`.
+    """
+    group = Path("/")
+    membership = proc / "self" / "cgroup"
+    for line in membership.read_text().splitlines() if membership.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = Path(path)
+    inside = Path(*group.parts[1:])
+    return list(dict.fromkeys(root / controller / part for part in (inside, *inside.parents)))
+
+
+def words(controller: str, file: str, *, proc: Path, root: Path) -> list[list[str]]:
+    """The words of a file of each of `groups` that has it, such as `cpu.max`."""
+    paths = (group / file for group in groups(controller, proc=proc, root=root))
+    return [path.read_text().split() for path in paths if path.is_file()]
+
+
+def memory(*, proc: Path, root: Path) -> Iterator[tuple[int, int]]:
+    """Bytes of memory that each group with a limit allows, and those that are left of them, at least 0.
+
+    Cached files count as used, and those that were not read lately make room when it is needed.
+    """
+    for controller, limit, use, cache in _MEMORY:
+        for group in groups(controller, proc=proc, root=root):
+            try:
+                most = (group / limit).read_text().strip()
+                used = int((group / use).read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except OSError:  # the root of version 2 has no limit, and a container need not show the others
+                continue
+            if most != "max":
+                yield int(most), max(0, int(most) - used + int(stat.get(cache, 0)))
