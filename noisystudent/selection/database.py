@@ -107,8 +107,8 @@ def open_labels(
             f"{labels.path} has no agreement of teachers, because one teacher made the labels, or an older"
             " version of this program; set selection.agreement to 0, or label the pool again"
         )
-    # The limit is one of the energies, which are exact in a DOUBLE. NaN is below nothing, but the statistics of
-    # Parquet leave it out, and DuckDB takes the comparison as true if their largest value is below the limit.
+    # The limit is one of the energies, which are exact in a DOUBLE. NaN is below nothing, but the statistics
+    # of Parquet leave it out: DuckDB takes the comparison as true if their largest value is below the limit.
     junk = "false"
     if junk_limit is not None:
         junk = f"NOT isnan(energy) AND energy::DOUBLE < {junk_limit:.17e}"
