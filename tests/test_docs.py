@@ -16,6 +16,7 @@ from tiny import Capture, output
 
 from noisystudent import recipes
 from noisystudent.cli import COMMANDS, app, screen
+from noisystudent.cli.aliases import expand
 from noisystudent.cli.fields import student_section, take_fields
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,8 @@ def arguments(command: str) -> list[str]:
 
 def parse(tokens: list[str]) -> None:
     """Parse a command as `noisystudent.cli` does, and check the values of its configuration fields."""
-    fields, rest = take_fields([token for token in tokens if token not in ("--debug", "--offline")])
+    tokens = [token for token in tokens if token not in ("--debug", "--offline")]
+    fields, rest = take_fields(expand(tokens))
     rest = [screen.STANDARD_INPUT if token == "-" else token for token in rest]
     command, bound, unparsed = app.parse_args(rest, exit_on_error=False, print_error=False)
     if not fields:

@@ -24,14 +24,15 @@ class EvaluateConfig:
     level: float = number(0.95, above=0, below=1)
     """Confidence level of every interval."""
     tests: tuple[Literal["c", "p", "fgsm", "pgd", "calibration"], ...] = ()
-    """Robustness tests of every model. c: corruptions, p: perturbations, fgsm and pgd: attacks."""
+    """Robustness tests of every model. c: corruptions, p: perturbations, fgsm and pgd: attacks, calibration:
+    whether the confidence on clean images is right."""
     severities: tuple[int, ...] = number((1, 2, 3, 4, 5), least=1, most=5)
     """Severities of the corruptions, 1 (weak) to 5 (strong)."""
     sample: int | None = number(None, least=1)
     """Number of images for the robustness tests, a stratified sample. None: all images."""
     frost: str | None = None
-    """Folder of the photographs for the corruption frost. None: those of the package imagecorruptions.
-    Without that package, only the 14 other corruptions are measured."""
+    """Folder of the photographs for the corruption frost. None: those of the package
+    imagecorruptions-imaug. Without that package, only the 14 other corruptions are measured."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "evaluate.")

@@ -43,7 +43,7 @@ class DataConfig:
     """Largest size in GB of the local cache of remote shards. It is in the folder NOISYSTUDENT_CACHE (an
     environment variable), or in ~/.cache/noisystudent. 0: nothing but the listings of shards is kept."""
     decoder: Literal["cpu", "gpu"] = "cpu"
-    """gpu: the GPU decodes JPEGs that are not resident, with nvImageCodec. Pixels differ by rounding.
+    """cpu, or gpu: the GPU decodes JPEGs that are not resident, with nvImageCodec. Pixels differ by rounding.
     The scan and all other images use the CPU. Not measured on a GPU."""
     max_bad_fraction: float = number(0.01, least=0, most=1, neutral=True)
     """The run stops if a larger share of the images of a set cannot be read."""
@@ -53,7 +53,8 @@ class DataConfig:
     """auto: pool images that are near copies of val or test images are removed, if those have sides of at
     least 64 pixels. all: near copies of smaller images too. off: only exact copies are removed."""
     pool_near_duplicates: Literal["report", "remove"] = later("report")
-    """What happens to pool images that are near copies of another pool image, by the same search."""
+    """What happens to pool images that are near copies of an earlier pool image, by the same search. report:
+    they are listed in leaks.csv. remove: they are left out, too."""
     pool_truth: bool = neutral(False)
     """Folder names of the pool are the true classes. They evaluate pseudo-labels and never train a model."""
     pool_tags: bool = False
@@ -70,7 +71,8 @@ class AugmentConfig:
     """Input noise, applied to uint8 pixels after decoding."""
 
     crop: Literal["none", "pad", "inception"] = "pad"
-    """pad: reflect-pad by an eighth of the side, random crop. inception: random area and aspect, resized."""
+    """pad: reflect-pad by an eighth of the side, random crop. inception: random area and aspect, resized.
+    none: no crop."""
     flip: bool = True
     """Mirror left and right with probability one half."""
     randaugment: str | None = "rand-m9-n2"

@@ -87,7 +87,8 @@ class StudentConfig(TeacherConfig):
     """Train on labelled and pool images in the same batch. False: on pool images alone, then in
     `finetune` on labelled images, which the paper found to be worse (Finding 6)."""
     init: Literal["scratch", "teacher"] = "scratch"
-    """Initial weights. scratch: random, as in the paper. teacher: the teacher's, for the same network."""
+    """Initial weights. scratch: those of model.pretrained; without it random, as in the paper. teacher: the
+    teacher's, for the same network."""
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 

@@ -49,8 +49,9 @@ class Config:
     """First teachers of different kinds. Their probabilities are averaged. Entries inherit from `teacher`.
     ensemble is the short form for equal entries, and a list of one is that teacher. Empty: `teacher`."""
     teacher_weights: Literal["equal", "val"] | tuple[float, ...] = "equal"
-    """Weights of the first teachers in the average. val: those with the smallest NLL of the average on val
-    (stacking, arXiv 1704.02030). Or a number for each; they are divided by their sum. 0: left out."""
+    """Weights of the first teachers in the average. equal: the mean. val: those with the smallest NLL of the
+    average on val (stacking, arXiv 1704.02030). Or a number for each; they are divided by their sum. 0: left
+    out."""
     folds: int | None = number(None, least=2, most=100)
     """Train this many further first teachers, each without one part of the labelled images. Together they
     predict every labelled image without having seen it ("out of fold"). These predictions say how many

@@ -87,7 +87,8 @@ class TrainConfig:
     """Batch norm over the images of all processes, so that a training does not depend on their number. False:
     each process over its own, without exchanging statistics."""
     optimizer: Literal["rmsprop_tf", "sgd", "adamw"] = "sgd"
-    """rmsprop_tf is the paper's: decay 0.9, momentum 0.9, epsilon 1e-3 inside the root. sgd is Nesterov."""
+    """sgd (Nesterov), adamw, or rmsprop_tf, the paper's: decay 0.9, momentum 0.9, epsilon 1e-3 inside the
+    root."""
     lr: float | None = number(None, least=0, most=1e6)
     """Learning rate for 256 labelled images per step. It is multiplied by batch_size / 256. None: by
     optimizer, initial weights and family of the network, see docs/models.md; from scratch 0.1 for sgd."""
@@ -104,7 +105,8 @@ class TrainConfig:
     """L2 penalty (decoupled for adamw) on all parameters except those of normalisation layers and
     those that timm excludes for the network, such as position embeddings."""
     schedule: Literal["cosine", "staircase", "constant"] = "cosine"
-    """Schedule of the learning rate. staircase: ×0.97 every decay_epochs, as in the paper."""
+    """Schedule of the learning rate: cosine, constant, or staircase: ×0.97 every decay_epochs, as in the
+    paper."""
     decay_epochs: float = number(2.4, above=0)
     """Epochs between two decays of the staircase."""
     warmup_epochs: float = number(5.0, least=0)
@@ -123,10 +125,11 @@ class TrainConfig:
     channels_last: bool = True
     """Keep images and weights in the channels-last memory format."""
     execution: Literal["auto", "eager", "compiled", "captured", "captured-eager"] = neutral("auto")
-    """How steps are executed; the results are the same. captured: compiled, and replayed as a CUDA graph.
-    captured-eager: a CUDA graph that is not compiled. auto: eager on a CPU; on a GPU captured if 10,000
-    steps or more are left, otherwise captured-eager, and a simpler form if one fails. Except with eager, a
-    model that predicts many images is compiled (on a CPU 500,000 or more), and captured on a GPU."""
+    """How steps are executed; the results are the same. eager: kernel by kernel. compiled: by torch.compile.
+    captured: compiled, and replayed as a CUDA graph. captured-eager: a CUDA graph that is not compiled. auto:
+    eager on a CPU; on a GPU captured if 10,000 steps or more are left, otherwise captured-eager, and a
+    simpler form if one fails. Except with eager, a model that predicts many images is compiled (on a CPU
+    500,000 or more), and captured on a GPU."""
     features: bool = False
     """Keep the backbone as it is, and train the head alone, on features that are computed once and cached.
     Stochastic depth and RandAugment then have no effect on a step; see augment.views and augment.mix."""

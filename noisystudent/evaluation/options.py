@@ -15,11 +15,11 @@ class Options:
     """Tests to run, and their options."""
 
     tests: tuple[str, ...] = ("clean",)
-    """Tests, separated by commas: clean, calibration, c, p, fgsm, pgd, a, r, v2, sketch, real."""
+    """Separated by commas: clean, calibration, c, p, c-extra, p-extra, fgsm, pgd, a, r, v2, sketch, real."""
     fast: bool = False
     """Use severities 1, 3 and 5 only, and a stratified sample of 1,000 images."""
     frost: Path | None = None
-    """Folder of frost1.png … frost5.jpg for the corruption frost. Default: those of imagecorruptions."""
+    """Folder of frost1.png … frost5.jpg for the corruption frost. Default: of imagecorruptions-imaug."""
     real_labels: Path | None = None
     """real.json with the ReaL labels of ImageNet. Default: the copy in timm."""
     t5d: Path | None = None

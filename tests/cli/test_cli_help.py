@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Iterator
+
 import pytest
 from tiny import Capture, output, table
 
 from noisystudent.cli import COMMANDS, main
-from noisystudent.config import Config
+from noisystudent.config import Config, StudentConfig
 from noisystudent.recipes import field_help
 
 
@@ -24,6 +27,29 @@ def test_fields_lists_every_field_with_its_meaning(capsys: Capture) -> None:
     assert unexplained == []
     assert {"seed", "device", "name", "control"} <= rows.keys()
     assert all(hasattr(Config(), name.split(".")[0]) for name in rows if not name.startswith("student."))
+
+
+def choices(hint: object) -> Iterator[str]:
+    """The values of the `Literal` in a type hint."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        yield from map(str, inner)
+        return
+    for one in inner:
+        yield from choices(one)
+
+
+def test_the_meaning_of_a_field_names_all_its_choices() -> None:
+    lost = {}
+    for name, _, meaning in field_help():
+        *sections, field = name.split(".")
+        owner: object = Config()
+        for section in sections:
+            owner = StudentConfig() if section == "student" else getattr(owner, section, None)
+        if owner is not None:  # sections that are not there by default have the fields of others
+            hint = typing.get_type_hints(type(owner))[field]
+            lost |= {(name, choice): meaning for choice in choices(hint) if choice not in meaning}
+    assert lost == {}
 
 
 def test_help_names_every_command_and_fields_are_flags(capsys: Capture) -> None:
