@@ -40,7 +40,7 @@ def choices(hint: object) -> Iterator[str]:
 
 
 def test_the_meaning_of_a_field_names_all_its_choices() -> None:
-    lost = {}
+    lost: dict[tuple[str, str], str] = {}
     for name, _, meaning in field_help():
         *sections, field = name.split(".")
         owner: object = Config()
