@@ -64,6 +64,7 @@ class RunFacts:
         expected: estimate of that share from labelled images, used if the true labels are unknown; None if
             there is none.
         by_threshold: the same share for other thresholds, in words; "" if it is not known.
+        selects: False if the student learns from all pool images, or does not learn from stored labels.
         teachers: number of first teachers; of several ones the average is compared.
         junk: number of pool images that are marked as junk, and of those of them that were kept.
         junk_rejection: share of labelled images that would be marked.
@@ -78,6 +79,7 @@ class RunFacts:
     pseudo_accuracy: float | None = None
     expected: Precision | None = None
     by_threshold: str = ""
+    selects: bool = True
     teachers: int = 1
     junk: tuple[int, int] = (0, 0)
     junk_rejection: float = 0.0
@@ -219,13 +221,13 @@ def _weak_teacher(teacher: Floats, labels: Ints, facts: RunFacts) -> str | None:
 
 
 def _calibration(teacher: Floats, labels: Ints, bins: int, facts: RunFacts) -> str | None:
-    """Reason that confidence and accuracy of the teacher differ.
+    """Reason that confidence and accuracy of the teacher differ, by which it selects images.
 
     The condition uses the difference of the means. ECE is never below it, but with few images ECE can be
     large by chance.
     """
     confidence, accuracy = float(teacher.max(axis=1).mean()), classification.top_k(teacher, labels, 1)
-    if abs(confidence - accuracy) <= MISCALIBRATED:
+    if not facts.selects or abs(confidence - accuracy) <= MISCALIBRATED:
         return None
     numbers = (
         f"mean confidence {confidence:.1%}, accuracy {accuracy:.1%}, "

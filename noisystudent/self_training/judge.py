@@ -197,6 +197,7 @@ def _facts(context: Context, last: int) -> RunFacts:
         pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy") if stored else None,
         expected=expected.precision(context, iteration) if stored else None,
         by_threshold=expected.other_thresholds(iteration),
+        selects=stored and iteration.config.selection.mode != "all",
         teachers=len(context.graph.teachers),
         junk=(selection["junk"], selection["junk_kept"]),
         junk_rejection=iteration.config.selection.junk_rejection,

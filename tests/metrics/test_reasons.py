@@ -108,6 +108,13 @@ def test_each_reason_is_found_with_its_number_and_only_where_it_applies(name: st
     assert re.search(pattern, found["reasons"][0])
 
 
+@pytest.mark.parametrize("name", ["over-confident", "under-confident"])
+def test_the_confidence_of_a_teacher_that_selects_nothing_is_no_reason(name: str) -> None:
+    student, teacher, changes, _ = REASONS[name]
+    facts = dataclasses.replace(FACTS, selects=False, **changes)
+    assert judge(student, teacher, POOR, facts)["reasons"] == []
+
+
 def test_the_images_it_names_are_enough() -> None:
     student = model(slice(310, 700))
     found = judge(student, FAIR, POOR)["reasons"][0]
