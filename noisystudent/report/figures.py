@@ -222,7 +222,7 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
             [0.02, "--heat-1"],
             [0.1, "--heat-2"],
             [0.4, "--heat-3"],
-            [1, "--student"],
+            [1, "--heat-4"],
         ],
         "showscale": False,
         "xgap": 1,
