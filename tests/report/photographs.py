@@ -20,12 +20,9 @@ CLASSES = {
     "n04133789": "sandal",
     "n04487081": "trolleybus",
 }
-SHARES = {
-    "labeled": range(30),
-    "val": range(30, 42),
-    "pool": range(42, 122),
-}  # numbers of images of a class
-JUNK = 120
+# Numbers of the images of each class, and of each of the other classes.
+SHARES = {"labeled": range(30), "val": range(30, 42), "pool": range(42, 122)}
+JUNK = range(2)
 _TRAIN = {
     "steps": 40,
     "batch_size": 32,
@@ -66,7 +63,7 @@ def write_run(root: Path) -> Path:
                 if target is not None and (file := archive.extractfile(member)) is not None:
                     (images / target).parent.mkdir(parents=True, exist_ok=True)
                     (images / target).write_bytes(file.read())
-    copied = next((images / "test" / "koala").iterdir())
+    copied = min((images / "test" / "koala").iterdir())
     (images / "pool" / "copy.jpg").write_bytes(copied.read_bytes())
     (images / "pool" / "broken.jpg").write_bytes(copied.read_bytes()[:300])
     recipe, out = root / "photographs.yaml", root / "run"
@@ -79,7 +76,7 @@ def _target(archive: str, member: tarfile.TarInfo) -> Path | None:
     """Place of a member below the folder of the images; None: it is left out."""
     path = Path(member.name)
     if archive == "other-classes":
-        return Path("pool", "junk", path.name) if member.isfile() and _number(path) < JUNK // 50 else None
+        return Path("pool", "junk", path.name) if member.isfile() and _number(path) in JUNK else None
     if not member.isfile() or path.parent.name not in CLASSES:
         return None
     label = CLASSES[path.parent.name]
