@@ -26,6 +26,7 @@ NAMED_CLASSES = 50  # with more classes, single names do not fit into a figure
 CROWD = 20  # from this many classes on, bars and cells become narrower, and axes lose their names
 CURVE_POINTS = 800  # points drawn for a curve; more would only make the file larger
 LABEL_LENGTH = 22  # characters of a class name
+BESIDE = 0.04  # iterations between marks that stand side by side
 
 
 def finite(value: Any) -> float | None:
@@ -42,7 +43,8 @@ def label(name: object) -> str:
 def accuracy(models: Sequence[Model], sets: Sequence[str], images: Mapping[str, int], level: float) -> Figure:
     """Top-1 by iteration: for each set, one line of the teacher and the students, and marks of the controls.
 
-    The last set has a solid line and filled marks, the other a dotted line and open marks.
+    The last set has a solid line and filled marks, the other a dotted line and open marks. Marks of one
+    iteration stand side by side, so that their intervals do not cover each other.
 
     Args:
         models: models with scores.
@@ -68,6 +70,8 @@ def accuracy(models: Sequence[Model], sets: Sequence[str], images: Mapping[str, 
                 "marker": control_marker,
             }
         )
+    for place, trace in enumerate(traces):
+        trace["x"] = [x + BESIDE * (place - len(sets) + 0.5) for x in trace["x"]]
     ticks = sorted({m.iteration for m in models})
     names = ["teacher" if i == 0 else f"student {i}" for i in ticks]
     xaxis = {"tickvals": ticks, "ticktext": names, "range": [min(ticks) - 0.25, max(ticks) + 0.25]}
@@ -218,7 +222,7 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
             [0.02, "--heat-1"],
             [0.1, "--heat-2"],
             [0.4, "--heat-3"],
-            [1, "--student"],
+            [1, "--heat-4"],
         ],
         "showscale": False,
         "xgap": 1,

@@ -11,11 +11,16 @@ from typing import Any
 
 import fake_robustness
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from noisystudent.run.lock import MARKER
+from noisystudent.run.rundir import RunDir
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+HOSTILE = '<script>alert("1")</script>\'"><img src=x onerror=alert(2)>'
 SKILL = {"teacher": (0.62,), "student": (0.0, 0.80, 0.88, 0.915), "control": (0.66,) * 4}
 
 CONFIG = """\
@@ -86,6 +91,37 @@ def write_run(run: Path, classes: Sequence[str] = CLASSES, iterations: int = 3, 
     fake_robustness.add(run, images)
     write_json(run / "verdict.json", VERDICT)
     return run
+
+
+def write_hostile_run(run: Path) -> Path:
+    """A run of one iteration whose names, wherever a name of others stands, are HTML with scripts."""
+    classes = (HOSTILE, "</script><script>alert(3)</script>", "a & b", "{{ 7 * 7 }}", *CLASSES[:6])
+    write_run(run, classes=classes, iterations=1)
+    write_selection(run, 1, 400)
+    (run / "config.yaml").write_text(f"name: {HOSTILE}\n")
+    write_json(run / "environment.json", {HOSTILE: HOSTILE})
+    verdict = {"sentence": HOSTILE, "reasons": [HOSTILE], "comparisons": {HOSTILE: None}, "improved": None}
+    write_json(run / "verdict.json", verdict)
+    row = HOSTILE.replace('"', '""')
+    (run / "data" / "ledger.csv").write_text(f'set,id,reason\n"{row}","{row}","{row}"\n')
+    thumbnails = json.loads((run / "iteration-1" / "gallery.json").read_text())
+    thumbnails["classes"][0]["images"][0] |= {"id": HOSTILE, "truth": HOSTILE + "!", "jpeg": f'A" {HOSTILE}'}
+    thumbnails["mistakes"]["images"][0] |= {"id": HOSTILE, "jpeg": f'A" {HOSTILE}'}
+    write_json(run / "iteration-1" / "gallery.json", thumbnails)
+    return run
+
+
+def write_selection(run: Path, index: int, images: int) -> NDArray[np.float32]:
+    """A selection that keeps all images of a pool, whose labels take turns; returns their confidences."""
+    confidence = np.linspace(0.2, 1, images).astype(np.float32)
+    columns = {
+        "label": pa.array(np.arange(images) % len(CLASSES), pa.int32()),
+        "confidence": pa.array(confidence),
+        "repeats": pa.array(np.ones(images), pa.int32()),
+        "reason": pa.array(["kept"] * images),
+    }
+    pq.write_table(pa.table(columns), RunDir(run).iteration(index).selection)
+    return confidence
 
 
 def write_json(path: Path, content: Any) -> None:

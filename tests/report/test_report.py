@@ -14,8 +14,6 @@ from html_page import Page, page, section
 from noisystudent.errors import InputError, RunError
 from noisystudent.report import build
 
-HOSTILE = '<script>alert("1")</script>\'"><img src=x onerror=alert(2)>'
-
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -109,26 +107,14 @@ def test_every_figure_has_an_element_and_every_colour_a_variable(full: Path) -> 
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
-    classes = (HOSTILE, "</script><script>alert(3)</script>", "a & b", "{{ 7 * 7 }}", *fake_run.CLASSES[:6])
-    run = fake_run.write_run(tmp_path / "run <b>'\"&amp;", classes=classes, iterations=1)
-    (run / "config.yaml").write_text(f"name: {HOSTILE}\n")
-    fake_run.write_json(run / "environment.json", {HOSTILE: HOSTILE})
-    verdict = {"sentence": HOSTILE, "reasons": [HOSTILE], "comparisons": {HOSTILE: None}, "improved": None}
-    fake_run.write_json(run / "verdict.json", verdict)
-    row = HOSTILE.replace('"', '""')
-    (run / "data" / "ledger.csv").write_text(f'set,id,reason\n"{row}","{row}","{row}"\n')
-    gallery = json.loads((run / "iteration-1" / "gallery.json").read_text())
-    gallery["classes"][0]["images"][0] |= {"id": HOSTILE, "truth": HOSTILE + "!", "jpeg": f'A" {HOSTILE}'}
-    gallery["mistakes"]["images"][0] |= {"id": HOSTILE, "jpeg": f'A" {HOSTILE}'}
-    fake_run.write_json(run / "iteration-1" / "gallery.json", gallery)
-
+    run = fake_run.write_hostile_run(tmp_path / "run <b>'\"&amp;")
     report = page(run)
     assert len(report.scripts) == 3
     assert not any(name.startswith("on") for _, attributes in report.tags for name in attributes)
     assert not any(attributes.get("src") == "x" for _, attributes in report.tags)
-    assert report.text.count(HOSTILE) >= 9
+    assert report.text.count(fake_run.HOSTILE) >= 9
     assert "{{ 7 * 7 }}" in report.text
-    assert any(attributes.get("title") == HOSTILE for _, attributes in report.tags)
+    assert any(attributes.get("title") == fake_run.HOSTILE for _, attributes in report.tags)
     # Plotly reads the texts of figures as HTML, so they must be escaped twice.
     assert "<" not in re.sub(r"</?extra>", "", json.dumps(report.figures))
 

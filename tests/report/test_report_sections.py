@@ -1,11 +1,9 @@
-"""Sections of the report about images, iterations, time and files; and the page in a browser."""
+"""Sections of the report about images, iterations, time and files."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,6 @@ from noisystudent.report.read import read_run
 from noisystudent.robustness.measures import CORRUPTIONS
 from noisystudent.run.record import read_record, write_record
 from noisystudent.run.rundir import RunDir
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -210,53 +206,3 @@ def test_every_link_leads_to_a_file_of_the_run(full: Path) -> None:
     links = [a["href"] or "" for tag, a in section(full, "files").tags if tag == "a"]
     assert {"verdict.json", "data/ledger.csv", "iteration-3/student/metrics.jsonl"} <= set(links)
     assert all((full / link).is_file() for link in links)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
-def test_the_page_works_in_a_browser_without_an_error_or_a_request(full: Path, tmp_path: Path) -> None:
-    confidence = np.linspace(0.2, 1, 400).astype(np.float32)
-    columns = {
-        "label": pa.array(np.arange(400) % 10, pa.int32()),
-        "confidence": pa.array(confidence),
-        "repeats": pa.array(np.ones(400), pa.int32()),
-        "reason": pa.array(["kept"] * 400),
-    }
-    run = Path(shutil.copytree(full, tmp_path / "run"))
-    pq.write_table(pa.table(columns), RunDir(run).iteration(3).selection)
-    html = build(run).read_text(encoding="utf-8")
-    # A test has to move the sliders, which the policy of the page would not allow.
-    driven = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace(
-        "</body>",
-        """<script>
-        const change = (form, name, value) => {
-          form.elements[name].value = value;
-          form.elements[name].dispatchEvent(new Event("input", { bubbles: true }));
-        };
-        change(document.getElementById("explorer-form"), "threshold", 60);
-        change(document.getElementById("explorer-form"), "quota", 7);
-        change(document.getElementById("gallery-form"), "class", "bird");
-        change(document.getElementById("gallery-form"), "high", 0.5);
-        document.title = document.getElementById("gallery-form").elements.shown.value;
-        </script></body>""",
-    )
-    (tmp_path / "driven.html").write_text(driven, encoding="utf-8")
-    words = [BROWSER or "", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
-    done = {
-        name: subprocess.run(
-            [*words, (tmp_path / name).as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        for name in ("run/report.html", "driven.html")
-    }
-    # The policy of the page blocks every request, and the browser would write so here.
-    assert all("CONSOLE" not in each.stderr for each in done.values())
-    assert done["run/report.html"].stdout.count("main-svg") >= len(page(run).figures)
-    above = int((confidence > 0.6).sum())
-    kept = re.findall(r'id="explorer-kept">([\d,]+)<', done["driven.html"].stdout)
-    assert kept == [str(10 * min(7, above // 10))]
-    # Of the 12 images of bird in each of 3 iterations, 5 have a confidence of at most 0.5.
-    assert re.findall(r"<title>(\d+) images</title>", done["driven.html"].stdout) == ["15"]
