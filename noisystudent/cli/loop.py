@@ -276,7 +276,8 @@ def _run(
         verdict = read_json(RunDir(folder).verdict)
         logged = Logged(progress, RunDir(folder).log)
         summary = " ".join(verdict.get("headline") or [verdict["sentence"]])  # the report has the statistics
-        for line in (summary, *verdict["reasons"], f"report: {page}"):
+        said = "worth a look: " if verdict.get("improved") else ""  # these reasons explain no failure
+        for line in (summary, *(said + reason for reason in verdict["reasons"]), f"report: {page}"):
             logged.say(line)
         track(folder, logging.tracker)  # also the stages that an earlier call has finished
 

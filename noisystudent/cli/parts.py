@@ -232,7 +232,10 @@ def recipes(name: str | None = None, /) -> None:
 
 
 def fields() -> None:
-    """List all configuration fields with their defaults and meanings."""
+    """List all configuration fields with their defaults and meanings.
+
+    A student inherits the fields of teacher: what is set there is the default of student.*.
+    """
     from noisystudent import recipes as shelf
 
     rows = [

@@ -111,6 +111,7 @@ def _verdict(run: Run) -> Section:
         "sentence": verdict.get("sentence"),
         "set": verdict.get("set"),
         "level": verdict.get("level"),
+        "improved": bool(verdict.get("improved")),
         "reasons": verdict.get("reasons") or [],
         "scope": verdict.get("scope"),
         "best": verdict.get("best"),
