@@ -71,7 +71,7 @@ def cases(names: list[str], device: torch.device) -> dict[str, Case]:
     """By name; `model@side` takes a large batch on a GPU, a small one on a CPU."""
     known = {
         "demo": Case("resnet8_16", 16, 32, 224, torch.float32, dropout=0.2, depth=0.1),
-        "cifar10-cpu": Case("resnet8_16", 32, 32, 224, torch.bfloat16, "rand-m5-n1"),
+        "cifar10-cpu": Case("resnet8_16", 32, 128, 128, torch.bfloat16),
     }
     on_gpu = device.type == "cuda"
     for name in names:
