@@ -243,6 +243,7 @@ def _run(
     from noisystudent.console import Logged
     from noisystudent.data.sources import open_sources
     from noisystudent.distributed import joined
+    from noisystudent.metrics.headline import lines
     from noisystudent.report import build
     from noisystudent.run.files import read_json
     from noisystudent.run.launch import launch, launched
@@ -273,11 +274,8 @@ def _run(
         page = build(folder)
         if not as_json:  # which has printed these numbers
             screen.table(("model", "set", "top-1", "top-5", "NLL", "ECE"), scores(RunDir(folder)))
-        verdict = read_json(RunDir(folder).verdict)
         logged = Logged(progress, RunDir(folder).log)
-        summary = " ".join(verdict.get("headline") or [verdict["sentence"]])  # the report has the statistics
-        said = "worth a look: " if verdict.get("improved") else ""  # these reasons explain no failure
-        for line in (summary, *(said + reason for reason in verdict["reasons"]), f"report: {page}"):
+        for line in (*lines(read_json(RunDir(folder).verdict)), f"report: {page}"):
             logged.say(line)
         track(folder, logging.tracker)  # also the stages that an earlier call has finished
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from noisystudent.metrics.paired import Comparison, above, below
 from noisystudent.metrics.power import GAIN_WORTH_FINDING, differing, images_needed
@@ -20,6 +21,13 @@ SHORT = {
 
 AVERAGE = "the average of the first teachers"
 """What takes the place of the teacher if there were several."""
+
+
+def lines(verdict: Mapping[str, Any]) -> list[str]:
+    """The content of verdict.json in lines for a terminal: the headline and the reasons, no statistics."""
+    first = " ".join(verdict.get("headline") or [verdict["sentence"]])  # older runs have only the sentence
+    prefix = "worth a look: " if verdict.get("improved") else ""
+    return [first, *(prefix + reason for reason in verdict["reasons"])]
 
 
 def headline(

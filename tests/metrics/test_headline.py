@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import FACTS, FAIR, GOOD, LABELS, POOR, N, Probs, judge, model
+from judged import FACTS, FAIR, GOOD, LABELS, POOR, K, N, Probs, judge, model
 
+from noisystudent.metrics.headline import lines
 from noisystudent.metrics.power import POWER, images_needed
 
 
@@ -25,6 +26,15 @@ def test_each_state_has_its_opening() -> None:
     for opening, found in openings.items():
         assert found["headline"][0] == opening
         assert len(found["headline"]) == 3
+
+
+def test_a_reason_does_not_read_as_a_failure_after_an_improvement() -> None:
+    facts = dataclasses.replace(FACTS, pool_size=250, kept=(50,) * K)
+    for student, start in ((GOOD, "worth a look: the pool is small"), (POOR, "the pool is small")):
+        verdict = judge(student, FAIR, FAIR, facts)
+        first, *others = lines(verdict)
+        assert first == " ".join(verdict["headline"])
+        assert len(others) == len(verdict["reasons"]) and any(line.startswith(start) for line in others)
 
 
 def test_a_rival_that_is_not_surpassed_is_named() -> None:
