@@ -120,13 +120,13 @@ class Sampler:
         if number not in self._drawn:
             epoch, inside = divmod(number, self._windows)
             kind = np.int32 if self._n < 2**31 else np.int64  # half the memory for a pool of 100 million
-            drawn: NDArray[Any] = np.arange(0 if self._blocks else self._n, dtype=kind)
             if self._blocks:
                 drawn = self._neighbours(epoch, inside).astype(kind)
-            counters = [epoch, inside] if self._blocks else [epoch]
+                kept, counters = list(self._drawn.items())[-1:], [epoch, inside]
+            else:  # no other epoch is kept: it may take gigabytes
+                drawn, kept, counters = np.arange(self._n, dtype=kind), [], [epoch]
             generator(self._seed, self._name, *counters).shuffle(drawn)
-            kept = list(self._drawn)[-1:] if self._blocks else []  # an epoch may take gigabytes
-            self._drawn = {one: self._drawn[one] for one in kept} | {number: drawn}
+            self._drawn = dict([*kept, (number, drawn)])
         return self._drawn[number]
 
     def _neighbours(self, epoch: int, window: int) -> NDArray[np.int64]:
