@@ -17,10 +17,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @contextmanager
 def launched() -> Iterator[Browser]:
     """The browser that is installed. Playwright's own ones are not needed."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser,
+    ):
         yield browser
-        browser.close()
 
 
 @contextmanager
@@ -40,24 +41,24 @@ def opened(
         The page, and what must not happen on it: requests, lines of the console, script errors, dialogs.
     """
     scheme: Any = "dark" if dark else "light"
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=not policy
-    )
-    page, heard = context.new_page(), []
+    heard: list[str] = []
 
     def dismiss(dialog: Dialog) -> None:
         heard.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
-    page.on("console", lambda message: heard.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-    page.on("dialog", dismiss)
-    page.on("request", lambda request: heard.append(f"request: {request.url}"))
-    page.goto(file.as_uri())
-    heard.remove(f"request: {file.as_uri()}")
-    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
-    yield page, heard
-    context.close()
+    with browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=not policy
+    ) as context:
+        page = context.new_page()
+        page.on("console", lambda message: heard.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        page.on("dialog", dismiss)
+        page.on("request", lambda request: heard.append(f"request: {request.url}"))
+        page.goto(file.as_uri())
+        heard.remove(f"request: {file.as_uri()}")
+        page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        yield page, heard
 
 
 def serious(page: Page) -> list[tuple[str, str, str]]:
