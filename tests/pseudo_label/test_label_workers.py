@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,16 @@ IMAGES, PART, BATCH = 95, 12, 4  # 8 parts of `CONFIG`
 BATCHES = -(-IMAGES // BATCH)
 
 
-def work(out: Path, joins: bool, killed_at: int, seconds: float = 0.0) -> None:
-    """Label the pool as one of several workers; the process is killed before its batch `killed_at`."""
+def work(out: Path, joins: bool, seconds: float = 0.0, dies: Event | None = None, killed: bool = False) -> None:
+    """Label the pool as one of several workers. In their second part one is killed, and the others wait for that."""
     pool = random_pool(IMAGES)
 
     def before(call: int) -> None:
-        if call == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if dies and call == PART // BATCH + 1:
+            if killed:
+                dies.set()
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert dies.wait(60)
         time.sleep(seconds)
         with (out.parent / "batches").open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -57,9 +61,10 @@ def check(out: Path, whole: dict[str, bytes], name: str = "parts.json") -> None:
 def test_workers_of_which_one_is_killed_make_the_parts_of_one_process(tmp_path: Path) -> None:
     whole, out = contents(random_pool(IMAGES).label(tmp_path / "one")), tmp_path / "several"
     out.mkdir()
-    killed_at = PART // BATCH + 1  # in its second part
+    dies = FORK.Event()
     workers = [
-        start(out, joins, killed, 0.02) for joins, killed in ((False, -1), (True, killed_at), (True, -1))
+        start(out, joins, 0.02, dies, killed)
+        for joins, killed in ((False, False), (True, True), (True, False))
     ]
     for worker in workers:
         worker.join(60)
@@ -163,8 +168,8 @@ def test_an_array_of_eight_workers_of_which_four_are_killed_at_random_moments(tm
     for number in range(5):
         draw, out = random.Random(number), tmp_path / str(number) / "several"
         out.mkdir(parents=True)
-        first = start(out, False, -1, 0.05)
-        workers = [first, *(start(out, True, -1, 0.05) for _ in range(7))]
+        first = start(out, False, 0.05)
+        workers = [first, *(start(out, True, 0.05) for _ in range(7))]
         for victim in draw.sample(workers[1:], 4):
             time.sleep(draw.uniform(0, 0.4))
             victim.kill()
