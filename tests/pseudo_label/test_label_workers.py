@@ -26,8 +26,10 @@ IMAGES, PART, BATCH = 95, 12, 4  # 8 parts of `CONFIG`
 BATCHES = -(-IMAGES // BATCH)
 
 
-def work(out: Path, joins: bool, seconds: float = 0.0, dies: Event | None = None, killed: bool = False) -> None:
-    """Label the pool as one of several workers. In their second part one is killed, and the others wait for that."""
+def work(
+    out: Path, joins: bool, seconds: float = 0.0, dies: Event | None = None, killed: bool = False
+) -> None:
+    """Label the pool as one of several workers. With `dies` one is killed, and the others wait for that."""
     pool = random_pool(IMAGES)
 
     def before(call: int) -> None:
