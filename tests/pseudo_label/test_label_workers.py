@@ -33,7 +33,7 @@ def work(
     pool = random_pool(IMAGES)
 
     def before(call: int) -> None:
-        if dies and call == PART // BATCH + 1:
+        if dies is not None and call == PART // BATCH + 1:
             if killed:
                 dies.set()
                 os.kill(os.getpid(), signal.SIGKILL)
