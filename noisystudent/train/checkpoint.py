@@ -200,7 +200,7 @@ def _named(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tens
     for name, entry in optimizer_state["state"].items():
         tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     if state.averages is not None:
-        tensors |= {f"averages.{name}": tensor for name, tensor in state.averages.named().items()}
+        tensors |= {f"averages.{name}": tensor for name, tensor in state.averages._asdict().items()}
     counts = {name: torch.tensor(getattr(state, name)) for name in ("step", "logged", "frozen")}
     return tensors | {"window": state.window} | counts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,8 @@ from torch.nn.utils import get_total_norm
 from noisystudent.distributed import Group
 
 
-@dataclass(frozen=True, slots=True)
-class Averages:
+class Averages(NamedTuple):
     """Moving averages of what the teacher predicted for the pool images (arXiv 2205.07246, §3.1 and §3.2).
-
-    They keep their memory and change in place, because a captured CUDA graph reads them.
 
     Attributes:
         confidence: () float32, mean confidence.
@@ -34,12 +32,8 @@ class Averages:
         uniform = torch.full((num_classes,), 1 / num_classes, device=device)
         return cls(uniform[0].clone(), uniform.clone(), uniform.clone())
 
-    def named(self) -> dict[str, Tensor]:
-        """The three tensors by name."""
-        return {"confidence": self.confidence, "probs": self.probs, "shares": self.shares}
-
-    def update(self, probs: Tensor, decay: Tensor, everyone: Group, count: int) -> None:
-        """Add the predictions of a step.
+    def updated(self, probs: Tensor, decay: Tensor, everyone: Group, count: int) -> Averages:
+        """New averages, with the predictions of a step.
 
         Args:
             probs: (N, K) of the rows of this process.
@@ -51,9 +45,13 @@ class Averages:
         shares = F.one_hot(labels, probs.shape[1]).float().sum(dim=0)
         new = (confidence.sum(), probs.sum(dim=0), shares)
         everyone.sum(*new)
-        for average, value in zip(self.named().values(), new, strict=True):
-            mean = value / count
-            average.copy_(mean + decay * (average - mean))
+        means = [value / count for value in new]
+        return Averages(*(mean + decay * (old - mean) for old, mean in zip(self, means, strict=True)))
+
+    def become(self, new: Averages) -> None:
+        """Take the values of `new`. The memory stays, because a captured CUDA graph reads it."""
+        for average, value in zip(self, new, strict=True):
+            average.copy_(value)
 
     def thresholds(self) -> Tensor:
         """(K,) threshold of each class: the mean confidence, lower for classes that are predicted less."""
@@ -66,7 +64,7 @@ class Averages:
 
     def norm(self) -> Tensor:
         """() float32, finite only if every average is."""
-        return get_total_norm(list(self.named().values()))
+        return get_total_norm(list(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,27 +86,15 @@ class EmaTeacher:
     fairness: float = 0.0
     first_step: int = 0
 
-    def targets(
-        self,
-        logits: Tensor,
-        averages: Averages | None,
-        decay: Tensor,
-        everyone: Group | None = None,
-        count: int | None = None,
-    ) -> Tensor:
+    def targets(self, logits: Tensor, averages: Averages | None = None) -> Tensor:
         """Return targets (N, K) float32; rows of images below their threshold are 0.
 
         Args:
             logits: (N, K) of the moving average.
-            averages: updated first, if thresholds are adaptive.
-            decay: () float32, of `averages`.
-            everyone, count: see `Averages.update`. None: this process alone, and its rows.
+            averages: with the predictions of this step, if thresholds are adaptive.
         """
         probs = logits.float().softmax(dim=1)
         confidence, labels = probs.max(dim=1)
-        threshold: Tensor | float = self.threshold
-        if averages is not None:
-            averages.update(probs, decay, everyone or Group(), len(logits) if count is None else count)
-            threshold = averages.thresholds()[labels]
+        threshold = self.threshold if averages is None else averages.thresholds()[labels]
         targets = (logits.float() / self.temperature).softmax(dim=1)
         return torch.where((confidence >= threshold)[:, None], targets, 0.0)

@@ -23,8 +23,8 @@ from noisystudent.train.parallel import batchnorm_buffers, gradients, total
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 """(model, images, labels, pool_targets, expected, …) -> (loss, top-1); see `TrainStep.forward`."""
-Label = Callable[[nn.Module, Tensor, Averages | None, Tensor, int], Tensor]
-"""(moving average, views, averages, decay, count) -> targets; see `TrainStep.label`."""
+Label = Callable[[nn.Module, Tensor, Averages | None, Tensor, int], tuple[Tensor, Averages | None]]
+"""(moving average, views, averages, decay, count) -> targets, new averages; see `TrainStep.label`."""
 
 
 class BatchTooLarge(RuntimeError):
@@ -117,13 +117,13 @@ class TrainStep:
     def advance(self, state: TrainState, batch: Batch) -> None:
         """Run the prepared step, and add its loss and top-1 to `state.window`."""
         images = self._in_layout((self._apply or self.noise.apply)(batch.images))
-        targets, expected = batch.pool_targets, None
+        targets, averages, expected = batch.pool_targets, None, None
         if self.teacher is not None and self.kind(state.step, batch)[-1]:
             views = self._in_layout(self.noise.views(batch))
             label = self._label or self.label
-            targets = label(state.ema.module, views, state.averages, state.decay, batch.counts[1])
-            if state.averages is not None and self.teacher.fairness:
-                expected = state.averages.expected()
+            targets, averages = label(state.ema.module, views, state.averages, state.decay, batch.counts[1])
+            if averages is not None and self.teacher.fairness:
+                expected = averages.expected()
         try:
             measured = self._backward(state, replace(batch, images=images, pool_targets=targets), expected)
         except RuntimeError as error:
@@ -142,6 +142,9 @@ class TrainStep:
         if not self.config.sync_batchnorm and self.everyone.size > 1:
             self.everyone.copy(*batchnorm_buffers(state.model))
         state.ema.update(state.decay)
+        # At the end, because a batch that does not fit into the memory is labelled again.
+        if averages is not None and state.averages is not None:
+            state.averages.become(averages)
 
     def _backward(self, state: TrainState, batch: Batch, expected: Tensor | None) -> Tensor:
         """Add the gradients of all parts of a batch, and return (2,) its loss and top-1."""
@@ -190,15 +193,21 @@ class TrainStep:
     @torch.no_grad()
     def label(
         self, average: nn.Module, views: Tensor, averages: Averages | None, decay: Tensor, count: int
-    ) -> Tensor:
-        """Label weakly augmented views (N, 3, S, S) uint8 by the moving average: targets (N, K) float32.
+    ) -> tuple[Tensor, Averages | None]:
+        """Label weakly augmented views (N, 3, S, S) uint8 by the moving average.
 
-        `count` is the number of views of all processes.
+        Args:
+            count: number of views of all processes.
+
+        Returns:
+            Targets (N, K) float32, and the averages with the predictions of these views.
         """
         assert self.teacher is not None
         with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = average(views)
-        return self.teacher.targets(logits, averages, decay, self.everyone, count)
+        if averages is not None:
+            averages = averages.updated(logits.float().softmax(dim=1), decay, self.everyone, count)
+        return self.teacher.targets(logits, averages), averages
 
     def forward(
         self,

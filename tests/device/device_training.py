@@ -163,7 +163,7 @@ def trained(
     found |= {f"weights {name}": value for name, value in state.model.state_dict().items()}
     found |= {f"average {name}": value for name, value in state.ema.module.state_dict().items()}
     if state.averages is not None:
-        found |= state.averages.named()
+        found |= state.averages._asdict()
     return {name: value.cpu() for name, value in found.items()}
 
 

@@ -15,6 +15,7 @@ from tiny_training import LABELED, Killed, TinyNet, Training, broken_average, ki
 from torch import Tensor
 
 from noisystudent.console import Progress
+from noisystudent.distributed import Group
 from noisystudent.errors import RunError
 from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
@@ -53,7 +54,8 @@ def test_adaptive_thresholds_are_those_of_freematch(
         mean = decay * mean + (1 - decay) * probs.mean(axis=0)
         share = decay * share + (1 - decay) * np.bincount(labels, minlength=classes) / images
         thresholds = mean / mean.max() * confidence
-        targets = teacher.targets(torch.tensor(logits), averages, torch.tensor(decay)).numpy()
+        averages = averages.updated(torch.tensor(probs).float(), torch.tensor(decay), Group(), images)
+        targets = teacher.targets(torch.tensor(logits), averages).numpy()
         torch.testing.assert_close(averages.thresholds().numpy(), thresholds.astype(np.float32))
         torch.testing.assert_close(averages.shares.numpy(), share.astype(np.float32))
         for row, label in enumerate(labels):
@@ -71,7 +73,7 @@ def test_a_fixed_threshold_does_not_depend_on_the_temperature(
 ) -> None:
     logits = 3 * torch.randn(7, 4, generator=torch.Generator().manual_seed(seed))
     teacher = EmaTeacher(threshold=threshold, temperature=temperature)
-    targets = teacher.targets(logits, None, torch.tensor(0.9))
+    targets = teacher.targets(logits)
     kept = logits.softmax(1).amax(1) >= threshold
     assert torch.equal(targets.any(1), kept)
     assert torch.equal(targets[kept], (logits / temperature).softmax(1)[kept])
@@ -189,12 +191,12 @@ def test_averages_that_are_not_finite_stop_the_training(
     training: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A teacher whose logits overflow for a moment leaves thresholds that no image reaches again."""
-    update = Averages.update
+    updated = Averages.updated
 
-    def overflow(averages: Averages, probs: Tensor, *others: Any) -> None:
-        update(averages, probs * float("nan"), *others)
+    def overflow(averages: Averages, probs: Tensor, *others: Any) -> Averages:
+        return updated(averages, probs * float("nan"), *others)
 
-    monkeypatch.setattr(Averages, "update", overflow)
+    monkeypatch.setattr(Averages, "updated", overflow)
     with pytest.raises(RunError, match="the norm of the moving averages of the confidences became nan"):
         training(changes={"teacher": EmaTeacher(adaptive=True)}).run()
 
@@ -203,9 +205,9 @@ def test_labels_are_those_of_the_average_before_the_step(training: Make) -> None
     seen: list[Tensor] = []
 
     class Watched(EmaTeacher):
-        def targets(self, logits: Tensor, *others: Any) -> Tensor:
+        def targets(self, logits: Tensor, averages: Averages | None = None) -> Tensor:
             seen.append(logits.clone())
-            return super().targets(logits, *others)
+            return super().targets(logits, averages)
 
     training(
         "watched", changes={"teacher": Watched(threshold=0.0)}, schedule="constant", warmup_epochs=0.0

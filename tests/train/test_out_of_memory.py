@@ -9,6 +9,8 @@ import torch
 from tiny_training import LABELED, POOL, TinyNet, Training
 from torch import Tensor, nn
 
+from noisystudent.train.ema_teacher import Averages, EmaTeacher
+
 Make = Callable[..., Training]
 
 
@@ -44,6 +46,29 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_with_the_same_step(train
     assert silent == []
     assert len(lines) == {8: 1, 4: 2}[most]
     assert "does not fit into the memory" in lines[-1] and "as with train.accumulate" in lines[-1]
+
+
+def averages_of(one: Training) -> list[Averages]:
+    """Those that a teacher with adaptive thresholds labels by, each time it labels in three steps."""
+    seen: list[Averages] = []
+
+    class Watched(EmaTeacher):
+        def targets(self, logits: Tensor, averages: Averages | None = None) -> Tensor:
+            assert averages is not None
+            seen.append(Averages(*(value.clone() for value in averages)))
+            return super().targets(logits, averages)
+
+    one.changes |= {"draw_noise": lambda _batch, _step: None, "teacher": Watched(adaptive=True)}
+    one.run()
+    return seen
+
+
+def test_a_batch_that_does_not_fit_counts_once_in_the_averages_of_its_teacher(training: Make) -> None:
+    """It is labelled before the forward pass that fails, and again for its parts."""
+    whole, divided = training("whole", total_steps=3), training("divided", total_steps=3)
+    whole.model, divided.model = SmallMemory(LABELED + POOL), SmallMemory(8)
+    first, *others = averages_of(whole)
+    torch.testing.assert_close(averages_of(divided), [first, first, *others], rtol=1e-5, atol=1e-5)
 
 
 def test_without_memory_for_two_images_the_error_is_that_of_memory(training: Make) -> None:
