@@ -119,10 +119,28 @@ def control_from_teacher(config: Config) -> bool:
     It does if the last student starts from its own teacher, and has the network of the first one. Weights of
     a teacher in between have seen the pool, so a control with another network starts from scratch.
     """
-    first = next((teacher.model for teacher in first_teachers(config) if is_trained(teacher)), None)
+    first = next((teacher for teacher in first_teachers(config) if is_trained(teacher)), None)
     last = config.students[-1]
-    same = first is not None and [first.name, first.head] == [last.model.name, last.model.head]
-    return last.init == "teacher" and same
+    return last.init == "teacher" and first is not None and can_start_from(config, last, first)
+
+
+def can_start_from(config: Config, learner: LearnerConfig, teacher: LearnerConfig) -> bool:
+    """Return True if a learner can start from the weights of a teacher: both have the same network.
+
+    A head on cached features needs those of its teacher, too.
+    """
+    fields: tuple[str, ...] = ("name", "head", "options")
+    if learner.train.features:
+        if not teacher.train.features or input_side(config, learner) != input_side(config, teacher):
+            return False
+        fields += ("pretrained", "remap")
+    return all(getattr(learner.model, field) == getattr(teacher.model, field) for field in fields)
+
+
+def chooses_decay(config: Config) -> bool:
+    """Return True if the weight decay of heads is chosen out of fold, given enough labels."""
+    teacher = config.teacher
+    return config.folds is not None and config.choose and teacher.train.features and teacher.finetune is None
 
 
 def labeling_teachers(config: Config) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noisystudent.config import Config, LearnerConfig
+from noisystudent.config import Config, LearnerConfig, TrainConfig
 from noisystudent.config.controls import linear_probe
 from noisystudent.config.run import input_side, learners
 from noisystudent.run.fingerprint import fingerprint
@@ -12,6 +12,9 @@ from noisystudent.run.stages import Stage
 
 # Fields of a model that change the training of a head, but not the features.
 _OF_HEAD = ("head", "dropout", "stochastic_depth", "noise_labeled", "noise_pool")
+
+# Fields of a training that change the last digits of the features.
+_OF_FORWARD = ("precision", "channels_last")
 
 # Fields of the input noise that say which rows of a batch get it, and how features are blended.
 _OF_STEP = ("labeled", "pool", "mix")
@@ -30,7 +33,11 @@ def backbone_key(config: Config, learner: LearnerConfig) -> str | None:
     noise = {name: value for name, value in inputs_of(learner.augment).items() if name not in _OF_STEP}
     # Without cached views only the mirrored one is left of the noise.
     views = noise if learner.augment.views else {"flip": learner.augment.flip}
-    return fingerprint(model, views, config.seed)
+    given, plain = learner.train, TrainConfig()
+    form = {
+        name: getattr(given, name) for name in _OF_FORWARD if getattr(given, name) != getattr(plain, name)
+    }
+    return fingerprint(model, views, config.seed, *([form] if form else []))
 
 
 def backbones(config: Config) -> dict[str, LearnerConfig]:

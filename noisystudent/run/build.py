@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from noisystudent.config import Config, LearnerConfig, TeacherConfig
 from noisystudent.config.controls import linear_probe, probe_is_teacher, trained_controls
-from noisystudent.config.run import control_from_teacher, require_lengths
-from noisystudent.run.backbones import backbone_key, embedding_stages
+from noisystudent.config.run import chooses_decay, control_from_teacher, require_lengths
+from noisystudent.run.backbones import backbone_key, backbones, embedding_stages
 from noisystudent.run.first_teachers import labels_of, named_teachers
 from noisystudent.run.graph import Graph, Iteration, Model
 from noisystudent.run.inputs import compute_of, inputs_of, labels_stage, make_stage
@@ -56,8 +56,8 @@ class _Builder:
         for index in range(1, len(config.students) + 1):
             before = iterations[-1] if iterations else None
             iterations.append(self._iteration(index, teachers, filter_labels, before, out_of_fold))
-        # Equal teachers are inputs of the students.
-        judged = list(teachers if config.teachers else teachers[:1])
+        # With students, equal teachers are inputs of the first.
+        judged = list(teachers[:1] if config.students and not config.teachers else teachers)
         judged += [model for iteration in iterations for model in iteration.models]
         return Graph(
             data=self.data,
@@ -92,6 +92,9 @@ class _Builder:
         if config.folds is None or not config.students:
             return (), None
         inputs: dict[str, object] = {"initial": pretraining.fingerprint} if pretraining else {}
+        # Then heads of several weight decays are trained, and the best one predicts.
+        several: dict[str, object] = {"several": True} if chooses_decay(config) else {}
+        inputs |= several
         folds = tuple(
             self._model(0, "fold", first.fold(fold), config.teacher, inputs | {"fold": [fold, config.folds]})
             for fold in range(1, config.folds + 1)
@@ -99,7 +102,7 @@ class _Builder:
         models, labels = [fold.last.fingerprint for fold in folds], config.students[0].pseudo_label
         # The images are predicted in the way in which the first teacher labels the pool.
         views = [labels.flip, labels.scales]
-        return folds, make_stage("out-of-fold", first.out_of_fold, models=models, views=views)
+        return folds, make_stage("out-of-fold", first.out_of_fold, models=models, views=views, **several)
 
     def _filter(self) -> tuple[Stage | None, Stage | None]:
         """Return the stages of the training of the filter and of its labelling; None without a filter."""
@@ -146,7 +149,8 @@ class _Builder:
             "ratio": config.unlabeled_ratio,
             "initial": _weights(labeling) if config.init == "teacher" else None,
             "iteration": index,
-            "length": selection.fingerprint if config.train.pool_epochs else None,  # passes over the pool
+            # The steps of passes over the pool.
+            "length": [selection.fingerprint, config.joint] if config.train.pool_epochs else None,
             **(chosen if config.train.features else {}),
         }
         # These do not change the control, so it does not train again when one of them is edited.
@@ -176,7 +180,8 @@ class _Builder:
     ) -> dict[str, Mapping[str, object]]:
         """Return the inputs of each kind of control; all but the probe share some with the student."""
         same = {"initial": _weights(teachers) if control_from_teacher(self.config) else None}
-        compute: dict[str, object] = {"initial": None, "compute": compute_of(self.config)}
+        passes = [compute_of(self.config), len(backbones(self.config))]
+        compute: dict[str, object] = {"initial": None, "compute": passes}
         if any(student.train.pool_epochs for student in self.config.students):
             compute["length"] = selection.fingerprint  # it depends on the selections before it
         # The probe has the weight decay that is chosen for heads.
@@ -190,14 +195,16 @@ class _Builder:
     def _judgement(self, models: list[Model]) -> Stage:
         stages = [stage for model in models for stage in (model.training, model.finetuning) if stage]
         # The verdict names a first teacher that is the linear probe.
-        probe: dict[str, object] = {"probe": "teacher"} if probe_is_teacher(self.config) else {}
+        more: dict[str, object] = {"probe": "teacher"} if probe_is_teacher(self.config) else {}
+        if not self.config.students:  # otherwise an input of the first labels
+            more |= labels_of(self.config, [model.last.fingerprint for model in models])
         judgement = make_stage(
             "judgement",
             self.run.verdict,
             config=inputs_of(self.config.evaluate),
             truth=self.config.data.pool_truth,
             **{stage.name: stage.fingerprint for stage in stages},
-            **probe,
+            **more,
         )
         folders = [self.run.iteration(index) for index in range(len(self.config.students) + 1)]
         written = [folder.evaluation for folder in folders] + [folder.gallery for folder in folders[1:]]

@@ -8,9 +8,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from noisystudent.config import Config, ModelConfig, PseudoLabelConfig, StudentConfig, TeacherConfig
+from noisystudent.config import (
+    Config,
+    FirstTeacherConfig,
+    ModelConfig,
+    PseudoLabelConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from noisystudent.config.fields import is_absent, is_neutral, is_of_student
-from noisystudent.config.run import is_trained, learners
+from noisystudent.config.run import chooses_decay, first_teachers, is_trained, labeling_teachers, learners
 from noisystudent.run.checksums import checksum
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import LABELS_FORMAT, weights_file
@@ -60,7 +67,8 @@ def compute_of(config: Config) -> Mapping[str, object]:
     """Return what the image passes of a whole run depend on, besides the images."""
     trainings: dict[str, object] = {}
     for name, learner in learners(config).items():
-        parts: dict[str, object] = {"train": inputs_of(learner.train)}
+        views = [learner.augment.flip, learner.augment.views] if learner.train.features else None
+        parts: dict[str, object] = {"train": inputs_of(learner.train), "views": views}
         if isinstance(learner, TeacherConfig) and learner.finetune is not None:
             parts["finetune"] = inputs_of(learner.finetune)
         if isinstance(learner, StudentConfig):
@@ -68,10 +76,13 @@ def compute_of(config: Config) -> Mapping[str, object]:
             labels = learner.pseudo_label
             parts["labels"] = [inputs_of(labels), inputs_of(labels, of_student=True)]
         trainings[name] = parts
-    more: dict[str, object] = {} if config.folds is None else {"folds": config.folds}
-    if config.teachers:
-        more["existing"] = sum(not is_trained(teacher) for teacher in config.teachers)
-    return {"ensemble": config.ensemble, "trainings": trainings, **more}
+    firsts = first_teachers(config)
+    made_elsewhere = [isinstance(one, FirstTeacherConfig) and bool(one.labels_from) for one in firsts]
+    return {
+        "trainings": trainings,
+        "folds": [config.folds, chooses_decay(config)],
+        "teachers": [list(map(is_trained, firsts)), made_elsewhere, labeling_teachers(config)],
+    }
 
 
 def make_stage(name: str, path: Path, **inputs: object) -> Stage:
@@ -83,4 +94,6 @@ def make_stage(name: str, path: Path, **inputs: object) -> Stage:
 
 def labels_stage(name: str, path: Path, config: PseudoLabelConfig, **inputs: object) -> Stage:
     """Return the stage of a labelling of the pool."""
+    if config.noise:  # it is drawn for a batch
+        inputs["batch_size"] = config.batch_size
     return make_stage(name, path, config=inputs_of(config), format=LABELS_FORMAT, **inputs)

@@ -8,8 +8,9 @@ import torch
 
 from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
-from noisystudent.config.controls import linear_probe
+from noisystudent.config.controls import linear_probe, trained_controls
 from noisystudent.config.run import (
+    control_from_teacher,
     first_teachers,
     input_side,
     is_trained,
@@ -71,6 +72,7 @@ def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
                 _build(network, resolution, config.seed, field)
     check_features(config)
     _check_probe(config)
+    _check_kept_weights_of_controls(config)
 
 
 def _check_probe(config: Config) -> None:
@@ -187,15 +189,33 @@ def _check_no_option_of_blocks(name: str, learner: LearnerConfig) -> None:
 
 
 def _check_kept_weights(config: Config, name: str, learner: LearnerConfig) -> None:
-    """Raise if weights would be kept that are random."""
-    model = learner.model
-    published = model.pretrained and not model.pretrained_fallback
+    """Raise if a network would keep random weights."""
     handed = isinstance(learner, StudentConfig) and learner.init == "teacher"
     handed = handed or (name.startswith("teacher") and config.pretrain is not None)  # also teachers.0
-    kept = {"model.lora": model.lora, "train.frozen_blocks": learner.train.frozen_blocks}
-    for field, value in kept.items():
-        require(
-            value is None or bool(published) or handed,
+    for field, value in [] if handed else _kept_random(learner):
+        raise InputError(
             f"{name}.{field} is {value}, but the weights that it keeps would be random; set"
-            f" {name}.model.pretrained, and {name}.model.pretrained_fallback to false",
+            f" {name}.model.pretrained, and {name}.model.pretrained_fallback to false"
         )
+
+
+def _check_kept_weights_of_controls(config: Config) -> None:
+    """Raise if a control of the last student would keep random weights, because it starts from scratch."""
+    for kind in trained_controls(config):
+        if kind == "linear_probe" or (kind == "same_steps" and control_from_teacher(config)):
+            continue
+        for field, value in _kept_random(config.students[-1]):
+            raise InputError(
+                f"{field} of the last student is {value}, and its control {kind} starts from scratch, so the"
+                " weights that it keeps would be random; leave this control out, or set model.pretrained, and"
+                " model.pretrained_fallback to false"
+            )
+
+
+def _kept_random(learner: LearnerConfig) -> list[tuple[str, int]]:
+    """Fields that keep weights, with their values, if a network from scratch has no published ones."""
+    model = learner.model
+    if model.pretrained and not model.pretrained_fallback:
+        return []
+    kept = {"model.lora": model.lora, "train.frozen_blocks": learner.train.frozen_blocks}
+    return [(field, value) for field, value in kept.items() if value is not None]

@@ -75,8 +75,8 @@ def _embedded(context: Context, learner: LearnerConfig) -> int:
 def lengthened(context: Context, control: Training, students: Sequence[Training]) -> Training:
     """Return the training of a control with as many image passes as the whole run, its fine-tuning included.
 
-    The schedule of the learning rate is stretched. The weights do not start from those of a teacher, which
-    may have seen the pool.
+    The schedule of the learning rate is stretched, but not its warm-up. The weights do not start from those
+    of a teacher, which may have seen the pool.
 
     Args:
         context: of the run.
@@ -86,7 +86,9 @@ def lengthened(context: Context, control: Training, students: Sequence[Training]
     own = _finetuned(control)
     share = (sum(image_passes(context, students).values()) - own) / control.images
     steps = max(control.total_steps, round(share * control.total_steps))
-    train = replace(control.learner.train, steps=steps, epochs=None, pool_epochs=None)
+    train = control.learner.train
+    stair = train.decay_epochs * steps / control.total_steps
+    train = replace(train, steps=steps, epochs=None, pool_epochs=None, decay_epochs=stair)
     return replace(control, learner=replace(control.learner, train=train), initial=None)
 
 

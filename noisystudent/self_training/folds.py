@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.config import LearnerConfig, TeacherConfig
+from noisystudent.config.run import chooses_decay
 from noisystudent.data.folds import divide
 from noisystudent.errors import RunError
 from noisystudent.metrics import classification, guards, scores, temperature
@@ -38,9 +39,8 @@ _FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the given weight decay of a head
 
 def weight_decays(context: Context) -> list[float]:
     """Return the weight decays of the teacher among which is chosen out of fold: of a head several."""
-    config, given = context.config, context.config.teacher.train.weight_decay
-    enough = len(context.dataset.labeled) >= LEAST_IMAGES
-    several = config.choose and config.teacher.train.features and config.teacher.finetune is None and enough
+    given = context.config.teacher.train.weight_decay
+    several = chooses_decay(context.config) and len(context.dataset.labeled) >= LEAST_IMAGES
     return list(dict.fromkeys(factor * given for factor in _FACTORS)) if several else [given]
 
 
@@ -113,11 +113,11 @@ def _trainings(
     In them, these rows take the place of val. There is one for each of the `weight_decays`.
     """
     models, images = context.graph.folds, context.dataset.labeled
-    learner = _with_steps_of_teacher(context)
     fold_of = divide(images.content_hash, images.labels, len(models), context.config.seed)
     for fold, model in enumerate(models):
         unseen = np.flatnonzero(fold_of == fold)
         rest = images.subset(np.flatnonzero(fold_of != fold))
+        learner = _with_steps_of_teacher(context, len(images) / len(rest))
         training = replace(
             context.training(learner, ModelDir(model.training.path), f"iteration-0/{model.training.name}"),
             dataset=replace(context.dataset, labeled=rest, val=images.subset(unseen)),
@@ -191,15 +191,26 @@ def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> C
     )
 
 
-def _with_steps_of_teacher(context: Context) -> LearnerConfig:
-    """Return the teacher's configuration with its number of steps: epochs of fewer images would be fewer."""
+def _with_steps_of_teacher(context: Context, shorter: float) -> LearnerConfig:
+    """Return the teacher's configuration with its steps and its schedule, for epochs of fewer images.
+
+    Args:
+        context: the run.
+        shorter: the teacher's labelled images for each of the fold's.
+    """
     config = context.config.teacher
     assert context.graph.teacher is not None  # with folds all first teachers are trained
     teacher = context.training(config, ModelDir(context.graph.teacher.training.path), "iteration-0")
     second = config.finetune
     if second is not None:
         second = replace(second, steps=finetuning(teacher, second).total_steps, epochs=None)
-    train = replace(config.train, steps=teacher.total_steps, epochs=None)
+    train = replace(
+        config.train,
+        steps=teacher.total_steps,
+        epochs=None,
+        warmup_epochs=shorter * config.train.warmup_epochs,
+        decay_epochs=shorter * config.train.decay_epochs,
+    )
     return TeacherConfig(model=config.model, augment=config.augment, train=train, finetune=second)
 
 

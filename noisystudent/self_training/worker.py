@@ -54,7 +54,8 @@ def label_as_worker(config: Config, out: Path, *, progress: Progress | None = No
         device=device,
         progress=progress,
     )
-    context = with_choices(context)
+    if stage != graph.filter_labels:  # the filter labels before there are predictions out of fold
+        context = with_choices(context)
     teachers, labels = _teachers(context, stage)
 
     def join() -> None:

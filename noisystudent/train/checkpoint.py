@@ -54,6 +54,7 @@ class TrainState:
         decay: () float32 on the device, decay of the moving average in the current step. It is not part of a
             snapshot.
         averages: what the thresholds of an adaptive `EmaTeacher` depend on. None: there is no such teacher.
+        parts: parts in which each batch is computed, if memory was too short for fewer.
         step: number of finished steps.
         logged: step of the last log line.
         frozen: digest of the frozen parameters, see `optim.frozen_digest`; 0 if there are none.
@@ -66,6 +67,7 @@ class TrainState:
     window: Tensor
     decay: Tensor
     averages: Averages | None = None
+    parts: int = 1
     step: int = 0
     logged: int = 0
     frozen: int = 0
@@ -171,7 +173,7 @@ def load(state: TrainState, path: Path) -> None:
             entry[key] = loaded if isinstance(value, Tensor) else type(value)(loaded.item())
     not_strict = StateDictOptions(strict=False)  # parameters without optimiser state are allowed
     set_optimizer_state_dict(state.model, state.optimizer, optimizer_state, options=not_strict)
-    state.step, state.logged = int(tensors["step"]), int(tensors["logged"])
+    state.parts, state.step, state.logged = (int(tensors[name]) for name in ("parts", "step", "logged"))
     if int(tensors["frozen"]) != state.frozen:
         raise RunError(
             f"the checkpoint {path} belongs to another training: the frozen weights have changed; give the"
@@ -201,7 +203,7 @@ def _named(state: TrainState, optimizer_state: dict[str, Any]) -> dict[str, Tens
         tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     if state.averages is not None:
         tensors |= {f"averages.{name}": tensor for name, tensor in state.averages._asdict().items()}
-    counts = {name: torch.tensor(getattr(state, name)) for name in ("step", "logged", "frozen")}
+    counts = {name: torch.tensor(getattr(state, name)) for name in ("parts", "step", "logged", "frozen")}
     return tensors | {"window": state.window} | counts
 
 
@@ -264,9 +266,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if module in self._MODULES and "." not in name:
             value = super().find_class(module, name)
             if isinstance(value, type):
-                harmless = dataclasses.is_dataclass(value) or issubclass(
-                    value, (enum.Enum, PurePath, torch.Size)
-                )
+                plain = (enum.Enum, PurePath, torch.Size)
+                harmless = dataclasses.is_dataclass(value) or issubclass(value, plain)
             else:  # torch pickles its layouts as calls of _get_layout
                 harmless = isinstance(value, torch.dtype) or name == "_get_layout"
             if harmless:

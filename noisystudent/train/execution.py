@@ -13,6 +13,7 @@ from noisystudent.errors import RunError, first_line, root_cause
 from noisystudent.records import Batch
 from noisystudent.runtime import COMPILATION_SECONDS, capture, release_memory
 from noisystudent.train.checkpoint import TrainState
+from noisystudent.train.parallel import batchnorm_buffers
 from noisystudent.train.step import BatchTooLarge, TrainStep
 
 Advance = Callable[[TrainState, Batch], None]
@@ -63,7 +64,8 @@ class Executor:
     """
 
     def __init__(self, step: TrainStep, state: TrainState, progress: Progress, steps: int) -> None:
-        self._step, self._state, self._progress = step, state, progress
+        self._step = _in_parts(step, max(step.config.accumulate, state.parts))
+        self._state, self._progress = state, progress
         self._on_gpu = state.window.is_cuda
         execution = step.config.execution if state.whole is None else "eager"
         self._forms = forms_to_try(execution, self._on_gpu, steps)
@@ -86,7 +88,9 @@ class Executor:
             self._advance, self._steps_done = self._build(self._forms[0]), 0
         self._kind = kind
         self._step.prepare(self._state, batch)
-        done = False
+        # A batch that does not fit is forwarded again. Memory is short in the first steps if it ever is.
+        statistics = batchnorm_buffers(self._state.model) if self._steps_done <= _WARM_UPS else []
+        before, done = [buffer.clone() for buffer in statistics], False
         while not done:
             try:
                 if self._steps_done > _WARM_UPS:  # the step after the warm-ups captures, so it can fail too
@@ -96,6 +100,8 @@ class Executor:
                 done = True
             except BatchTooLarge as error:
                 self._divide(batch, error)
+                for buffer, value in zip(statistics, before, strict=True):
+                    buffer.copy_(value)
         self._steps_done += 1
         self._state.step += 1
 
@@ -106,8 +112,7 @@ class Executor:
             OutOfMemoryError: a part would have one image, the loss is of the whole batch, or other processes
                 share the step and go on with it.
         """
-        config, teacher = self._step.config, self._step.teacher
-        parts = 2 * config.accumulate
+        teacher, parts = self._step.teacher, 2 * self._step.config.accumulate
         sizes = [len(rows) for rows in (batch.labels, batch.pool_targets) if len(rows)]
         alone = self._step.everyone.size == 1
         # Batch norm needs two images.
@@ -119,7 +124,7 @@ class Executor:
         ):
             raise root_cause(error) from None
         self._state.optimizer.zero_grad(set_to_none=True)
-        self._step = replace(self._step, config=replace(config, accumulate=parts))
+        self._state.parts, self._step = parts, _in_parts(self._step, parts)
         self._advance, self._steps_done = self._build(self._forms[0]), 0
         release_memory()
         self._progress.say(
@@ -178,6 +183,11 @@ class Executor:
             step = step.compiled(self._on_gpu)
         captured = form in ("captured", "captured-eager")
         return _Captured(step.advance, self._state.window.device) if captured else step.advance
+
+
+def _in_parts(step: TrainStep, parts: int) -> TrainStep:
+    """The step with batches in this number of parts."""
+    return replace(step, config=replace(step.config, accumulate=parts))
 
 
 class _Captured:

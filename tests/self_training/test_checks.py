@@ -57,6 +57,14 @@ def test_a_forgotten_pool_is_refused(
     assert tiny.call("plan", *words[1:], "--students", "0") == 0
 
 
+def test_a_control_from_scratch_keeps_no_random_weights(images: Path) -> None:
+    """That of the same steps starts from the teacher here, and that of the same compute never does."""
+    fields = [("student.init", "teacher"), ("student.model.lora", 4)]
+    check_config(tiny.config(images, *fields, ("control", ["same_steps"])), pool=True)
+    with pytest.raises(InputError, match=r"model\.lora .* is 4, and its control same_compute starts"):
+        check_config(tiny.config(images, *fields, ("control", ["same_compute"])), pool=True)
+
+
 def test_every_network_of_a_run_is_checked(images: Path, tmp_path: Path) -> None:
     learner = tiny.RECIPE["teacher"]
     fields = [("filter", learner), ("pretrain", learner), ("data.pool_tags", True), ("students", 2)]

@@ -164,6 +164,22 @@ def test_a_control_of_another_network_than_the_first_teachers_starts_from_scratc
     assert not control_from_teacher(dataclasses.replace(config, students=(config.students[0], scratch)))
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "from_teacher"),
+    [(True, True, True), (True, False, True), (False, True, False), (False, False, True)],
+)
+def test_a_head_on_features_starts_only_from_one_on_the_same(
+    images: Path, teacher: bool, student: bool, from_teacher: bool
+) -> None:
+    """The features are those of the first weights, and a teacher that is trained on images has others."""
+    fields = [("teacher.train.features", teacher), ("student.train.features", student)]
+    config = tiny.config(images, *fields, ("student.init", "teacher"))
+    assert control_from_teacher(config) is from_teacher
+    other = ("student.model.resolution", 2 * tiny.SIDE)
+    config = tiny.config(images, *fields, ("student.init", "teacher"), other)
+    assert control_from_teacher(config) is (from_teacher and not student)
+
+
 def test_a_control_that_is_not_wanted_any_more_is_put_aside(images: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(run, out)

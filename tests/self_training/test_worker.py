@@ -18,6 +18,7 @@ from noisystudent import self_training
 from noisystudent.console import Progress
 from noisystudent.errors import Stopped
 from noisystudent.run.rundir import LabelsDir, RunDir
+from noisystudent.self_training.worker import label_as_worker
 
 FORK = multiprocessing.get_context("forkserver")
 
@@ -68,6 +69,14 @@ def test_a_run_finds_the_labels_of_its_workers(
     assert {path: path.stat().st_mtime_ns for path in made} == made, "nothing was labelled again"
     model = "iteration-1/student"
     assert tiny.weights(labeling, model) == tiny.weights(finished, model)
+
+
+def test_a_worker_labels_for_a_filter_before_there_are_folds(images: Path, tmp_path: Path) -> None:
+    config = tiny.config(images, ("filter", tiny.RECIPE["teacher"]), ("folds", 2))
+    with pytest.raises(Stopped):
+        self_training.self_train(config, tmp_path / "run", progress=StoppedIn("filter-labels"))
+    assert label_as_worker(config, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("out-of-fold*"))
 
 
 def test_a_worker_says_when_there_is_nothing_to_label(

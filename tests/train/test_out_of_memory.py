@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from tiny_training import LABELED, POOL, TinyNet, Training
+from tiny_training import LABELED, POOL, Killed, TinyNet, Training, kill_at
 from torch import Tensor, nn
 
 from noisystudent.train.ema_teacher import Averages, EmaTeacher
@@ -69,6 +69,38 @@ def test_a_batch_that_does_not_fit_counts_once_in_the_averages_of_its_teacher(tr
     whole.model, divided.model = SmallMemory(LABELED + POOL), SmallMemory(8)
     first, *others = averages_of(whole)
     torch.testing.assert_close(averages_of(divided), [first, first, *others], rtol=1e-5, atol=1e-5)
+
+
+class LateMemory(TinyNet):
+    """Batch norm has seen the batch when memory is short."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        if len(images) > 8:
+            raise torch.OutOfMemoryError(f"{len(images)} images do not fit")
+        return logits
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_batch_norm_saw_of_a_batch_that_did_not_fit_is_forgotten(training: Make, killed: bool) -> None:
+    """The training is that of `accumulate: 2`, also when a resumed one has memory for whole batches."""
+    no_mask = {"draw_noise": lambda _batch, _step: None}
+    expected = training("given", changes=dict(no_mask), accumulate=2).run()
+    if killed:
+        first = training("late", changes={**no_mask, "batches": kill_at(9)}, checkpoint_steps=4)
+        first.model = LateMemory()
+        with pytest.raises(Killed):
+            first.run()
+    one = training("late", changes=dict(no_mask), checkpoint_steps=4)
+    if not killed:
+        one.model = LateMemory()
+    found = one.run()
+    for (name, value), same in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
+        assert torch.equal(value, same), name
 
 
 def test_without_memory_for_two_images_the_error_is_that_of_memory(training: Make) -> None:
