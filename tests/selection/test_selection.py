@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from selection_reference import Row
 from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError, RunError
 from noisystudent.records import PseudoLabels, Selection
-from noisystudent.selection import database, reassign, select, selected_rows, summary
+from noisystudent.selection import database, none_kept, reassign, select, selected_rows, summary
 
 # Exact bin edges, their float32 neighbours, and any other values.
 edges = st.integers(0, 100).map(lambda k: np.float32(k / 100))
@@ -35,7 +36,16 @@ configs = st.builds(
     strength=st.sampled_from([0.25, 0.9, 1.0, 1.3]),
 )
 quick = settings(max_examples=40, deadline=None)
-MODES, BALANCED = ["paper", "official", "adaptive", "all"], ("paper", "adaptive")
+Mode = Literal["paper", "official", "adaptive", "threshold", "all"]
+MODES: list[Mode] = ["paper", "official", "adaptive", "all"]
+BALANCED = ("paper", "adaptive")
+
+
+def in_mode(config: SelectionConfig, mode: Mode) -> SelectionConfig:
+    """The configuration without the fields that the mode does not have."""
+    per_class = config.per_class if mode in (*BALANCED, "official") else None
+    top_fraction = config.top_fraction if mode in BALANCED else None
+    return replace(config, mode=mode, per_class=per_class, top_fraction=top_fraction)
 
 
 def run(
@@ -58,7 +68,7 @@ def test_paper_equals_the_reference(pairs: list[tuple[int, float]], config: Sele
 def test_official_equals_the_published_algorithm(
     pairs: list[tuple[int, float]], config: SelectionConfig, seed: int
 ) -> None:
-    rows, config = reference.pool(pairs), replace(config, mode="official", top_fraction=None)
+    rows, config = reference.pool(pairs), in_mode(config, "official")
     with tempfile.TemporaryDirectory() as folder:
         selection = run(rows, config, Path(folder), seed)
         assert reference.decisions(selection) == reference.official(rows, config, seed)
@@ -73,7 +83,7 @@ def test_official_equals_the_published_algorithm(
     mode=st.sampled_from(MODES),
 )
 def test_order_and_names_of_files_change_nothing(pairs, config, order, cut, mode) -> None:  # type: ignore[no-untyped-def]
-    config = replace(config, mode=mode, top_fraction=config.top_fraction if mode in BALANCED else None)
+    config = in_mode(config, mode)
     rows = reference.pool(pairs)
     moved = rows.copy()
     order.shuffle(moved)
@@ -100,12 +110,12 @@ def large_pool(n: int, classes: int = 4, seed: int = 0, grid: int | None = None)
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_bytes_do_not_depend_on_threads_and_memory(
-    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "ROW_GROUP", 30_000)
     rows = large_pool(150_000, grid=50)
     labels = reference.write(tmp_path / "labels", {f"part-{i:05d}.parquet": rows[i::3] for i in range(3)})
-    config = SelectionConfig(mode=mode, per_class=15_000)  # type: ignore[arg-type]
+    config = in_mode(SelectionConfig(per_class=15_000), mode)
     digests = set()
     for threads, limit in ((1, "2GB"), (4, "100MB")):
         out = tmp_path / f"{threads}.parquet"
@@ -120,10 +130,10 @@ def test_the_bytes_do_not_depend_on_threads_and_memory(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_labels_in_row_order_are_not_sorted_and_others_are(
-    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "ROW_GROUP", 700)
-    rows, config = large_pool(5_000, grid=50), SelectionConfig(mode=mode, per_class=500)  # type: ignore[arg-type]
+    rows, config = large_pool(5_000, grid=50), in_mode(SelectionConfig(per_class=500), mode)
     parts = {f"part-{i:05d}.parquet": rows[i * 1000 : (i + 1) * 1000] for i in range(5)}
     ordered = select(reference.write(tmp_path / "o", parts), config, seed=1, out=tmp_path / "o.parquet")
     mixed = reference.write(
@@ -176,9 +186,9 @@ def test_official_keeps_k_in_expectation_and_the_seed_matters(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_image_has_one_row_in_the_order_of_rows(tmp_path: Path, mode: str) -> None:
+def test_every_image_has_one_row_in_the_order_of_rows(tmp_path: Path, mode: Mode) -> None:
     rows = large_pool(500, grid=20)
-    selection = run(rows, SelectionConfig(mode=mode, per_class=60), tmp_path)  # type: ignore[arg-type]
+    selection = run(rows, in_mode(SelectionConfig(per_class=60), mode), tmp_path)
     written = reference.read(selection)
     by_row = {r.row: r for r in rows}
     for r in written:
@@ -254,7 +264,7 @@ def test_paths_are_taken_literally(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: str) -> None:
+def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: Mode) -> None:
     config = SelectionConfig(mode=mode)  # type: ignore[arg-type]
     nothing = run([], config, tmp_path / "none")
     rows, repeats = selected_rows(nothing)
@@ -268,7 +278,7 @@ def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["paper", "official"])
-def test_nothing_above_the_threshold(tmp_path: Path, mode: str) -> None:
+def test_nothing_above_the_threshold(tmp_path: Path, mode: Mode) -> None:
     selection = run(reference.pool([(0, 0.2), (1, 0.1)]), SelectionConfig(mode=mode), tmp_path)  # type: ignore[arg-type]
     assert {r["reason"] for r in reference.read(selection)} == {"below_threshold"}
     assert len(selected_rows(selection)[0]) == 0
@@ -286,14 +296,50 @@ def test_selected_rows_are_in_the_order_of_their_content(tmp_path: Path) -> None
         selected_rows(selection)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"mode": "threshold", "top_fraction": 0.5},
+            "top_fraction is 0.5, but selection.mode is threshold; it must be paper or adaptive",
+        ),
+        (
+            {"mode": "all", "per_class": 3},
+            "per_class is 3, but selection.mode is all, which does not balance",
+        ),
+        (
+            {"mode": "threshold", "per_class": 3},
+            "per_class is 3, but selection.mode is threshold, which does",
+        ),
+        (
+            {"threshold": 0.9, "max_confidence": 0.5},
+            "max_confidence is 0.5, but selection.threshold is 0.9, so",
+        ),
+        (
+            {"mode": "threshold", "max_confidence": 0.3},
+            "max_confidence is 0.3, but selection.threshold is 0.3",
+        ),
+    ],
+)
+def test_fields_that_exclude_each_other_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"selection.{message}")):
+        SelectionConfig(**fields)
+
+
+def test_an_empty_selection_has_its_reasons(tmp_path: Path) -> None:
+    rows = [(0, 0.4), (0, 0.9), (1, 0.9), (1, 0.2)]
+    counts = summary(run(reference.pool(rows), SelectionConfig(max_confidence=0.35), tmp_path))
+    assert counts["kept"] == 0 and counts["reasons"] == {"too_confident": 3, "below_threshold": 1}
+    assert none_kept(counts) == (
+        "no pool image of 4 is kept: 3 are above selection.max_confidence, 1 are not above the threshold"
+    )
+    assert none_kept(summary(run([], SelectionConfig(), tmp_path / "empty"))) == "the pool is empty"
+
+
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="holds no pseudo-labels"):
         select(PseudoLabels(tmp_path / "empty", 4), SelectionConfig(), seed=0, out=tmp_path / "s.parquet")
-    with pytest.raises(
-        InputError, match=r"top_fraction is 0\.5, but selection\.mode is all; it must be paper or adaptive"
-    ):
-        run(large_pool(3), SelectionConfig(mode="all", top_fraction=0.5), tmp_path)
     (tmp_path / "empty" / "part-00000.parquet").write_bytes(b"PAR1 half a file")
     with pytest.raises(RunError, match="cannot compute"):
         select(PseudoLabels(tmp_path / "empty", 4), SelectionConfig(), seed=0, out=tmp_path / "s.parquet")
