@@ -82,6 +82,9 @@ def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
 
 def _check_execution(name: str, learner: LearnerConfig, device: torch.device) -> None:
     """Raise if the steps of a training cannot be executed on the device as configured."""
+    second = isinstance(learner, TeacherConfig) and learner.finetune is not None
+    if learner.train.features and not second:  # the steps of a head are always eager
+        return
     try:
         forms_to_try(learner.train.execution, device.type == "cuda", steps=1)
     except RunError as error:

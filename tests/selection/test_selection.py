@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from selection_reference import Row
 from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError, RunError
 from noisystudent.records import PseudoLabels, Selection
-from noisystudent.selection import database, none_kept, reassign, select, selected_rows, summary
+from noisystudent.selection import database, reassign, select, selected_rows, summary
 
 # Exact bin edges, their float32 neighbours, and any other values.
 edges = st.integers(0, 100).map(lambda k: np.float32(k / 100))
@@ -265,7 +264,7 @@ def test_paths_are_taken_literally(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: Mode) -> None:
-    config = SelectionConfig(mode=mode)  # type: ignore[arg-type]
+    config = SelectionConfig(mode=mode)
     nothing = run([], config, tmp_path / "none")
     rows, repeats = selected_rows(nothing)
     assert rows.shape == repeats.shape == (0,) and rows.dtype == np.int64 and repeats.dtype == np.int32
@@ -279,7 +278,7 @@ def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: Mode) -> None:
 
 @pytest.mark.parametrize("mode", ["paper", "official"])
 def test_nothing_above_the_threshold(tmp_path: Path, mode: Mode) -> None:
-    selection = run(reference.pool([(0, 0.2), (1, 0.1)]), SelectionConfig(mode=mode), tmp_path)  # type: ignore[arg-type]
+    selection = run(reference.pool([(0, 0.2), (1, 0.1)]), SelectionConfig(mode=mode), tmp_path)
     assert {r["reason"] for r in reference.read(selection)} == {"below_threshold"}
     assert len(selected_rows(selection)[0]) == 0
 
@@ -294,46 +293,6 @@ def test_selected_rows_are_in_the_order_of_their_content(tmp_path: Path) -> None
     selection.path.write_bytes(selection.path.read_bytes()[:-40])
     with pytest.raises(RunError, match=r"selection\.parquet cannot be read"):
         selected_rows(selection)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (
-            {"mode": "threshold", "top_fraction": 0.5},
-            "top_fraction is 0.5, but selection.mode is threshold; it must be paper or adaptive",
-        ),
-        (
-            {"mode": "all", "per_class": 3},
-            "per_class is 3, but selection.mode is all, which does not balance",
-        ),
-        (
-            {"mode": "threshold", "per_class": 3},
-            "per_class is 3, but selection.mode is threshold, which does",
-        ),
-        (
-            {"threshold": 0.9, "max_confidence": 0.5},
-            "max_confidence is 0.5, but selection.threshold is 0.9, so",
-        ),
-        (
-            {"mode": "threshold", "max_confidence": 0.3},
-            "max_confidence is 0.3, but selection.threshold is 0.3",
-        ),
-    ],
-)
-def test_fields_that_exclude_each_other_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=re.escape(f"selection.{message}")):
-        SelectionConfig(**fields)
-
-
-def test_an_empty_selection_has_its_reasons(tmp_path: Path) -> None:
-    rows = [(0, 0.4), (0, 0.9), (1, 0.9), (1, 0.2)]
-    counts = summary(run(reference.pool(rows), SelectionConfig(max_confidence=0.35), tmp_path))
-    assert counts["kept"] == 0 and counts["reasons"] == {"too_confident": 3, "below_threshold": 1}
-    assert none_kept(counts) == (
-        "no pool image of 4 is kept: 3 are above selection.max_confidence, 1 are not above the threshold"
-    )
-    assert none_kept(summary(run([], SelectionConfig(), tmp_path / "empty"))) == "the pool is empty"
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
