@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ import pytest
 import selection_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_reference import Row
+from selection_reference import Mode, Row, in_mode
 
 from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError, RunError
@@ -35,16 +35,7 @@ configs = st.builds(
     strength=st.sampled_from([0.25, 0.9, 1.0, 1.3]),
 )
 quick = settings(max_examples=40, deadline=None)
-Mode = Literal["paper", "official", "adaptive", "threshold", "all"]
 MODES: list[Mode] = ["paper", "official", "adaptive", "all"]
-BALANCED = ("paper", "adaptive")
-
-
-def in_mode(config: SelectionConfig, mode: Mode) -> SelectionConfig:
-    """The configuration without the fields that the mode does not have."""
-    per_class = config.per_class if mode in (*BALANCED, "official") else None
-    top_fraction = config.top_fraction if mode in BALANCED else None
-    return replace(config, mode=mode, per_class=per_class, top_fraction=top_fraction)
 
 
 def run(

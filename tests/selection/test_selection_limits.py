@@ -10,8 +10,8 @@ import pytest
 import selection_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_reference import Decision, Row
-from test_selection import Mode, confidences, configs, in_mode, large_pool, pairs, run
+from selection_reference import Decision, Mode, Row, in_mode
+from test_selection import confidences, configs, large_pool, pairs, run
 
 from noisystudent.config import SelectionConfig
 
