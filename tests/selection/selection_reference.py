@@ -19,7 +19,6 @@ from noisystudent.config import SelectionConfig
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.runtime import torch_seed
 
-
 Mode = Literal["paper", "official", "adaptive", "threshold", "all"]
 BALANCED = ("paper", "adaptive")
 
