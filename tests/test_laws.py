@@ -47,10 +47,11 @@ def test_no_students_is_supervised_training(images: Path, finished: Path, tmp_pa
 
 
 def test_a_pool_that_is_not_trusted_is_supervised_training(images: Path, tmp_path: Path) -> None:
-    doubtful = [("student.selection.threshold", 0.999999), ("student.selection.max_confidence", 0.9)]
+    doubtful = [("student.selection.threshold", 0.32), ("student.selection.max_confidence", 0.33)]
     lines = tiny.run(tiny.config(images, *doubtful), tmp_path)
-    why = "no pool image is above the threshold"
-    assert f"warning: {why}; student 1 learns from the given labels alone" in lines
+    count = len(tiny.CLASSES) * tiny.PER_CLASS["pool"]
+    why = f"no pool image of {count} is kept: {count} are above selection.max_confidence"
+    assert f"warning: selection-1: {why}; student 1 learns from the given labels alone" in lines
     student = tiny.weights(tmp_path, "iteration-1/student")
     assert student == tiny.weights(tmp_path, "iteration-1/control")
     assert student != tiny.weights(tmp_path, "iteration-0/teacher"), "it did train, with its own noise"

@@ -91,14 +91,17 @@ class SelectionConfig:
     """Factor of the thresholds of adaptive, counted from chance. 1: those of FreeMatch (arXiv 2205.07246). Up
     to 1, no class that the teacher predicts loses all its images. Larger: fewer images are kept."""
     per_class: int | None = number(None, least=1, most=2**31 - 1)
-    """Images per class after balancing (paper: 130,000). None: kept images / number of classes."""
+    """Images per class after balancing (paper: 130,000). None: kept images / number of classes. The modes
+    threshold and all do not balance."""
     duplicate: bool = True
     """Repeat images of small classes until there are per_class (§3.1)."""
     top_fraction: float | None = number(None, above=0, most=1)
-    """Keep only this share of each class's images, the most confident ones. None: no limit. In a recipe, a
-    list has one value for each student, and the last one is for all later students: [0.3, 0.5, 1.0]."""
+    """Keep only this share of each class's images, the most confident ones, in the modes paper and adaptive.
+    None: no limit. In a recipe, a list has one value for each student, and the last one is for all later
+    students: [0.3, 0.5, 1.0]."""
     max_confidence: float = number(1.0, above=0, most=1)
-    """Largest confidence that is kept. With the threshold: a band, as in the paper's study of hard labels."""
+    """Largest confidence that is kept. With the threshold, which must be smaller: a band, as in the paper's
+    study of hard labels."""
     pool_fraction: float = number(1.0, above=0, most=1)
     """Use only this share of the pool. It is the same for any seed, and part of every larger share."""
     agreement: float = number(0.0, least=0, most=1, later=True)
@@ -111,7 +114,8 @@ class SelectionConfig:
     """Share of labelled images that would be junk too: it gives the limit of the energy. They are those of
     val; with fewer than 50, for the first student, those out of fold. Below one image: none is junk."""
     reassign: bool = False
-    """Keep the images selected in the iteration before, with new labels of the current teacher."""
+    """Keep the images selected in the iteration before, with new labels of the current teacher. Not with
+    `filter`, which selects for every student."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "selection.")
@@ -124,4 +128,20 @@ class SelectionConfig:
         require(
             not (self.relative and self.mode == "official"),
             "selection.relative is true, but the threshold of mode official is absolute; set it to false",
+        )
+        require(
+            self.top_fraction is None or self.mode in ("paper", "adaptive"),
+            f"selection.top_fraction is {self.top_fraction}, but selection.mode is {self.mode}; it must be"
+            " paper or adaptive",
+        )
+        require(
+            self.per_class is None or self.mode in ("paper", "official", "adaptive"),
+            f"selection.per_class is {self.per_class}, but selection.mode is {self.mode}, which does not"
+            " balance the classes; it must be paper, official or adaptive",
+        )
+        # A relative threshold is this one or more.
+        require(
+            self.max_confidence > self.threshold or self.mode in ("adaptive", "all"),
+            f"selection.max_confidence is {self.max_confidence:g}, but selection.threshold is"
+            f" {self.threshold:g}, so no image is kept; it must be larger than the threshold",
         )

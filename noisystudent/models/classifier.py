@@ -38,6 +38,7 @@ class Classifier(nn.Module):
         resolution: side in pixels of the images for which the model was built.
         head_kind: kind of the classifier of `net`, see `ModelConfig.head`.
         options: further arguments of timm.create_model with which the model was built.
+        fell_back: True: all weights are random, because the published ones were not available.
     """
 
     mean: Tensor
@@ -52,6 +53,7 @@ class Classifier(nn.Module):
         self.resolution = resolution
         self.head_kind = config.head
         self.options = dict(config.options)
+        self.fell_back = False
         cfg: Any = net.pretrained_cfg  # timm sets it on every model
         # Not persistent: they are constants of the model, so snapshots need not contain them.
         for key in ("mean", "std"):
@@ -243,8 +245,7 @@ def load_weights(classifier: Classifier, path: Path) -> None:
     """Load a safetensors file, or a torch checkpoint without pickled code, into the classifier's network.
 
     Raises:
-        InputError: the file does not exist, is not a checkpoint, or belongs to another model or another
-            number of classes.
+        InputError: there is no such checkpoint, or it is of another model or another number of classes.
     """
     state = _read(classifier, path)
     _check_tensors(classifier, path, state)

@@ -81,6 +81,7 @@ def build_model(
     _check_options(config)
     source = find_source(config.name, config.pretrained if pretrained is None else pretrained)
     network = _Network(config, num_classes, resolution, seed)
+    fell_back = False
     try:
         net = network.new() if source is None else _from_source(network, source, progress)
     except Unavailable as error:
@@ -91,8 +92,10 @@ def build_model(
             raise InputError(f"model.pretrained is {given}, but {reason}; {advice}") from error
         if progress is not None:
             progress.say(f"{reason}; starting from random weights")
-        net = network.new()
-    return Classifier(net, config, num_classes, resolution)
+        net, fell_back = network.new(), True
+    model = Classifier(net, config, num_classes, resolution)
+    model.fell_back = fell_back
+    return model
 
 
 def _from_source(network: _Network, source: Source, progress: Progress | None) -> nn.Module:

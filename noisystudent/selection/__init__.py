@@ -1,7 +1,7 @@
 """Select pseudo-labels by confidence and balance the classes, with a reason for every pool image."""
 
 from noisystudent.selection.choice import choose
-from noisystudent.selection.counts import junk_note, lost_classes, summary
+from noisystudent.selection.counts import junk_note, lost_classes, none_kept, summary
 from noisystudent.selection.database import selected_rows
 from noisystudent.selection.decisions import too_few_agree
 from noisystudent.selection.junk import energy_limit, read_energies
@@ -13,6 +13,7 @@ __all__ = [
     "energy_limit",
     "junk_note",
     "lost_classes",
+    "none_kept",
     "read_energies",
     "reassign",
     "select",

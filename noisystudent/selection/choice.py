@@ -42,9 +42,10 @@ def choose(
     given = f"selection.{name} stays {config.strength if adaptive else config.threshold:g}"
     if len(labels) < LEAST_IMAGES:
         return config, f"{given}: {len(labels):,} labelled images are too few to choose on"
+    values = STRENGTHS if adaptive else [value for value in THRESHOLDS if value < config.max_confidence]
     settings = {
         value: replace(config, strength=value) if adaptive else replace(config, threshold=value)
-        for value in (STRENGTHS if adaptive else THRESHOLDS)
+        for value in values
     }
     choices = {value: kept(setting, probs, labels) for value, setting in settings.items()}
     chosen = widest(choices, LOW_PSEUDO_ACCURACY)

@@ -11,6 +11,16 @@ from noisystudent.records import Selection
 from noisystudent.selection.database import database, marks, parquet
 from noisystudent.selection.decisions import REASONS
 
+# Why an image is not kept, after "n are".
+_WHY = {
+    "below_threshold": "not above the threshold",
+    "over_quota": "over the quota of their class",
+    "below_top_fraction": "outside selection.top_fraction",
+    "too_confident": "above selection.max_confidence",
+    "not_looked_at": "outside selection.pool_fraction",
+    "teachers_disagree": "below selection.agreement",
+    "junk": "junk",
+}
 # Reasons of images whose confidence is above the threshold.
 _ABOVE = tuple(reason for reason in REASONS if reason in ("kept", "over_quota", "below_top_fraction"))
 
@@ -27,6 +37,7 @@ def summary(selection: Selection) -> dict[str, Any]:
         junk_kept: those of them that were kept.
         coverage: kept / images. 0 if the pool is empty.
         confidences: smallest and largest confidence of the pool; empty if the pool is.
+        reasons: reason -> number of images, the most frequent first.
         classes: for each class label, predicted, above_threshold, kept, total and min_confidence, the
             smallest confidence of the kept images (None if none was kept).
     """
@@ -39,6 +50,10 @@ def summary(selection: Selection) -> dict[str, Any]:
                 count(*) FILTER ({junk}), count(*) FILTER ({junk} AND repeats > 0), min(confidence),
                 max(confidence)
             FROM {parquet([selection.path])} GROUP BY label"""
+        ).fetchall()
+        reasons = connection.execute(
+            f"""SELECT reason, count(*) AS n FROM {parquet([selection.path])} GROUP BY reason
+            ORDER BY n DESC, reason"""
         ).fetchall()
     counts = {row[0]: row[1:6] for row in rows}
     spans = [row[8:] for row in rows]
@@ -56,8 +71,21 @@ def summary(selection: Selection) -> dict[str, Any]:
         "junk_kept": sum(row[7] for row in rows),
         "coverage": kept / images if images else 0.0,
         "confidences": [min(low for low, _ in spans), max(high for _, high in spans)] if spans else [],
+        "reasons": dict(reasons),
         "classes": classes,
     }
+
+
+def none_kept(counts: Mapping[str, Any]) -> str:
+    """Why no image is kept, in words.
+
+    Args:
+        counts: what `summary` returned; `kept` is 0.
+    """
+    if not counts["images"]:
+        return "the pool is empty"
+    why = ", ".join(f"{count:,} are {_WHY[reason]}" for reason, count in counts["reasons"].items())
+    return f"no pool image of {counts['images']:,} is kept: {why}"
 
 
 def junk_note(counts: Mapping[str, Any], config: SelectionConfig) -> str | None:

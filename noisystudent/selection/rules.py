@@ -66,7 +66,7 @@ def select(
 
     Args:
         labels: pseudo-labels of the teacher.
-        config: fields of `selection`. top_fraction is for the modes paper and adaptive only.
+        config: fields of `selection`.
         seed: seed of the random rounding in mode official.
         out: Parquet file to write.
         energies: (N,) energies of labelled images for `energy_limit`; None: those beside the labels.
@@ -77,24 +77,15 @@ def select(
         The selection in the file `out`.
 
     Raises:
-        InputError: top_fraction without mode paper or adaptive, agreement of one teacher, or no energies.
+        InputError: agreement of one teacher, or no energies.
         RunError: there are no pseudo-labels, they cannot be read, or memory or disk is full.
     """
-    _check_mode(config)
     limit = junk_limit(labels, config, energies)
     with database(out, memory_limit, threads) as connection:
         open_labels(connection, labels, agreement=config.agreement > 0, junk_limit=limit)
         decide = _rule(connection, config, labels.num_classes, seed)
         write(connection, "labels", out, decide, agreement=config.agreement > 0)
     return Selection(out, labels.num_classes)
-
-
-def _check_mode(config: SelectionConfig) -> None:
-    if config.top_fraction is not None and config.mode not in ("paper", "adaptive"):
-        raise InputError(
-            f"selection.top_fraction is {config.top_fraction}, but selection.mode is {config.mode};"
-            " it must be paper or adaptive"
-        )
 
 
 def _rule(

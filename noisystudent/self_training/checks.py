@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -19,7 +20,7 @@ from noisystudent.config.run import (
     require_pool,
 )
 from noisystudent.data.gpu_decode import check_gpu_decoder
-from noisystudent.errors import InputError, require
+from noisystudent.errors import InputError, RunError, require
 from noisystudent.models.heads import classifier_path
 from noisystudent.models.pretrained import find_source
 from noisystudent.models.registry import build_model
@@ -27,6 +28,7 @@ from noisystudent.run.backbones import backbone_key
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training.heads import frozen
 from noisystudent.self_training.models import prepare_training
+from noisystudent.train.execution import forms_to_try
 from noisystudent.train.optim import lr_scales
 
 _CLASSES = 2  # of the networks that are built here; the classes of the run are not known yet
@@ -34,6 +36,8 @@ _CLASSES = 2  # of the networks that are built here; the classes of the run are 
 
 def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
     """Check the lengths, the pool, the device, its decoder, and every network with its options and its noise.
+
+    A field that would have no effect is refused, too.
 
     Each network is built once, without memory for its weights.
 
@@ -57,6 +61,8 @@ def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
         find_source(learner.model.name, learner.model.pretrained)
         _check_kept_weights(config, name, learner)
         _check_parts(name, learner, processes)
+        _check_execution(name, learner, device)
+        _check_effects(config, name, learner)
         features = learner.train.features
         model = frozen(learner.model) if features else learner.model
         networks = [(LearnerConfig(model=model, train=learner.train), side, "train.frozen_blocks")]
@@ -70,9 +76,68 @@ def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
             if (network, resolution) not in built:
                 built.append((network, resolution))
                 _build(network, resolution, config.seed, field)
+    _check_initial(config)
     check_features(config)
     _check_probe(config)
     _check_kept_weights_of_controls(config)
+
+
+def _check_execution(name: str, learner: LearnerConfig, device: torch.device) -> None:
+    """Raise if the steps of a training cannot be executed on the device as configured."""
+    second = isinstance(learner, TeacherConfig) and learner.finetune is not None
+    if learner.train.features and not second:  # the steps of a head are always eager
+        return
+    try:
+        forms_to_try(learner.train.execution, device.type == "cuda", steps=1)
+    except RunError as error:
+        raise InputError(f"{name}.{error}") from error
+
+
+def _check_effects(config: Config, name: str, learner: LearnerConfig) -> None:
+    """Raise if a field is set that would have no effect."""
+    augment, train = learner.augment, learner.train
+    for field, value in {"mix": augment.mix, "views": augment.views}.items():
+        require(
+            train.features or not value,
+            f"{name}.augment.{field} is {value:g}, but {name}.train.features is false, and only heads on"
+            f" cached features are trained with it; set {name}.augment.{field} to 0",
+        )
+    if not isinstance(learner, StudentConfig):
+        return
+    require(
+        not learner.selection.reassign or config.filter is None,
+        f"{name}.selection.reassign is true, but the filter selects the images of every student, so it has no"
+        " effect; set it to false",
+    )
+    labels, tail = learner.pseudo_label, train.label_tail
+    steps = train.steps or 1_000_000  # if the images give the length, the shares alone decide
+    require(
+        labels.teacher != "ema" or round(labels.ema_start * steps) < steps - round(tail * steps),
+        f"{name}.pseudo_label.ema_start is {labels.ema_start:g} and {name}.train.label_tail is {tail:g}, so"
+        " the moving average labels no step; together they must be below 1",
+    )
+
+
+def _check_initial(config: Config) -> None:
+    """Raise if a student would start from the weights of a teacher with another network."""
+    first = [(name, one) for name, one in learners(config).items() if name.startswith("teacher")][:1]
+    students = [(f"students.{number}", student) for number, student in enumerate(config.students)]
+    for (teacher_name, teacher), (name, student) in pairwise([*first, *students]):
+        if not isinstance(student, StudentConfig) or student.init != "teacher":
+            continue
+        for field in ("name", "head", "options"):
+            own, other = (_of_network(learner, field) for learner in (student, teacher))
+            require(
+                own == other,
+                f"{name}.init is teacher, but {name}.model.{field} is {own} and {teacher_name}.model.{field}"
+                f" is {other}; use the same network, or set {name}.init to scratch",
+            )
+
+
+def _of_network(learner: LearnerConfig, field: str) -> object:
+    """Return a field of a network; the tag of published weights is no part of its name."""
+    value = getattr(learner.model, field)
+    return value.split(".")[0] if field == "name" else value
 
 
 def _check_probe(config: Config) -> None:

@@ -117,7 +117,9 @@ def _write_energies(context: Context, stage: Stage, teachers: Teachers, config: 
 def online_teacher(context: Context, teachers: Teachers, config: PseudoLabelConfig) -> OnlineTeacher:
     """Return a teacher that labels the pool images of a batch during the training of the student.
 
-    Probabilities are rounded to float16 and normalised again, as stored ones are, so both give equal labels.
+    Probabilities are rounded to float16 and normalised again, as stored ones are. So both give equal labels
+    up to 256 classes. Above, stored labels keep the `pseudo_label.top_k` largest probabilities and divide the
+    rest evenly, and these labels keep all.
     """
     if teachers.single is not None:
         alone = with_transforms(predictor(teachers.single), config)

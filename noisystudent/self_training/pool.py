@@ -26,6 +26,7 @@ from noisystudent.run.stages import run_stage
 from noisystudent.selection import (
     junk_note,
     lost_classes,
+    none_kept,
     reassign,
     select,
     selected_rows,
@@ -174,7 +175,7 @@ def _student_or_control(
         if pool_images == 0:
             raise RunError(
                 f"selection-{iteration.index} keeps no pool image, so train.pool_epochs gives no step;"
-                " decrease selection.threshold, or give train.steps"
+                " change the fields of selection, or give train.steps"
             )
     return replace(
         context.training(student, folder, f"iteration-{iteration.index}"),
@@ -254,8 +255,8 @@ def _check_selection(context: Context, iteration: Iteration) -> None:
         warnings += selection_warnings(kept, images, precision if stored else None)
         lines += [f"warning: {name}: {line}" for line in warnings]
     else:
-        why = "no pool image is above the threshold" if images else "the pool is empty"
-        lines = [f"warning: {why}; student {iteration.index} learns from the given labels alone"]
+        why = none_kept(counts)
+        lines = [f"warning: {name}: {why}; student {iteration.index} learns from the given labels alone"]
     useless = without_effect(iteration.config.selection, len(context.dataset.classes))
     notes = [useless, junk_note(counts, iteration.config.selection)]
     lines += [f"note: {name}: {note}" for note in notes if note]

@@ -18,15 +18,21 @@ from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool, joint_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.inference.predictor import Predictor
-from noisystudent.models.classifier import Classifier, load_weights
+from noisystudent.models.classifier import Classifier
 from noisystudent.models.heads import Head
-from noisystudent.models.registry import build_model
 from noisystudent.records import Batch
 from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.runtime import resolve_dtype, wanted_dtype
 from noisystudent.self_training.features import FeatureSet, with_features
 from noisystudent.self_training.heads import FeatureNoise, draw_views, finished_head, first_head, of_head
-from noisystudent.self_training.models import first_model, with_rate
+from noisystudent.self_training.models import (
+    describe_rate,
+    fell_back,
+    finished_model,
+    first_model,
+    may_fall_back,
+    with_rate,
+)
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.phases import Phase, Rows, divide, steps_for_pool
 from noisystudent.train.ema_teacher import EmaTeacher
@@ -103,13 +109,13 @@ class Training:
     @property
     def config(self) -> TrainConfig:
         """The configuration of the training with a learning rate, which it need not have."""
-        return self._rate()[0]
+        return with_rate(self.learner, self.resolution, from_weights=self._from_weights)[0]
 
-    def _rate(self) -> tuple[TrainConfig, str]:
+    @property
+    def _from_weights(self) -> bool:
         # A head on features starts from scratch, or from weights that are as small a problem.
-        from_weights = bool(self.learner.model.pretrained) or self.initial is not None
-        from_weights = from_weights and not self.learner.train.features
-        return with_rate(self.learner, self.resolution, from_weights=from_weights)
+        published = bool(self.learner.model.pretrained) and not fell_back(self.folder)
+        return (published or self.initial is not None) and not self.learner.train.features
 
     @property
     def policy(self) -> Policy:
@@ -149,14 +155,15 @@ class Training:
         wanted = wanted_dtype(self.learner.train.precision, self.device)
         fallback = wanted == torch.bfloat16 and self.dtype == torch.float32
         name = f"{'head on features of ' if self.cache else ''}{self.learner.model.name}"
-        config, family = self._rate()
+        later = self.cache is None and may_fall_back(self.learner.model, self.initial)  # by `first_model`
+        rate = "" if later else describe_rate(self.learner, self.resolution, from_weights=self._from_weights)
         return (
             f"{name}, {self.total_steps:,} steps of {first.rows[0]:,} labelled"
             f" and {first.rows[1]:,} pool images"
             f"{f', at the end of {last.rows[0]:,} and {last.rows[1]:,},' if last is not first else ','}"
             f" {self.resolution} pixels"
             f"{', in fp32 because this processor has no bf16' if fallback else ''}"
-            f"{f', learning rate {config.lr:g} ({family}, {config.optimizer})' if family else ''}"
+            f"{f', {rate}' if rate else ''}"
         )
 
 
@@ -233,26 +240,22 @@ def predictor_of_sets(training: Training) -> Predictor:
 
 def _first_model(training: Training, progress: Progress) -> Classifier:
     """Return the model at step 0, on the device: random, published, or other weights (`training.initial`)."""
-    model = first_model(
+    return first_model(
         training.learner,
         len(training.dataset.classes),
         training.resolution,
+        folder=training.folder,
         seed=training.seed,
         initial=training.initial,
         new_head=training.new_head,
         progress=progress,
-    )
-    return model.to(training.device)
+    ).to(training.device)
 
 
 def _finished_model(training: Training) -> Classifier:
     """Return the trained model on the device, in evaluation mode and without noise."""
-    model = build_model(
-        training.learner.model, len(training.dataset.classes), training.resolution, pretrained=False
-    )
-    load_weights(model, training.folder.weights)
-    layout = torch.channels_last if training.learner.train.channels_last else torch.preserve_format
-    return model.to(training.device).to(memory_format=layout).eval()
+    classes, weights = len(training.dataset.classes), training.folder.weights
+    return finished_model(training.learner, weights, classes, training.resolution, training.device)
 
 
 def val_probs(training: Training, averaged: nn.Module) -> NDArray[np.float32]:

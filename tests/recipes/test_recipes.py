@@ -60,7 +60,7 @@ def test_imagenet_l2_is_the_papers_run() -> None:
     assert (teacher.model.name, teacher.model.resolution) == ("tf_efficientnet_b7", 600)
     assert [student.model.name for student in students] == ["tf_efficientnet_l2"] * 3
     assert [student.unlabeled_ratio for student in students] == [(14,), (14,), (28,)]
-    assert [student.selection.reassign for student in students] == [False, True, True]
+    assert not any(student.selection.reassign for student in students), "the filter selects for all"
     for student in students:
         assert student.init == "scratch" and student.model.resolution == 475
         rule = student.selection

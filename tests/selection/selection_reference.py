@@ -6,9 +6,10 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,16 @@ import pyarrow.parquet as pq
 from noisystudent.config import SelectionConfig
 from noisystudent.records import PseudoLabels, Selection
 from noisystudent.runtime import torch_seed
+
+Mode = Literal["paper", "official", "adaptive", "threshold", "all"]
+BALANCED = ("paper", "adaptive")
+
+
+def in_mode(config: SelectionConfig, mode: Mode) -> SelectionConfig:
+    """The configuration without the fields that the mode does not have."""
+    per_class = config.per_class if mode in (*BALANCED, "official") else None
+    top_fraction = config.top_fraction if mode in BALANCED else None
+    return replace(config, mode=mode, per_class=per_class, top_fraction=top_fraction)
 
 
 class Row(NamedTuple):

@@ -13,7 +13,7 @@ import pytest
 import selection_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_reference import Row
+from selection_reference import Mode, Row, in_mode
 
 from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError, RunError
@@ -35,7 +35,7 @@ configs = st.builds(
     strength=st.sampled_from([0.25, 0.9, 1.0, 1.3]),
 )
 quick = settings(max_examples=40, deadline=None)
-MODES, BALANCED = ["paper", "official", "adaptive", "all"], ("paper", "adaptive")
+MODES: list[Mode] = ["paper", "official", "adaptive", "all"]
 
 
 def run(
@@ -58,7 +58,7 @@ def test_paper_equals_the_reference(pairs: list[tuple[int, float]], config: Sele
 def test_official_equals_the_published_algorithm(
     pairs: list[tuple[int, float]], config: SelectionConfig, seed: int
 ) -> None:
-    rows, config = reference.pool(pairs), replace(config, mode="official", top_fraction=None)
+    rows, config = reference.pool(pairs), in_mode(config, "official")
     with tempfile.TemporaryDirectory() as folder:
         selection = run(rows, config, Path(folder), seed)
         assert reference.decisions(selection) == reference.official(rows, config, seed)
@@ -73,7 +73,7 @@ def test_official_equals_the_published_algorithm(
     mode=st.sampled_from(MODES),
 )
 def test_order_and_names_of_files_change_nothing(pairs, config, order, cut, mode) -> None:  # type: ignore[no-untyped-def]
-    config = replace(config, mode=mode, top_fraction=config.top_fraction if mode in BALANCED else None)
+    config = in_mode(config, mode)
     rows = reference.pool(pairs)
     moved = rows.copy()
     order.shuffle(moved)
@@ -100,12 +100,12 @@ def large_pool(n: int, classes: int = 4, seed: int = 0, grid: int | None = None)
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_bytes_do_not_depend_on_threads_and_memory(
-    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "ROW_GROUP", 30_000)
     rows = large_pool(150_000, grid=50)
     labels = reference.write(tmp_path / "labels", {f"part-{i:05d}.parquet": rows[i::3] for i in range(3)})
-    config = SelectionConfig(mode=mode, per_class=15_000)  # type: ignore[arg-type]
+    config = in_mode(SelectionConfig(per_class=15_000), mode)
     digests = set()
     for threads, limit in ((1, "2GB"), (4, "100MB")):
         out = tmp_path / f"{threads}.parquet"
@@ -120,10 +120,10 @@ def test_the_bytes_do_not_depend_on_threads_and_memory(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_labels_in_row_order_are_not_sorted_and_others_are(
-    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "ROW_GROUP", 700)
-    rows, config = large_pool(5_000, grid=50), SelectionConfig(mode=mode, per_class=500)  # type: ignore[arg-type]
+    rows, config = large_pool(5_000, grid=50), in_mode(SelectionConfig(per_class=500), mode)
     parts = {f"part-{i:05d}.parquet": rows[i * 1000 : (i + 1) * 1000] for i in range(5)}
     ordered = select(reference.write(tmp_path / "o", parts), config, seed=1, out=tmp_path / "o.parquet")
     mixed = reference.write(
@@ -176,9 +176,9 @@ def test_official_keeps_k_in_expectation_and_the_seed_matters(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_image_has_one_row_in_the_order_of_rows(tmp_path: Path, mode: str) -> None:
+def test_every_image_has_one_row_in_the_order_of_rows(tmp_path: Path, mode: Mode) -> None:
     rows = large_pool(500, grid=20)
-    selection = run(rows, SelectionConfig(mode=mode, per_class=60), tmp_path)  # type: ignore[arg-type]
+    selection = run(rows, in_mode(SelectionConfig(per_class=60), mode), tmp_path)
     written = reference.read(selection)
     by_row = {r.row: r for r in rows}
     for r in written:
@@ -254,8 +254,8 @@ def test_paths_are_taken_literally(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: str) -> None:
-    config = SelectionConfig(mode=mode)  # type: ignore[arg-type]
+def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: Mode) -> None:
+    config = SelectionConfig(mode=mode)
     nothing = run([], config, tmp_path / "none")
     rows, repeats = selected_rows(nothing)
     assert rows.shape == repeats.shape == (0,) and rows.dtype == np.int64 and repeats.dtype == np.int32
@@ -268,8 +268,8 @@ def test_an_empty_pool_and_absent_classes(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["paper", "official"])
-def test_nothing_above_the_threshold(tmp_path: Path, mode: str) -> None:
-    selection = run(reference.pool([(0, 0.2), (1, 0.1)]), SelectionConfig(mode=mode), tmp_path)  # type: ignore[arg-type]
+def test_nothing_above_the_threshold(tmp_path: Path, mode: Mode) -> None:
+    selection = run(reference.pool([(0, 0.2), (1, 0.1)]), SelectionConfig(mode=mode), tmp_path)
     assert {r["reason"] for r in reference.read(selection)} == {"below_threshold"}
     assert len(selected_rows(selection)[0]) == 0
 
@@ -290,10 +290,6 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="holds no pseudo-labels"):
         select(PseudoLabels(tmp_path / "empty", 4), SelectionConfig(), seed=0, out=tmp_path / "s.parquet")
-    with pytest.raises(
-        InputError, match=r"top_fraction is 0\.5, but selection\.mode is all; it must be paper or adaptive"
-    ):
-        run(large_pool(3), SelectionConfig(mode="all", top_fraction=0.5), tmp_path)
     (tmp_path / "empty" / "part-00000.parquet").write_bytes(b"PAR1 half a file")
     with pytest.raises(RunError, match="cannot compute"):
         select(PseudoLabels(tmp_path / "empty", 4), SelectionConfig(), seed=0, out=tmp_path / "s.parquet")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import selection_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selection_reference import Decision, Row
-from test_selection import BALANCED, confidences, configs, large_pool, pairs, run
+from selection_reference import Decision, Mode, Row, in_mode
+from test_selection import confidences, configs, large_pool, pairs, run
 
 from noisystudent.config import SelectionConfig
 
-Mode = Literal["paper", "official", "adaptive", "threshold", "all"]
 MODES: list[Mode] = ["paper", "official", "adaptive", "threshold", "all"]
 # Hashes of real images are uniformly distributed. The first bytes of these hashes take all values.
 shares = st.sampled_from([0.03125, 0.25, 0.5, 1.0])
@@ -31,8 +29,9 @@ def inside_share(row: Row, config: SelectionConfig) -> bool:
 def test_a_limited_selection_is_the_selection_of_a_smaller_pool(
     pairs: list[tuple[int, float]], config: SelectionConfig, mode: Mode, highest: float, share: float
 ) -> None:
-    config = replace(config, mode=mode, top_fraction=config.top_fraction if mode in BALANCED else None)
-    limited = replace(config, max_confidence=max(highest, 0.01), pool_fraction=share)
+    config = in_mode(config, mode)
+    least = 0.01 if mode in ("adaptive", "all") else config.threshold + 0.01
+    limited = replace(config, max_confidence=max(highest, least), pool_fraction=share)
     rows = reference.pool(pairs)
     inside = [row for row in rows if inside_share(row, limited) and row.confidence <= limited.max_confidence]
     with tempfile.TemporaryDirectory() as name:

@@ -44,9 +44,13 @@ def test_it_counts_the_images_that_the_selection_would_keep(
 ) -> None:
     """The labelled images as a pool: the selection in SQL keeps as many of them."""
     config = SelectionConfig(
-        mode=mode, threshold=value / 20, strength=(1 + value) / 10, max_confidence=limit, per_class=10**6,
+        mode=mode,
+        threshold=value / 20,
+        strength=(1 + value) / 10,
+        max_confidence=max(limit, value / 20 + 0.01),
+        per_class=None if mode == "threshold" else 10**6,
         duplicate=False,
-    )  # fmt: skip
+    )
     probs, labels = predicted(60, 0.9, seed)
     pairs = [(int(row.argmax()), float(row.max())) for row in probs]
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +93,11 @@ def test_a_teacher_that_is_always_right_keeps_every_image() -> None:
     [
         (SelectionConfig(threshold=0.7), 49, "selection.threshold stays 0.7: 49 labelled images are too few"),
         (SelectionConfig(mode="all"), 100, "selection.mode is all"),
-        (SelectionConfig(max_confidence=0.05), 100, "selection.threshold stays 0.3: no value keeps a tenth"),
+        (
+            SelectionConfig(threshold=0.0, max_confidence=0.05),
+            100,
+            "selection.threshold stays 0: no value keeps a tenth",
+        ),
     ],
 )
 def test_where_nothing_can_be_chosen_the_given_value_stays(

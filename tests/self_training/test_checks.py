@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import tiny
 from tiny import Capture, refused
 
+from noisystudent import recipes
 from noisystudent.errors import InputError
 from noisystudent.self_training import self_train
 from noisystudent.self_training.checks import check_config
@@ -83,3 +85,70 @@ def test_a_batch_has_an_image_for_each_part(images: Path) -> None:
     check_config(tiny.config(images), pool=True, processes=6)
     with pytest.raises(InputError, match=r"teacher.train.batch_size is 6, .* 7 processes .* give 7 "):
         check_config(tiny.config(images), pool=True, processes=7)
+
+
+MLP = {"model": {"head": "mlp"}}
+TWO = ("students", [{}, {"init": "teacher", "model": {"name": "resnet8_32"}}])
+EMA = ("student.pseudo_label.teacher", "ema")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            [("student.init", "teacher"), ("student.model.name", "resnet8_32")],
+            "students.0.init is teacher, but students.0.model.name is resnet8_32 and teacher.model.name is",
+        ),
+        (
+            [("student.init", "teacher"), ("student.model.head", "mlp")],
+            "students.0.model.head is mlp and teacher.model.head is linear",
+        ),
+        (
+            [("teachers", [{}, MLP]), ("student", {"init": "teacher", **MLP})],
+            "students.0.model.head is mlp and teachers.0.model.head is linear",
+        ),
+        ([TWO], "students.1.model.name is resnet8_32 and students.0.model.name is resnet8_16"),
+        (
+            [("student.train.execution", "captured")],
+            "students.0.train.execution is captured, which needs a CUDA device; choose compiled or eager",
+        ),
+        ([("teacher.augment.mix", 0.3)], "teacher.augment.mix is 0.3, but teacher.train.features is false"),
+        ([("student.augment.views", 5)], "students.0.augment.views is 5, but students.0.train.features is"),
+        (
+            [EMA, ("student.pseudo_label.ema_start", 0.8), ("student.train.label_tail", 0.2)],
+            "ema_start is 0.8 and students.0.train.label_tail is 0.2, so the moving average labels no",
+        ),
+        (
+            [("filter", tiny.RECIPE["teacher"]), ("students", [{}, {"selection": {"reassign": True}}])],
+            "students.1.selection.reassign is true, but the filter selects",
+        ),
+    ],
+)
+def test_a_contradiction_is_refused_before_the_run(
+    images: Path, fields: list[tuple[str, Any]], expected: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_config(tiny.config(images, *fields), pool=True)
+    assert expected in str(caught.value)
+
+
+def test_what_looks_like_a_contradiction_and_is_none_is_allowed(images: Path) -> None:
+    heads = {"train": {"features": True}, "augment": {"mix": 0.3, "views": 2}}
+    whole = {"init": "teacher", "train": {"features": False}, "augment": {"mix": 0, "views": 0}}
+    tagged = [("teacher.model.name", "resnet18"), ("student.model.name", "resnet18.a1_in1k")]
+    for fields in (
+        [("teacher", heads), ("students", [{}, whole])],
+        [*tagged, ("student.init", "teacher")],
+        [EMA, ("student.pseudo_label.ema_start", 0.7), ("student.train.label_tail", 0.2)],
+        [("student.pseudo_label.ema_start", 0.9), ("student.train.label_tail", 0.9)],
+        [("students", [{}, {"selection": {"reassign": True}}])],
+    ):
+        check_config(tiny.config(images, *fields), pool=True)
+
+
+SLOW = {"imagenet-l2": (pytest.mark.slow,)}  # L2 has thousands of modules
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in recipes.names()])
+def test_every_shipped_recipe_passes(name: str) -> None:
+    check_config(dataclasses.replace(recipes.load(name), device="cpu"), pool=True)

@@ -224,7 +224,8 @@ def test_teachers_with_two_backbones_label_together(images: Path, tmp_path: Path
 def mlp(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLP as teacher, mirrored labels, and a student that trains the whole network from its weights."""
     out = tmp_path_factory.mktemp("mlp") / "run"
-    student = {"train": {"features": False, "lr": 0.0, "steps": 1}, "init": "teacher"}
+    student: dict[str, Any] = {"init": "teacher", "train": {"features": False, "lr": 0.0, "steps": 1}}
+    student["augment"] = {"mix": 0.0, "views": 0}
     model = {"name": "test_vit", "head": "mlp", "resolution": 32, "stochastic_depth": 0.0}  # no batch norm
     fields: list[tuple[str, Any]] = [("teacher.model", model), ("student.pseudo_label.flip", True)]
     tiny.run(config(images, *fields, ("students", [{}, student])), out)
