@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,13 +47,13 @@ def first_model(
     A training that has fallen back to random weights goes on so, also if the published ones are available
     when it is resumed. The arguments are those of `Training`.
     """
-    config, unsure = learner.model, may_fall_back(learner.model, initial)
-    resumed = unsure and checkpoint.newest(folder.checkpoints, progress) is not None
+    config, unsure, lead = learner.model, may_fall_back(learner.model, initial), group().lead
+    resumed = unsure and lead(partial(checkpoint.newest, folder.checkpoints, progress)) is not None
     # No download of weights that are replaced.
     pretrained = False if initial is not None or (resumed and fell_back(folder)) else config.pretrained
     model = build_model(config, num_classes, resolution, seed=seed, pretrained=pretrained, progress=progress)
-    if unsure and not resumed and group().is_main:
-        _write_mark(folder, model.fell_back)
+    if unsure and not resumed:
+        lead(partial(_write_mark, folder, model.fell_back))
     if unsure and (rate := describe_rate(learner, resolution, from_weights=not fell_back(folder))):
         progress.say(rate)
     if initial is not None:
