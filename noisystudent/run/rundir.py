@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -91,8 +92,12 @@ class IndexedDir:
 
     def indices(self) -> list[Path]:
         """Return the existing indices: parts.json first, then those of single processes."""
-        patterns = ("parts.json", "parts.rank-*.json", f"{self.shared.name}/*/parts.json")
-        return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
+        found: list[Path] = []
+        # parts.json is looked for last: a process that has written it deletes the others, and their folder.
+        for pattern in (f"{self.shared.name}/*/parts.json", "parts.rank-*.json", "parts.json"):
+            with suppress(FileNotFoundError):
+                found = [*sorted(self.path.glob(pattern)), *found]
+        return found
 
     def part(self, index: int) -> Path:
         """Path of part `index`."""
