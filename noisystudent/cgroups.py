@@ -38,11 +38,11 @@ def groups(controller: str, *, proc: Path, root: Path) -> list[Path]:
 
 def words(controller: str, file: str, *, proc: Path, root: Path) -> list[list[str]]:
     """The words of a file of each of `groups` that has it, such as `cpu.max`."""
-    found: list[list[str]] = []
+    contents: list[list[str]] = []
     for group in groups(controller, proc=proc, root=root):
         with suppress(OSError):  # the root has no limit, and a container need not show the others
-            found.append((group / file).read_text().split())
-    return found
+            contents.append((group / file).read_text().split())
+    return contents
 
 
 def quota(*, proc: Path = PROC, root: Path = GROUPS) -> float | None:

@@ -264,8 +264,9 @@ def _meet(backend: str) -> None:
         RuntimeError: one does not come, or this one has no way to the others.
     """
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(distributed.rendezvous("env://", timeout=_START))
+    store, rank, size = next(rendezvous("env://", timeout=_START))
     store.set(f"here/{rank}", "")
     store.wait([f"here/{each}" for each in range(size)], _START)  # torchrun's store waits for nobody
     store.set_timeout(_TIMEOUT)  # NCCL uses it in the first exchange

@@ -120,7 +120,7 @@ def test_several_processes_with_an_old_torch_are_refused(monkeypatch: pytest.Mon
         pass
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.0"))  # newer, although its text is smaller
     monkeypatch.setattr(distributed, "_stop_with_parent", lambda: None)
-    monkeypatch.setattr(torch.distributed, "rendezvous", Mock(side_effect=RuntimeError("no peer")))
+    monkeypatch.setattr(distributed, "_meet", Mock(side_effect=RuntimeError("no peer")))
     with pytest.raises(RunError, match=r"process 0 of 2 cannot join the others \(no peer\)"), joined():
         pass
 

@@ -73,10 +73,10 @@ def test_an_image_has_the_same_random_numbers_in_a_sample_of_a_run(
 ) -> None:
     """Those of its row, as in `evaluate`."""
     found: list[Results] = []
+    dataset = tiny.opened(images, finished)[1]
+    assert dataset.test is not None
     for sample in (12, 3):
         asked = tiny.config(images, ("evaluate.tests", ["p"]), ("evaluate.sample", sample))
-        dataset = tiny.opened(images, finished)[1]
-        assert dataset.test is not None
         parts = {"config": asked, "judged": ("test", dataset.test), "device": torch.device("cpu")}
         context = cast(Context, SimpleNamespace(**parts, progress=Progress()))
         folder = shutil.copytree(finished / "iteration-1" / "student", tmp_path / str(sample))
