@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -37,8 +38,20 @@ def groups(controller: str, *, proc: Path, root: Path) -> list[Path]:
 
 def words(controller: str, file: str, *, proc: Path, root: Path) -> list[list[str]]:
     """The words of a file of each of `groups` that has it, such as `cpu.max`."""
-    paths = (group / file for group in groups(controller, proc=proc, root=root))
-    return [path.read_text().split() for path in paths if path.is_file()]
+    contents: list[list[str]] = []
+    for group in groups(controller, proc=proc, root=root):
+        with suppress(OSError):  # the root has no limit, and a container need not show the others
+            contents.append((group / file).read_text().split())
+    return contents
+
+
+def quota(*, proc: Path = PROC, root: Path = GROUPS) -> float | None:
+    """Cores' worth of time that the control groups allow; None: there is no limit."""
+    shares = [(most[0], most[1]) for most in words("", "cpu.max", proc=proc, root=root)]
+    of_v1 = (words("cpu", f"cpu.cfs_{part}_us", proc=proc, root=root) for part in ("quota", "period"))
+    shares += [(given[0], period[0]) for given, period in zip(*of_v1, strict=True)]
+    cores = [int(given) / int(period) for given, period in shares if given not in ("max", "-1")]
+    return min(cores, default=None)
 
 
 def memory(*, proc: Path, root: Path) -> Iterator[tuple[int, int]]:

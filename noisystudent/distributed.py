@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from noisystudent.errors import EndedElsewhere, NoisyStudentError, first_line, require
+from noisystudent.errors import EndedElsewhere, NoisyStudentError, RunError, first_line, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(days=30)  # others wait while process 0 scans, selects or judges; a dead one ends them
+_START = timedelta(minutes=10)  # until every process is here: all are started together
+_LOST = (  # what gloo, the store and NCCL say of another process that has ended
+    "Connection closed",
+    "Connection reset",
+    "Connection was likely closed",
+    "Broken pipe",
+    "remote process",
+)
 _BUCKET = 2**24  # elements that are exchanged at once
 _POLL = 0.5  # seconds between two looks at the parent process
 
@@ -184,7 +192,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Name what it mostly means if processes cannot exchange anything.
+    """Tell the end of another process from the errors of this one, such as a full memory.
 
     Raises:
         EndedElsewhere: another process has ended.
@@ -192,6 +200,8 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
         raise EndedElsewhere(f"another process of this run has ended ({first_line(error)})") from error
 
 
@@ -214,6 +224,7 @@ def joined() -> Iterator[Group]:
 
     Raises:
         InputError: torch is older than 2.7, in which process 0 cannot write a snapshot alone.
+        RunError: the processes cannot reach each other, or one of them does not come.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield _alone
@@ -231,14 +242,35 @@ def joined() -> Iterator[Group]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    with _exchange():
-        distributed.init_process_group(backend, timeout=_TIMEOUT)
+    try:
+        _meet(backend)
+    except RuntimeError as error:
+        raise RunError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot join the others"
+            f" ({first_line(error)}); see that all are started, and reach {os.environ['MASTER_ADDR']}"
+        ) from error
     _joined.append(_Processes())
     try:
         yield _joined[-1]
         distributed.destroy_process_group()  # not after an error: the others may not answer
     finally:
         _joined.pop()
+
+
+def _meet(backend: str) -> None:
+    """Wait until every process is here, and connect them.
+
+    Raises:
+        RuntimeError: one does not come, or this one has no way to the others.
+    """
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=_START))
+    store.set(f"here/{rank}", "")
+    store.wait([f"here/{each}" for each in range(size)], _START)  # torchrun's store waits for nobody
+    store.set_timeout(_TIMEOUT)  # NCCL uses it in the first exchange
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
 
 
 def _stop_with_parent() -> None:

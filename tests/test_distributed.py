@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import environment, together
+from processes import environment, free_port, together
 from torch.torch_version import TorchVersion
 
 from noisystudent import distributed
 from noisystudent.distributed import Group, group, joined
-from noisystudent.errors import EndedElsewhere, InputError, Stopped
+from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped
 
 
 class _Of(Group):
@@ -119,6 +120,27 @@ def test_several_processes_with_an_old_torch_are_refused(monkeypatch: pytest.Mon
         pass
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.0"))  # newer, although its text is smaller
     monkeypatch.setattr(distributed, "_stop_with_parent", lambda: None)
-    monkeypatch.setattr(torch.distributed, "init_process_group", Mock(side_effect=RuntimeError("no peer")))
-    with pytest.raises(EndedElsewhere, match="no peer"), joined():
+    monkeypatch.setattr(distributed, "_meet", Mock(side_effect=RuntimeError("no peer")))
+    with pytest.raises(RunError, match=r"process 0 of 2 cannot join the others \(no peer\)"), joined():
         pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_others_never_come_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    for name, value in environment(rank, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_stop_with_parent", lambda: None)
+    monkeypatch.setattr(distributed, "_START", timedelta(seconds=1))
+    with pytest.raises(RunError, match=f"process {rank} of 2 cannot join the others .* localhost"), joined():
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Unable to find address for: eth7")]
+)
+def test_an_error_of_this_process_is_not_the_end_of_another(error: RuntimeError) -> None:
+    """It is printed."""
+    with pytest.raises(type(error), match=str(error)), distributed._exchange():
+        raise error

@@ -67,15 +67,19 @@ def _claim(run: Run, library: Library, leases: Leases) -> list[str]:
 
     All workers claim in the same order, so that of those that need the same stages one gets them all.
     """
-    units: list[str] = []
-    for unit in [*sorted(f"{name}-{digest[:16]}" for name, digest in library.missing(run)), _unit(run)]:
+    units = [*sorted(f"{name}-{digest[:16]}" for name, digest in library.missing(run)), _unit(run)]
+    # Looked at first: a worker that waits would leave a new lease of each free unit at every look.
+    if is_locked(run.folder.path) or not all(leases.is_free(unit) for unit in units):
+        return []
+    claimed: list[str] = []
+    for unit in units:
         if not leases.claim(unit):
             break
-        units.append(unit)
+        claimed.append(unit)
     else:
         if not is_locked(run.folder.path):  # by a call of `run`
-            return units
-    for unit in units:
+            return claimed
+    for unit in claimed:
         leases.release(unit)
     return []
 

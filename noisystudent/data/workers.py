@@ -19,6 +19,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from noisystudent import cgroups
 from noisystudent.console import active
 from noisystudent.data.worker_process import serve
 from noisystudent.errors import RunError, first_line
@@ -40,13 +41,15 @@ _Results = queue.SimpleQueue[tuple[int | None, Any]]  # None: the worker failed
 def worker_count(workers: int | None, processes: int = 1) -> int:
     """Number of decoding processes. `None`: one for each core that this process may use.
 
-    So many processes of the same run share the cores.
+    A control group, as of a container, may allow the time of fewer. So many processes of the same run share
+    the cores.
     """
     if workers is not None:
         return workers
     # cpu_count() also counts other cores; macOS has no sched_getaffinity
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+    allowed = cgroups.quota()
+    return max(1, (cores if allowed is None else min(cores, int(allowed))) // processes)
 
 
 def context(module: str = "noisystudent.data.loader") -> BaseContext:

@@ -25,26 +25,17 @@ def system() -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()}, {sys.executable}")
 
 
-def quota(*, proc: Path = PROC, root: Path = GROUPS) -> float | None:
-    """Cores' worth of time that the control groups allow; None: there is no limit."""
-    shares = [(most[0], most[1]) for most in cgroups.words("", "cpu.max", proc=proc, root=root)]
-    of_v1 = (cgroups.words("cpu", f"cpu.cfs_{part}_us", proc=proc, root=root) for part in ("quota", "period"))
-    shares += [(given[0], period[0]) for given, period in zip(*of_v1, strict=True)]
-    cores = [int(given) / int(period) for given, period in shares if given not in ("max", "-1")]
-    return min(cores, default=None)
-
-
 def cores() -> Iterator[Finding]:
     """The cores of this process. More threads than cores wait for each other."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed, threads = quota(), os.environ.get("OMP_NUM_THREADS")
+    allowed, threads = cgroups.quota(), os.environ.get("OMP_NUM_THREADS")
     value = f"{usable} of {os.cpu_count()}" + ("" if threads is None else f", OMP_NUM_THREADS={threads}")
     if allowed is None or allowed >= usable:
         yield Finding("cores", value)
         return
     few = max(1, int(allowed))
     fits = threads is not None and threads.isdecimal() and int(threads) <= few
-    fix = "" if fits else f"set OMP_NUM_THREADS={few}, and give --data.workers {few}"
+    fix = "" if fits else f"set OMP_NUM_THREADS={few}"
     yield Finding("cores", f"{value}, but a control group allows the time of {allowed:g}", fix)
 
 

@@ -70,8 +70,8 @@ def open_test_images(
     if {*options.tests} & {*TESTS} <= {*sets}:
         yield OpenedImages(published.with_published(sets), notes, sets, 0)
         return
-    # Perturbations and another source size need the original images, not stored squares.
-    stored = None if {"p", "p-extra"} & {*options.tests} or options.source_size else stored_side(predictor)
+    # Another source size is cut from the original images, not from stored squares.
+    stored = None if options.source_size else stored_side(predictor)
     numbers, source = partial(class_numbers, predictor.classes), open_labeled(published.beside(data))
     frost = find_frost(options.frost)
     with scanned(source, numbers, progress, stored=stored) as (images, bad):
@@ -94,15 +94,14 @@ def generate(
     """The model's clean views of `rows`, and corrupted and perturbed images that are generated when read.
 
     From 224 pixels on, perturbations are applied to whole images, as in ImageNet-P: the surroundings of the
-    model's view move into it. Images that are stored as squares have no surroundings.
+    model's view move into it. Stored squares have no surroundings, so these images are read from the source.
     """
     resolution, labels = predictor.resolution, images.labels[rows]
     side = options.source_size or resolution
     clean = base = remembered(partial(predictor.views, images, rows), len(rows) * 3 * resolution**2)
     if options.source_size:
         base = remembered(partial(_sources, predictor, images, rows, side), len(rows) * 3 * side * side)
-    has_surroundings = side >= _LARGE and not images.resident
-    wholes = partial(_wholes, predictor, images, rows, side) if has_surroundings else base
+    wholes = partial(_wholes, predictor, images, rows, side) if side >= _LARGE else base
     jpeg = options.jpeg and not _written_as_jpeg(options, side)
     made = generated(base, wholes, labels, seed=options.seed, frost=frost, jpeg=jpeg, rows=rows)
     if base is clean:
@@ -191,8 +190,8 @@ def _wholes(predictor: Predictor, images: ImageSet, rows: NDArray[np.int64], sid
 
     They are not batched, because their sizes differ.
     """
-    for pixels in replace(images, view=_shortened).views(rows, _wider(side)):
-        yield pixels[None].to(predictor.device)
+    for pixels in images.originals(rows):
+        yield _shortened(Image.fromarray(pixels), _wider(side))[None].to(predictor.device)
 
 
 def _cut(image: Image.Image, side: int) -> Tensor:

@@ -47,6 +47,7 @@ class Leases:
         self._folder, self._beat = folder, beat
         self._clock = folder / f".{secrets.token_hex(8)}"
         self._held: dict[str, Path] = {}
+        self._newest: dict[str, int] = {}  # number of the newest lease that was seen of each unit
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -74,8 +75,8 @@ class Leases:
         """
         try:
             self._folder.mkdir(exist_ok=True)
-            for number in count():
-                path = self._folder / f"{unit}.{number}"
+            for number in count(self._number(unit)):
+                path = self._lease(unit, number)
                 if self._make(path):
                     with self._lock:
                         self._held[unit] = path
@@ -87,6 +88,19 @@ class Leases:
         except OSError as error:
             raise RunError(f"cannot write {self._folder}: {error.strerror or error}") from error
         raise AssertionError  # `count` has no end
+
+    def is_free(self, unit: str) -> bool:
+        """False if a living process has a unit. Each claim leaves a file; this leaves none.
+
+        Raises:
+            RunError: the lease cannot be read.
+        """
+        try:
+            return not self._lives(self._lease(unit, self._number(unit)))
+        except FileNotFoundError:  # there is none yet
+            return True
+        except OSError as error:
+            raise RunError(f"cannot read {self._folder}: {error.strerror or error}") from error
 
     def release(self, unit: str) -> None:
         """Give a unit back before it is done: any process may take it at once."""
@@ -122,6 +136,19 @@ class Leases:
         """Time of the file system in seconds: that of a file that is written now. It needs a lease before."""
         self._clock.touch()
         return self._clock.stat().st_mtime
+
+    def _lease(self, unit: str, number: int) -> Path:
+        return self._folder / f"{unit}.{number}"
+
+    def _number(self, unit: str) -> int:
+        """Number of the newest lease of a unit, 0 if there is none. The earlier ones have ended."""
+        number = self._newest.get(unit, 0)
+        if not self._lease(unit, number).exists():  # also in a folder that was made anew
+            number = 0
+        while self._lease(unit, number + 1).exists():
+            number += 1
+        self._newest[unit] = number
+        return number
 
     def _make(self, path: Path) -> bool:
         """Make a lease of this process; False if the file exists."""

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from noisystudent.distributed import group
 from noisystudent.errors import InputError
-from noisystudent.run.files import remove
 
 MARKER = ".noisystudent"
 """Name of the file that marks a folder of this program. A folder without it is used only if it is empty."""
@@ -99,9 +98,11 @@ def check_usable(folder: Path) -> None:
     """
     new = not folder.exists()
     with lock(folder):
-        pass
+        if new:
+            (folder / MARKER).unlink()
     if new:
-        remove(folder)
+        with suppress(OSError):  # another process has begun to use it
+            folder.rmdir()
 
 
 def is_locked(folder: Path) -> bool:

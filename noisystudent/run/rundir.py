@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -81,9 +82,7 @@ class IndexedDir:
     path: Path
     suffix: ClassVar[str]
     index = _Child("parts.json")  # what the parts have in common, and their checksums
-    shared = _Child(
-        ".shared.partial"
-    )  # leases of the parts, and a folder of each process, until all are made
+    shared = _Child(".shared.partial")  # until all are made: their leases, and a folder of each process
 
     def index_of(self, rank: int) -> Path:
         """Path of the index of the parts that one of several processes has made, until all are made."""
@@ -91,8 +90,12 @@ class IndexedDir:
 
     def indices(self) -> list[Path]:
         """Return the existing indices: parts.json first, then those of single processes."""
-        patterns = ("parts.json", "parts.rank-*.json", f"{self.shared.name}/*/parts.json")
-        return [path for pattern in patterns for path in sorted(self.path.glob(pattern))]
+        indices: list[Path] = []
+        # parts.json is looked for last: a process that has written it deletes the others, and their folder.
+        for pattern in (f"{self.shared.name}/*/parts.json", "parts.rank-*.json", "parts.json"):
+            with suppress(FileNotFoundError):
+                indices = [*sorted(self.path.glob(pattern)), *indices]
+        return indices
 
     def part(self, index: int) -> Path:
         """Path of part `index`."""
@@ -202,9 +205,7 @@ class RunDir:
 
     config = _Child("config.yaml")  # the resolved configuration
     environment = _Child("environment.json")  # versions and hardware
-    schedule = _Child(
-        "schedule.json"
-    )  # all stages, and how long each training is, see `self_training.schedule`
+    schedule = _Child("schedule.json")  # all stages and their steps, see `self_training.schedule`
     log = _Child("run.log")  # every line the run printed
     metrics = _Child("metrics.jsonl")  # one line per model and set
     verdict = _Child("verdict.json")  # whether the pool helped

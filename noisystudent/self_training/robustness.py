@@ -38,7 +38,7 @@ Summaries = dict[Key, Summary]
 # Largest batch size. Attacks need gradients, so they take more memory per image than predictions.
 _BATCH = 128
 # Version of robustness.npz. Increase it when a test changes, so that older results are not read.
-_FORMAT = 2
+_FORMAT = 3
 # Severities of the thumbnails, and their largest side in pixels: 58 of them take 0.3 MB at most.
 _SHOWN = (1, 3, 5)
 _SIDE = 64
@@ -82,7 +82,7 @@ def measure(context: Context, trainings: dict[Key, Training]) -> Summaries:
         group = {key: training for key, training in trainings.items() if training.resolution == side}
         about: dict[str, Any] = {"constants": nearest_side(side), "frost": frost is not None}
         about["images"] = len(rows)
-        own = _results(context, group, images.subset(rows), plan, frost)
+        own = _results(context, group, rows, plan, frost)
         results |= own
         summaries |= {key: summarize(one, config.level) | about for key, one in own.items()}
     for key, own_summary in summaries.items():
@@ -112,9 +112,9 @@ def thumbnails(context: Context, training: Training) -> dict[str, Any]:
     config, (_, images) = context.config.evaluate, context.judged
     if not {"c", "c-extra"} & {*config.tests}:
         return {}
-    first = images.subset(_rows(context, images)[:1])
+    first = _rows(context, images)[:1]
     frost = find_frost(None if config.frost is None else Path(config.frost))
-    made = generate(predictor(training), first, np.arange(1), Options(seed=context.config.seed), frost)
+    made = generate(predictor(training), images, first, Options(seed=context.config.seed), frost)
     names = [*(made.corruptions if "c" in config.tests else ())]
     names += EXTRA_CORRUPTIONS if "c-extra" in config.tests else ()
 
@@ -134,14 +134,14 @@ def _rows(context: Context, images: ImageSet) -> NDArray[np.int64]:
 
 
 def _results(
-    context: Context, group: dict[Key, Training], images: ImageSet, plan: Plan, frost: Frost | None
+    context: Context, group: dict[Key, Training], rows: NDArray[np.int64], plan: Plan, frost: Frost | None
 ) -> dict[Key, Results]:
     """Return the results of models of the same resolution; those on disk are read, the others computed."""
-    side = next(iter(group.values())).resolution
-    # Results on disk are used only if they were computed on the same images with the same settings.
-    digest = fingerprint(
-        _FORMAT, images.content_hash.tobytes().hex(), side, plan.seed, plan.ece_bins, frost and frost.digest()
-    )
+    side, (_, images) = next(iter(group.values())).resolution, context.judged
+    # Results on disk are used only if they were computed on the same images with the same settings. The
+    # random numbers of an image depend on its row.
+    which = (images.content_hash[rows].tobytes().hex(), rows.tolist())
+    digest = fingerprint(_FORMAT, *which, side, plan.seed, plan.ece_bins, frost and frost.digest())
     paths = {key: training.folder.robustness for key, training in group.items()}
     about = json.dumps([digest])
     results = {_name(key): _load_results(path, about, context.progress) for key, path in paths.items()}
@@ -155,14 +155,14 @@ def _results(
     size = batch_size_for(side, _BATCH, context.device)
     models = {
         _name(key): replace(predictor(training), batch_size=size).prepared(
-            len(images), size, progress=context.progress
+            len(rows), size, progress=context.progress
         )[0]
         for key, training in group.items()
     }
     first = next(iter(models.values()))
     run_tests(
         models,
-        generate(first, images, np.arange(len(images)), Options(seed=plan.seed), frost),
+        generate(first, images, rows, Options(seed=plan.seed), frost),
         plan,
         results,
         save=save,

@@ -6,11 +6,19 @@ import json
 import multiprocessing
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import tiny
 import yaml
 from processes import _start_server
 from tiny import Capture
+
+from noisystudent.ablation import workers
+from noisystudent.ablation.runs import Library, Run
+from noisystudent.run.leases import Leases
+from noisystudent.run.lock import lock
+from noisystudent.run.rundir import RunDir
 
 FORK = multiprocessing.get_context("forkserver")
 CELLS = {
@@ -30,12 +38,12 @@ def test_two_workers_make_each_stage_once_and_the_table_of_one_call(
     words = ("ablate", matrix, *tiny.flags(images), "--out", out)
     _start_server()
     logs = [tmp_path / f"{number}.log" for number in range(2)]
-    workers = [FORK.Process(target=tiny.child, args=((*words, "--worker"), log)) for log in logs]
-    for worker in workers:
+    started = [FORK.Process(target=tiny.child, args=((*words, "--worker"), log)) for log in logs]
+    for worker in started:
         worker.start()
-    for worker in workers:
+    for worker in started:
         worker.join(240)
-    assert [worker.exitcode for worker in workers] == [1, 1], [log.read_text() for log in logs]
+    assert [worker.exitcode for worker in started] == [1, 1], [log.read_text() for log in logs]
     lines = [line.split(": ") for line in (out / "ablation.log").read_text().splitlines()]
     made = Counter(parts[1] for parts in lines if len(parts) > 2 and " steps of " in parts[2])
     assert made == {"teacher": 2, "student-1": 2, "control-1": 1}, "a teacher for each learning rate"
@@ -44,6 +52,31 @@ def test_two_workers_make_each_stage_once_and_the_table_of_one_call(
     by_workers = json.loads((out / "ablation.json").read_text())
     tiny.refused(capsys, 1, *words)  # makes only what has failed
     assert {**json.loads((out / "ablation.json").read_text()), "command": ""} == {**by_workers, "command": ""}
+
+
+def test_a_worker_that_waits_leaves_nothing_and_each_unit_has_one_owner(tmp_path: Path) -> None:
+    """Of the stages of the second run the last one is shared with the first run, and others are free."""
+    missing = {name: {(stage, f"{name}-{stage}") for stage in ("control-1", "student-1")} for name in "ab"}
+    library = cast(Library, SimpleNamespace(missing=lambda run: missing[run.name] | {("teacher", "0")}))
+    first, second = (
+        cast(Run, SimpleNamespace(name=name, folder=RunDir(tmp_path / name))) for name in missing
+    )
+    with Leases(tmp_path / "leases") as one, Leases(tmp_path / "leases") as other:
+        units = workers._claim(first, library, one)
+        assert len(units) == 4
+        files = {*(tmp_path / "leases").iterdir()}
+        for _ in range(5):
+            assert not workers._claim(second, library, other)
+        for unit in units:
+            one.release(unit)
+        with lock(second.folder.path):  # by a call of `run`
+            for _ in range(5):
+                assert not workers._claim(second, library, other)
+        made = {*(tmp_path / "leases").iterdir()} - files
+        assert all(path.name.startswith(".") for path in made), "only the clock of the other worker"
+        assert len(workers._claim(second, library, other)) == 4
+        for run in (first, second):
+            assert not workers._claim(run, library, one), "they share the teacher"
 
 
 def test_a_worker_makes_one_run_at_a_time(capsys: Capture) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisystudent.data.sources.cache import BLOCK, BlockFile, key_of
+from noisystudent.data.sources.cache import BLOCK, BlockFile, Cache, key_of
 
 
 @given(
@@ -40,3 +40,15 @@ def test_a_torn_block_is_not_there(tmp_path: Path) -> None:
     data[data.index(b"x" * 100) + 50] = 0
     path.write_bytes(data)
     assert blocks.get(b"k" * 16) is None
+
+
+def test_a_file_of_the_user_stays(tmp_path: Path) -> None:
+    """Of any size, in a folder that NOISYSTUDENT_CACHE names; a file of another size is replaced."""
+    (tmp_path / "blocks").write_text("mine")
+    for size in (2**21, 2**22):
+        blocks = Cache(tmp_path, size).blocks
+        assert blocks is not None
+        blocks.put(b"k" * 16, b"x")
+        assert Cache(tmp_path, size).blocks is blocks and blocks.get(b"k" * 16) == b"x"
+    assert (tmp_path / "blocks").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -15,9 +15,10 @@ import pytest
 from tiny import Remembered
 from worker_calls import die, double, large_pixels, refuse_three, stop_at_two
 
+from noisystudent import cgroups
 from noisystudent.console import stop_on_signal
 from noisystudent.data import worker_process, workers
-from noisystudent.data.workers import in_workers
+from noisystudent.data.workers import in_workers, worker_count
 from noisystudent.errors import RunError, Stopped
 
 
@@ -125,3 +126,16 @@ def test_workers_need_neither_a_server_nor_a_tracker_that_has_died(capfd: pytest
                 assert "\n" not in str(error)
         assert list(in_workers(double, iter(range(20)), 2)) == list(range(0, 40, 2))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "processes", "expected"),
+    [(None, 1, 8), (2.5, 1, 2), (64.0, 1, 8), (0.5, 1, 1), (4.0, 2, 2), (None, 3, 2)],
+)
+def test_no_more_workers_than_the_cores_that_a_control_group_allows(
+    monkeypatch: pytest.MonkeyPatch, allowed: float | None, processes: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(cgroups, "quota", lambda: allowed)
+    assert worker_count(None, processes) == expected
+    assert worker_count(16, processes) == 16, "as asked for"

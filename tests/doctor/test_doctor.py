@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tiny import Capture, call
 
+from noisystudent import cgroups
 from noisystudent.doctor import Finding, disk, machine, packages
 
 GIB = 2**30
@@ -53,7 +54,7 @@ def test_the_quota_is_the_smallest_of_all_groups_around(
     tmp_path: Path, files: dict[str, object], expected: float | None
 ) -> None:
     write(tmp_path, files)
-    assert machine.quota(proc=tmp_path / "proc", root=tmp_path / "cgroup") == expected
+    assert cgroups.quota(proc=tmp_path / "proc", root=tmp_path / "cgroup") == expected
 
 
 def test_memory_is_that_of_the_machine_or_of_its_groups(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_memory_is_that_of_the_machine_or_of_its_groups(tmp_path: Path) -> None:
 
 
 def test_more_threads_than_cores_are_to_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "quota", lambda: 0.5)
+    monkeypatch.setattr(cgroups, "quota", lambda: 0.5)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (wrong,) = machine.cores()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

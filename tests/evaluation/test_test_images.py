@@ -21,6 +21,7 @@ from noisystudent.evaluation import copies, published, test_images
 from noisystudent.evaluation.measure import measure
 from noisystudent.evaluation.options import Options
 from noisystudent.evaluation.test_images import OpenedImages, open_test_images
+from noisystudent.inference.images import open_labeled, scanned
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models import save_weights
@@ -81,6 +82,20 @@ def test_geometry_moves_the_whole_picture_before_the_crop(height: int, width: in
         small = pillow.affine(whole, 0, [0, 0], 0.4, [0.0, 0.0], interpolation=bilinear)
         expected = np.array(pillow.center_crop(small, [224, 224]))
         assert np.array_equal(shrunken[row, 0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_stored_squares_change_no_perturbation(tmp_path: Path) -> None:
+    """The surroundings of a stored square are read from its file; below 224 pixels none move in."""
+    data = imagenet_like.write_images(tmp_path, CLASSES[:2], each=1, size=(300, 420))
+    for side in (224, 32):
+        model = imagenet_like.predictor(side, CLASSES)
+        frames: list[Tensor] = []
+        for stored in (None, side):
+            with scanned(open_labeled(data), None, Progress(), stored=stored) as (images, _):
+                assert images.resident == (stored is not None)
+                made = test_images.generate(model, images, np.arange(2), Options(), None)
+                frames.append(torch.cat(list(made.perturbed("tilt"))))
+        assert torch.equal(*frames)
 
 
 # --- options ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -57,3 +59,24 @@ def test_parts_of_a_killed_labelling_are_kept_whoever_made_them(tmp_path: Path, 
     assert sum(call or 0 for call in calls) == -(-IMAGES // BATCH) - 4 * PART // BATCH
     assert {path.name: path.read_bytes() for path in LabelsDir(tmp_path / "cut").parts()} == whole
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {*whole, "parts.json"}
+
+
+def test_indices_are_found_while_another_process_deletes_what_is_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has written parts.json before."""
+    folder, scandir = LabelsDir(tmp_path), os.scandir
+    (folder.shared / "other").mkdir(parents=True)
+    (folder.shared / "other" / "parts.json").touch()
+    assert folder.indices() == [folder.shared / "other" / "parts.json"]
+
+    def late(path: str | Path) -> object:
+        if Path(path) == folder.shared and folder.shared.exists():
+            monkeypatch.setattr(os, "scandir", scandir)
+            folder.index.touch()
+            shutil.rmtree(folder.shared)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert folder.indices() == [folder.index]
+    assert not folder.shared.exists()

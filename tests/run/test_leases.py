@@ -41,6 +41,20 @@ def test_a_unit_has_one_owner_until_it_is_given_back(two: tuple[Leases, Leases])
     assert second.claim("a") and not first.claim("a")
 
 
+def test_a_look_says_what_a_claim_would_find_and_takes_nothing(
+    tmp_path: Path, two: tuple[Leases, Leases]
+) -> None:
+    first, second = two
+    assert second.is_free("a") and not (tmp_path / "leases").exists()
+    for number in range(3):
+        assert first.claim("a")
+        assert not second.is_free("a")
+        first.release("a")
+        assert second.is_free("a") and not (tmp_path / "leases" / f"a.{number + 1}").exists()
+    (tmp_path / "leases").rename(tmp_path / "superseded")
+    assert first.claim("a") and not second.is_free("a") and not second.claim("a"), "in the new folder"
+
+
 def test_the_end_gives_all_units_back(tmp_path: Path) -> None:
     with Leases(tmp_path / "leases") as leases:
         assert leases.claim("a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import pytest
 import tiny
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.run.lock import lock
+from noisystudent.run.lock import check_usable, lock
 
 HOLD = """
 import os, sys, time
@@ -75,6 +76,23 @@ def test_a_run_directory_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--out .*file.* cannot be used"), lock(tmp_path / "file" / "run"):
         raise AssertionError("locked a file")
+
+
+def test_a_new_folder_is_not_kept_unless_another_process_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, mine = tmp_path / "run", tmp_path / "run" / "mine"
+    check_usable(folder)
+    assert not folder.exists()
+    locks = fcntl.flock
+
+    def shared(descriptor: int, how: int) -> None:
+        locks(descriptor, how)
+        mine.write_text("of another process")
+
+    monkeypatch.setattr(fcntl, "flock", shared)
+    check_usable(folder)
+    assert mine.read_text() == "of another process"
 
 
 def test_one_process_labels_into_a_folder(finished: Path, images: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from noisystudent.console import Progress
 from noisystudent.data.imageset import ImageSet
 from noisystudent.metrics.scores import load_predictions
 from noisystudent.robustness.corruptions import CORRUPTIONS, corrupt
+from noisystudent.robustness.results import Results, stratified
 from noisystudent.self_training import robustness
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.gallery import encoded, mistakes
@@ -63,6 +66,27 @@ def test_the_corrupted_thumbnails_are_what_the_models_were_tested_on(finished: P
             if name != "frost":  # it needs photographs
                 rows = np.arange(1)
                 assert jpeg == encoded(corrupt(view, name, int(severity), seed=asked.seed, rows=rows)[0])
+
+
+def test_an_image_has_the_same_random_numbers_in_a_sample_of_a_run(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    """Those of its row, as in `evaluate`."""
+    found: list[Results] = []
+    dataset = tiny.opened(images, finished)[1]
+    assert dataset.test is not None
+    for sample in (12, 3):
+        asked = tiny.config(images, ("evaluate.tests", ["p"]), ("evaluate.sample", sample))
+        parts = {"config": asked, "judged": ("test", dataset.test), "device": torch.device("cpu")}
+        context = cast(Context, SimpleNamespace(**parts, progress=Progress()))
+        folder = shutil.copytree(finished / "iteration-1" / "student", tmp_path / str(sample))
+        robustness.measure(context, {(0, "teacher"): tiny.training(asked, dataset, folder)})
+        with np.load(folder / "robustness.npz") as file:
+            found.append({name: file[name] for name in file.files})
+    rows = stratified(dataset.test.labels, 3, asked.seed)
+    assert rows.tolist() != [0, 1, 2]
+    for name in ("clean", "p/gaussian_noise/zipf", "p/snow/zipf"):
+        assert np.array_equal(found[1][name], found[0][name][rows])
 
 
 def test_without_a_test_of_corruptions_there_are_no_such_thumbnails(content: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from noisystudent.errors import InputError, RunError
 
 BLOCK = 2**17
 """Bytes of a block, the unit of requests and of the cache: two images of 50 kB share most of their blocks."""
+_BLOCKS = "noisystudent.blocks"  # a file of this name is replaced; no user has one
 _HEADER = struct.Struct("<16sQQ")  # key, bytes, xxh3_64 of the data
 _WAYS = 8  # slots in which a block may lie
 _ROWS = 2**14  # of a listing in memory at once
@@ -175,4 +176,4 @@ def key_of(*parts: object) -> bytes:
 
 @lru_cache(maxsize=4)
 def _opened(cache: Cache) -> BlockFile:
-    return BlockFile(cache.folder / "blocks", cache.size)
+    return BlockFile(cache.folder / _BLOCKS, cache.size)
