@@ -138,6 +138,29 @@ def test_shards_beside_class_folders_are_refused(tmp_path: Path) -> None:
     assert len(open_source([folder], labeled=True)) > 0
 
 
+@pytest.mark.parametrize("image", ["1.png", "sub/1.png"])
+def test_shards_beside_images_of_a_pool_are_refused(tmp_path: Path, image: str) -> None:
+    pool = tmp_path / "pool"
+    (pool / image).parent.mkdir(parents=True)
+    tarred(labeled_folder(tmp_path / "d"), pool / "old.tar")
+    assert len(open_source([pool], labeled=False)) == 12
+    (pool / image).write_bytes(encoded(random_images(1)[0]))
+    with pytest.raises(InputError, match=r"pool: holds image files and old\.tar; give '.*/\*\.tar'"):
+        open_source([pool], labeled=False)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_tar_and_parquet_shards_in_one_folder_are_refused(tmp_path: Path, labeled: bool) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    tarred(labeled_folder(tmp_path / "d"), folder / "a.tar")
+    parquet(folder / "b.parquet", [encoded(random_images(1)[0])], [0], True, None)
+    with pytest.raises(
+        InputError, match=r"both: holds a\.tar and b\.parquet; give '.*\.tar' and '.*\.parquet'"
+    ):
+        open_source([folder], labeled)
+
+
 def wrong_specs(root: Path) -> dict[str, tuple[object, bool, str]]:
     (root / "void").mkdir()
     (root / "flat").mkdir()

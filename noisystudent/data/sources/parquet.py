@@ -185,7 +185,7 @@ class _File:
 
     def images(self, group: int) -> Any:
         """Chunked Arrow array of the encoded images of one row group."""
-        # In chunks, because an array of bytes ends at 2 GiB, and Arrow reads no struct that needs two of them.
+        # In chunks: an array of bytes ends at 2 GiB, and Arrow reads no struct that needs two of them.
         batches = self._file.iter_batches(_CHUNK, row_groups=[group], columns=[self._column])
         columns = [batch.column(0) for batch in batches]
         return pa.chunked_array(
