@@ -159,7 +159,9 @@ def _pattern(path: str) -> re.Pattern[str]:
     """
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", path)
+    # (?!/): no brackets match a slash either
     pieces = [
-        one.replace("[!", "[^", 1) if one[:1] == "[" else parts.get(one, re.escape(one)) for one in pieces
+        "(?!/)" + one.replace("[!", "[^", 1) if one[:1] == "[" else parts.get(one, re.escape(one))
+        for one in pieces
     ]
     return re.compile("".join(pieces))
