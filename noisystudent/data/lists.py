@@ -44,7 +44,8 @@ def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) ->
             shard, reason = scanned.lost[0]
             raise InputError(
                 f"{name}: {len(scanned.lost)} shards have lost images; the first is {shard} ({reason}); copy"
-                f" it again, or give data.max_bad_fraction above {default} to do without them; all are in {path}"
+                f" it again, or give data.max_bad_fraction above {default} to do without them; all are in"
+                f" {path}"
             )
 
 
