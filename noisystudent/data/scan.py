@@ -19,7 +19,7 @@ from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.listing import Listing
 from noisystudent.data.phash import SIDE, Signature, signatures, thumbnail
-from noisystudent.data.sources import ArraySource, Place, Source, prefetch
+from noisystudent.data.sources import Place, Source, prefetch
 from noisystudent.data.sources.base import LOST
 from noisystudent.data.workers import in_workers
 
@@ -201,8 +201,7 @@ def _results(index: Index, job: Job, workers: int) -> Generator[tuple[Any, Scann
 
 def uses_workers(source: Source, count: int, workers: int) -> bool:
     """True if worker processes scan a set of `count` images."""
-    # an array source would be copied to every worker, and has nothing to decode
-    return workers > 0 and count >= _FEW and not isinstance(source, ArraySource)
+    return workers > 0 and count >= _FEW and not source.decoded
 
 
 def _part(index: Index, chunk: Chunk) -> Any:

@@ -19,7 +19,9 @@ from image_files import encoded, labeled_folder, random_images
 from shard_files import contents, parquet, tarred
 
 from noisystudent.config import DataConfig
+from noisystudent.data.scan import uses_workers
 from noisystudent.data.sources import ArraySource, Sources, listing_fingerprint, open_source, open_sources
+from noisystudent.data.sources.given import Edited
 from noisystudent.errors import InputError
 
 
@@ -32,6 +34,17 @@ def test_npz_and_arrays_hold_pixels_and_labels(tmp_path: Path) -> None:
             (str(n), image.tobytes()) for n, image in zip(labels, images, strict=True)
         ]
         assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
+
+
+def test_arrays_in_memory_are_not_copied_to_workers_whatever_holds_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", images=random_images(6))
+    folder, array = labeled_folder(tmp_path / "d"), ArraySource(random_images(6), name="a")
+    specs: list[list[Any]] = [[array], [tmp_path / "d.npz"], [array, array], [folder, array]]
+    for source in (open_source(spec, labeled=False) for spec in specs):
+        assert not uses_workers(source, 10**6, workers=8)
+        assert not uses_workers(Edited(source, {"x": None}), 10**6, workers=8)
+    files = open_source([folder, folder], labeled=False)
+    assert uses_workers(files, 10**6, workers=8) and uses_workers(Edited(files, {}), 10**6, workers=8)
 
 
 class Series:

@@ -45,6 +45,8 @@ class ParquetSource:
         InputError: a file is not Parquet or has no image column, or there are no rows.
     """
 
+    decoded = False
+
     def __init__(self, shards: list[Shard], labeled: bool) -> None:
         self.name = source_name(shards, "Parquet files")
         self._shards = shards
