@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.nn import functional
 
@@ -71,8 +73,8 @@ def decode(
 ) -> DecodedImage:
     """Decode an image file, or the first frame of an animation, to RGB.
 
-    EXIF orientation is applied. 16-bit values are scaled to 8 bits. Transparency is dropped, as torchvision
-    and timm do. Grey, palette, CMYK and YCCK images become RGB.
+    EXIF orientation is applied. Values of 12 or 16 bits are scaled to 8 bits. Transparency is dropped, as
+    torchvision and timm do. Grey, palette, CMYK and YCCK images become RGB.
 
     Args:
         data: a whole file, or pixels (H, W) or (H, W, 3).
@@ -85,6 +87,7 @@ def decode(
     Raises:
         DecodeError: not an image, damaged, too large, or of a pixel type without a known scale. A JPEG is
             damaged if libjpeg-turbo warns of it, even if the pixels are right.
+        MemoryError: the memory is full.
     """
     if not isinstance(data, bytes):
         rgb = data if data.ndim == 3 else np.repeat(data[..., None], 3, axis=2)
@@ -100,7 +103,7 @@ def decode(
             raise DecodeError(f"not an image (starts with {data[:12]!r})") from error
         except Image.DecompressionBombError as error:
             raise DecodeError(f"decompression bomb: {error}") from error
-        except DecodeError:
+        except (DecodeError, MemoryError):  # the file need not be damaged if the memory is full
             raise
         except Exception as error:  # Pillow's plugins raise many types of errors on broken bytes
             reason = first_line(error)
@@ -249,14 +252,23 @@ def reduce_jpeg(image: JpegImageFile, resolution: int, box: Box | None) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # convert() would clip 16-bit values at 255
-        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+    # Pillow scales the values of a PGM with more than 8 bits to 16 bits, in mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and isinstance(image, PpmImageFile)):
+        return Image.fromarray(_high_byte(image)).convert("RGB")
     if image.mode in ("I", "F"):
         raise DecodeError(
-            f"32-bit pixels (Pillow mode {image.mode}) have no known scale; save as 8 or 16 bit"
+            f"32-bit or signed pixels (Pillow mode {image.mode}) have no known scale; save as 8 or 16 bit"
         )
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
+    """(h, w) the upper 8 bits of grey values with 12 or 16 bits, which convert() would clip at 255."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    (bits,) = tags.get(BITSPERSAMPLE, (16,))
+    high: NDArray[np.uint8] = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+    # WhiteIsZero: Pillow inverts it with 8 bits only
+    return ~high if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else high
 
 
 def _first_scan(data: bytes) -> int:

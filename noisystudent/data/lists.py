@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from noisystudent.config import DataConfig
 from noisystudent.data.scan import Scan
 from noisystudent.data.splits import Leak
 from noisystudent.errors import InputError
@@ -25,8 +26,10 @@ def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) ->
     """Write ledger.csv, then check it, so that the user can read it if the run stops.
 
     Raises:
-        InputError: a set has too many bad images, or only bad ones.
+        InputError: a set has too many bad images, or only bad ones. Images of a shard are lost, and
+            `max_bad_fraction` is not above its default: nobody knows how many they are.
     """
+    default = DataConfig().max_bad_fraction
     rows = ((name, *entry) for name, scanned in scans.items() for entry in scanned.bad)
     _write_csv(path, ("set", "id", "reason"), rows)
     for name, scanned in scans.items():
@@ -36,6 +39,13 @@ def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) ->
             raise InputError(
                 f"{name}: {bad} of {scanned.listed} images cannot be read, more than data.max_bad_fraction "
                 f"{max_bad_fraction}; the first is {first} ({reason}); all are in {path}"
+            )
+        if scanned.lost and max_bad_fraction <= default:
+            shard, reason = scanned.lost[0]
+            raise InputError(
+                f"{name}: {len(scanned.lost)} shards have lost images; the first is {shard} ({reason}); copy"
+                f" it again, or give data.max_bad_fraction above {default} to do without them; all are in"
+                f" {path}"
             )
 
 

@@ -19,7 +19,8 @@ from noisystudent.data.imageset import content_hash
 from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
 from noisystudent.data.listing import Listing
 from noisystudent.data.phash import SIDE, Signature, signatures, thumbnail
-from noisystudent.data.sources import ArraySource, Place, Source, prefetch
+from noisystudent.data.sources import Place, Source, prefetch
+from noisystudent.data.sources.base import LOST
 from noisystudent.data.workers import in_workers
 
 _CHUNK = 64  # images that a worker scans at once
@@ -39,6 +40,7 @@ class Scan:
         storage: file of the decoded pixels (N, 3, S, S) uint8. None: no pixels are kept.
         signatures: file of the signatures (N, B) uint8 of the images. None: there are none.
         bad: (id, reason) of the images that cannot be used.
+        lost: those of `bad` that each stand for all images of a shard which are lost.
         listed: number of all listed images, including the bad ones.
     """
 
@@ -48,6 +50,7 @@ class Scan:
     storage: Path | None
     signatures: Path | None
     bad: list[tuple[str, str]]
+    lost: list[tuple[str, str]]
     listed: int
 
 
@@ -115,7 +118,7 @@ def scan(
         RunError: a worker died or does not answer.
         Stopped: a signal stopped the scan.
     """
-    bad = list(listing.bad)
+    bad, lost = list(listing.bad), list[tuple[str, str]]()
     total, done, stored = len(listing.index), 0, 0
     path = folder / "scratch" / f"{name}.arrow"
     storage = None if job.resolution is None else folder / f"{name}.npy"
@@ -130,16 +133,17 @@ def scan(
             progress.check()
             good = np.ones(part.num_rows, np.bool_)
             good[list(result.reasons)] = False
-            bad.extend((part.column("id")[row].as_py(), why) for row, why in result.reasons.items())
+            for row, reason in result.reasons.items():
+                bad.append((part.column("id")[row].as_py(), reason))
+                lost += bad[-1:] if part.column("size")[row].as_py() == LOST else []
             append(_good_rows(part, result, good, stored if storage else None))
             for file, array in ((pixels, result.pixels), (signature, result.signatures)):
                 if file is not None and array is not None:
                     file.write(np.ascontiguousarray(array[good]).data)
-            stored += int(good.sum())
-            done += part.num_rows
+            stored, done = stored + int(good.sum()), done + part.num_rows
             progress.advance(f"scanning {name}", done, total)
         _write_header(pixels, stored, job.resolution)
-    return Scan(job.source, Index(path), listing.names, storage, signed, bad, total + len(listing.bad))
+    return Scan(job.source, Index(path), listing.names, storage, signed, bad, lost, total + len(listing.bad))
 
 
 def scan_chunk(job: Job, part: Any) -> ScannedChunk:
@@ -197,8 +201,7 @@ def _results(index: Index, job: Job, workers: int) -> Generator[tuple[Any, Scann
 
 def uses_workers(source: Source, count: int, workers: int) -> bool:
     """True if worker processes scan a set of `count` images."""
-    # an array source would be copied to every worker, and has nothing to decode
-    return workers > 0 and count >= _FEW and not isinstance(source, ArraySource)
+    return workers > 0 and count >= _FEW and not source.decoded
 
 
 def _part(index: Index, chunk: Chunk) -> Any:

@@ -30,6 +30,7 @@ from noisystudent.robustness.suite import TESTS
 
 FAST_IMAGES = 1000
 _LARGE = 224  # side from which a view is the centre crop of a larger image: a crop of 224 from 256 pixels
+_LONGEST = 8  # longer side of a whole image, in shorter sides
 _INCEPTION = 299  # side of ImageNet-C-299, whose images were cropped before they were resized
 
 
@@ -211,10 +212,18 @@ def _cut(image: Image.Image, side: int) -> Tensor:
 
 
 def _shortened(image: Image.Image, side: int) -> Tensor:
-    """(3, H, W): the whole image, resized so that its shorter side is `side`, as torchvision's `Resize`."""
+    """(3, H, W): the whole image, resized so that its shorter side is `side`, as torchvision's `Resize`.
+
+    The ends of an image longer than `_LONGEST` are cut off: a file of a few bytes could fill the memory.
+    """
     width, height = image.size
     size = (side, side * height // width) if width < height else (side * width // height, side)
-    return _tensor(image.resize(size, Image.Resampling.BILINEAR))
+    # even, so that the centre crop begins at the pixel at which it would have begun
+    cut = [max(0, length - _LONGEST * side) // 4 * 2 for length in size]
+    left, top = (ends * whole / length for ends, whole, length in zip(cut, image.size, size, strict=True))
+    kept = (size[0] - 2 * cut[0], size[1] - 2 * cut[1])
+    box = (left, top, width - left, height - top)
+    return _tensor(image.resize(kept, Image.Resampling.BILINEAR, box))
 
 
 def _wider(side: int) -> int:

@@ -6,18 +6,23 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from noisystudent.errors import InputError, printable
 from noisystudent.inference.predict import Predictions
-from noisystudent.run.files import write_table, write_text
+from noisystudent.run.files import atomic, write_table
 
 Format = Literal["csv", "json", "parquet"]
+Columns = dict[str, list[str] | NDArray[np.float32]]
+"""{name: values of all images}; probabilities stay in their array, which is far smaller than a list."""
+_ROWS = 1024  # in memory as numbers of Python at once
 ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
 
 
@@ -58,50 +63,72 @@ def write_predictions(
     if chosen == "parquet":
         if out is None:
             raise InputError("--format parquet needs a file: --out FILE.parquet")
-        write_table(out, pa.table(columns))
+        write_table(out, pa.table({name: _doubles(values) for name, values in columns.items()}))
         return
-    writers: dict[str, Callable[[dict[str, Any]], str]] = {"csv": _csv, "json": _json}
-    text = writers[chosen](columns)
+    writers: dict[str, Callable[[Columns], Iterator[str]]] = {"csv": _csv, "json": _json}
+    texts = writers[chosen](columns)
     if out is None:
-        # A program that reads the output gets the exact names.
-        shown = "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
-        sys.stdout.write(shown)
+        shown = sys.stdout.isatty()
+        for text in texts:
+            # A program that reads the output gets the exact names.
+            sys.stdout.write("\n".join(map(printable, text.split("\n"))) if shown else text)
     else:
-        write_text(out, text)
+        with atomic(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(texts)
 
 
-def _columns(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of the table: {name: values of all images}."""
+def _columns(predictions: Predictions, classes: tuple[str, ...]) -> Columns:
+    """Columns of the table with the probabilities of all classes."""
     probs = predictions.probs
-    columns: dict[str, Any] = {
+    columns: Columns = {
         "id": predictions.ids,
         "class": [classes[k] for k in probs.argmax(axis=1)],
-        "probability": probs.max(axis=1).tolist() if len(predictions.ids) else [],
+        "probability": probs.max(axis=1),
     }
     # `p(name)` instead of the name: a class may be called 'id', and its column must not replace the id.
-    return columns | {f"p({name})": probs[:, k].tolist() for k, name in enumerate(classes)}
+    return columns | {f"p({name})": probs[:, k] for k, name in enumerate(classes)}
 
 
-def _top(predictions: Predictions, classes: tuple[str, ...], count: int) -> dict[str, Any]:
+def _top(predictions: Predictions, classes: tuple[str, ...], count: int) -> Columns:
     """Columns of the table with the `count` most probable classes. Of equal ones the first comes first."""
     probs = predictions.probs
     order = np.argsort(-probs, axis=1, kind="stable")[:, :count]
-    columns: dict[str, Any] = {"id": predictions.ids}
+    columns: Columns = {"id": predictions.ids}
     for place in range(count):
         number, best = f" {place + 1}" if place else "", order[:, place]
         columns[f"class{number}"] = [classes[k] for k in best]
-        columns[f"probability{number}"] = np.take_along_axis(probs, best[:, None], 1)[:, 0].tolist()
+        columns[f"probability{number}"] = np.take_along_axis(probs, best[:, None], 1)[:, 0]
     return columns
 
 
-def _csv(columns: dict[str, Any]) -> str:
+def _doubles(values: list[str] | NDArray[np.float32]) -> list[str] | NDArray[np.float64]:
+    return values.astype(np.float64) if isinstance(values, np.ndarray) else values
+
+
+def _rows(columns: Columns) -> Iterator[tuple[str | float, ...]]:
+    """Rows of the table."""
+    for start in range(0, len(columns["id"]), _ROWS):
+        parts = (values[start : start + _ROWS] for values in columns.values())
+        lists = (part.tolist() if isinstance(part, np.ndarray) else part for part in parts)
+        yield from zip(*lists, strict=True)
+
+
+def _csv(columns: Columns) -> Iterator[str]:
+    """Lines of the file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue()
+    for row in chain([columns], _rows(columns)):
+        writer.writerow(row)
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
 
 
-def _json(columns: dict[str, Any]) -> str:
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+def _json(columns: Columns) -> Iterator[str]:
+    """Pieces of the file, one for each row."""
+    before = "["
+    for row in _rows(columns):
+        text = json.dumps([dict(zip(columns, row, strict=True))], indent=1, ensure_ascii=False)
+        yield before + text[1:-2]  # without the brackets of the list
+        before = ","
+    yield "[]\n" if before == "[" else "\n]\n"

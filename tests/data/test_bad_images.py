@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from image_files import encoded, labeled_folder, make, random_images, table, write_folder
 from PIL import Image
-from shard_files import parquet
+from shard_files import parquet, tarred
 
 from noisystudent.errors import InputError, RunError
 
@@ -83,6 +83,22 @@ def test_a_cut_shard_is_used_up_to_the_cut_and_noted(tmp_path: Path, labeled: Pa
     assert len(data.pool) == 12
     assert [row["id"] for row in table(tmp_path / "out" / "ledger.csv")] == ["c1/05.png", f"pool.tar@{cut}"]
     assert any("pool.tar: cut short or damaged" in note for note in data.notes)
+
+
+def test_a_cut_shard_stops_the_run_however_few_its_lines_in_the_ledger(tmp_path: Path, labeled: Path) -> None:
+    """A line of the ledger may stand for any number of images."""
+    pool = write_folder(tmp_path / "pool", random_images(120, seed=5), lambda n: f"{n:03d}.png")
+    files = sorted(pool.iterdir())
+    tarred(pool, tmp_path / "a.tar", files=files[:110])
+    cut = tarred(pool, tmp_path / "b.tar", files=files[110:])
+    with tarfile.open(cut) as archive:
+        second = archive.getmembers()[1].offset
+    cut.write_bytes(cut.read_bytes()[:second])
+    specs: dict[str, Any] = {"labeled": (str(labeled),), "unlabeled": (str(tmp_path / "*.tar"),)}
+    message = rf"^pool: 1 shards have lost images; the first is b/b\.tar@{second} \(.*the shard is cut"
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "out", **specs)
+    assert len(make(tmp_path / "lenient", **specs, max_bad_fraction=0.02).pool) == 111
 
 
 def test_too_many_bad_images_stop_the_run_and_leave_the_ledger(

@@ -79,6 +79,49 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
         assert pixels(encoded(values, kind))[1].tolist() == [[0, 0, 1, 128, 255]]
 
 
+def tiff(values: np.ndarray, bits: int, white_is_zero: bool) -> bytes:
+    """An uncompressed grey TIFF; 12-bit values are packed, most significant bit first."""
+    if bits == 12:
+        digits = (values.ravel()[:, None] >> np.arange(11, -1, -1)) & 1
+        data = np.packbits(digits.astype(np.uint8)).tobytes()
+    else:
+        data = values.astype("<u2").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    end = 8 + len(data) + len(data) % 2
+    head = b"II*\0" + struct.pack("<I", end) + data.ljust(end - 8, b"\0")
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, False), (16, True)])
+def test_grey_tiffs_of_more_than_eight_bits_are_scaled_by_their_tags(bits: int, white_is_zero: bool) -> None:
+    values = np.arange(0, 2**bits, 2**bits // 64).reshape(8, 8)
+    expected = 255 - (values >> (bits - 8)) if white_is_zero else values >> (bits - 8)
+    assert torch.equal(pixels(tiff(values, bits, white_is_zero))[0], torch.from_numpy(expected).byte())
+
+
+@pytest.mark.parametrize("most", [1000, 4095, 65535])
+def test_grey_ppms_of_more_than_eight_bits_are_scaled_by_their_largest_value(most: int) -> None:
+    values = np.linspace(0, most, 64).round().astype(">u2").reshape(8, 8)
+    for data in (
+        b"P5\n8 8\n%d\n" % most + values.tobytes(),
+        b"P2\n8 8\n%d\n" % most + b" ".join(b"%d" % value for value in values.ravel()),
+    ):
+        shown = pixels(data)[0].numpy()
+        assert np.abs(shown - values.astype(int) * 255 / most).max() <= 1
+
+
+def test_a_full_memory_is_no_damage_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: Image.Image, mode: str) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(MemoryError):
+        decode(encoded(np.zeros((4, 4), np.uint8)), LIMIT)
+
+
 def test_cmyk_jpeg_becomes_rgb() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.full((16, 16, 3), (250, 20, 20), np.uint8)).convert("CMYK").save(buffer, "JPEG")

@@ -59,6 +59,10 @@ def test_a_remote_folder_is_its_shards_and_a_list_is_its_lines(shards: Path, buc
     names = shards / "shards.txt"
     names.write_text(f"# two places\n{bucket}/a.tar\n\n{shards}/b.tar\n")
     here = listed(open_source([str(shards / "*.tar")], labeled=True))
+    with pytest.raises(InputError, match=r"holds a\.tar and a\.parquet"):
+        open_source([bucket], labeled=True)
+    store = open_store("s3://bucket", NAMING)._store  # type: ignore[attr-defined]
+    obstore.delete(store, ["d/a.parquet", "d/b.parquet"])
     assert listed(open_source([bucket], labeled=True)) == here
     assert listed(open_source([f"@{names}"], labeled=True)) == here
 

@@ -13,6 +13,7 @@ from image_files import encoded, labeled_folder, random_images
 from shard_files import add, contents, parquet, tarred
 
 from noisystudent.data.sources import open_source
+from noisystudent.data.sources import parquet as parquet_files
 
 
 @pytest.mark.parametrize("top", ["", "./", "photos/"])
@@ -83,6 +84,18 @@ def test_parquet_holds_what_the_folder_holds(tmp_path: Path, struct: bool, names
     assert len(source) == 12
     pickled = contents(pickle.loads(pickle.dumps(source)))
     assert pickled == [(label if names else str(label)[1:], data) for label, data in expected]
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_a_row_group_may_be_larger_than_one_array_of_bytes(
+    tmp_path: Path, struct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_files, "_CHUNK", 2)
+    images = [encoded(image) for image in random_images(9)]
+    source = open_source([parquet(tmp_path / "d.parquet", images, None, struct, None)], labeled=False)
+    assert [data for _, data in contents(source)] == images
+    assert isinstance(source, parquet_files.ParquetSource)
+    assert [len(chunk) for chunk in source._group(0, 0).chunks] == [2, 2, 1], "groups of 5 rows"
 
 
 def test_webdataset_labels_stand_beside_the_image(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from image_files import encoded, labeled_folder, random_images
 from shard_files import contents, parquet, tarred
 
 from noisystudent.config import DataConfig
+from noisystudent.data.scan import uses_workers
 from noisystudent.data.sources import ArraySource, Sources, listing_fingerprint, open_source, open_sources
+from noisystudent.data.sources.given import Edited
 from noisystudent.errors import InputError
 
 
@@ -32,6 +34,17 @@ def test_npz_and_arrays_hold_pixels_and_labels(tmp_path: Path) -> None:
             (str(n), image.tobytes()) for n, image in zip(labels, images, strict=True)
         ]
         assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
+
+
+def test_arrays_in_memory_are_not_copied_to_workers_whatever_holds_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", images=random_images(6))
+    folder, array = labeled_folder(tmp_path / "d"), ArraySource(random_images(6), name="a")
+    specs: list[list[Any]] = [[array], [tmp_path / "d.npz"], [array, array], [folder, array]]
+    for source in (open_source(spec, labeled=False) for spec in specs):
+        assert not uses_workers(source, 10**6, workers=8)
+        assert not uses_workers(Edited(source, {"x": None}), 10**6, workers=8)
+    files = open_source([folder, folder], labeled=False)
+    assert uses_workers(files, 10**6, workers=8) and uses_workers(Edited(files, {}), 10**6, workers=8)
 
 
 class Series:
@@ -136,6 +149,29 @@ def test_shards_beside_class_folders_are_refused(tmp_path: Path) -> None:
     assert len(open_source([f"{folder}/*.tar"], labeled=True)) > 0
     (folder / "t.tar").unlink()
     assert len(open_source([folder], labeled=True)) > 0
+
+
+@pytest.mark.parametrize("image", ["1.png", "sub/1.png"])
+def test_shards_beside_images_of_a_pool_are_refused(tmp_path: Path, image: str) -> None:
+    pool = tmp_path / "pool"
+    (pool / image).parent.mkdir(parents=True)
+    tarred(labeled_folder(tmp_path / "d"), pool / "old.tar")
+    assert len(open_source([pool], labeled=False)) == 12
+    (pool / image).write_bytes(encoded(random_images(1)[0]))
+    with pytest.raises(InputError, match=r"pool: holds image files and old\.tar; give '.*/\*\.tar'"):
+        open_source([pool], labeled=False)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_tar_and_parquet_shards_in_one_folder_are_refused(tmp_path: Path, labeled: bool) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    tarred(labeled_folder(tmp_path / "d"), folder / "a.tar")
+    parquet(folder / "b.parquet", [encoded(random_images(1)[0])], [0], True, None)
+    with pytest.raises(
+        InputError, match=r"both: holds a\.tar and b\.parquet; give '.*\.tar' and '.*\.parquet'"
+    ):
+        open_source([folder], labeled)
 
 
 def wrong_specs(root: Path) -> dict[str, tuple[object, bool, str]]:

@@ -65,6 +65,17 @@ def test_sources_are_cut_as_the_published_sets_were(size: tuple[int, int]) -> No
     assert np.array_equal(test_images._cut(image, 299).permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize("size", [(1, 41), (40, 1), (7, 301), (400, 13), (3, 50)])
+def test_the_ends_of_a_long_image_are_cut_off_and_its_middle_stays(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    short = test_images._shortened(image, 256)
+    assert min(short.shape[1:]) == 256 and 2048 <= max(short.shape[1:]) < 2052
+    expected = np.array(CenterCrop(1024)(Resize(256)(image)))
+    middle = np.array(CenterCrop(1024)(Image.fromarray(short.permute(1, 2, 0).numpy())))
+    assert np.abs(middle - expected.astype(int)).max() <= 1, "the edges of the box are rounded"
+
+
 @pytest.mark.parametrize(("height", "width"), [(300, 420), (420, 300)])
 def test_geometry_moves_the_whole_picture_before_the_crop(height: int, width: int, tmp_path: Path) -> None:
     """Not its middle square: a rotated, tilted or shrunken landscape has its sides to show."""

@@ -16,7 +16,7 @@ from noisystudent.data.sources.files import ImageFiles, is_image_file
 from noisystudent.data.sources.folder import FolderSource
 from noisystudent.data.sources.given import given_labels
 from noisystudent.data.sources.joined import Joined, prefixes
-from noisystudent.data.sources.names import SUFFIXES, expand
+from noisystudent.data.sources.names import SUFFIXES, expand, one_suffix
 from noisystudent.data.sources.parquet import ParquetSource
 from noisystudent.data.sources.remote import RemoteShard
 from noisystudent.data.sources.shard import LocalShard, Shard, file_name
@@ -172,24 +172,26 @@ def _open_folder(path: Path, labeled: bool) -> Source:
     """Open a folder: as shards if it directly contains tar or Parquet files, otherwise as image files.
 
     Raises:
-        InputError: a labelled folder holds both shards and class folders, so one would be left out unseen.
+        InputError: the folder holds two of these, so one would be left out unseen.
     """
-    for suffix in SUFFIXES:  # an .npz is opened by its own name or a pattern only
-        shards = sorted(file for file in path.glob(f"*{suffix}") if file.is_file())
-        if shards:
-            if labeled and _has_classes(path):
-                raise InputError(
-                    f"{path}: holds class folders and {shards[0].name}; give '{path}/*{suffix}' for the"
-                    " shards alone, or move them elsewhere for the folders alone"
-                )
-            return _OPENERS[suffix](list(map(LocalShard, shards)), labeled)
-    return FolderSource(path, labeled)
+    # an .npz is opened by its own name or a pattern only
+    shards = sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}") if file.is_file())
+    if not shards:
+        return FolderSource(path, labeled)
+    suffix = one_suffix(str(path), [file.name for file in shards])
+    if _has_images(path, labeled):
+        images = "class folders" if labeled else "image files"
+        raise InputError(
+            f"{path}: holds {images} and {shards[0].name}; give '{path}/*{suffix}' for the shards alone, or"
+            f" move them elsewhere for the {images} alone"
+        )
+    return _OPENERS[suffix](list(map(LocalShard, shards)), labeled)
 
 
-def _has_classes(path: Path) -> bool:
-    """Return True if folders in `path` hold images."""
+def _has_images(path: Path, labeled: bool) -> bool:
+    """Return True if `path` holds image files; with `labeled`, in class folders."""
     try:
-        FolderSource(path, labeled=True)
+        FolderSource(path, labeled)
     except InputError:
         return False
     return True

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class ArraySource:
     labels: Sequence[object] | NDArray[np.int64] | None = None
     name: str = "array"
     shards: int = 1
+    decoded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         images = self.images
@@ -95,6 +96,7 @@ class NpzSource:
     """
 
     shards = 1
+    decoded = True
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

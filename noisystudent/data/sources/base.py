@@ -85,6 +85,10 @@ class Source(Protocol):
     def shards(self) -> int:
         """Number of shard numbers in use."""
 
+    @property
+    def decoded(self) -> bool:
+        """True if images are arrays in memory, which each worker process would have a copy of."""
+
     def __len__(self) -> int:
         """Number of images. The first call may list the whole source."""
 

@@ -25,6 +25,7 @@ class ImageFiles:
     """
 
     shards = 1
+    decoded = False
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self._paths = [str(path) for path in paths]

@@ -26,6 +26,7 @@ class FolderSource:
     """
 
     shards = 1
+    decoded = False
 
     def __init__(self, root: Path, labeled: bool) -> None:
         self.name = str(root)

@@ -122,7 +122,7 @@ class Edited:
     """
 
     def __init__(self, source: Source, labels: Mapping[str, str | None], *, others: bool = True) -> None:
-        self.name, self.shards = source.name, source.shards
+        self.name, self.shards, self.decoded = source.name, source.shards, source.decoded
         self._source, self._labels, self._others = source, dict(labels), others
 
     def __len__(self) -> int:

@@ -31,6 +31,11 @@ class Joined:
         """Number of shards of all parts."""
         return int(self._starts[-1])
 
+    @property
+    def decoded(self) -> bool:
+        """True if a part is in memory."""
+        return any(part.decoded for part in self._parts)
+
     def __len__(self) -> int:
         """Number of images of all parts."""
         return sum(map(len, self._parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice, product
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ _MOST_NAMES = 1_000_000  # that one pair of braces stands for: a typing error of
 _BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
 _WILD = re.compile(r"[*?[]")
 SUFFIXES = (".tar", ".parquet")
-"""Suffixes of shards, in the order in which a folder is searched for them."""
+"""Suffixes of shards."""
 
 
 def expand(spec: str | Path, cache: Cache) -> list[Path | RemoteShard]:
@@ -131,8 +131,24 @@ def _entries(url: str, root: str, path: str) -> Iterable[Entry]:
         return (entry for entry in listed if entry.path.lower().endswith(SUFFIXES))
     folder = path.rstrip("/")
     inside = [entry for entry in store.list(folder) if entry.path.rpartition("/")[0] == folder]
-    by_suffix = ([one for one in inside if one.path.lower().endswith(suffix)] for suffix in SUFFIXES)
-    return next(filter(None, by_suffix), [])
+    shards = [entry for entry in inside if entry.path.lower().endswith(SUFFIXES)]
+    if shards:
+        one_suffix(url.rstrip("/"), [entry.path.rpartition("/")[2] for entry in shards])
+    return shards
+
+
+def one_suffix(folder: str, names: Sequence[str]) -> str:
+    """The suffix of the shards in a folder.
+
+    Raises:
+        InputError: they have two; one kind would be left out unseen.
+    """
+    first = {PurePosixPath(name).suffix.lower(): name for name in sorted(names, reverse=True)}
+    if len(first) > 1:
+        patterns = " and ".join(f"'{folder}/*{suffix}'" for suffix in SUFFIXES)
+        held = " and ".join(first[suffix] for suffix in SUFFIXES)
+        raise InputError(f"{folder}: holds {held}; give {patterns} separately, or one of them")
+    return next(iter(first))
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -143,7 +159,9 @@ def _pattern(path: str) -> re.Pattern[str]:
     """
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", path)
+    # (?!/): no brackets match a slash either
     pieces = [
-        one.replace("[!", "[^", 1) if one[:1] == "[" else parts.get(one, re.escape(one)) for one in pieces
+        "(?!/)" + one.replace("[!", "[^", 1) if one[:1] == "[" else parts.get(one, re.escape(one))
+        for one in pieces
     ]
     return re.compile("".join(pieces))

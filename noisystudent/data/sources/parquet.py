@@ -29,6 +29,7 @@ from noisystudent.errors import InputError, NoisyStudentError, first_line
 
 _OPEN_FILES = 64  # open at once; the operating system limits the open files of a process
 _GROUPS_KEPT = 2  # row groups in memory at once
+_CHUNK = 64  # images of a row group in one array, which then has less than 2 GiB
 _SMALL_GROUP = 32  # rows; streaming single images from larger groups is slow, and the user gets a note
 
 
@@ -43,6 +44,8 @@ class ParquetSource:
     Raises:
         InputError: a file is not Parquet or has no image column, or there are no rows.
     """
+
+    decoded = False
 
     def __init__(self, shards: list[Shard], labeled: bool) -> None:
         self.name = source_name(shards, "Parquet files")
@@ -183,10 +186,13 @@ class _File:
         return column.dictionary_page_offset or column.data_page_offset, column.total_compressed_size
 
     def images(self, group: int) -> Any:
-        """Arrow array of the encoded images of one row group."""
-        # one chunk, so that a row of the group is an index into it
-        column = self._file.read_row_group(group, columns=[self._column]).column(0).combine_chunks()
-        return column.field("bytes") if pa.types.is_struct(column.type) else column
+        """Chunked Arrow array of the encoded images of one row group."""
+        # In chunks: an array of bytes ends at 2 GiB, and Arrow reads no struct that needs two of them.
+        batches = self._file.iter_batches(_CHUNK, row_groups=[group], columns=[self._column])
+        columns = [batch.column(0) for batch in batches]
+        return pa.chunked_array(
+            column.field("bytes") if pa.types.is_struct(column.type) else column for column in columns
+        )
 
     def labels(self) -> Iterator[str | None]:
         """Label of each row; None if unknown."""

@@ -43,6 +43,8 @@ class TarSource:
         InputError: a shard is not an uncompressed tar file, or there are no images.
     """
 
+    decoded = False
+
     def __init__(self, shards: list[Shard], labeled: bool) -> None:
         self.name = source_name(shards, "tar shards")
         self._shards = shards
