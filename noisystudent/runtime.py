@@ -26,6 +26,14 @@ def _key(seed: int, stream: str, counters: tuple[int, ...]) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+def is_offline() -> bool:
+    """Return True if downloads are forbidden by `--offline` or HF_HUB_OFFLINE=1."""
+    from huggingface_hub import is_offline_mode  # here, because few commands need it
+
+    # huggingface_hub reads the variable when it is imported, which may be before --offline sets it.
+    return is_offline_mode() or os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
 def generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
     """Random number generator that is a pure function of (seed, stream, counters).
 

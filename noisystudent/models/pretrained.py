@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import timm
 import torch
-from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, require
@@ -26,6 +26,7 @@ from noisystudent.models import download
 from noisystudent.models.download import Message, Request
 from noisystudent.models.files import weights_in
 from noisystudent.run.rundir import WEIGHT_FILES
+from noisystudent.runtime import is_offline
 
 SILENT_SECONDS = 25.0
 """Longest time in seconds in which a download may receive nothing; with its end it is below 30 s."""
@@ -89,12 +90,6 @@ def find_source(name: str, pretrained: bool | str) -> Source | None:
         f"model.pretrained is {pretrained!r}, which is no file and no tag of {architecture}, {known};"
         f" give true, false, a file, a tag or {HUB}<owner>/<name>"
     )
-
-
-def is_offline() -> bool:
-    """Return True if downloads are forbidden by `--offline` or HF_HUB_OFFLINE=1."""
-    # huggingface_hub reads the variable when it is imported, which may be before --offline sets it.
-    return is_offline_mode() or os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
 def pretrained_source(name: str, progress: Progress | None = None) -> dict[str, Any]:

@@ -51,6 +51,15 @@ def test_no_credentials_are_one_line(s3: str, monkeypatch: pytest.MonkeyPatch) -
         open_source(["s3://bucket/a.tar"], labeled=False)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/a.tar", "s3://bucket/*.tar", "hf://datasets/a/b/c.parquet"]
+)
+def test_nothing_is_read_from_a_store_offline(url: str, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"://.*: --offline or HF_HUB_OFFLINE=1 forbids the download"):
+        open_source([url], labeled=False)
+
+
 @given(
     names=st.lists(st.text("ab1/", min_size=1, max_size=6), min_size=1, max_size=8),
     pattern=st.lists(

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from noisystudent.data.sources.base import Unreadable
 from noisystudent.errors import InputError, RunError, did_you_mean, first_line
+from noisystudent.runtime import is_offline
 
 SCHEMES = ("s3", "gs", "az", "https", "http", "hf")
 _CONNECT_SECONDS = 5.0
@@ -106,7 +107,10 @@ def open_store(root: str, patience: Patience) -> Store:
 
     Raises:
         Unreadable: it cannot be opened.
+        InputError: downloads are forbidden.
     """
+    if is_offline():
+        raise InputError(f"{root}: --offline or HF_HUB_OFFLINE=1 forbids the download; give files on disk")
     if root == "hf://":
         from huggingface_hub import HfFileSystem
 
