@@ -146,7 +146,7 @@ def show(weights: Path, paths: list[Path], folder: Path) -> None:
 
 
 def described(out: Path) -> dict[str, Any]:
-    path = out / "description.json" if out.is_dir() else out.with_suffix(".json")
+    path = out / "description.json" if out.is_dir() else out.with_name(f"{out.name}.json")
     about: dict[str, Any] = json.loads(path.read_text())
     return about
 

@@ -152,7 +152,7 @@ def export(
     """Export the model that `predict` uses, check the file on real images, and print code that loads it.
 
     The file is loaded by its own runtime. If its logits differ from those of the model, it is deleted. Size,
-    crop, temperature and classes are in the file, and in a .json file beside it.
+    crop, temperature and classes are in the file, and in a file FILE.json beside it.
 
     Parameters
     ----------

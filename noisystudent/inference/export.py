@@ -80,7 +80,7 @@ def export(
     The file takes `images` and returns `logits` and `probs` (B, K) float32 for any B. `probs` is
     softmax(logits / T) with the temperature T that was fitted on val. A .safetensors file and the folder of
     timm hold weights under timm's names in place of a graph. How images are prepared and what the outputs
-    mean is in the file, and in a .json file beside it.
+    mean is in the file, and in `out`.json beside it.
 
     Args:
         run: a run directory, a model folder, a .safetensors file, or the name of a timm model.
@@ -149,7 +149,8 @@ def _checked(out: Path, form: str | None, *, raw_images: bool, overwrite: bool) 
         raise InputError(
             f"--raw-images does not fit --format {name}, which holds weights alone; use {graphs}"
         )
-    for file in (out.with_suffix(suffix) for suffix in kind.beside):
+    beside = [out.with_suffix(suffix) for suffix in kind.beside]
+    for file in [*beside, *([_description_file(out, kind)] if kind.suffix else [])]:
         if not overwrite and os.path.lexists(file):
             raise InputError(f"--out is {out}, and {file} exists; name another file, or give --overwrite")
         if file.is_dir():
@@ -158,7 +159,8 @@ def _checked(out: Path, form: str | None, *, raw_images: bool, overwrite: bool) 
 
 
 def _description_file(path: Path, kind: Format) -> Path:
-    return path.with_suffix(".json") if kind.suffix else path / "description.json"
+    # With the whole name, so that student.onnx and student.safetensors have one each.
+    return path.with_name(f"{path.name}.json") if kind.suffix else path / "description.json"
 
 
 def _originals(weights: Path | None, given: Images | None, count: int) -> tuple[list[Pixels], str]:

@@ -38,7 +38,7 @@ class Format:
         line: (path, content) -> a line of Python that loads the file.
         modules: packages that it needs besides those of this package, and
         extra: the extra with which they are installed.
-        beside: suffixes of the other files that are written.
+        beside: suffixes of other files that are written, besides the description.
         graph: True if the file holds the graph; False if it holds the weights alone.
         tolerance: allowed difference of the logits, as a share of the largest.
     """
@@ -49,7 +49,7 @@ class Format:
     line: Callable[[Path, Content], str]
     modules: tuple[str, ...] = ()
     extra: str = "export"
-    beside: tuple[str, ...] = (".json",)
+    beside: tuple[str, ...] = ()
     graph: bool = True
     tolerance: float = 1e-3  # runtimes sum in another order
 
@@ -237,7 +237,6 @@ FORMATS: dict[str, Format] = {
         write=_write_timm,
         load=_load_timm,
         line=_timm_line,
-        beside=(),
         graph=False,
         tolerance=0.0,
     ),
@@ -256,7 +255,7 @@ FORMATS: dict[str, Format] = {
         line=_openvino_line,
         modules=("openvino", "onnxscript"),
         extra="openvino",
-        beside=(".bin", ".json"),
+        beside=(".bin",),
     ),
 }
 """Formats by the name that --format takes."""

@@ -113,13 +113,18 @@ def check(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
     np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
 
+def described(path: Path) -> Path:
+    """The description beside an exported file."""
+    return path.with_name(f"{path.name}.json")
+
+
 # --- what `predict` says ---
 
 
 def test_pillow_and_onnx_runtime_alone_predict_the_same(
     onnx: Path, photos: list[Path], expected: np.ndarray
 ) -> None:
-    about = json.loads(onnx.with_suffix(".json").read_text())
+    about = json.loads(described(onnx).read_text())
     images = np.stack([prepared(path, about) for path in photos])
     check(in_onnx(onnx, images)[1], expected, 0.02)
     one, _ = in_onnx(onnx, images[:1])
@@ -149,7 +154,7 @@ def test_torch_export(
 ) -> None:
     path = tmp_path / "model.pt2"
     export(weights, path, raw_images=raw, images=photos)
-    about = json.loads(path.with_suffix(".json").read_text())
+    about = json.loads(described(path).read_text())
     images = [np.array(Image.open(photo)) if raw else prepared(photo, about).copy() for photo in photos]
     check(np.concatenate([in_torch(path, image[None])[1] for image in images]), expected, 0.02)
     inside = {"description.json": ""}
@@ -163,7 +168,7 @@ def test_openvino(weights: Path, photos: list[Path], expected: np.ndarray, tmp_p
     openvino = pytest.importorskip("openvino")
     path = tmp_path / "model.xml"
     export(weights, path, raw_images=raw, images=photos)
-    about = json.loads(path.with_suffix(".json").read_text())
+    about = json.loads(described(path).read_text())
     images = [np.array(Image.open(photo)) if raw else prepared(photo, about) for photo in photos]
     check(np.concatenate([in_openvino(path, image[None])[1] for image in images]), expected, 0.02)
     model = openvino.Core().read_model(path)
@@ -196,7 +201,7 @@ def test_the_file_says_what_the_file_beside_it_says(
         in_weights = file.metadata()
     in_graph = onnxruntime.InferenceSession(str(onnx)).get_modelmeta().custom_metadata_map
     for path, metadata in ((onnx, in_graph), (plain, in_weights)):
-        about = json.loads(path.with_suffix(".json").read_text())
+        about = json.loads(described(path).read_text())
         assert about["classes"] == list(CLASSES) and about["temperature"] == 1.5 and about["crop"] == 0.875
         for key, value in about.items():
             assert metadata[key] == (value if isinstance(value, str) else json.dumps(value))
@@ -254,7 +259,7 @@ def test_a_refused_export_leaves_the_older_file(
     out = tmp_path / "out.safetensors"
     export(weights, out, images=photos)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(before) == {out, out.with_suffix(".json")}
+    assert set(before) == {out, described(out)}
     right = formats.FORMATS["safetensors"]
     wrong = replace(right, write=lambda content, path: right.write(other(content), path))
     monkeypatch.setitem(formats.FORMATS, "safetensors", wrong)
@@ -279,18 +284,29 @@ def test_they_are_images_of_val_if_they_can_be_read(
     assert "logits on 4 photographs (val cannot be read: " in capsys.readouterr().err
 
 
+def test_files_of_two_formats_with_one_name_have_a_description_each(
+    weights: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    for suffix, raw in ((".safetensors", False), (".onnx", True)):
+        export(weights, tmp_path / f"student{suffix}", images=photos, raw_images=raw)
+    first, second = (
+        json.loads(described(tmp_path / f"student{s}").read_text()) for s in (".safetensors", ".onnx")
+    )
+    assert first["images"] != second["images"]
+
+
 def test_wrong_calls(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out.safetensors"
     line = refused(capsys, 2, "export", finished, "--out", out, "--raw-images")
     assert line.endswith("holds weights alone; use onnx, torch-export, openvino")
     line = refused(capsys, 2, "export", finished, "--out", out, "--format", "onnx")
     assert line.endswith(f"--out is {out}; the file must end in .onnx")
-    out.with_suffix(".json").write_text("mine")
+    described(out).write_text("mine")
     line = refused(capsys, 2, "export", finished, "--out", out)
-    assert line.endswith(f"{out.with_suffix('.json')} exists; name another file, or give --overwrite")
+    assert line.endswith(f"{described(out)} exists; name another file, or give --overwrite")
     (tmp_path / "mine").mkdir()
     for flags in ([], ["--overwrite"]):
         line = refused(capsys, 2, "export", finished, "--out", tmp_path / "mine", "--format", "timm", *flags)
         assert line.endswith("which exists; name a new folder")
     assert output(capsys, "export", finished, "--out", out, "--overwrite")
-    assert json.loads(out.with_suffix(".json").read_text())["classes"] == list(tiny.CLASSES)
+    assert json.loads(described(out).read_text())["classes"] == list(tiny.CLASSES)
