@@ -89,7 +89,10 @@ def _advice(state: str | None, rivals: Mapping[str, Comparison], test: str, leve
         return (
             "Another training seed would change the figures: repeat the run with two more seeds to be sure."
         )
-    rival = decisive(rivals)
+    if any(below(rival, level) for rival in rivals.values()):
+        return f"More {test} images would hardly change that the student is worse."
+    # The comparison that is not won.
+    rival = decisive(rivals) if above(rivals["teacher"], level) else rivals["teacher"]
     images, point = rival["n"], f"{100 * GAIN_WORTH_FINDING:g} point"
     more = images_needed(differing(rival), GAIN_WORTH_FINDING, level) - images
     if more <= 0:

@@ -27,6 +27,9 @@ _BY_STUDENT = ("selection", "top_fraction")
 def override(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Raw:
     """Apply overrides to the content of a recipe, and expand its inheritance.
 
+    A number of students keeps the first entries of a list of students, and repeats the last one for more,
+    if there is no `student`: in the config.yaml of a run the entries alone have the settings.
+
     A network that the overrides name keeps neither the resolution nor the options that the recipe has for
     the network in its place. So `--student.model.name` leaves no student at a resolution for another network.
 
@@ -38,7 +41,7 @@ def override(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Ra
         A copy with `teacher`, `students` and so on, each with all its fields, and without `student`.
 
     Raises:
-        InputError: a section is not a mapping, or a student does not exist.
+        InputError: a section is not a mapping, a student does not exist, or no student can be repeated.
     """
     # These replace the entries of a list.
     listed = [field for field in overrides if field[0] in ("students", "teachers")]
@@ -109,8 +112,23 @@ def _without_sizes(value: Any) -> Any:
 def _applied(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> Raw:
     merged = merge({}, raw)
     for dotted, value in overrides:
+        entries = merged.get("students")
+        if dotted == "students" and isinstance(entries, list) and raw.get("student") is None:
+            value = _resized(entries, value)
         _override(merged, dotted.split("."), value)
     return merged
+
+
+def _resized(entries: list[Any], students: Any) -> list[Any]:
+    """The first entries for a number of students, with the last one repeated; a list replaces them."""
+    given = list_students(students)
+    if isinstance(students, list):
+        return given
+    if given and not entries:
+        raise InputError(
+            f"students is {students}, and there is no student whose settings they could have; give `student`"
+        )
+    return [merge(entries[min(index, len(entries) - 1)] or {}, {}) for index in range(len(given))]
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from noisystudent.inference.existing import fingerprints
 from noisystudent.recipes import load
 from noisystudent.run.backbones import embedded
 from noisystudent.run.build import build_graph
-from noisystudent.run.estimate import RunPlan, lines, require_memory
+from noisystudent.run.estimate import RunPlan, lines, readable_time, require_memory, whole
 from noisystudent.run.files import temporary_folder
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.lock import MARKER
@@ -56,18 +56,25 @@ def plan(
     """
     check_config(config, pool=sources.unlabeled is not None)
     chosen = None if budget is None else _begun(config, out)
-    if chosen is not None:
-        progress.say(f"--budget: {out} was begun with settings for a budget, and keeps them")
+    kept = f"--budget: {out} keeps the settings with which it was begun"
     find = _states(sources, out)
     if budget is None or chosen is not None:
         config = chosen or config
         if not _left(find(config)):
+            if chosen is not None:
+                progress.say(kept)
             return config, RunPlan(stages=())
     with _planner(sources, out, progress, find) as stages:
         if budget is not None and chosen is None:
             return within(config, budget, lambda one: stages(one).plan())
         planned = stages(config).plan()
     require_memory(planned)
+    if budget is not None:
+        seconds = whole(planned.stages).seconds
+        over = f", more than {readable_time(budget)}; give another --out for a smaller run"
+        progress.say(
+            f"{kept}; the rest takes about {readable_time(seconds)}{over if seconds > budget else ''}"
+        )
     return config, planned
 
 

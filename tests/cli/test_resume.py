@@ -45,6 +45,8 @@ def test_what_is_given_again_overrides_what_is_recorded(
 ) -> None:
     tiny.unmeasured(monkeypatch)
     before = recipes.load(str(interrupted / "config.yaml"))
+    same = output(capsys, "plan", "--out", interrupted)
+    assert output(capsys, "plan", "--out", interrupted, "--students", "1") == same
     plan = output(capsys, "plan", "--out", interrupted, "--students", "2", "--seed", "0")
     rows = tiny.table(plan)
     assert rows["teacher"].startswith("done") and rows["student-2"].startswith("to do")
@@ -91,6 +93,8 @@ def test_students_are_added_to_a_teacher_by_the_recipe(
     assert "students 0" in output(capsys, "run", *out), "as it was"
     message = refused(capsys, 2, "run", *labels, "--unlabeled", images / "pool", *out)
     assert "has no students" in message and "name a recipe" in message
+    message = refused(capsys, 2, "run", "--students", "1", "--unlabeled", images / "pool", *out)
+    assert "there is no student" in message and "name a recipe" in message
     output(capsys, "run", recipe, *labels, "--unlabeled", images / "pool", *out)
     assert RunDir(tmp_path / "run").student_count() == 1
 

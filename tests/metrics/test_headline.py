@@ -90,3 +90,24 @@ def test_as_many_images_as_it_advises_detect_a_point(gap: int) -> None:
     else:
         (more,) = re.findall(r"Add about ([\d,]+) test images", advice)
         assert needed - N <= int(more.replace(",", "")) <= 1.1 * (needed - N) + 1
+
+
+def test_the_advice_is_about_the_comparison_that_is_not_won() -> None:
+    """The student surpasses the control by far, but not the teacher."""
+    teacher = model(slice(2, 202))
+    found = judge(GOOD, teacher, POOR)
+    needed = images_needed(4 / N, 0.01, 0.95)
+    assert (found["state"], needed <= N) == ("not better", True)
+    assert found["headline"][2].startswith(f"These {N:,} test images would probably show")
+    student, teacher = model(slice(0, 400)), model(slice(399, 800))
+    needed = images_needed(799 / N, 0.01, 0.95)
+    (more,) = re.findall(
+        r"Add about ([\d,]+) test", judge(student, teacher, model(slice(0, 1400)))["headline"][2]
+    )
+    assert needed - N <= int(more.replace(",", "")) <= 1.1 * (needed - N) + 1
+
+
+def test_no_more_images_are_asked_for_by_a_student_that_is_worse() -> None:
+    for found in (judge(FAIR, POOR, GOOD), judge(POOR, GOOD, GOOD), judge(POOR, GOOD, model(slice(0, 900)))):
+        assert found["headline"][0].startswith("The student is worse")
+        assert found["headline"][2] == "More test images would hardly change that the student is worse."

@@ -122,3 +122,22 @@ def test_a_list_has_one_top_fraction_for_each_student(
 def test_a_wrong_list_of_top_fractions_is_one_line(given: object, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         recipes.resolve(RAW, [("student.selection.top_fraction", given)])
+
+
+@pytest.mark.parametrize("field", [[], [("student.train.steps", 3)]])
+def test_a_number_of_students_keeps_those_of_a_list(field: list[tuple[str, Any]]) -> None:
+    """As in the config.yaml of a run, which has no `student`. The order of the fields has no effect."""
+    recorded = yaml.safe_load(recipes.dump(recipes.resolve(RAW)))
+    first, last = recipes.resolve(recorded, field).students
+    assert first != last
+    for number, kept in enumerate([(), (first,), (first, last), (first, last, last)]):
+        for fields in ([*field, ("students", number)], [("students", number), *field]):
+            assert recipes.resolve(recorded, fields).students == kept
+
+
+def test_a_list_without_students_has_no_settings_for_one() -> None:
+    recorded = yaml.safe_load(recipes.dump(recipes.resolve(RAW, [("students", 0)])))
+    assert recipes.resolve(recorded, [("students", 0)]).students == ()
+    assert len(recipes.resolve(recorded, [("students", [{}])]).students) == 1
+    with pytest.raises(InputError, match="students is 2, and there is no student whose settings"):
+        recipes.resolve(recorded, [("students", 2)])

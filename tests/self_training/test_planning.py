@@ -51,13 +51,15 @@ def test_a_plan_has_every_stage_and_changes_nothing(
         assert written <= of[name].disk_bytes < 1.1 * written
 
 
-def test_a_run_that_was_begun_keeps_its_settings(images: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_begun_keeps_its_settings(
+    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another budget, or the same one on a slower machine, would make its stages again."""
     config, progress = tiny.config(images), tiny.Remembered()
     sources = open_sources(config.data)
     chosen, plan = planning.plan(config, sources, finished, budget=0.001, progress=progress)
     assert (chosen, plan.stages) == (config, ()), "all is done"
-    assert "was begun with settings for a budget" in progress.lines[0]
+    assert progress.lines == [f"--budget: {finished} keeps the settings with which it was begun"]
     shorter = list(ladder(config))[2]
     assert shorter.teacher.train.steps == 6
     out = tmp_path / "shorter"
@@ -65,6 +67,13 @@ def test_a_run_that_was_begun_keeps_its_settings(images: Path, finished: Path, t
     (out / ".noisystudent").touch()
     (out / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(shorter)))))
     assert planning._begun(config, out) == shorter
+    figures = RunPlan(stages=(StageEstimate(stage="teacher", seconds=7200.0),))
+    monkeypatch.setattr(estimate.Stages, "plan", lambda _self: figures)
+    for budget in (7200.0, 3600.0):
+        assert planning.plan(config, sources, out, budget=budget, progress=progress) == (shorter, figures)
+    kept = f"--budget: {out} keeps the settings with which it was begun; the rest takes about 2.0 h"
+    over = f"{kept}, more than 60.0 min; give another --out for a smaller run"
+    assert progress.lines[1:] == [kept, over]
     assert planning._begun(tiny.config(images, ("student.unlabeled_ratio", 1)), out) is None
 
 
