@@ -41,7 +41,7 @@ def _fingerprint(teacher: FirstTeacherConfig) -> str:
 
 
 def _weights(path: Path) -> Path:
-    if path.suffix == ".onnx" and not path.is_file():
+    if path.suffix.lower() == ".onnx" and not path.is_file():
         raise InputError(f"teachers: model_from {path}: no such file; give an .onnx file that `export` wrote")
     from noisystudent.inference.load import find_model
 

@@ -104,12 +104,12 @@ def load_predictor(
     """
     path, torch_device = Path(model), resolve_device(device)
     dtype = resolve_dtype(precision, torch_device)
-    if not path.exists() and path.suffix != ".onnx" and timm.is_model(str(model).split(".")[0]):
+    if not path.exists() and path.suffix.lower() != ".onnx" and timm.is_model(str(model).split(".")[0]):
         published = _published(str(model), torch_device, checkpoint, size, progress)
         return replace(published, dtype=dtype)
     if checkpoint is not None:
         raise InputError(f"--checkpoint is {checkpoint}; it needs the name of a timm model, not {path}")
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return _exported(path, size)
     return replace(_trained_here(path, torch_device, size), dtype=dtype)
 
@@ -141,8 +141,8 @@ def load_checkpoint(
     Raises:
         InputError: the file cannot be read, or belongs to another network.
     """
-    own = path.suffix == ".onnx" or (
-        path.suffix == ".safetensors" and path.is_file() and _metadata(path).keys() >= _METADATA
+    own = path.suffix.lower() == ".onnx" or (
+        path.suffix.lower() == ".safetensors" and path.is_file() and _metadata(path).keys() >= _METADATA
     )
     if own or not path.is_file():
         return None
