@@ -17,6 +17,9 @@ from noisystudent.run.fingerprint import fingerprint
 if TYPE_CHECKING:
     from noisystudent.inference.predictor import Predictor  # imports torch, which a plan does not need
 
+ENDINGS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")
+"""Suffixes of files of weights."""
+
 _FEW = 3  # class names in a message
 
 
@@ -41,8 +44,6 @@ def _fingerprint(teacher: FirstTeacherConfig) -> str:
 
 
 def _weights(path: Path) -> Path:
-    if path.suffix.lower() == ".onnx" and not path.is_file():
-        raise InputError(f"teachers: model_from {path}: no such file; give an .onnx file that `export` wrote")
     from noisystudent.inference.load import find_model
 
     try:
@@ -52,10 +53,11 @@ def _weights(path: Path) -> Path:
 
 
 def is_published(name: str) -> bool:
-    """Return True for the name of a model of timm, which is no path."""
+    """Return True for the name of a model of timm, which is no path; `resnet18.safetensors` is a path."""
     import timm
 
-    return not Path(name).exists() and timm.is_model(name.split(".")[0])
+    path = Path(name)
+    return not (path.exists() or path.suffix.lower() in ENDINGS) and timm.is_model(name.split(".")[0])
 
 
 def probability_files(path: Path) -> list[Path]:

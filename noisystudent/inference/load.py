@@ -19,6 +19,7 @@ from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean, first_line, require
 from noisystudent.inference.choice import chosen, is_done
+from noisystudent.inference.existing import ENDINGS, is_published
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier, class_names, load_weights, temperature_in
 from noisystudent.models.onnx import OnnxModel
@@ -49,7 +50,10 @@ def find_model(path: Path) -> Path:
     choice = chosen(RunDir(path))
     if choice is not None:
         return choice[0].weights
-    hint = "" if path.exists() else did_you_mean(path.name, timm.list_models())
+    if path.suffix.lower() in ENDINGS and not path.exists():
+        raise InputError(f"{path}: no such file; give a file that `run` or `export` wrote")
+    is_name = len(path.parts) == 1 and not path.exists()  # timm's names have no slash
+    hint = did_you_mean(path.name, timm.list_models()) if is_name else ""
     raise InputError(
         f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file,"
         f" or the name of a timm model{hint}"
@@ -102,9 +106,10 @@ def load_predictor(
         InputError: there is no such model, a file has no description of its model, or an option does not fit
             the model.
     """
+    require(size is None or size >= 1, f"--eval-size is {size}; it must be at least 1")
     path, torch_device = Path(model), resolve_device(device)
     dtype = resolve_dtype(precision, torch_device)
-    if not path.exists() and path.suffix.lower() != ".onnx" and timm.is_model(str(model).split(".")[0]):
+    if is_published(str(model)):
         published = _published(str(model), torch_device, checkpoint, size, progress)
         return replace(published, dtype=dtype)
     if checkpoint is not None:

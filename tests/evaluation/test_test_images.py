@@ -284,17 +284,6 @@ def test_weights_and_names_that_do_not_go_together(tmp_path: Path) -> None:
         load_predictor("resnet8_16", "cpu")
 
 
-def test_the_case_of_the_ending_of_a_model_has_no_meaning(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    lines = set()
-    for ending in ("onnx", "ONNX"):
-        (tmp_path / f"own.{ending}").write_bytes(b"garbage")
-        with pytest.raises(InputError) as caught:
-            load_predictor(tmp_path / f"own.{ending}")
-        lines.add(str(caught.value).replace("own.ONNX", "own.onnx"))
-    assert len(lines) == 1
-
-
 def test_one_sequence_at_a_time_is_the_same_as_many(data: Path) -> None:
     """Whole pictures come one by one, others by eight."""
     found = opened(MODEL, data).images

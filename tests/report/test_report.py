@@ -245,3 +245,9 @@ def test_one_model_alone_is_not_compared(run: Path) -> None:
     assert "accuracy" in report.sections
     assert "accuracy" not in report.figures
     assert "The best value of each column" not in report.text
+
+
+def test_a_section_that_is_no_mapping_is_one_line(run: Path) -> None:
+    (run / "config.yaml").write_text("evaluate: 3\n")
+    with pytest.raises(RunError, match=r"config.yaml: evaluate is 3, not a mapping; run its recipe again"):
+        build(run)
