@@ -17,9 +17,6 @@ from noisystudent.run.fingerprint import fingerprint
 if TYPE_CHECKING:
     from noisystudent.inference.predictor import Predictor  # imports torch, which a plan does not need
 
-ENDINGS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")
-"""Suffixes of files of weights."""
-
 _FEW = 3  # class names in a message
 
 
@@ -38,6 +35,8 @@ def _fingerprint(teacher: FirstTeacherConfig) -> str:
     if teacher.labels_from is not None:
         files = probability_files(Path(teacher.labels_from))
         return fingerprint("labels", [file_signature(file) for file in files], teacher.classes)
+    from noisystudent.inference.load import is_published
+
     name = str(teacher.model_from)
     weights = None if is_published(name) else _weights(Path(name))
     return fingerprint("model", name if weights is None else checksum(weights), teacher.classes)
@@ -50,14 +49,6 @@ def _weights(path: Path) -> Path:
         return find_model(path)
     except InputError as error:
         raise InputError(f"teachers: model_from {error}") from error
-
-
-def is_published(name: str) -> bool:
-    """Return True for the name of a model of timm, which is no path; `resnet18.safetensors` is a path."""
-    import timm
-
-    path = Path(name)
-    return not (path.exists() or path.suffix.lower() in ENDINGS) and timm.is_model(name.split(".")[0])
 
 
 def probability_files(path: Path) -> list[Path]:

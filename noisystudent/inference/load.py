@@ -19,7 +19,6 @@ from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean, first_line, require
 from noisystudent.inference.choice import chosen, is_done
-from noisystudent.inference.existing import ENDINGS, is_published
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier, class_names, load_weights, temperature_in
 from noisystudent.models.onnx import OnnxModel
@@ -32,6 +31,14 @@ from noisystudent.runtime import resolve_device, resolve_dtype
 
 # Keys that `save_weights` writes into the metadata of a .safetensors file.
 _METADATA = {"architecture", "num_classes", "resolution", "classes", "options"}
+
+_ENDINGS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")  # of files of weights
+
+
+def is_published(name: str) -> bool:
+    """Return True for the name of a model of timm, which is no path; `resnet18.safetensors` is a path."""
+    path = Path(name)
+    return not (path.exists() or path.suffix.lower() in _ENDINGS) and timm.is_model(name.split(".")[0])
 
 
 def find_model(path: Path) -> Path:
@@ -50,7 +57,7 @@ def find_model(path: Path) -> Path:
     choice = chosen(RunDir(path))
     if choice is not None:
         return choice[0].weights
-    if path.suffix.lower() in ENDINGS and not path.exists():
+    if path.suffix.lower() in _ENDINGS and not path.exists():
         raise InputError(f"{path}: no such file; give a file that `run` or `export` wrote")
     is_name = len(path.parts) == 1 and not path.exists()  # timm's names have no slash
     hint = did_you_mean(path.name, timm.list_models()) if is_name else ""

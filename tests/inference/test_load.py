@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from noisystudent.errors import InputError
-from noisystudent.inference.existing import is_published
-from noisystudent.inference.load import load_predictor
+from noisystudent.inference.load import is_published, load_predictor
 
 
 def test_the_case_of_the_ending_has_no_meaning(tmp_path: Path) -> None:
