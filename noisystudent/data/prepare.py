@@ -100,12 +100,12 @@ def prepare(
             job = Job(source, config.max_pixels, side, signature_of(config, name, scans))
             scans[name] = scan(listing, job, store, name, workers=workers, progress=progress)
         # Ledger and leaks are written before the checks that may stop the run: they explain the errors.
-        write_ledger(out.ledger, scans, config.max_bad_fraction)
+        write_ledger(out, scans, config.max_bad_fraction)
         classes, class_notes = classes_of(scans)
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
         leaks += near_copies(scans, members, config, progress)
         write_leaks(out.leaks, scans, leaks)
-        require_images(members, scans, classes, out.leaks)
+        require_images(members, scans, classes, out)
         _write_rows(store, out.manifest, scans, members, classes, tagged=config.pool_tags)
         remove(scratch)
     source_notes = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
