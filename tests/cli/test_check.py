@@ -63,8 +63,6 @@ def test_a_message_names_no_list_that_is_gone(images: Path, tmp_path: Path, caps
         line = refused(capsys, 2, *words, "--out", out)
         assert line.endswith(f"; all are in {out}/{name}.csv") and (out / f"{name}.csv").is_file()
         gone = refused(capsys, 2, *words)
-        assert gone == line.replace(
-            f"all are in {out}/{name}.csv", "give --out FOLDER to keep the list"
-        )
+        assert gone == line.replace(f"all are in {out}/{name}.csv", "give --out FOLDER to keep the list")
         for file in given.glob("val/*/*.png"):
             file.write_bytes(b"garbage")

@@ -69,7 +69,8 @@ def test_a_folder_without_a_run_is_no_run(tmp_path: Path, finished: Path, capsys
     (tmp_path / "mine").mkdir()
     shutil.copy(finished / "config.yaml", tmp_path / "mine" / "config.yaml")
     for name in ("mine", "none"):
-        assert "data.labeled is empty" in refused(capsys, 2, "run", "--out", tmp_path / name)
+        line = refused(capsys, 2, "run", "--out", tmp_path / name)
+        assert line.endswith(f"{name}, no run yet; check the name, or give --labeled to begin a new run")
 
 
 @pytest.mark.parametrize("text", ["data: [", "techer: 3", "- a"])

@@ -251,3 +251,18 @@ def test_a_section_that_is_no_mapping_is_one_line(run: Path) -> None:
     (run / "config.yaml").write_text("evaluate: 3\n")
     with pytest.raises(RunError, match=r"config.yaml: evaluate is 3, not a mapping; run its recipe again"):
         build(run)
+
+
+def test_a_place_that_cannot_be_written_is_named_without_a_flag(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", fail)
+    with pytest.raises(InputError, match=r"^\S+/report.html cannot be written: Read-only file system$"):
+        build(run)
+    with pytest.raises(
+        InputError, match=r"^--out is \S+, which cannot be written: .*; choose another place$"
+    ):
+        build(run, run / "other.html")
