@@ -11,7 +11,6 @@ from noisystudent.data.scan import Scan
 from noisystudent.data.splits import Leak
 from noisystudent.errors import InputError
 from noisystudent.run.files import atomic
-from noisystudent.run.rundir import DataDir
 
 # What happens to the images of a leak, by its reason; {} is the other set.
 _NOTES = {
@@ -23,7 +22,12 @@ _NOTES = {
 _IDS = 4096  # ids that are read into memory at once
 
 
-def write_ledger(out: DataDir, scans: dict[str, Scan], max_bad_fraction: float) -> None:
+def where(path: Path, kept: bool) -> str:
+    """Clause of a message: where a list is, or how to keep it if its folder is temporary."""
+    return f"all are in {path}" if kept else "give --out FOLDER to keep the list"
+
+
+def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float, *, kept: bool = True) -> None:
     """Write ledger.csv, then check it, so that the user can read it if the run stops.
 
     Raises:
@@ -32,21 +36,21 @@ def write_ledger(out: DataDir, scans: dict[str, Scan], max_bad_fraction: float) 
     """
     default = DataConfig().max_bad_fraction
     rows = ((name, *entry) for name, scanned in scans.items() for entry in scanned.bad)
-    _write_csv(out.ledger, ("set", "id", "reason"), rows)
+    _write_csv(path, ("set", "id", "reason"), rows)
     for name, scanned in scans.items():
         bad = len(scanned.bad)
         if bad > max_bad_fraction * scanned.listed or (bad and bad == scanned.listed):
             first, reason = scanned.bad[0]
             raise InputError(
                 f"{name}: {bad} of {scanned.listed} images cannot be read, more than data.max_bad_fraction "
-                f"{max_bad_fraction}; the first is {first} ({reason}); {out.where(out.ledger)}"
+                f"{max_bad_fraction}; the first is {first} ({reason}); {where(path, kept)}"
             )
         if scanned.lost and max_bad_fraction <= default:
             shard, reason = scanned.lost[0]
             raise InputError(
                 f"{name}: {len(scanned.lost)} shards have lost images; the first is {shard} ({reason}); copy"
                 f" it again, or give data.max_bad_fraction above {default} to do without them;"
-                f" {out.where(out.ledger)}"
+                f" {where(path, kept)}"
             )
 
 

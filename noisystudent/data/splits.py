@@ -12,7 +12,6 @@ from noisystudent.data.duplicates import Contents, Hashes, Mask, Rows, keys_of, 
 from noisystudent.data.index import Index
 from noisystudent.data.scan import Scan
 from noisystudent.errors import InputError
-from noisystudent.run.rundir import DataDir
 from noisystudent.runtime import generator
 
 Members = dict[str, tuple[str, Mask]]
@@ -134,28 +133,27 @@ def assign(
     return members, leaks, notes
 
 
-def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str, ...], out: DataDir) -> None:
+def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str, ...], where: str) -> None:
     """Check that each set of the user, and each class of the labelled images, has kept at least one image.
 
     Args:
         members: the images of each set.
         scans: the scans.
         classes: class names of the run.
-        out: the folder of leaks.csv, for the message.
+        where: clause of the message that says where leaks.csv is.
 
     Raises:
         InputError: a set or a class has lost all its images to other sets.
     """
     for name, (_, mask) in members.items():
         if not mask.any() and (name != "pool" or "pool" in scans):
-            raise InputError(f"{name}: every image is also in another set; {out.where(out.leaks)}")
+            raise InputError(f"{name}: every image is also in another set; {where}")
     labeled = scans["labeled"]
     kept = labeled.index.take("label", np.flatnonzero(members["labeled"][1]))
     left = np.bincount(label_map(labeled.names, classes)[kept], minlength=len(classes))
     if lost := [name for name, count in zip(classes, left, strict=True) if count == 0]:
         raise InputError(
-            f"labeled: every image of {len(lost)} classes ({_few(lost)}) is also in val or test;"
-            f" {out.where(out.leaks)}"
+            f"labeled: every image of {len(lost)} classes ({_few(lost)}) is also in val or test; {where}"
         )
 
 

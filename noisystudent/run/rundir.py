@@ -185,15 +185,9 @@ def _records(models: list[ModelDir]) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
-    """The folder of the scanned images.
-
-    Attributes:
-        path: the folder.
-        kept: False for a temporary folder, which no message names.
-    """
+    """The folder of the scanned images."""
 
     path: Path
-    kept: bool = True
 
     manifest = _Child("manifest.parquet")  # one row per image in use
     ledger = _Child("ledger.csv")  # images that cannot be used, and why
@@ -201,10 +195,6 @@ class DataDir:
     dataset = _Child("dataset.json")  # classes, sets and notes; written last
     store = _Child("store")  # folder of the columns and the decoded pixels
     listings = _Child(".listings.partial")  # folder of the listed image names, deleted after the scan
-
-    def where(self, file: Path) -> str:
-        """Clause of a message that says where the images of a list in this folder can be read."""
-        return f"all are in {file}" if self.kept else "give --out FOLDER to keep the list"
 
 
 @dataclass(frozen=True, slots=True)

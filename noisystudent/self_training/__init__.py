@@ -119,17 +119,17 @@ def audit(
     progress = progress or Progress()
     if out is None:
         with temporary_folder() as folder:
-            lines = _audit(config, sources, DataDir(folder, kept=False), progress)
+            lines = _audit(config, sources, DataDir(folder), progress, kept=False)
         return [*lines, "ledger.csv and leaks.csv are not kept; give --out FOLDER to keep them"]
     data = DataDir(out)
-    lines = _audit(config, sources, data, progress)
+    lines = _audit(config, sources, data, progress, kept=True)
     return [*lines, f"unreadable: {data.ledger}", f"duplicates and leaks: {data.leaks}"]
 
 
-def _audit(config: Config, sources: Sources, data: DataDir, progress: Progress) -> list[str]:
+def _audit(config: Config, sources: Sources, data: DataDir, progress: Progress, *, kept: bool) -> list[str]:
     """The lines of `audit` without the paths."""
     with lock(data.path, "check"):
-        prepare(config.data, sources, data, config.seed, progress)
+        prepare(config.data, sources, data, config.seed, progress, kept=kept)
         dataset = open_dataset(data, config.data, sources)
     lines = [*dataset.notes]
     for name in _SETS:

@@ -91,7 +91,7 @@ def test_students_are_added_to_a_teacher_by_the_recipe(
     output(capsys, "train", recipe, *labels, *out)
     assert "students 0" in output(capsys, "run", *out), "as it was"
     message = refused(capsys, 2, "run", *labels, "--unlabeled", images / "pool", *out)
-    assert "has no students" in message and "name a recipe" in message
+    assert "has no students" in message and "`noisystudent run folder`" in message
     output(capsys, "run", recipe, *labels, "--unlabeled", images / "pool", *out)
     assert RunDir(tmp_path / "run").student_count() == 1
 
