@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from noisystudent import recipes
 from noisystudent.cli import app
 from noisystudent.cli.fields import take_fields
 
@@ -30,7 +32,7 @@ PROGRAMS = {
 ARGUMENTS = {
     "slurm-run.sbatch": ["--labeled", "photos/labeled", "--unlabeled", "photos/pool"],
     "slurm-run-nodes.sbatch": ["--labeled", "photos/labeled", "--unlabeled", "photos/pool"],
-    "slurm-ablate.sbatch": ["ablation", "--labeled", "photos/labeled", "--unlabeled", "photos/pool"],
+    "slurm-ablate.sbatch": ["ablation-folder", "--labeled", "photos/labeled", "--unlabeled", "photos/pool"],
 }
 
 
@@ -112,3 +114,9 @@ def test_an_indexed_job_has_as_many_pods_as_workers() -> None:
 def test_the_page_names_every_file() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert {path.name for path in FOLDER.iterdir() if path.name not in text} == set()
+
+
+def test_the_matrix_of_the_example_is_shipped() -> None:
+    for file in (PAGE, FOLDER / "slurm-ablate.sbatch"):
+        named = re.findall(r"slurm-ablate\.sbatch (\S+) --", file.read_text(encoding="utf-8"))
+        assert named and set(named) <= set(recipes.matrices())

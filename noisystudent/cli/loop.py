@@ -60,15 +60,16 @@ def run(
     """
     config, folder = configure(recipe, settings, images, fields)
     resumed = recipe is None and recorded(settings) is not None
-    if resumed and not config.data.labeled:
+    if recipe is None and settings.out is not None and not config.data.labeled:
         raise InputError(
             f"--out is {folder}, a run on images in memory; resume it by `noisystudent demo --out {folder}`,"
             " or from Python with the same arrays"
+            if resumed
+            else f"--out is {folder}, no run yet; check the name, or give --labeled to begin a new run"
         )
     if resumed and images.unlabeled and not config.students and settings.students is None:
         raise InputError(
-            f"--out is {folder}, which has no students (`train` made it); name a recipe to add them, as in"
-            " `noisystudent run folder`"
+            f"--out is {folder}, which has no students (`train` made it); add them: `noisystudent run folder`"
         )
     _run(config, folder, logging, resumed=resumed, processes=processes, budget=budget)
 

@@ -125,7 +125,7 @@ def select(
     seed
         Seed of the random rounding in selection.mode official.
     """
-    from noisystudent.inference.predict import read_labels
+    from noisystudent.inference.predict import label_classes, read_labels
     from noisystudent.run.files import check_out
     from noisystudent.selection import junk_note, lost_classes, summary, without_effect
     from noisystudent.selection import select as select_images
@@ -144,8 +144,7 @@ def select(
     junk = junk_note(counts, config)
     if junk is not None:
         screen.line(junk)
-    # The folder of labels has no class names.
-    lines = lost_classes(counts, [str(number) for number in range(selection.num_classes)])
+    lines = lost_classes(counts, label_classes(labels))
     useless = without_effect(config, selection.num_classes)
     for line in [*lines, *([useless] if useless else [])]:
         print(f"noisystudent: warning: {line}", file=sys.stderr)

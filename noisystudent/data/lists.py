@@ -22,7 +22,12 @@ _NOTES = {
 _IDS = 4096  # ids that are read into memory at once
 
 
-def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) -> None:
+def where(path: Path, kept: bool) -> str:
+    """Clause of a message: where a list is, or how to keep it if its folder is temporary."""
+    return f"all are in {path}" if kept else "give --out FOLDER to keep the list"
+
+
+def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float, *, kept: bool = True) -> None:
     """Write ledger.csv, then check it, so that the user can read it if the run stops.
 
     Raises:
@@ -38,14 +43,14 @@ def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float) ->
             first, reason = scanned.bad[0]
             raise InputError(
                 f"{name}: {bad} of {scanned.listed} images cannot be read, more than data.max_bad_fraction "
-                f"{max_bad_fraction}; the first is {first} ({reason}); all are in {path}"
+                f"{max_bad_fraction}; the first is {first} ({reason}); {where(path, kept)}"
             )
         if scanned.lost and max_bad_fraction <= default:
             shard, reason = scanned.lost[0]
             raise InputError(
                 f"{name}: {len(scanned.lost)} shards have lost images; the first is {shard} ({reason}); copy"
-                f" it again, or give data.max_bad_fraction above {default} to do without them; all are in"
-                f" {path}"
+                f" it again, or give data.max_bad_fraction above {default} to do without them;"
+                f" {where(path, kept)}"
             )
 
 

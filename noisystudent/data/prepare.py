@@ -21,7 +21,7 @@ from noisystudent.data.duplicates import Mask
 from noisystudent.data.imageset import ImageSet, to_device
 from noisystudent.data.index import SCHEMA, Index, writer
 from noisystudent.data.listing import Listing, list_sets
-from noisystudent.data.lists import bad_notes, leak_notes, write_leaks, write_ledger
+from noisystudent.data.lists import bad_notes, leak_notes, where, write_leaks, write_ledger
 from noisystudent.data.near_duplicates import near_copies, signature_of
 from noisystudent.data.scan import Job, Scan, scan
 from noisystudent.data.sources import Sources
@@ -72,13 +72,14 @@ def prepare(
     progress: Progress,
     *,
     listings: dict[str, Listing] | None = None,
+    kept: bool = True,
 ) -> None:
     """Decode every image once and write the files that `open_dataset` and later stages read.
 
     Files in `out`: manifest.parquet (one row for each image in use), ledger.csv (unusable images and the
     reasons), leaks.csv (images removed as copies or near copies, and copies that stay), store/ (columns and
     decoded pixels, memory-mapped) and, last, dataset.json. A call after a kill starts the scan again. `seed`
-    is for the val split. `listings` is the result of `list_sets`; None: it is called here.
+    is for the val split. `listings` is the result of `list_sets`, called here if None. `kept`: `out` stays.
 
     Raises:
         InputError: too many bad images, too few classes, a class of val or test that the labelled images
@@ -89,8 +90,7 @@ def prepare(
     out.path.mkdir(parents=True, exist_ok=True)
     remove(out.dataset)  # first: it marks a finished folder, and must not describe older files of store/
     with atomic(out.store) as store:
-        scratch = store / "scratch"
-        scratch.mkdir(parents=True)
+        (scratch := store / "scratch").mkdir(parents=True)
         listings = listings or list_sets(sources, scratch / "listings", config, progress)
         scans: dict[str, Scan] = {}
         workers = worker_count(config.workers)
@@ -100,12 +100,12 @@ def prepare(
             job = Job(source, config.max_pixels, side, signature_of(config, name, scans))
             scans[name] = scan(listing, job, store, name, workers=workers, progress=progress)
         # Ledger and leaks are written before the checks that may stop the run: they explain the errors.
-        write_ledger(out.ledger, scans, config.max_bad_fraction)
+        write_ledger(out.ledger, scans, config.max_bad_fraction, kept=kept)
         classes, class_notes = classes_of(scans)
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
         leaks += near_copies(scans, members, config, progress)
         write_leaks(out.leaks, scans, leaks)
-        require_images(members, scans, classes, out.leaks)
+        require_images(members, scans, classes, where(out.leaks, kept))
         _write_rows(store, out.manifest, scans, members, classes, tagged=config.pool_tags)
         remove(scratch)
     source_notes = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]

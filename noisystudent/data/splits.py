@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -134,28 +133,27 @@ def assign(
     return members, leaks, notes
 
 
-def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str, ...], leaks: Path) -> None:
+def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str, ...], where: str) -> None:
     """Check that each set of the user, and each class of the labelled images, has kept at least one image.
 
     Args:
         members: the images of each set.
         scans: the scans.
         classes: class names of the run.
-        leaks: path of leaks.csv, for the message.
+        where: clause of the message that says where leaks.csv is.
 
     Raises:
         InputError: a set or a class has lost all its images to other sets.
     """
     for name, (_, mask) in members.items():
         if not mask.any() and (name != "pool" or "pool" in scans):
-            raise InputError(f"{name}: every image is also in another set; {leaks} lists them")
+            raise InputError(f"{name}: every image is also in another set; {where}")
     labeled = scans["labeled"]
     kept = labeled.index.take("label", np.flatnonzero(members["labeled"][1]))
     left = np.bincount(label_map(labeled.names, classes)[kept], minlength=len(classes))
     if lost := [name for name, count in zip(classes, left, strict=True) if count == 0]:
         raise InputError(
-            f"labeled: every image of {len(lost)} classes ({_few(lost)}) is also in val or test;"
-            f" {leaks} lists them"
+            f"labeled: every image of {len(lost)} classes ({_few(lost)}) is also in val or test; {where}"
         )
 
 

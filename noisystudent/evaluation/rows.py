@@ -38,7 +38,7 @@ def write_rows(rows: Sequence[Row], out: Path) -> None:
         RunError: the disk is full.
     """
     check_out(out, overwrite=True, suffixes=SUFFIXES)
-    if out.suffix == ".json":
+    if out.suffix.lower() == ".json":
         write_json(out, [row._asdict() for row in rows])
         return
     text = io.StringIO()

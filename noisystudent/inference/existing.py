@@ -35,27 +35,20 @@ def _fingerprint(teacher: FirstTeacherConfig) -> str:
     if teacher.labels_from is not None:
         files = probability_files(Path(teacher.labels_from))
         return fingerprint("labels", [file_signature(file) for file in files], teacher.classes)
+    from noisystudent.inference.load import is_published
+
     name = str(teacher.model_from)
     weights = None if is_published(name) else _weights(Path(name))
     return fingerprint("model", name if weights is None else checksum(weights), teacher.classes)
 
 
 def _weights(path: Path) -> Path:
-    if path.suffix == ".onnx" and not path.is_file():
-        raise InputError(f"teachers: model_from {path}: no such file; give an .onnx file that `export` wrote")
     from noisystudent.inference.load import find_model
 
     try:
         return find_model(path)
     except InputError as error:
         raise InputError(f"teachers: model_from {error}") from error
-
-
-def is_published(name: str) -> bool:
-    """Return True for the name of a model of timm, which is no path."""
-    import timm
-
-    return not Path(name).exists() and timm.is_model(name.split(".")[0])
 
 
 def probability_files(path: Path) -> list[Path]:

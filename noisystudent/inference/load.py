@@ -32,6 +32,14 @@ from noisystudent.runtime import resolve_device, resolve_dtype
 # Keys that `save_weights` writes into the metadata of a .safetensors file.
 _METADATA = {"architecture", "num_classes", "resolution", "classes", "options"}
 
+_ENDINGS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")  # of files of weights
+
+
+def is_published(name: str) -> bool:
+    """Return True for the name of a model of timm, which is no path; `resnet18.safetensors` is a path."""
+    path = Path(name)
+    return not (path.exists() or path.suffix.lower() in _ENDINGS) and timm.is_model(name.split(".")[0])
+
 
 def find_model(path: Path) -> Path:
     """The weights file for a path: the file itself, the weights in a model folder, or those of a run.
@@ -49,7 +57,10 @@ def find_model(path: Path) -> Path:
     choice = chosen(RunDir(path))
     if choice is not None:
         return choice[0].weights
-    hint = "" if path.exists() else did_you_mean(path.name, timm.list_models())
+    if path.suffix.lower() in _ENDINGS and not path.exists():
+        raise InputError(f"{path}: no such file; give a file that `run` or `export` wrote")
+    is_name = len(path.parts) == 1 and not path.exists()  # timm's names have no slash
+    hint = did_you_mean(path.name, timm.list_models()) if is_name else ""
     raise InputError(
         f"{path} holds no trained model; give a run directory, a model folder, a .safetensors or .onnx file,"
         f" or the name of a timm model{hint}"
@@ -102,14 +113,15 @@ def load_predictor(
         InputError: there is no such model, a file has no description of its model, or an option does not fit
             the model.
     """
+    require(size is None or size >= 1, f"--eval-size is {size}; it must be at least 1")
     path, torch_device = Path(model), resolve_device(device)
     dtype = resolve_dtype(precision, torch_device)
-    if not path.exists() and path.suffix != ".onnx" and timm.is_model(str(model).split(".")[0]):
+    if is_published(str(model)):
         published = _published(str(model), torch_device, checkpoint, size, progress)
         return replace(published, dtype=dtype)
     if checkpoint is not None:
         raise InputError(f"--checkpoint is {checkpoint}; it needs the name of a timm model, not {path}")
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return _exported(path, size)
     return replace(_trained_here(path, torch_device, size), dtype=dtype)
 
@@ -141,8 +153,8 @@ def load_checkpoint(
     Raises:
         InputError: the file cannot be read, or belongs to another network.
     """
-    own = path.suffix == ".onnx" or (
-        path.suffix == ".safetensors" and path.is_file() and _metadata(path).keys() >= _METADATA
+    own = path.suffix.lower() == ".onnx" or (
+        path.suffix.lower() == ".safetensors" and path.is_file() and _metadata(path).keys() >= _METADATA
     )
     if own or not path.is_file():
         return None

@@ -34,7 +34,7 @@ def build(run: Path, out: Path | None = None, *, overwrite: bool = False) -> Pat
     content = read_run(RunDir(run))
     # A marked folder was written by this package. Its report.html is replaced without --overwrite.
     is_own_report = out is None and (run / MARKER).is_file()
-    check_out(target, overwrite=overwrite or is_own_report)
+    check_out(target, overwrite=overwrite or is_own_report, flag="" if out is None else "--out")
     # A file name that is not valid UTF-8 on disk is read with lone surrogates, which UTF-8 cannot encode.
     write_text(target, render(content).encode("utf-8", "replace").decode("utf-8"))
     return target

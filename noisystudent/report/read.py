@@ -165,6 +165,10 @@ def read_run(run: RunDir) -> Run:
         )
     config, fields = run.config, run.read_config()
     evaluate, learners = fields.get("evaluate") or {}, _mappings(fields.get("students"))
+    if not isinstance(evaluate, dict):
+        raise RunError(
+            f"{config}: evaluate is {evaluate!r}, not a mapping; run its recipe again to write a new one"
+        )
     return Run(
         name=run.path.resolve().name,
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,

@@ -197,17 +197,21 @@ def check_out(
         out: path of the file.
         overwrite: allow an existing file, which will be replaced.
         suffixes: allowed suffixes in lower case, e.g. ".csv". Empty: any suffix.
-        flag: the flag that names the file.
+        flag: the flag that names the file. Empty: the caller cannot choose the file.
 
     Raises:
         InputError: `out` has another suffix, exists, is a folder, or lies in a folder that cannot be written.
     """
     if os.path.isdir(out):
-        raise InputError(f"{flag} is {out}, which is a folder; name a file")
+        raise InputError(f"{flag} is {out}, which is a folder; name a file" if flag else f"{out} is a folder")
     if suffixes and out.suffix.lower() not in suffixes:
         raise InputError(f"{flag} is {out}; the file must end in {' or '.join(suffixes)}")
     if not overwrite and os.path.lexists(out):  # a broken symbolic link counts as a file too
-        raise InputError(f"{flag} is {out}, which exists; name another file, or give --overwrite")
+        raise InputError(
+            f"{flag} is {out}, which exists; name another file, or give --overwrite"
+            if flag
+            else f"{out} exists; give --overwrite to replace it"
+        )
     _check_place(out, flag, Path.touch)
 
 
@@ -230,8 +234,10 @@ def _check_place(path: Path, flag: str, make: Callable[[Path], None]) -> None:
         make(_partial(path))
         remove(_partial(path))
     except OSError as error:
-        reason = f"which cannot be written: {error.strerror}"
-        raise InputError(f"{flag} is {path}, {reason}; choose another place") from error
+        reason = f"cannot be written: {error.strerror}"
+        raise InputError(
+            f"{flag} is {path}, which {reason}; choose another place" if flag else f"{path} {reason}"
+        ) from error
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:

@@ -116,13 +116,20 @@ def audit(
         RunError: too many images are unreadable, or the disk is full.
         Stopped: a signal was received.
     """
+    progress = progress or Progress()
     if out is None:
         with temporary_folder() as folder:
-            *lines, _, _ = audit(config, sources, folder, progress=progress)
+            lines = _audit(config, sources, DataDir(folder), progress, kept=False)
         return [*lines, "ledger.csv and leaks.csv are not kept; give --out FOLDER to keep them"]
-    progress, data = progress or Progress(), DataDir(out)
-    with lock(out, "check"):
-        prepare(config.data, sources, data, config.seed, progress)
+    data = DataDir(out)
+    lines = _audit(config, sources, data, progress, kept=True)
+    return [*lines, f"unreadable: {data.ledger}", f"duplicates and leaks: {data.leaks}"]
+
+
+def _audit(config: Config, sources: Sources, data: DataDir, progress: Progress, *, kept: bool) -> list[str]:
+    """The lines of `audit` without the paths."""
+    with lock(data.path, "check"):
+        prepare(config.data, sources, data, config.seed, progress, kept=kept)
         dataset = open_dataset(data, config.data, sources)
     lines = [*dataset.notes]
     for name in _SETS:
@@ -130,8 +137,8 @@ def audit(
         if images is not None:
             lines.append(f"{name}: {len(images):,} images")
     counts = np.bincount(dataset.labeled.labels, minlength=len(dataset.classes))
-    lines += [f"  {name}: {count:,} labels" for name, count in zip(dataset.classes, counts, strict=True)]
-    return [*lines, f"unreadable: {data.ledger}", f"duplicates and leaks: {data.leaks}"]
+    named = zip(dataset.classes, counts, strict=True)
+    return [*lines, *(f"  {name}: {count:,} labels" for name, count in named)]
 
 
 def _prepare(

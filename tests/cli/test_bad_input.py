@@ -273,7 +273,7 @@ def test_a_student_cannot_start_from_another_architecture(
 ) -> None:
     words = ("--student.init", "teacher", "--student.model.name", "test_resnet", "--out", tmp_path / "run")
     message = refused(capsys, 2, "run", recipe, *tiny.flags(images), *words, "--student.train.steps", "3")
-    assert "model.safetensors contains weights of resnet8_16; the model is test_resnet" in message
+    assert "students.0.model.name is test_resnet and teacher.model.name is resnet8_16" in message
 
 
 @pytest.mark.parametrize(

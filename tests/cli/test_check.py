@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from tiny import Capture, output
+from tiny import Capture, output, refused
 
 from noisystudent import self_training
 from noisystudent.console import Progress
@@ -52,3 +52,17 @@ def test_check_without_out_keeps_nothing(
     with pytest.raises(Stopped):
         self_training.audit(config, open_sources(config.data), None, progress=StoppedEarly())
     assert [*(tmp_path / "here").iterdir(), *(tmp_path / "temporary").iterdir()] == []
+
+
+def test_a_message_names_no_list_that_is_gone(images: Path, tmp_path: Path, capsys: Capture) -> None:
+    given = Path(shutil.copytree(images, tmp_path / "images"))
+    out, words = tmp_path / "out", ("check", *tiny.flags(given), "--data.resolution", "16")
+    shutil.rmtree(given / "pool")
+    shutil.copytree(given / "val", given / "pool")
+    for name in ("leaks", "ledger"):
+        line = refused(capsys, 2, *words, "--out", out)
+        assert line.endswith(f"; all are in {out}/{name}.csv") and (out / f"{name}.csv").is_file()
+        gone = refused(capsys, 2, *words)
+        assert gone == line.replace(f"all are in {out}/{name}.csv", "give --out FOLDER to keep the list")
+        for file in given.glob("val/*/*.png"):
+            file.write_bytes(b"garbage")

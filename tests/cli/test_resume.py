@@ -71,7 +71,8 @@ def test_a_folder_without_a_run_is_no_run(tmp_path: Path, finished: Path, capsys
     (tmp_path / "mine").mkdir()
     shutil.copy(finished / "config.yaml", tmp_path / "mine" / "config.yaml")
     for name in ("mine", "none"):
-        assert "data.labeled is empty" in refused(capsys, 2, "run", "--out", tmp_path / name)
+        line = refused(capsys, 2, "run", "--out", tmp_path / name)
+        assert line.endswith(f"{name}, no run yet; check the name, or give --labeled to begin a new run")
 
 
 @pytest.mark.parametrize("text", ["data: [", "techer: 3", "- a"])
@@ -92,7 +93,7 @@ def test_students_are_added_to_a_teacher_by_the_recipe(
     output(capsys, "train", recipe, *labels, *out)
     assert "students 0" in output(capsys, "run", *out), "as it was"
     message = refused(capsys, 2, "run", *labels, "--unlabeled", images / "pool", *out)
-    assert "has no students" in message and "name a recipe" in message
+    assert "has no students" in message and "`noisystudent run folder`" in message
     message = refused(capsys, 2, "run", "--students", "1", "--unlabeled", images / "pool", *out)
     assert "there is no student" in message and "name a recipe" in message
     output(capsys, "run", recipe, *labels, "--unlabeled", images / "pool", *out)

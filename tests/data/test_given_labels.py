@@ -84,6 +84,19 @@ def test_labels_that_are_there_already_change_nothing(images: Path, tmp_path: Pa
     assert listing_fingerprint(after) == listing_fingerprint(before)
 
 
+def test_the_notes_count_what_is_changed(images: Path, tmp_path: Path) -> None:
+    """An image of the pool that gets a label is not left out."""
+    fixes = write(
+        tmp_path / "fixes.csv", "pool:red/00.png,red", "labeled:red/00.png,", "labeled:red/01.png,blue"
+    )
+    sources = dict(open_sources(config(images, fixes)).named())
+    assert sources["pool"].notes() == ()
+    assert [note.partition(": ")[2] for note in sources["labeled"].notes()] == [
+        "1 images have other labels, and 1 are left out, as given",
+        "1 images of the pool have given labels, and are labelled images now",
+    ]
+
+
 def test_the_fingerprint_is_of_the_labels_and_not_of_the_file(images: Path, tmp_path: Path) -> None:
     rows = ("labeled:red/00.png,blue", "pool:red/01.png,red")
     one, other = write(tmp_path / "one.csv", *rows), write(tmp_path / "other.csv", *reversed(rows))

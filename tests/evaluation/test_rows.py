@@ -187,6 +187,14 @@ def test_a_published_set_is_known_by_its_size_on_disk(
 # --- where rows go ---
 
 
+def test_the_case_of_an_ending_has_no_meaning(tmp_path: Path) -> None:
+    for ending in ("json", "JSON", "csv", "CSV"):
+        write_rows([Row("clean", "top1", 0.5)], tmp_path / ending / f"rows.{ending}")
+    written = {path.name: path.read_text() for path in tmp_path.glob("*/*")}
+    assert json.loads(written["rows.json"])[0]["value"] == 0.5
+    assert written["rows.JSON"] == written["rows.json"] != written["rows.csv"] == written["rows.CSV"]
+
+
 def test_a_place_that_cannot_be_written_is_reported_before_hours_go_into_it(tmp_path: Path) -> None:
     check_out(tmp_path / "new" / "rows.csv", suffixes=SUFFIXES)
     (tmp_path / "file").write_text("")

@@ -245,3 +245,24 @@ def test_one_model_alone_is_not_compared(run: Path) -> None:
     assert "accuracy" in report.sections
     assert "accuracy" not in report.figures
     assert "The best value of each column" not in report.text
+
+
+def test_a_section_that_is_no_mapping_is_one_line(run: Path) -> None:
+    (run / "config.yaml").write_text("evaluate: 3\n")
+    with pytest.raises(RunError, match=r"config.yaml: evaluate is 3, not a mapping; run its recipe again"):
+        build(run)
+
+
+def test_a_place_that_cannot_be_written_is_named_without_a_flag(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", fail)
+    with pytest.raises(InputError, match=r"^\S+/report.html cannot be written: Read-only file system$"):
+        build(run)
+    with pytest.raises(
+        InputError, match=r"^--out is \S+, which cannot be written: .*; choose another place$"
+    ):
+        build(run, run / "other.html")

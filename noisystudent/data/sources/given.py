@@ -105,8 +105,7 @@ def _changed(
     if moved:
         added = Edited(sets["pool"], moved, others=False)
         changed["labeled"] = Joined([changed["labeled"], added], ["", "pool:"])
-        left_out = dict.fromkeys(moved)
-        changed["pool"] = Edited(sets["pool"], left_out)
+        changed["pool"] = _Rest(sets["pool"], dict.fromkeys(moved))
         if len(changed["pool"]) == 0:
             del changed["pool"]
     return changed
@@ -162,6 +161,14 @@ class Edited:
             *self._source.notes(streamed),
             f"{self.name}: {kept} images have other labels, and {left_out} are left out, as given",
         )
+
+
+class _Rest(Edited):
+    """The pool without the images that have moved to the labelled ones, whose note has their number."""
+
+    def notes(self, streamed: bool = False) -> tuple[str, ...]:
+        """The notes of the source."""
+        return self._source.notes(streamed)
 
 
 def _rows(file: Path) -> Iterator[_Row]:
