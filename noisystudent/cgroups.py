@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,12 @@ def words(controller: str, file: str, *, proc: Path, root: Path) -> list[list[st
         with suppress(OSError):  # the root has no limit, and a container need not show the others
             contents.append((group / file).read_text().split())
     return contents
+
+
+def cores() -> int:
+    """Number of cores that this process may use. `quota` may allow the time of fewer."""
+    # cpu_count() also counts other cores; macOS has no sched_getaffinity
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quota(*, proc: Path = PROC, root: Path = GROUPS) -> float | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from noisystudent.config.learners import LearnerConfig, TeacherConfig
-from noisystudent.config.run import Config, Control, first_teachers, input_side, is_trained, pretrained
+from noisystudent.config.learners import TeacherConfig
+from noisystudent.config.run import Config, Control, first_teachers, is_trained, pretrained, same_backbone
 from noisystudent.config.training import TrainConfig
 
 # Of a probe whose network no teacher has as a frozen one. Features have a mean square of 1 for every network
@@ -51,7 +51,7 @@ def _probe(config: Config) -> TeacherConfig:
     network = pretrained(config)
     assert network is not None  # `Config` has checked it
     first = next((teacher for teacher in first_teachers(config) if is_trained(teacher)), None)
-    if first is not None and first.train.features and _same_network(config, first, network):
+    if first is not None and first.train.features and same_backbone(config, first, network):
         return TeacherConfig(
             model=replace(first.model, head="linear"), augment=first.augment, train=first.train
         )
@@ -61,9 +61,3 @@ def _probe(config: Config) -> TeacherConfig:
     # Cached views are used where they are there, and are not made for the probe alone.
     augment = network.augment if network.train.features else replace(network.augment, views=0, mix=0.0)
     return TeacherConfig(model=model, augment=augment, train=_TRAIN)
-
-
-def _same_network(config: Config, one: LearnerConfig, other: LearnerConfig) -> bool:
-    fields = ("name", "pretrained", "remap", "options")
-    same = all(getattr(one.model, field) == getattr(other.model, field) for field in fields)
-    return same and input_side(config, one) == input_side(config, other)

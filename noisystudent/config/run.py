@@ -14,6 +14,8 @@ from noisystudent.errors import require
 
 Control = Literal["none", "same_steps", "same_compute", "linear_probe"]
 NO_CONTROL: tuple[Control, ...] = ("none",)
+NETWORK = ("name", "head", "options")
+"""Fields of a model that are equal if one can start from the weights of the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,12 +131,16 @@ def can_start_from(config: Config, learner: LearnerConfig, teacher: LearnerConfi
 
     A head on cached features needs those of its teacher, too.
     """
-    fields: tuple[str, ...] = ("name", "head", "options")
-    if learner.train.features:
-        if not teacher.train.features or input_side(config, learner) != input_side(config, teacher):
-            return False
-        fields += ("pretrained", "remap")
-    return all(getattr(learner.model, field) == getattr(teacher.model, field) for field in fields)
+    same = all(getattr(learner.model, field) == getattr(teacher.model, field) for field in NETWORK)
+    on_features = teacher.train.features and same_backbone(config, learner, teacher)
+    return same and (on_features or not learner.train.features)
+
+
+def same_backbone(config: Config, one: LearnerConfig, other: LearnerConfig) -> bool:
+    """Return True if two learners begin with the same backbone, weights included, and have the same side."""
+    fields = ("name", "pretrained", "remap", "options")
+    same = all(getattr(one.model, field) == getattr(other.model, field) for field in fields)
+    return same and input_side(config, one) == input_side(config, other)
 
 
 def chooses_decay(config: Config) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -133,9 +133,9 @@ def scan(
             progress.check()
             good = np.ones(part.num_rows, np.bool_)
             good[list(result.reasons)] = False
-            for row, reason in result.reasons.items():
-                bad.append((part.column("id")[row].as_py(), reason))
-                lost += bad[-1:] if part.column("size")[row].as_py() == LOST else []
+            unusable, shards = _unusable(part, result.reasons)
+            bad += unusable
+            lost += shards
             append(_good_rows(part, result, good, stored if storage else None))
             for file, array in ((pixels, result.pixels), (signature, result.signatures)):
                 if file is not None and array is not None:
@@ -144,6 +144,13 @@ def scan(
             progress.advance(f"scanning {name}", done, total)
         _write_header(pixels, stored, job.resolution)
     return Scan(job.source, Index(path), listing.names, storage, signed, bad, lost, total + len(listing.bad))
+
+
+def _unusable(part: Any, reasons: Mapping[int, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(id, reason) of the unusable images, and of those that stand for the lost images of a shard."""
+    ids, sizes = part.column("id"), part.column("size")
+    entries = {row: (ids[row].as_py(), reason) for row, reason in reasons.items()}
+    return [*entries.values()], [entry for row, entry in entries.items() if sizes[row].as_py() == LOST]
 
 
 def scan_chunk(job: Job, part: Any) -> ScannedChunk:

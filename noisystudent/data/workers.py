@@ -46,9 +46,7 @@ def worker_count(workers: int | None, processes: int = 1) -> int:
     """
     if workers is not None:
         return workers
-    # cpu_count() also counts other cores; macOS has no sched_getaffinity
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = cgroups.quota()
+    cores, allowed = cgroups.cores(), cgroups.quota()
     return max(1, (cores if allowed is None else min(cores, int(allowed))) // processes)
 
 

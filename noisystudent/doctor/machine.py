@@ -27,8 +27,7 @@ def system() -> Iterator[Finding]:
 
 def cores() -> Iterator[Finding]:
     """The cores of this process. More threads than cores wait for each other."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed, threads = cgroups.quota(), os.environ.get("OMP_NUM_THREADS")
+    usable, allowed, threads = cgroups.cores(), cgroups.quota(), os.environ.get("OMP_NUM_THREADS")
     value = f"{usable} of {os.cpu_count()}" + ("" if threads is None else f", OMP_NUM_THREADS={threads}")
     if allowed is None or allowed >= usable:
         yield Finding("cores", value)

@@ -11,6 +11,7 @@ from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.controls import linear_probe, trained_controls
 from noisystudent.config.run import (
+    NETWORK,
     control_from_teacher,
     first_teachers,
     input_side,
@@ -125,7 +126,7 @@ def _check_initial(config: Config) -> None:
     for (teacher_name, teacher), (name, student) in pairwise([*first, *students]):
         if not isinstance(student, StudentConfig) or student.init != "teacher":
             continue
-        for field in ("name", "head", "options"):
+        for field in NETWORK:
             own, other = (_of_network(learner, field) for learner in (student, teacher))
             require(
                 own == other,
