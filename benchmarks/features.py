@@ -161,6 +161,7 @@ def _context(folder: Path, threads: int) -> Any:
     from noisystudent.data.prepare import Dataset
     from noisystudent.recipes import resolve
     from noisystudent.run.build import build_graph
+    from noisystudent.run.fingerprint import ListingFingerprint
     from noisystudent.run.rundir import EmbeddingsDir, RunDir
     from noisystudent.runtime import resolve_device
     from noisystudent.self_training.context import Context
@@ -180,7 +181,7 @@ def _context(folder: Path, threads: int) -> Any:
         for name in ("labeled", "val", "test", "pool")
     }
     run = RunDir(folder)
-    graph = build_graph(config, "generated", run)
+    graph = build_graph(config, ListingFingerprint("", ""), run)
     (stage,) = graph.embeddings.values()
     progress, dataset = Progress(), Dataset(classes, **sets)
     frozen_backbone(config.teacher.model, EmbeddingsDir(stage.path), classes, 224, seed=0, progress=progress)

@@ -11,8 +11,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from noisystudent.errors import EndedElsewhere, NoisyStudentError, RunError, first_line, require
@@ -243,7 +245,7 @@ def joined() -> Iterator[Group]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     try:
-        _meet(backend)
+        _interruptible(partial(_meet, backend))
     except RuntimeError as error:
         raise RunError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot join the others"
@@ -271,6 +273,20 @@ def _meet(backend: str) -> None:
     store.wait([f"here/{each}" for each in range(size)], _START)  # torchrun's store waits for nobody
     store.set_timeout(_TIMEOUT)  # NCCL uses it in the first exchange
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+
+
+def _interruptible(work: Callable[[], T]) -> T:
+    """Call `work` in a thread: Python runs no signal handler while its main thread waits in C++."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 def _stop_with_parent() -> None:

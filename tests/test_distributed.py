@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -135,6 +137,30 @@ def test_a_process_whose_others_never_come_ends_in_one_line(
     monkeypatch.setattr(distributed, "_START", timedelta(seconds=1))
     with pytest.raises(RunError, match=f"process {rank} of 2 cannot join the others .* localhost"), joined():
         pass
+
+
+def test_a_signal_ends_the_waiting_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_stop_with_parent", lambda: None)
+    threads = list[threading.Thread]()
+
+    def wait_for_ever(_: str) -> None:
+        threads.append(threading.current_thread())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        threading.Event().wait()
+
+    def end(*_: object) -> None:
+        raise Stopped("a signal")
+
+    before = signal.signal(signal.SIGUSR1, end)
+    monkeypatch.setattr(distributed, "_meet", wait_for_ever)
+    try:
+        with pytest.raises(Stopped), joined():
+            pass
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert threads != [threading.main_thread()], "which C++ would block"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from PIL import Image
 
 from noisystudent.config import Config
 from noisystudent.data.sources import listing_fingerprint, open_sources
+from noisystudent.errors import Stopped
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
 from noisystudent.report import build
@@ -21,6 +23,8 @@ from noisystudent.run import status
 from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
+from noisystudent.run.summary import summarize
+from noisystudent.self_training import schedule
 from noisystudent.self_training.training import batches
 
 
@@ -182,9 +186,9 @@ def test_another_threshold_redoes_what_follows_from_it_and_comes_back(
     assert skipped == ["data", "teacher", "labels-1", "control-1"]
     moved = [line for line in lines if "made from other inputs" in line]
     assert [line.partition(" (")[2].partition(")")[0] for line in moved] == [
-        "config",
-        "selection",
         "student-1",
+        "selection",
+        "config",
     ]
     assert selection(out)["kept"] < selection(finished)["kept"]
     assert tiny.weights(out, "iteration-1/student") != tiny.weights(finished, "iteration-1/student")
@@ -196,6 +200,42 @@ def test_another_threshold_redoes_what_follows_from_it_and_comes_back(
     after = {name: value for name, value in contents(out).items() if not name.startswith("superseded/")}
     assert after == before
     assert not list(out.rglob("targets.npy"))  # copied for a training, gone with it
+
+
+def test_a_changed_run_that_is_stopped_has_no_files_of_the_old_configuration(
+    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before, run = contents(out), RunDir(out)
+
+    def stop(_: object) -> None:
+        raise Stopped("a signal")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(schedule, "announce", stop)
+        with pytest.raises(Stopped):
+            tiny.run(tiny.config(images, ("student.selection.threshold", 0.6)), out)
+    assert find_model(out) == run.iteration(0).model("teacher").weights
+    assert not run.iteration(1).selection.exists() and not run.verdict.exists()
+    assert summarize(run).verdict is None
+
+    tiny.run(tiny.config(images), out)
+    after = {name: value for name, value in contents(out).items() if not name.startswith("superseded/")}
+    assert after == before
+
+
+def test_more_pool_images_train_no_teacher_and_no_control_again(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    more, out = shutil.copytree(images, tmp_path / "images"), shutil.copytree(finished, tmp_path / "run")
+    Image.fromarray(tiny.pictures(0, 1, seed=99)[0]).save(more / "pool" / "blue" / "99.png")
+    config = tiny.config(more)
+    assert to_do(config, out) == ["data", "labels-1", "selection-1", "student-1", "judgement"]
+    tiny.run(config, out)
+    tiny.run(config, tmp_path / "new")
+    for model in ("iteration-0/teacher", "iteration-1/student", "iteration-1/control"):
+        assert tiny.weights(out, model) == tiny.weights(tmp_path / "new", model)
 
 
 def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path) -> None:

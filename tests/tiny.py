@@ -29,6 +29,7 @@ from noisystudent.data.prepare import Dataset, open_dataset
 from noisystudent.data.sources import open_sources
 from noisystudent.recipes import resolve
 from noisystudent.run.estimate import RunPlan
+from noisystudent.run.fingerprint import ListingFingerprint
 from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.self_training import planning
 from noisystudent.self_training.training import Training
@@ -39,6 +40,7 @@ SIDE = 16
 CLASSES = ("blue", "green", "red")
 SETS = {"labeled": "labeled", "unlabeled": "pool", "val": "val", "test": "test"}  # field or flag: folder
 PER_CLASS = {"labeled": 6, "val": 4, "test": 4, "pool": 14}
+LISTING = ListingFingerprint("labeled", "pool")  # of some images, for graphs that no run follows
 
 _LEARNER = {
     "model": {"name": "resnet8_16", "dropout": 0.1, "stochastic_depth": 0.1},

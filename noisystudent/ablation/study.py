@@ -19,6 +19,7 @@ from noisystudent.data.sources import listing_fingerprint, open_sources
 from noisystudent.errors import InputError
 from noisystudent.inference.existing import fingerprints
 from noisystudent.run.build import build_graph
+from noisystudent.run.fingerprint import ListingFingerprint
 from noisystudent.run.lock import lock
 from noisystudent.run.rundir import RunDir
 
@@ -86,7 +87,8 @@ def plan(matrix: Matrix, out: Path) -> list[Run]:
     Raises:
         InputError: images do not exist. The message names the run.
     """
-    listings: dict[DataConfig, str] = {}  # most runs have the same images, so each set is listed only once
+    # Most runs have the same images, so each set is listed only once.
+    listings: dict[DataConfig, ListingFingerprint] = {}
     runs: list[Run] = []
     for name, folder, seed in matrix.runs():
         config, run = matrix.config(folder, seed), RunDir(out / name)

@@ -167,6 +167,19 @@ def is_of(folder: PartsDir, content_hash: NDArray[np.uint8]) -> bool:
     return all(index.files.get(n, {}).get("images") == _digest(content_hash, r) for n, r in names.items())
 
 
+def is_of_other_images(folder: PartsDir, content_hash: NDArray[np.uint8]) -> bool:
+    """Return True if a part has the features of other images than its rows of `content_hash`, (N, 16).
+
+    A larger set that begins with these images is no other one.
+    """
+    index = read_index(folder)
+    if index is None:
+        return False
+    parts = {folder.part(number).name: rows for number, rows in enumerate(layout_in(index).parts())}
+    images = {name: about.get("images") for name, about in index.files.items()}
+    return any(images[name] != _digest(content_hash, parts[name]) for name in images if name in parts)
+
+
 def _resume(
     folder: PartsDir, layout: Layout, content_hash: NDArray[np.uint8], task: str, progress: Progress
 ) -> PartIndex:

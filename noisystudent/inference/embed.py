@@ -20,7 +20,7 @@ from noisystudent.config import AugmentConfig
 from noisystudent.console import Progress
 from noisystudent.data.duplicates import Contents
 from noisystudent.data.imageset import ImageSet
-from noisystudent.embeddings.embed import embed_images, part_rows
+from noisystudent.embeddings.embed import embed_images, is_of_other_images, part_rows
 from noisystudent.embeddings.parts import Features, Layout, layout_in, read_index
 from noisystudent.errors import InputError
 from noisystudent.inference.images import Images, open_images, scanned, stored_side
@@ -128,7 +128,8 @@ def embed(
     Args:
         predictor: a trained model; its classifier is not used.
         images: the images, in any of the forms of `Images`.
-        out: folder to write to; new, empty, or with features of the same model and views.
+        out: folder to write to; new, empty, or with features of the same model, views and images. More images
+            may follow them.
         augment: `flip` and `views` say which views are stored. None: the clean and the mirrored one.
         seed: seed of the views with noise.
         progress: shows the progress; None: nothing is shown.
@@ -137,8 +138,8 @@ def embed(
         The features, and (name, reason) of every image that could not be read.
 
     Raises:
-        InputError: `out` holds features of another model or other views or is in use, or the model has no
-            features.
+        InputError: `out` holds features of another model, other views or other images or is in use, or the
+            model has no features.
     """
     progress, source = progress or Progress(), open_images(images, labeled=False)
     side, folder = predictor.side or predictor.resolution, PartsDir(out)
@@ -147,6 +148,8 @@ def embed(
         layout = layout_of(predictor, views)
         _check_owner(folder, layout)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
+            if is_of_other_images(folder, readable.content_hash):
+                raise InputError(f"--out {out} holds the features of other images; choose another folder")
             features = embed_set(predictor, readable, views, layout, out, task="embedding", progress=progress)
             write_table(folder.images, _names(readable))
     return features, bad

@@ -20,10 +20,11 @@ from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean, first_line, require
 from noisystudent.inference.choice import chosen, is_done
 from noisystudent.inference.predictor import Predictor
-from noisystudent.models.classifier import Classifier, class_names, load_weights, temperature_in
+from noisystudent.models.classifier import Classifier
 from noisystudent.models.onnx import OnnxModel
 from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
+from noisystudent.models.weights import class_names, load_weights, temperature_in
 from noisystudent.robustness.imagenet import imagenet_classes
 from noisystudent.run.record import require_intact
 from noisystudent.run.rundir import ModelDir, RunDir, model_name, place_in_run

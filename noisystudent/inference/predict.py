@@ -28,10 +28,11 @@ from noisystudent.inference.predictor import Predictor, predict_probs
 from noisystudent.metrics import scores
 from noisystudent.pseudo_label.label import label_images as write_labels
 from noisystudent.pseudo_label.parts import check_parts
+from noisystudent.pseudo_label.resume import is_of_other_images
 from noisystudent.records import PseudoLabels
 from noisystudent.run.files import check_out, read_json, write_json
 from noisystudent.run.lock import lock
-from noisystudent.run.rundir import RunDir
+from noisystudent.run.rundir import LabelsDir, RunDir
 
 _CLAIM = "labels.json"  # note in the output folder of `label_images`, which identifies the model
 # Options of PseudoLabelConfig that have a meaning only while a student is trained.
@@ -108,7 +109,8 @@ def label_images(
     Args:
         predictor: the teacher.
         images: the pool.
-        out: folder to write to; new, empty, or with labels of the same model and options.
+        out: folder to write to; new, empty, or with labels of the same model, options and images. More images
+            may follow them.
         config: options of the pseudo-labels; None: the defaults.
         progress: shows the progress; None: nothing is shown.
 
@@ -116,8 +118,8 @@ def label_images(
         The pseudo-labels, and (name, reason) of every image that could not be read.
 
     Raises:
-        InputError: `out` holds something else or the labels of another model or is in use, or `config` has an
-            option that only applies to the training of a student.
+        InputError: `out` holds something else or other labels or is in use, or `config` has an option that
+            only applies to the training of a student.
     """
     config, progress = config or PseudoLabelConfig(), progress or Progress()
     for name in _FOR_STUDENTS:
@@ -129,6 +131,8 @@ def label_images(
     with lock(out, "labelling"):
         _claim(out, predictor, config)
         with scanned(source, None, progress, stored=stored_side(predictor)) as (pool, bad):
+            if is_of_other_images(LabelsDir(out), pool.content_hash):
+                raise InputError(f"--out {out} holds the labels of other images; choose another folder")
             plain = replace(predictor, temperature=1.0)  # pseudo-labels have one of their own
             teacher = replace(plain, flip=config.flip, scales=config.scales).limited(config.batch_size)
             labels = write_labels(
@@ -146,7 +150,7 @@ def label_images(
 
 
 def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
-    """Write a note into `out` that identifies the model, so that labels of two models are never mixed."""
+    """Write a note into `out` that identifies model and options, so that no two kinds of labels are mixed."""
     if predictor.path is None:
         weights = predictor.model.name  # weights that timm publishes have no file
     else:
@@ -154,11 +158,12 @@ def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
     about: dict[str, object] = {"classes": list(predictor.names), "weights": weights}
     about |= {"flip": config.flip, "scales": list(config.scales)}
+    about |= {"temperature": config.temperature, "top_k": config.top_k}
     claim = out / _CLAIM
     if claim.is_file():
         if read_json(claim) != about:
             raise InputError(
-                f"--out {out} holds the labels of another model or of other transforms; choose another folder"
+                f"--out {out} holds the labels of another model or of other options; choose another folder"
             )
     elif any(out.glob("part-*.parquet")):
         raise InputError(f"--out {out} holds pseudo-labels, but no {_CLAIM}; choose a new folder")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from noisystudent.errors import InputError, first_line
-from noisystudent.models.classifier import class_names, temperature_in
+from noisystudent.models.weights import class_names, temperature_in
 
 
 class OnnxModel:

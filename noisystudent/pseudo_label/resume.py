@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,21 @@ def about(parts: list[Part]) -> dict[str, int]:
     return {"rows": sum(len(part.rows) for part in parts)}
 
 
+def is_of_other_images(folder: LabelsDir, content_hash: NDArray[np.uint8]) -> bool:
+    """True if a part has the labels of other images than its rows of `content_hash`, (N, 16).
+
+    A larger pool that begins with the labelled images is no other one. Damaged parts are not looked at.
+    """
+    for name in read_index(folder).files:
+        path = folder.path / name
+        with suppress(RunError, OSError, pa.ArrowException):  # `resume` names what is damaged
+            about = footer(path)
+            first, count = int(about["first_row"]), int(about["rows"])
+            if not _are_of(path, content_hash[first : first + count]):
+                return True
+    return False
+
+
 def _is_of_another_version(path: Path) -> bool:
     """True if the file is a part of pseudo-labels in another format."""
     try:
@@ -101,6 +117,11 @@ def _is_complete(part: Part) -> bool:
             return False
     except RunError:  # of another version of this program
         return False
-    with pq.ParquetFile(part.path) as file:
+    return _are_of(part.path, part.content_hash)
+
+
+def _are_of(path: Path, content_hash: NDArray[np.uint8]) -> bool:
+    """True if a part has the labels of the images with these content hashes (n, 16), in order."""
+    with pq.ParquetFile(path) as file:
         column = file.read(columns=["content_hash"]).column(0)
-    return bool(column.equals(pa.chunked_array([hashes(part.content_hash)])))
+    return bool(column.equals(pa.chunked_array([hashes(content_hash)])))

@@ -10,19 +10,22 @@ from noisystudent.config import Config, LearnerConfig, TeacherConfig
 from noisystudent.config.controls import linear_probe, probe_is_teacher, trained_controls
 from noisystudent.config.run import chooses_decay, control_from_teacher, require_lengths
 from noisystudent.run.backbones import backbone_key, backbones, embedding_stages
+from noisystudent.run.fingerprint import ListingFingerprint, fingerprint
 from noisystudent.run.first_teachers import labels_of, named_teachers
 from noisystudent.run.graph import Graph, Iteration, Model
-from noisystudent.run.inputs import compute_of, inputs_of, labels_stage, make_stage
+from noisystudent.run.inputs import compute_of, inputs_of, labeled_inputs, labels_stage, make_stage
 from noisystudent.run.rundir import CONTROLS, ModelDir, RunDir
 from noisystudent.run.stages import Stage
 
 
-def build_graph(config: Config, listing: str, run: RunDir, existing: Sequence[str] = ()) -> Graph:
+def build_graph(
+    config: Config, listing: ListingFingerprint, run: RunDir, existing: Sequence[str] = ()
+) -> Graph:
     """Build the graph of stages from a configuration, without reading or writing the run directory.
 
     Args:
         config: configuration of the run.
-        listing: fingerprint of the images, from `listing_fingerprint`.
+        listing: fingerprints of the images, from `listing_fingerprint`.
         run: run directory of the stages.
         existing: fingerprint of each first teacher that is not trained, from `existing.fingerprints`.
 
@@ -30,17 +33,24 @@ def build_graph(config: Config, listing: str, run: RunDir, existing: Sequence[st
         InputError: a training has no length.
     """
     require_lengths(config)
-    data = make_stage("data", run.data.path, config=inputs_of(config.data), listing=listing, seed=config.seed)
-    return _Builder(config, run, data, embedding_stages(config, run, data), existing).graph()
+    data = make_stage(
+        "data", run.data.path, config=inputs_of(config.data), seed=config.seed, **listing._asdict()
+    )
+    labeled = fingerprint(labeled_inputs(config), listing.labeled)
+    return _Builder(config, run, data, labeled, embedding_stages(config, run, data), existing).graph()
 
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """Builds the stages of a run from the configuration, the run directory, the scan and the features."""
+    """Builds the stages of a run from the configuration, the run directory, the scan and the features.
+
+    `labeled` is the fingerprint of the images that are not of the pool.
+    """
 
     config: Config
     run: RunDir
     data: Stage
+    labeled: str
     embeddings: Mapping[str, Stage]
     existing: Sequence[str]
 
@@ -48,7 +58,9 @@ class _Builder:
         config, first = self.config, self.run.iteration(0)
         pretraining = None
         if config.pretrain is not None:
-            pretraining = self._training("pretraining", first.model("pretraining"), config.pretrain)
+            pretraining = self._training(
+                "pretraining", first.model("pretraining"), config.pretrain, pool=self.data.fingerprint
+            )
         folds, out_of_fold = self._folds(pretraining)
         teachers = tuple(self._teachers(pretraining, out_of_fold))
         filter_model, filter_labels = self._filter()
@@ -112,7 +124,7 @@ class _Builder:
         training = self._training("filter", self.run.iteration(0).model("filter"), config.filter)
         # The filter labels the pool only once, before the first student (§3.1).
         path, options = self.run.iteration(1).filter_labels, config.students[0].pseudo_label
-        labels = labels_stage("filter-labels", path, options, model=training.fingerprint)
+        labels = labels_stage("filter-labels", path, self.data, options, model=training.fingerprint)
         return training, labels
 
     def _iteration(
@@ -130,7 +142,9 @@ class _Builder:
         # Without folds there is no such input, so that the fingerprints are those of runs before folds.
         expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
         chosen = expected if self.config.choose else {}  # the temperature; the weight decay of heads
-        labels = labels_stage(f"labels-{index}", folder.labels, config.pseudo_label, **made_by, **chosen)
+        labels = labels_stage(
+            f"labels-{index}", folder.labels, self.data, config.pseudo_label, **made_by, **chosen
+        )
         selection = make_stage(
             f"selection-{index}",
             folder.selection,
@@ -181,7 +195,8 @@ class _Builder:
         """Return the inputs of each kind of control; all but the probe share some with the student."""
         same = {"initial": _weights(teachers) if control_from_teacher(self.config) else None}
         passes = [compute_of(self.config), len(backbones(self.config))]
-        compute: dict[str, object] = {"initial": None, "compute": passes}
+        # The passes of the labelling depend on the size of the pool.
+        compute: dict[str, object] = {"initial": None, "compute": passes, "pool": self.data.fingerprint}
         if any(student.train.pool_epochs for student in self.config.students):
             compute["length"] = selection.fingerprint  # it depends on the selections before it
         # The probe has the weight decay that is chosen for heads.
@@ -231,9 +246,8 @@ class _Builder:
             part: inputs_of(getattr(config, part)) for part in ("model", "augment", "train")
         }
         if key := backbone_key(self.config, config):
-            parts["embeddings"] = self.embeddings[key].fingerprint
-        data, seed = self.data.fingerprint, self.config.seed
-        return make_stage(name, folder.path, data=data, seed=seed, **parts, **inputs)
+            parts["embeddings"] = key
+        return make_stage(name, folder.path, labeled=self.labeled, seed=self.config.seed, **parts, **inputs)
 
 
 def _weights(teachers: Sequence[Model]) -> str | None:

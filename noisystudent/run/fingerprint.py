@@ -7,8 +7,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+
+class ListingFingerprint(NamedTuple):
+    """Fingerprints of the listed images, which change if a file is added, removed, renamed or rewritten.
+
+    Attributes:
+        labeled: of the labelled images, val and test. Trainings that have no pool image depend on them alone.
+        pool: of the unlabelled images.
+    """
+
+    labeled: str
+    pool: str
 
 
 def fingerprint(*parts: object) -> str:

@@ -27,6 +27,9 @@ from noisystudent.run.stages import Stage
 # their stages again.
 _FORMAT = 1
 
+# Fields of `data` that change only the pool.
+_OF_POOL = ("near_duplicates", "pool_near_duplicates", "pool_tags")
+
 
 def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]:
     """Return the fields of a section of the configuration that the output of a stage depends on.
@@ -46,6 +49,11 @@ def inputs_of(section: Any, *, of_student: bool = False) -> Mapping[str, object]
     if isinstance(section, ModelConfig):
         values["pretrained"] = _weights(section.pretrained)
     return values
+
+
+def labeled_inputs(config: Config) -> Mapping[str, object]:
+    """Return the fields of `data` that the labelled images, val and test depend on."""
+    return {name: value for name, value in inputs_of(config.data).items() if name not in _OF_POOL}
 
 
 def _weights(pretrained: bool | str) -> object:
@@ -92,8 +100,9 @@ def make_stage(name: str, path: Path, **inputs: object) -> Stage:
     return Stage(name, path, fingerprint(_FORMAT, name, digests), digests)
 
 
-def labels_stage(name: str, path: Path, config: PseudoLabelConfig, **inputs: object) -> Stage:
-    """Return the stage of a labelling of the pool."""
+def labels_stage(name: str, path: Path, data: Stage, config: PseudoLabelConfig, **inputs: object) -> Stage:
+    """Return the stage of a labelling of the pool, which the scan `data` has listed."""
     if config.noise:  # it is drawn for a batch
         inputs["batch_size"] = config.batch_size
-    return make_stage(name, path, config=inputs_of(config), format=LABELS_FORMAT, **inputs)
+    about = {"data": data.fingerprint, "config": inputs_of(config), "format": LABELS_FORMAT}
+    return make_stage(name, path, **about, **inputs)

@@ -10,10 +10,10 @@ from typing import Any
 from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.errors import RunError
+from noisystudent.run.aside import put_aside
 from noisystudent.run.checksums import Checksum, problems
 from noisystudent.run.files import read_json, remove, write_json
 from noisystudent.run.rundir import IndexedDir
-from noisystudent.run.stages import put_aside
 
 Files = dict[str, dict[str, Any]]
 

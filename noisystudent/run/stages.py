@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,10 +12,10 @@ from pathlib import Path
 from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.errors import RunError
+from noisystudent.run.aside import free_folder, move, named, put_aside, run_folder
 from noisystudent.run.checksums import checksums, problems
 from noisystudent.run.cost import Cost
-from noisystudent.run.files import remove, sync_folder
-from noisystudent.run.lock import owns
+from noisystudent.run.files import remove
 from noisystudent.run.record import Facts, read_record, valid_record, write_record
 from noisystudent.run.rundir import RECORD, RunDir
 
@@ -102,13 +101,13 @@ def state(stage: Stage, *, contents: bool = False) -> State:
     try:
         record = read_record(stage.record)
     except RunError:
-        return State(Status.STALE, problems=(f"{_named(stage.record)} is damaged",))
+        return State(Status.STALE, problems=(f"{named(stage.record)} is damaged",))
     if record is None:
         # Nothing proves that files without a record belong to this stage, so they are not used. They may be
         # of the user, so they are not deleted either: `run_stage` moves them away.
         unknown = any(_filled(piece) for piece in stage.pieces)
         return (
-            State(Status.STALE, problems=(f"{_named(stage.record)} is missing",))
+            State(Status.STALE, problems=(f"{named(stage.record)} is missing",))
             if unknown
             else State(Status.ABSENT)
         )
@@ -122,6 +121,18 @@ def state(stage: Stage, *, contents: bool = False) -> State:
     changed = tuple(name for name in names if record["inputs"].get(name) != stage.inputs.get(name))
     # Equal inputs but another fingerprint: only the format number of `graph` can differ.
     return State(Status.STALE, changed or ("stage format",))
+
+
+def supersede_stale(stages: Iterable[Stage], progress: Progress) -> None:
+    """Move the files of all stages whose inputs have changed to `superseded/`, and name them.
+
+    A run does so before its first stage. Otherwise, if it were stopped, other commands would use such files.
+    The last stage is moved first, so that a kill leaves no result without the files it was made from.
+    """
+    for stage in reversed(list(stages)):
+        current = state(stage)
+        if current.changed:
+            _put_stale_aside(stage, current, progress)
 
 
 def run_stage(stage: Stage, work: Work, progress: Progress, *, shared: bool = False) -> Facts | None:
@@ -158,10 +169,8 @@ def _begin(stage: Stage, progress: Progress) -> bool:
     """Prepare the files of a stage for its work. False: it is done."""
     current = state(stage, contents=True)
     if current.status is Status.STALE:
-        inputs = f"made from other inputs ({', '.join(current.changed)})"
-        why = inputs if current.changed else ", ".join(current.problems)
-        progress.say(f"{stage.name}: {why}; moved to {supersede(stage)}")
-    # After `supersede`, so that the place is free when an older version is moved back.
+        _put_stale_aside(stage, current, progress)
+    # After that, so that the place is free when an older version is moved back.
     if current.status is not Status.DONE and _restore(stage):
         progress.say(f"{stage.name}: moved back from superseded/")
         current = state(stage, contents=True)  # a restored stage may be done or partial
@@ -175,6 +184,12 @@ def _begin(stage: Stage, progress: Progress) -> bool:
     # Written before the work: after a kill, the files can then be identified as a partial stage.
     _write_record(stage, "running")
     return True
+
+
+def _put_stale_aside(stage: Stage, current: State, progress: Progress) -> None:
+    inputs = f"made from other inputs ({', '.join(current.changed)})"
+    why = inputs if current.changed else ", ".join(current.problems)
+    progress.say(f"{stage.name}: {why}; moved to {supersede(stage)}")
 
 
 def _write_record(stage: Stage, status: str, cost: Facts | None = None, result: Facts | None = None) -> None:
@@ -199,7 +214,7 @@ def _damage(stage: Stage, record: Facts, contents: bool) -> dict[Path, str]:
     gone = {piece: "is missing" for piece in stage.pieces if not piece.exists()}
     # Records of older versions have no checksums, so nothing is compared.
     differing = gone | problems(stage.record.parent, record.get("files", {}), contents=contents)
-    return {path: f"{_named(path)} {problem}" for path, problem in differing.items()}
+    return {path: f"{named(path)} {problem}" for path, problem in differing.items()}
 
 
 def _put_damage_aside(stage: Stage, progress: Progress) -> None:
@@ -209,42 +224,11 @@ def _put_damage_aside(stage: Stage, progress: Progress) -> None:
         progress.say(f"{stage.name}: {problem}{kept}; it is made again")
 
 
-def put_aside(path: Path) -> Path:
-    """Move a damaged file or folder to `superseded/damaged/` of its run, and return its new path.
-
-    Raises:
-        RunError: it cannot be moved.
-    """
-    run = _run_dir(path)
-    target = _free(RunDir(run).damaged, [path.relative_to(run)]) / path.relative_to(run)
-    _move(path, target)
-    return target
-
-
 def _filled(path: Path) -> bool:
     """Return True if the path exists and holds more than the temporary files of an interrupted write."""
     if not path.is_dir():
         return path.exists()
     return any(not (file.name.startswith(".") and file.name.endswith(".partial")) for file in path.iterdir())
-
-
-def _run_dir(path: Path) -> Path:
-    """Return the nearest parent folder that this process has locked; if there is none, the direct parent."""
-    return next(filter(owns, path.parents), path.parent)
-
-
-def _named(path: Path) -> str:
-    """Path relative to the run if this process has locked it, otherwise the name of the file."""
-    return path.relative_to(_run_dir(path)).as_posix()
-
-
-def _free(folder: Path, names: Iterable[Path]) -> Path:
-    """Return `folder`, or with -2, -3, … appended the first in which none of the names exists."""
-    target, number, names = folder, 1, list(names)
-    while any((target / name).exists() for name in names):
-        number += 1
-        target = folder.with_name(f"{folder.name}-{number}")
-    return target
 
 
 def supersede(stage: Stage) -> Path:
@@ -253,12 +237,12 @@ def supersede(stage: Stage) -> Path:
     Raises:
         RunError: a file cannot be moved.
     """
-    run = _run_dir(stage.path)
+    run = run_folder(stage.path)
     pieces = [piece.relative_to(run) for piece in stage.pieces if piece.exists()]
     # Files without a record all get the same name, so it may be taken.
-    target = _free(RunDir(run).superseded(stage.name, _recorded_digest(stage)), pieces)
+    target = free_folder(RunDir(run).superseded(stage.name, _recorded_digest(stage)), pieces)
     for piece in pieces:
-        _move(run / piece, target / piece)
+        move(run / piece, target / piece)
     return target
 
 
@@ -274,7 +258,7 @@ def _restore(stage: Stage) -> bool:
     Returns:
         True if anything was moved.
     """
-    run = _run_dir(stage.path)
+    run = run_folder(stage.path)
     source = RunDir(run).superseded(stage.name, stage.fingerprint[:8])
     moved = False
     # Record first, the reverse of `supersede`: after a kill, the files in place can be identified.
@@ -282,18 +266,8 @@ def _restore(stage: Stage) -> bool:
         kept = source / piece.relative_to(run)
         if kept.exists() and not _filled(piece):
             remove(piece)  # at most temporary files
-            _move(kept, piece)
+            move(kept, piece)
             moved = True
     if source.is_dir() and not any(file.is_file() for file in source.rglob("*")):
         remove(source)
     return moved
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(source, target)
-        sync_folder(target.parent)  # first: after a power failure both names may exist, but not none
-        sync_folder(source.parent)
-    except OSError as error:
-        raise RunError(f"cannot move {source} to {target}: {error.strerror or error}") from error

@@ -24,7 +24,7 @@ from noisystudent.run.graph import Graph, Iteration
 from noisystudent.run.lock import lock
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import CONTROLS, DataDir, ModelDir, RunDir
-from noisystudent.run.stages import Stage, run_stage, supersede
+from noisystudent.run.stages import Stage, run_stage, supersede, supersede_stale
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training import environment, pool, schedule
 from noisystudent.self_training.checks import check_config
@@ -145,7 +145,6 @@ def _prepare(
     config: Config, sources: Sources, run: RunDir, others: Sequence[Path], progress: Progress
 ) -> Context:
     everyone = group()
-    everyone.lead(lambda: environment.describe(run, config))  # first: the folder is made, and locked
     progress = Logged(progress, run.log_of(everyone.rank))
     progress.say(f"run: {run.path}")
     if everyone.size > 1:
@@ -172,7 +171,6 @@ def _prepare(
         progress=progress,
         others=others,
     )
-    everyone.lead(partial(_supersede_removed, context))
     schedule.announce(context)
     return context
 
@@ -186,6 +184,10 @@ def _scan(config: Config, sources: Sources, run: RunDir, progress: Progress) -> 
         first = not data.dataset.is_file()
         listings = list_sets(sources, data.listings, config.data, progress) if first else None
         graph = build_graph(config, listing_fingerprint(sources), run, fingerprints(config))
+        supersede_stale(graph.stages(), progress)
+        _supersede_removed(graph, run, progress)
+        # After both, so that config.yaml never stands beside files of another configuration.
+        environment.describe(run, config)
 
         def work() -> None:
             prepare(config.data, sources, data, config.seed, progress, listings=listings)
@@ -196,13 +198,13 @@ def _scan(config: Config, sources: Sources, run: RunDir, progress: Progress) -> 
     return graph
 
 
-def _supersede_removed(context: Context) -> None:
+def _supersede_removed(graph: Graph, run: RunDir, progress: Progress) -> None:
     """Move fine-tunings and controls that the configuration no longer has to `superseded/`.
 
     Other commands would use the files of a fine-tuning if they were left in place.
     """
-    configured = {stage.path for stage in context.graph.stages()}
-    for iteration in context.run.iterations():
+    configured = {stage.path for stage in graph.stages()}
+    for iteration in run.iterations():
         finetunings = [ModelDir(folder).finetune.path for folder in sorted(iteration.path.glob("*"))]
         controls = [iteration.model(role).path for role in CONTROLS.values()]
         for path in (*finetunings, *controls):
@@ -210,7 +212,7 @@ def _supersede_removed(context: Context) -> None:
                 # Its inputs are unknown here; to move a stage, its name and path are enough.
                 record = valid_record(ModelDir(path).record) or {"name": path.name}
                 removed = Stage(record["name"], path, "", {})
-                context.progress.say(
+                progress.say(
                     f"{removed.name}: not in the configuration any more; kept in {supersede(removed)}"
                 )
 

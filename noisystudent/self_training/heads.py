@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from noisystudent.config import LearnerConfig, ModelConfig, TrainConfig
 from noisystudent.console import Progress
 from noisystudent.errors import InputError, first_line
-from noisystudent.models.classifier import Classifier, load_weights, save_weights, write_tensors
+from noisystudent.models.classifier import Classifier
 from noisystudent.models.heads import Head, classifier_path
 from noisystudent.models.registry import build_model
+from noisystudent.models.weights import load_weights, save_weights, write_tensors
 from noisystudent.records import Batch
 from noisystudent.run.rundir import EmbeddingsDir, ModelDir
 from noisystudent.runtime import generator, initial_weights, torch_seed

@@ -14,8 +14,9 @@ from noisystudent.config import LearnerConfig, ModelConfig, TrainConfig
 from noisystudent.config.rates import BATCH_NORM, LEARNING_RATES, LORA, OTHER_NORM, SCRATCH
 from noisystudent.console import Progress
 from noisystudent.distributed import group
-from noisystudent.models.classifier import Classifier, load_trunk, load_weights
+from noisystudent.models.classifier import Classifier
 from noisystudent.models.registry import build_model
+from noisystudent.models.weights import load_trunk, load_weights
 from noisystudent.run.files import atomic, remove
 from noisystudent.run.rundir import ModelDir
 from noisystudent.train import checkpoint

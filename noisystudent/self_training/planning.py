@@ -17,7 +17,7 @@ from noisystudent.run.backbones import embedded
 from noisystudent.run.build import build_graph
 from noisystudent.run.estimate import RunPlan, lines, readable_time, require_memory, whole
 from noisystudent.run.files import temporary_folder
-from noisystudent.run.fingerprint import fingerprint
+from noisystudent.run.fingerprint import ListingFingerprint, fingerprint
 from noisystudent.run.lock import MARKER
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
@@ -170,7 +170,7 @@ def _planner(
             context = Context(
                 config=config,
                 run=run,
-                graph=build_graph(config, "plan", run, fingerprints(config)),
+                graph=build_graph(config, ListingFingerprint("", ""), run, fingerprints(config)),
                 dataset=sample.whole.to_device(device),
                 device=device,
                 progress=quiet,

@@ -23,8 +23,8 @@ from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import scores
 from noisystudent.metrics.scores import Predictions
 from noisystudent.models.classifier import Classifier
+from noisystudent.run.aside import put_aside
 from noisystudent.run.rundir import SetName
-from noisystudent.run.stages import put_aside
 from noisystudent.self_training.features import FeatureSet
 from noisystudent.self_training.training import Training, predictor_of_sets
 

@@ -21,9 +21,9 @@ from noisystudent.robustness.images import LabeledBatch
 from noisystudent.robustness.results import Results, load_results, save_results, stratified
 from noisystudent.robustness.suite import Plan, run_tests
 from noisystudent.robustness.summary import Summary, differences, ratios, summarize
+from noisystudent.run.aside import put_aside
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import CONTROLS
-from noisystudent.run.stages import put_aside
 from noisystudent.runtime import batch_size_for
 from noisystudent.self_training import gallery
 from noisystudent.self_training.context import Context

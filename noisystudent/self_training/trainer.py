@@ -10,8 +10,9 @@ from noisystudent.console import Progress
 from noisystudent.data.loader import SelectedPool
 from noisystudent.distributed import group
 from noisystudent.metrics import scores, temperature
-from noisystudent.models.classifier import TEMPERATURE, Classifier, save_weights
+from noisystudent.models.classifier import Classifier
 from noisystudent.models.heads import Head
+from noisystudent.models.weights import TEMPERATURE, save_weights
 from noisystudent.self_training.heads import save_head
 from noisystudent.self_training.training import Training, batches, start, train_step, val_probs
 from noisystudent.train.log import OnLog, Show

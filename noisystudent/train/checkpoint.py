@@ -29,8 +29,8 @@ from torch.optim import Optimizer
 from noisystudent.console import Progress
 from noisystudent.errors import RunError, first_line
 from noisystudent.run import files
+from noisystudent.run.aside import put_aside
 from noisystudent.run.checksums import broken, seal
-from noisystudent.run.stages import put_aside
 from noisystudent.train.ema import Ema
 from noisystudent.train.ema_teacher import Averages
 from noisystudent.train.parallel import full

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -185,8 +186,26 @@ def test_a_folder_of_labels_is_not_given_to_another_model(
     assert tiny.call("label", finished, *words) == 0
     assert tiny.call("label", finished, *words) == 0, "the same again goes on"
     capsys.readouterr()
-    for other in ((finished / "iteration-0" / "teacher",), (finished, "--pseudo_label.flip", "true")):
+    options = (("--pseudo_label.flip", "true"), ("--pseudo_label.temperature", "0.5"))
+    for other in ((finished / "iteration-0" / "teacher",), *((finished, *option) for option in options)):
         message = refused(capsys, 2, "label", *other, *words)
-        assert f"--out {tmp_path}/labels holds the labels of another model or of other transforms" in message
+        assert f"--out {tmp_path}/labels holds the labels of another model or of other options" in message
     message = refused(capsys, 2, "label", finished, "--unlabeled", images / "val", "--out", finished)
     assert f"--out {finished} is the folder of a run, not of a labelling; choose another" in message
+
+
+@pytest.mark.parametrize(("command", "flag"), [("label", "--unlabeled"), ("embed", "--images")])
+def test_finished_results_of_other_images_are_not_replaced(
+    finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, flag: str
+) -> None:
+    out, pool, fewer = tmp_path / "out", images / "pool", tmp_path / "fewer"
+    shutil.copytree(pool / "blue", fewer)
+    max(fewer.iterdir()).unlink()
+    assert tiny.call(command, finished, flag, pool / "blue", "--out", out) == 0
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    capsys.readouterr()
+    for other in (pool / "red", fewer):
+        message = refused(capsys, 2, command, finished, flag, other, "--out", out)
+        assert f"--out {out} holds the" in message and "of other images; choose another folder" in message
+        assert before == {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert tiny.call(command, finished, flag, pool, "--out", out) == 0, "more images may follow"

@@ -23,6 +23,7 @@ from noisystudent.data.scan import uses_workers
 from noisystudent.data.sources import ArraySource, Sources, listing_fingerprint, open_source, open_sources
 from noisystudent.data.sources.given import Edited
 from noisystudent.errors import InputError
+from noisystudent.run.fingerprint import ListingFingerprint
 
 
 def test_npz_and_arrays_hold_pixels_and_labels(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_fingerprint_sees_every_change(tmp_path: Path) -> None:
     folder = labeled_folder(tmp_path / "d")
     images = random_images(3)
 
-    def now() -> str:
+    def now() -> ListingFingerprint:
         return listing_fingerprint(
             Sources(open_source([folder], True), open_source([ArraySource(images)], False))
         )
@@ -258,3 +259,5 @@ def test_fingerprint_sees_every_change(tmp_path: Path) -> None:
     images[0, 0, 0, 0] ^= 1
     seen.append(now())
     assert len(set(seen)) == 5
+    assert [one.labeled for one in seen] == [*(one.labeled for one in seen[:4]), seen[3].labeled]
+    assert [one.pool for one in seen] == [seen[0].pool] * 4 + [seen[4].pool]

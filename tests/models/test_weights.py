@@ -10,11 +10,12 @@ import pytest
 import safetensors
 import timm
 import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
 from noisystudent.models import Classifier, build_model, load_weights, save_weights
-from noisystudent.models.classifier import load_trunk
+from noisystudent.models.weights import load_trunk
 
 torch.set_num_threads(1)
 
@@ -39,6 +40,26 @@ def test_round_trip_and_timm_reads_it(tmp_path: Path, name: str) -> None:
     assert equal(model, other)
     reference = timm.create_model(name, num_classes=5, checkpoint_path=file)
     assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), model.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"no_embed_class": True}, {"reg_tokens": 4}])
+def test_position_embeddings_of_another_resolution_are_resampled_as_in_timm(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    config, file = ModelConfig(name="test_vit", options=options), tmp_path / "model.safetensors"
+    model, larger, trunk = build_model(config, 5, 64, seed=1), *(build_model(config, 5, 96) for _ in range(2))
+    save_weights(model, file)
+    load_weights(larger, file)
+    load_trunk(trunk, file)
+    reference = checkpoint_filter_fn(model.net.state_dict(), larger.net)
+    assert reference["pos_embed"].shape != model.net.state_dict()["pos_embed"].shape
+    assert reference.keys() == larger.net.state_dict().keys()
+    assert all(torch.equal(value, reference[key]) for key, value in larger.net.state_dict().items())
+    assert torch.equal(trunk.net.state_dict()["pos_embed"], reference["pos_embed"])
+    load_weights(model, file)
+    assert all(
+        torch.equal(value, reference[k]) for k, value in model.net.state_dict().items() if k != "pos_embed"
+    )
 
 
 def test_metadata_describes_the_file(tmp_path: Path) -> None:

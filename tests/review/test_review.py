@@ -80,7 +80,7 @@ def test_an_edited_file_moves_and_drops_images_and_leaves_the_files_alone(
         table.writeheader()
         table.writerows(rows)
     words = (recipe, *tiny.flags(images), "--out", finished, "--given-labels", edited)
-    assert tiny.table(output(capsys, "plan", *words))["data"].startswith("to redo: listing changed")
+    assert tiny.table(output(capsys, "plan", *words))["data"].startswith("to redo: labeled, pool changed")
     check = ("check", *tiny.flags(images), "--out", tmp_path / "check", "--given-labels", edited)
     text = output(capsys, *check, "--data.resolution", tiny.SIDE)
     assert "labeled: 18 images" in text and "pool: 41 images" in text

@@ -67,7 +67,7 @@ def test_what_a_stage_depends_on_changes_it(
     first, second = (
         {
             stage.name: stage.fingerprint
-            for stage in build_graph(tiny.config(images, *given), "listing", RunDir(tmp_path)).stages()
+            for stage in build_graph(tiny.config(images, *given), tiny.LISTING, RunDir(tmp_path)).stages()
         }
         for given in (before, before + change)
     )
@@ -75,9 +75,24 @@ def test_what_a_stage_depends_on_changes_it(
     assert {name for name in again if first[name] == second[name]} == set()
 
 
+NO_POOL = {"folds": 2, "choose": True, "control": ["same_steps", "same_compute"], "ensemble": 2}
+
+
+def test_another_pool_trains_nothing_again_that_has_no_pool_image(images: Path, tmp_path: Path) -> None:
+    config = tiny.config(images, *NO_POOL.items())
+    first, second = (
+        {stage.name: stage.fingerprint for stage in build_graph(config, listing, RunDir(tmp_path)).stages()}
+        for listing in (tiny.LISTING, tiny.LISTING._replace(pool="more"))
+    )
+    same = {"fold-1", "fold-2", "out-of-fold", "teacher", "teacher-2", "control-1"}
+    assert {name for name in first if first[name] == second[name]} == same
+    other = build_graph(config, tiny.LISTING._replace(labeled="more"), RunDir(tmp_path))
+    assert {stage.name for stage in other.stages() if stage.fingerprint == first[stage.name]} == set()
+
+
 def test_the_batch_size_of_labels_without_noise_changes_nothing(images: Path, tmp_path: Path) -> None:
     one, other = (
-        [stage.fingerprint for stage in build_graph(config, "listing", RunDir(tmp_path)).stages()]
+        [stage.fingerprint for stage in build_graph(config, tiny.LISTING, RunDir(tmp_path)).stages()]
         for config in (tiny.config(images), tiny.config(images, ("student.pseudo_label.batch_size", 4)))
     )
     assert one == other

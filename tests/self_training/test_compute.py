@@ -127,7 +127,7 @@ def test_it_is_trained_again_if_the_passes_may_differ(
     images: Path, tmp_path: Path, fields: list[tuple[str, Any]], again: bool
 ) -> None:
     graphs = [
-        build_graph(tiny.config(images, BOTH, *more), "listing", RunDir(tmp_path)) for more in ((), fields)
+        build_graph(tiny.config(images, BOTH, *more), tiny.LISTING, RunDir(tmp_path)) for more in ((), fields)
     ]
     steps, compute = zip(*(graph.iterations[0].controls for graph in graphs), strict=True)
     assert (compute[0].training.fingerprint != compute[1].training.fingerprint) is again
@@ -138,7 +138,7 @@ def test_no_control_starts_from_weights_that_have_seen_the_pool(images: Path, tm
     two = [("students", [{}, {}]), ("student.init", "teacher"), BOTH]
     plain, other = (
         build_graph(
-            tiny.config(images, *two, ("student.selection.threshold", t)), "listing", RunDir(tmp_path)
+            tiny.config(images, *two, ("student.selection.threshold", t)), tiny.LISTING, RunDir(tmp_path)
         )
         for t in (0.4, 0.5)
     )

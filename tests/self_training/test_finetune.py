@@ -46,7 +46,7 @@ def trainings(images: Path, out: Path, *fields: tuple[str, Any]) -> tuple[Traini
     context = Context(
         config=config,
         run=run,
-        graph=build_graph(config, "", run),
+        graph=build_graph(config, tiny.LISTING, run),
         dataset=open_dataset(run.data, config.data, open_sources(config.data)),
         device=torch.device("cpu"),
         progress=Progress(),

@@ -60,7 +60,7 @@ def out(given: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def graph(config: Config) -> Graph:
-    return build_graph(config, "images", RunDir(Path("run")))
+    return build_graph(config, tiny.LISTING, RunDir(Path("run")))
 
 
 def fingerprints(config: Config) -> dict[str, str]:

@@ -150,7 +150,7 @@ def test_without_folds_the_stages_are_the_same_and_with_them_only_what_depends_o
     many: Path, tmp_path: Path
 ) -> None:
     plain, folds, kept = (
-        {each.name: each.fingerprint for each in build_graph(given, "listing", RunDir(tmp_path)).stages()}
+        {each.name: each.fingerprint for each in build_graph(given, tiny.LISTING, RunDir(tmp_path)).stages()}
         for given in (tiny.config(many), config(many), config(many, ("choose", False)))
     )
     assert "out-of-fold" not in plain and set(folds) - set(plain) == {

@@ -161,7 +161,7 @@ _SHORT = {"model": {"name": "resnet8_16"}, "train": {"steps": 5, "batch_size": 6
 def test_every_kind_of_stage_is_estimated(changes: dict[str, object], images: Path, tmp_path: Path) -> None:
     config = tiny.config(images, *changes.items())
     _, plan = planning.plan(config, open_sources(config.data), tmp_path / "run", progress=Progress())
-    graph = build_graph(config, "", RunDir(tmp_path / "run"))
+    graph = build_graph(config, tiny.LISTING, RunDir(tmp_path / "run"))
     assert [one.stage for one in plan.stages] == [stage.name for stage in graph.stages()]
     trained = [one for one in plan.stages if one.steps]
     assert len(trained) >= 3

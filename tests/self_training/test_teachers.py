@@ -39,7 +39,7 @@ def config(images: Path, *teachers: Any, **fields: Any) -> Config:
 
 
 def stages(given: Config) -> dict[str, str]:
-    graph = build_graph(given, "listing", RunDir(Path("run")), fingerprints(given))
+    graph = build_graph(given, tiny.LISTING, RunDir(Path("run")), fingerprints(given))
     return {stage.name: stage.fingerprint for stage in graph.stages()}
 
 

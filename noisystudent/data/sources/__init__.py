@@ -23,6 +23,7 @@ from noisystudent.data.sources.shard import LocalShard, Shard, file_name
 from noisystudent.data.sources.stores import is_url
 from noisystudent.data.sources.tar import TarSource
 from noisystudent.errors import InputError
+from noisystudent.run.fingerprint import ListingFingerprint
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -144,9 +145,11 @@ def with_given_labels(sources: Sources, config: DataConfig) -> Sources:
     return Sources(changed["labeled"], changed.get("pool"), changed.get("val"), changed.get("test"))
 
 
-def listing_fingerprint(sources: Sources) -> str:
-    """Hash that changes if a file of any set is added, removed, renamed or rewritten. Decodes nothing."""
-    return digest((name, source.fingerprint()) for name, source in sources.named())
+def listing_fingerprint(sources: Sources) -> ListingFingerprint:
+    """Hashes that change if a file of a set is added, removed, renamed or rewritten. Decodes nothing."""
+    labeled = ((name, source.fingerprint()) for name, source in sources.named() if name != "pool")
+    pool = (source.fingerprint() for name, source in sources.named() if name == "pool")
+    return ListingFingerprint(digest(labeled), digest(pool))
 
 
 def _open_one(spec: str | Path | ArraySource, labeled: bool, find: _Find) -> Source:
