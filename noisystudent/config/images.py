@@ -46,8 +46,8 @@ class DataConfig:
     """cpu, or gpu: the GPU decodes JPEGs that are not resident, with nvImageCodec. Pixels differ by rounding.
     The scan and all other images use the CPU. Not measured on a GPU."""
     max_bad_fraction: float = number(0.01, least=0, most=1, neutral=True)
-    """The run stops if a larger share of the images of a set cannot be read. It also stops at a shard that cannot
-    be read, whose images nobody can count, unless this is above the default."""
+    """The run stops if a larger share of the images of a set cannot be read. It also stops at a shard that
+    cannot be read, whose images nobody can count, unless this is above the default."""
     max_pixels: int = number(100_000_000, least=1, most=_PILLOW_PIXELS)
     """An image with more pixels is refused as a decompression bomb. The largest value is Pillow's limit."""
     near_duplicates: Literal["auto", "all", "off"] = later("auto")
