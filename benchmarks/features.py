@@ -163,12 +163,11 @@ def _context(folder: Path, threads: int) -> Any:
     from noisystudent.run.build import build_graph
     from noisystudent.run.fingerprint import ListingFingerprint
     from noisystudent.run.rundir import EmbeddingsDir, RunDir
-    from noisystudent.runtime import resolve_device
     from noisystudent.self_training.context import Context
     from noisystudent.self_training.heads import frozen_backbone
 
     torch.set_num_threads(threads)
-    device = resolve_device("cpu")
+    device = torch.device("cpu")
     train = {"features": True, "batch_size": 256, "lr": 0.05, "ema_decay": 0.99, "warmup_epochs": 0}
     teacher = {"model": _MODEL, "train": {**train, "steps": 300}, "augment": {"mix": 0.5}}
     passes = max(3, 300_000 // len(Index(folder / "pool.arrow")))

@@ -26,13 +26,9 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(days=30)  # others wait while process 0 scans, selects or judges; a dead one ends them
 _START = timedelta(minutes=10)  # until every process is here: all are started together
-_LOST = (  # what gloo, the store and NCCL say of another process that has ended
-    "Connection closed",
-    "Connection reset",
-    "Connection was likely closed",
-    "Broken pipe",
-    "remote process",
-)
+# What gloo, the store and NCCL say of another process that has ended.
+_CLOSED = ("Connection closed", "Connection reset", "Connection was likely closed")
+_LOST = (*_CLOSED, "Broken pipe", "remote process")
 _BUCKET = 2**24  # elements that are exchanged at once
 _POLL = 0.5  # seconds between two looks at the parent process
 

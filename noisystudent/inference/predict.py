@@ -122,11 +122,7 @@ def label_images(
             only applies to the training of a student.
     """
     config, progress = config or PseudoLabelConfig(), progress or Progress()
-    for name in _FOR_STUDENTS:
-        given, default = (str(getattr(of, name)).lower() for of in (config, PseudoLabelConfig()))
-        if given != default:
-            why = f"it applies only to `run`, so it must be {default} for `label`"
-            raise InputError(f"pseudo_label.{name} is {given}; {why}")
+    _refuse_options_of_students(config)
     source = open_images(images, labeled=False)
     with lock(out, "labelling"):
         _claim(out, predictor, config)
@@ -147,6 +143,14 @@ def label_images(
                 progress=progress,
             )
             return labels, bad
+
+
+def _refuse_options_of_students(config: PseudoLabelConfig) -> None:
+    for name in _FOR_STUDENTS:
+        given, default = (str(getattr(of, name)).lower() for of in (config, PseudoLabelConfig()))
+        if given != default:
+            why = f"it applies only to `run`, so it must be {default} for `label`"
+            raise InputError(f"pseudo_label.{name} is {given}; {why}")
 
 
 def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:

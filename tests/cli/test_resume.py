@@ -61,7 +61,7 @@ def test_a_recipe_that_is_named_is_used(
 ) -> None:
     tiny.unmeasured(monkeypatch)
     words = ("plan", recipe, *tiny.flags(images), "--out", interrupted, "--seed", "1")
-    assert tiny.table(output(capsys, *words))["teacher"].startswith("to redo: data, seed changed")
+    assert tiny.table(output(capsys, *words))["teacher"].startswith("to redo: seed changed")
     message = refused(capsys, 2, "run", recipe, "--out", interrupted)
     assert "data.labeled is empty; give --labeled" in message, "a recipe that is named has no images"
 
