@@ -61,7 +61,7 @@ def predict(
     Parameters
     ----------
     model
-        Run directory, model folder or model.safetensors.
+        Run directory, model folder, .safetensors or .onnx file, or name of a timm model.
     images
         Image files, folders, tar or Parquet files, or patterns of them; - reads names from standard input.
     out
