@@ -157,7 +157,7 @@ def export(
     Parameters
     ----------
     run
-        Run directory or model folder.
+        Run directory, model folder, .safetensors file, or name of a timm model.
     out
         File to write. Default: RUN with the ending of the format.
     format
