@@ -116,8 +116,8 @@ class Loop(Settings):
     choose: Annotated[
         bool | None,
         Parameter(
-            help="With --folds: choose threshold, temperature and the weight decay of heads, or keep the given"
-            " ones."
+            help="With --folds: choose threshold, temperature and the weight decay of heads, or keep the"
+            " given ones."
         ),
     ] = None
     keep_going: Annotated[
