@@ -49,7 +49,7 @@ app = _App(
     help_format="plaintext",
     help_epilogue="Every configuration field is a flag of run, demo, train, plan, check and ablate, such as "
     "--teacher.train.epochs 30. The most common ones have short names: --imgsz, --batch, --epochs, --model. "
-    "-o is --out. label takes --pseudo_label.FIELD, and select takes --selection.FIELD. "
+    "-o is --out. label takes --pseudo_label.FIELD, select --selection.FIELD, and embed --augment.FIELD. "
     "`noisystudent fields` lists the fields, and `noisystudent recipes` lists the recipes. With "
     "--offline, or HF_HUB_OFFLINE=1, nothing is downloaded. With --debug, errors have a traceback.",
 )

@@ -114,7 +114,11 @@ class Loop(Settings):
         ),
     ] = None
     choose: Annotated[
-        bool | None, Parameter(help="With --folds: choose threshold and temperature, or keep the given ones.")
+        bool | None,
+        Parameter(
+            help="With --folds: choose threshold, temperature and the weight decay of heads, or keep the"
+            " given ones."
+        ),
     ] = None
     keep_going: Annotated[
         bool | None,

@@ -47,11 +47,11 @@ def label(
     Parameters
     ----------
     model
-        Run directory, model folder or model.safetensors.
+        Run directory, model folder, .safetensors or .onnx file, or name of a timm model.
     unlabeled
         Images to label: any folders, tar shards, Parquet or .npz files.
     out
-        Output folder. A second call continues an interrupted one.
+        Output folder. A second call continues an interrupted one; one with other images is refused.
     """
     from noisystudent.inference.load import load_predictor
     from noisystudent.inference.predict import label_images
@@ -95,7 +95,7 @@ def embed(
     images
         Images: any folders, tar shards, Parquet or .npz files.
     out
-        Output folder. A second call continues an interrupted one.
+        Output folder. A second call continues an interrupted one; one with other images is refused.
     seed
         Seed of the views with noise.
     """
@@ -172,7 +172,7 @@ def evaluate(
         Run directory, model folder, .safetensors or .onnx file, or name of a timm model.
     data
         Labelled images, or a folder that contains `val` and published sets: imagenet-a, imagenet-r,
-        imagenetv2, sketch, imagenet-c, imagenet-p, cifar-10-c, cifar-10-p.
+        imagenetv2, sketch, imagenet-c, imagenet-p, cifar-10-c, cifar-100-c, cifar-10-p.
     checkpoint
         Weights of a timm model. Default: the weights published by timm.
     eval_size

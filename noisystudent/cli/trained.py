@@ -61,7 +61,7 @@ def predict(
     Parameters
     ----------
     model
-        Run directory, model folder or model.safetensors.
+        Run directory, model folder, .safetensors or .onnx file, or name of a timm model.
     images
         Image files, folders, tar or Parquet files, or patterns of them; - reads names from standard input.
     out
@@ -157,7 +157,7 @@ def export(
     Parameters
     ----------
     run
-        Run directory or model folder.
+        Run directory, model folder, .safetensors file, or name of a timm model.
     out
         File to write. Default: RUN with the ending of the format.
     format

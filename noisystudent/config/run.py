@@ -59,8 +59,9 @@ class Config:
     predict every labelled image without having seen it ("out of fold"). These predictions say how many
     pseudo-labels are right, in place of val. None: no folds."""
     choose: bool = True
-    """With folds: choose selection.threshold (in mode adaptive: strength) and pseudo_label.temperature out of
-    fold, once for all students, in place of the given ones. False: keep the given ones."""
+    """With folds: choose selection.threshold (in mode adaptive: strength), pseudo_label.temperature and the
+    weight decay of heads out of fold, once for all students, in place of the given ones. False: keep the
+    given ones."""
     filter: LearnerConfig | None = None
     """A smaller model that filters and balances the pool in place of the teacher (paper: EfficientNet-B0)."""
     students: tuple[StudentConfig, ...] = ()
