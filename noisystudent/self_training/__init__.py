@@ -145,6 +145,7 @@ def _prepare(
     config: Config, sources: Sources, run: RunDir, others: Sequence[Path], progress: Progress
 ) -> Context:
     everyone = group()
+    everyone.lead(partial(_describe_new, config, run))
     progress = Logged(progress, run.log_of(everyone.rank))
     progress.say(f"run: {run.path}")
     if everyone.size > 1:
@@ -173,6 +174,12 @@ def _prepare(
     )
     schedule.announce(context)
     return context
+
+
+def _describe_new(config: Config, run: RunDir) -> None:
+    """Describe a new run at once, for `status` and for workers; a changed one is described in `_scan`."""
+    if not run.config.is_file():
+        environment.describe(run, config)
 
 
 def _scan(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Graph:
