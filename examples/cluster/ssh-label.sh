@@ -5,7 +5,7 @@ set -uo pipefail
 : "${HOSTS:?are the names of the machines, with spaces between}"
 : "${RUN:?is the run directory, on a disk that all machines share}"
 
-# 75: the run has nothing to label yet. The worker is started again until the pool is labelled for one iteration.
+# 75: the run will label later. The worker is started again until the labels of the last student are made.
 worker="cd $(printf %q "$PWD") && while :; do
   noisystudent label $(printf %q "$RUN") --worker; code=\$?
   [ \$code -eq 75 ] || exit \$code; sleep ${PAUSE:-60}

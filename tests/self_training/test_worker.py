@@ -75,7 +75,9 @@ def test_a_worker_labels_for_a_filter_before_there_are_folds(images: Path, tmp_p
     config = tiny.config(images, ("filter", tiny.RECIPE["teacher"]), ("folds", 2))
     with pytest.raises(Stopped):
         self_training.self_train(config, tmp_path / "run", progress=StoppedIn("filter-labels"))
-    assert label_as_worker(config, tmp_path / "run")
+    with pytest.raises(Stopped, match="filter-labels is labelled, and labels-1 comes later"):
+        label_as_worker(config, tmp_path / "run")
+    assert len(LabelsDir(RunDir(tmp_path / "run").iteration(1).filter_labels).parts()) == 3
     assert not list((tmp_path / "run").rglob("out-of-fold*"))
 
 
