@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 import tiny
 from PIL import Image
 
+from noisystudent import recipes
 from noisystudent.config import Config
 from noisystudent.data.sources import listing_fingerprint, open_sources
+from noisystudent.data.sources.folder import FolderSource
 from noisystudent.errors import Stopped
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
@@ -24,8 +27,12 @@ from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
 from noisystudent.run.summary import summarize
-from noisystudent.self_training import schedule
+from noisystudent.self_training import schedule, self_train
 from noisystudent.self_training.training import batches
+
+
+def stop(*_: object) -> None:
+    raise Stopped("a signal")
 
 
 def selection(out: Path) -> dict[str, Any]:
@@ -203,19 +210,15 @@ def test_another_threshold_redoes_what_follows_from_it_and_comes_back(
 
 
 def test_a_changed_run_that_is_stopped_has_no_files_of_the_old_configuration(
-    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before, run = contents(out), RunDir(out)
-
-    def stop(_: object) -> None:
-        raise Stopped("a signal")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(schedule, "announce", stop)
-        with pytest.raises(Stopped):
-            tiny.run(tiny.config(images, ("student.selection.threshold", 0.6)), out)
+    other = tiny.config(images, ("student.selection.threshold", 0.6))
+    with pytest.raises(Stopped):
+        self_train(other, out, take_over=stop)
+    assert recipes.load(str(run.config)) == other
     assert find_model(out) == run.iteration(0).model("teacher").weights
     assert not run.iteration(1).selection.exists() and not run.verdict.exists()
     assert summarize(run).verdict is None
@@ -236,6 +239,27 @@ def test_more_pool_images_train_no_teacher_and_no_control_again(
     tiny.run(config, tmp_path / "new")
     for model in ("iteration-0/teacher", "iteration-1/student", "iteration-1/control"):
         assert tiny.weights(out, model) == tiny.weights(tmp_path / "new", model)
+
+
+def test_what_was_trained_on_labelled_images_that_cannot_be_read_now_is_not_kept(
+    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, out = shutil.copytree(images, tmp_path / "images"), shutil.copytree(finished, tmp_path / "run")
+    (more / "pool" / "blue" / "01.png").unlink()  # so that the images are scanned again
+    read = FolderSource.read
+
+    def fail(source: FolderSource, *place: Any) -> Any:
+        if place[-1] == "blue/00.png":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(source, *place)
+
+    monkeypatch.setattr(FolderSource, "read", fail)
+    monkeypatch.setattr(schedule, "announce", stop)
+    with pytest.raises(Stopped):
+        tiny.run(tiny.config(more, ("data.max_bad_fraction", 0.5)), out)
+    assert not list(out.glob("iteration-*/*/model.safetensors"))
+    aside = out / "superseded" / "damaged" / "iteration-0" / "teacher" / "model.safetensors"
+    assert tiny.digest(aside) == tiny.digest(finished / "iteration-0" / "teacher" / "model.safetensors")
 
 
 def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path) -> None:

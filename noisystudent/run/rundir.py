@@ -205,6 +205,7 @@ class RunDir:
 
     config = _Child("config.yaml")  # the resolved configuration
     environment = _Child("environment.json")  # versions and hardware
+    images = _Child("images.json")  # fingerprint of labelled images -> digest of those that a scan could read
     schedule = _Child("schedule.json")  # all stages and their steps, see `self_training.schedule`
     log = _Child("run.log")  # every line the run printed
     metrics = _Child("metrics.jsonl")  # one line per model and set

@@ -104,7 +104,9 @@ def damage_image(path: Path) -> None:
     pq.write_table(table.set_column(2, table.field(2), table["content_hash"].take([1, *range(1, 12)])), path)
 
 
-@pytest.mark.parametrize("damage", [None, damage_half, damage_text, damage_foreign, damage_image, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [None, damage_half, damage_text, damage_foreign, damage_image, Path.unlink]
+)
 @pytest.mark.parametrize("index", [True, False])
 def test_other_images_are_told_from_damage(
     tmp_path: Path, damage: Callable[[Path], None] | None, index: bool

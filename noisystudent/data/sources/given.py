@@ -148,7 +148,9 @@ class Edited:
 
     def fingerprint(self) -> str:
         """Hash of the labels, and of the whole source: it has none of single images."""
-        return digest(iter((self._source.fingerprint(), *sorted(self._labels.items(), key=lambda entry: entry[0]))))
+        return digest(
+            iter((self._source.fingerprint(), *sorted(self._labels.items(), key=lambda entry: entry[0])))
+        )
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
         """The notes of the source, and the number of changes."""
