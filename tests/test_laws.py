@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +16,6 @@ from PIL import Image
 from noisystudent import recipes
 from noisystudent.config import Config
 from noisystudent.data.sources import listing_fingerprint, open_sources
-from noisystudent.data.sources.folder import FolderSource
 from noisystudent.errors import Stopped
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict
@@ -27,7 +25,7 @@ from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
 from noisystudent.run.summary import summarize
-from noisystudent.self_training import schedule, self_train
+from noisystudent.self_training import self_train
 from noisystudent.self_training.training import batches
 
 
@@ -239,27 +237,6 @@ def test_more_pool_images_train_no_teacher_and_no_control_again(
     tiny.run(config, tmp_path / "new")
     for model in ("iteration-0/teacher", "iteration-1/student", "iteration-1/control"):
         assert tiny.weights(out, model) == tiny.weights(tmp_path / "new", model)
-
-
-def test_what_was_trained_on_labelled_images_that_cannot_be_read_now_is_not_kept(
-    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    more, out = shutil.copytree(images, tmp_path / "images"), shutil.copytree(finished, tmp_path / "run")
-    (more / "pool" / "blue" / "01.png").unlink()  # so that the images are scanned again
-    read = FolderSource.read
-
-    def fail(source: FolderSource, *place: Any) -> Any:
-        if place[-1] == "blue/00.png":
-            raise OSError(errno.EIO, "Input/output error")
-        return read(source, *place)
-
-    monkeypatch.setattr(FolderSource, "read", fail)
-    monkeypatch.setattr(schedule, "announce", stop)
-    with pytest.raises(Stopped):
-        tiny.run(tiny.config(more, ("data.max_bad_fraction", 0.5)), out)
-    assert not list(out.glob("iteration-*/*/model.safetensors"))
-    aside = out / "superseded" / "damaged" / "iteration-0" / "teacher" / "model.safetensors"
-    assert tiny.digest(aside) == tiny.digest(finished / "iteration-0" / "teacher" / "model.safetensors")
 
 
 def test_fields_that_change_no_result_redo_nothing(images: Path, finished: Path) -> None:

@@ -25,17 +25,16 @@ def put_others_aside(config: Config, graph: Graph, run: RunDir, dataset: Dataset
     Raises:
         RunError: a file cannot be moved, or the disk is full.
     """
-    listed, found = fingerprint(graph.labeled, config.seed), _digest(dataset)
-    known: dict[str, str] = read_json(run.images) if run.images.is_file() else {}
-    if known.get(listed, found) != found:
-        progress.say(
-            "an earlier scan could read other labelled images; what was made from them is made again"
-        )
+    now = {"listing": fingerprint(graph.labeled, config.seed), "readable": _digest(dataset)}
+    before = read_json(run.images) if run.images.is_file() else {}
+    if before == now:
+        return
+    if before.get("listing") == now["listing"]:
+        progress.say("an earlier scan could read other labelled images; all that is of them is made again")
         for stage in reversed(graph.stages()[1:]):  # all but the scan
             for piece in filter(Path.exists, stage.pieces):
                 put_aside(piece)
-    if known.get(listed) != found:  # last: a kill before it repeats the comparison
-        write_json(run.images, known | {listed: found})
+    write_json(run.images, now)  # last: after a kill before it, the next call moves the rest
 
 
 def _digest(dataset: Dataset) -> str:
