@@ -13,6 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from noisystudent import recipes
 from noisystudent.config import Config
 from noisystudent.data.sources import listing_fingerprint, open_sources
 from noisystudent.errors import Stopped
@@ -24,8 +25,12 @@ from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
 from noisystudent.run.stages import Status, state
 from noisystudent.run.summary import summarize
-from noisystudent.self_training import schedule
+from noisystudent.self_training import self_train
 from noisystudent.self_training.training import batches
+
+
+def stop(*_: object) -> None:
+    raise Stopped("a signal")
 
 
 def selection(out: Path) -> dict[str, Any]:
@@ -203,19 +208,15 @@ def test_another_threshold_redoes_what_follows_from_it_and_comes_back(
 
 
 def test_a_changed_run_that_is_stopped_has_no_files_of_the_old_configuration(
-    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before, run = contents(out), RunDir(out)
-
-    def stop(_: object) -> None:
-        raise Stopped("a signal")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(schedule, "announce", stop)
-        with pytest.raises(Stopped):
-            tiny.run(tiny.config(images, ("student.selection.threshold", 0.6)), out)
+    other = tiny.config(images, ("student.selection.threshold", 0.6))
+    with pytest.raises(Stopped):
+        self_train(other, out, take_over=stop)
+    assert recipes.load(str(run.config)) == other
     assert find_model(out) == run.iteration(0).model("teacher").weights
     assert not run.iteration(1).selection.exists() and not run.verdict.exists()
     assert summarize(run).verdict is None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from noisystudent.config import Config
-from noisystudent.console import Logged, Prefixed, Progress, append_log
-from noisystudent.data.sources import listing_fingerprint, open_sources
+from noisystudent.console import Prefixed, Progress, append_log
 from noisystudent.errors import NoisyStudentError, Stopped
-from noisystudent.inference.existing import fingerprints
 from noisystudent.run import reuse
-from noisystudent.run.build import build_graph
 from noisystudent.run.graph import Graph
-from noisystudent.run.lock import MARKER, lock
+from noisystudent.run.lock import MARKER
 from noisystudent.run.rundir import RECORD, RunDir
 from noisystudent.run.stages import Status, state
 
@@ -81,13 +79,8 @@ def attempt(name: str, config: Config, folder: RunDir, out: Path, progress: Prog
 
     progress = Prefixed(progress, name)
     try:
-        sources = open_sources(config.data)
-        graph = build_graph(config, listing_fingerprint(sources), folder, fingerprints(config))
-        with lock(folder.path):  # released before `self_train`, which locks the folder itself
-            log = Logged(progress, folder.log)
-            for lender, taken in _take_over(graph, folder.path, out, progress).items():
-                log.say(f"{', '.join(taken)}: taken over from {lender.relative_to(out)}")
-        self_train(config, folder.path, sources=sources, others=_with_features(out), progress=progress)
+        take_over = partial(_take_over, folder.path, out)
+        self_train(config, folder.path, others=_with_features(out), take_over=take_over, progress=progress)
     except Stopped:
         raise
     except NoisyStudentError as error:
@@ -108,16 +101,17 @@ def _failed(reason: str, folder: RunDir, progress: Progress, details: str = "") 
     return reason
 
 
-def _take_over(graph: Graph, folder: Path, out: Path, progress: Progress) -> dict[Path, list[str]]:
-    """Take over the stages that other runs have finished; returns {run directory: names of its stages}."""
+def _take_over(folder: Path, out: Path, graph: Graph, progress: Progress) -> None:
+    """Take over the stages that other runs have finished."""
     lenders = _lenders(graph, folder, out)
-    taken: dict[Path, list[str]] = {}
+    taken: dict[Path, list[str]] = {}  # run directory: names of its stages
     for stage in graph.stages():
         progress.check()
         lender = reuse.take_over(stage, folder, lenders)
         if lender is not None:
             taken.setdefault(lender, []).append(stage.name)
-    return taken
+    for lender, names in taken.items():
+        progress.say(f"{', '.join(names)}: taken over from {lender.relative_to(out)}")
 
 
 def _with_features(out: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from noisystudent.console import Progress
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.parts import footer, hashes, read_index
+from noisystudent.run.checksums import problems
 from noisystudent.run.files import remove
 from noisystudent.run.part_index import PartIndex, is_damaged
 from noisystudent.run.rundir import LABELS_FORMAT, LabelsDir
@@ -87,14 +88,18 @@ def about(parts: list[Part]) -> dict[str, int]:
 def is_of_other_images(folder: LabelsDir, content_hash: NDArray[np.uint8]) -> bool:
     """True if a part has the labels of other images than its rows of `content_hash`, (N, 16).
 
-    A larger pool that begins with the labelled images is no other one. Damaged parts are not looked at.
+    A larger pool that begins with the labelled images is no other one. Damaged parts are not looked at; one
+    without a checksum is.
     """
-    for name in read_index(folder).files:
-        path = folder.path / name
+    known = read_index(folder).files
+    for path in folder.parts():
         with suppress(RunError, OSError, pa.ArrowException):  # `resume` names what is damaged
             about = footer(path)
             first, count = int(about["first_row"]), int(about["rows"])
-            if not _are_of(path, content_hash[first : first + count]):
+            if _are_of(path, content_hash[first : first + count]):
+                continue
+            expected = {name: known[name] for name in [path.name] if name in known}
+            if not problems(folder.path, expected, contents=True):
                 return True
     return False
 

@@ -73,6 +73,7 @@ class _Builder:
         judged += [model for iteration in iterations for model in iteration.models]
         return Graph(
             data=self.data,
+            labeled=self.labeled,
             embeddings=self.embeddings,
             pretraining=pretraining,
             folds=folds,

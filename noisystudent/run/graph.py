@@ -67,6 +67,7 @@ class Graph:
 
     Attributes:
         data: scan of the images.
+        labeled: fingerprint of the listed images that are not of the pool.
         embeddings: features of frozen backbones, `backbone_key` -> stage; empty without such networks.
         pretraining: training on the folder names of the pool; None if it is not configured.
         folds: teachers that are trained without a part of the labelled images each; none without students.
@@ -79,6 +80,7 @@ class Graph:
     """
 
     data: Stage
+    labeled: str
     embeddings: Mapping[str, Stage]
     pretraining: Stage | None
     folds: tuple[Model, ...]

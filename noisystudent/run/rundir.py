@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from noisystudent.config.parse import parse, read_text
 from noisystudent.errors import InputError, RunError
@@ -32,6 +32,7 @@ TEACHERS = "teachers"
 ROLES = ("teacher", "student", *CONTROLS.values())
 """Roles of the models that are evaluated: the teacher of iteration 0, and those of the other iterations."""
 
+_Directory: TypeAlias = "ModelDir | IndexedDir | EmbeddingsDir | IterationDir | DataDir | RunDir"
 _PART = re.compile(r"part-\d{5,}")
 
 
@@ -41,9 +42,7 @@ class _Child:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(
-        self, directory: ModelDir | IndexedDir | EmbeddingsDir | IterationDir | DataDir | RunDir, _: type
-    ) -> Path:
+    def __get__(self, directory: _Directory, _: type) -> Path:
         return directory.path / self._name
 
 
@@ -194,7 +193,6 @@ class DataDir:
     leaks = _Child("leaks.csv")  # copies and near copies that were removed, and those that stay
     dataset = _Child("dataset.json")  # classes, sets and notes; written last
     store = _Child("store")  # folder of the columns and the decoded pixels
-    listings = _Child(".listings.partial")  # folder of the listed image names, deleted after the scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +203,8 @@ class RunDir:
 
     config = _Child("config.yaml")  # the resolved configuration
     environment = _Child("environment.json")  # versions and hardware
+    listings = _Child(".listings.partial")  # image names during a scan; not in `data`, which may be moved
+    images = _Child("images.json")  # which labelled images the scan could read
     schedule = _Child("schedule.json")  # all stages and their steps, see `self_training.schedule`
     log = _Child("run.log")  # every line the run printed
     metrics = _Child("metrics.jsonl")  # one line per model and set

@@ -111,7 +111,9 @@ def summarize(run: RunDir) -> Summary:
         if prints is None or prints.get(name) == record["fingerprint"]
     }
     done = [name for name, (_, record) in current.items() if record["status"] == "done"]
-    complete = "judgement" in done and (schedule is None or len(done) == len(schedule))
+    # A kill while a run moves old files may leave the record of the verdict without the verdict.
+    judged = "judgement" in done and run.verdict.is_file()
+    complete = judged and (schedule is None or len(done) == len(schedule))
     trainings = {
         entry["name"]: _training(entry["training"], current.get(entry["name"]))
         for entry in schedule or ()

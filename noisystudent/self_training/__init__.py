@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,13 @@ from noisystudent.self_training.first_teachers import Teachers, labeling, only
 from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
 from noisystudent.self_training.labels import label_pool
+from noisystudent.self_training.readable import put_others_aside
 from noisystudent.self_training.train_stage import finetune_model, train_model, train_unchecked
-from noisystudent.self_training.training import Training
 
 __all__ = ["audit", "self_train"]
+
+TakeOver = Callable[[Graph, Progress], object]
+"""Brings finished stages into a run."""
 
 _SETS = ("labeled", "val", "test", "pool")
 
@@ -49,6 +52,7 @@ def self_train(
     *,
     sources: Sources | None = None,
     others: Sequence[Path] = (),
+    take_over: TakeOver | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Train a teacher and then all students of `config`, evaluate them, and write everything into `out`.
@@ -62,6 +66,7 @@ def self_train(
         out: run directory; made if it does not exist.
         sources: labelled images, pool, val and test; None: those that `config.data` names.
         others: run directories whose cached features of the same images are copied.
+        take_over: called before the first stage, after old files are moved away. None: nothing is brought.
         progress: receives lines and progress, and stops the run. None: nothing is printed.
 
     Raises:
@@ -69,12 +74,11 @@ def self_train(
         RunError: a teacher is at chance level, a model has collapsed to few classes, or the disk is full.
         Stopped: a signal was received. Another call resumes the run.
     """
-    # Before `out` is made, and before any image is decoded, which can take hours.
-    everyone = group()
+    everyone = group()  # checks come before `out` is made and images are decoded, which can take hours
     sources = everyone.first(lambda: open_sources(config.data)) if sources is None else sources
     everyone.lead(partial(check_config, config, pool=sources.unlabeled is not None, processes=everyone.size))
     with lock(out):
-        context = _prepare(config, sources, RunDir(out), others, progress or Progress())
+        context = _prepare(config, sources, RunDir(out), progress, others=others, take_over=take_over)
         embed_images(context)
         read_existing(context)
         _label_by_filter(context)
@@ -82,7 +86,6 @@ def self_train(
         context = predict_out_of_fold(context, initial)
         _first_teachers(context, initial)
         teachers, iterations = labeling(context), context.graph.iterations
-        first = teachers.initial
         # Alg. 1: label with the noise-free teacher (2), train a noised student (3), make it the teacher (4).
         for before, iteration in zip([None, *iterations], iterations, strict=False):
             label_pool(context, iteration.labels, teachers, iteration.config.pseudo_label)
@@ -90,7 +93,7 @@ def self_train(
             student = pool.student(context, iteration, teachers)
             train_model(context, iteration.student.training, student)
             student = finetune_model(context, iteration.student, student)
-            _train_controls(context, iteration, first)
+            _train_controls(context, iteration)
             teachers = only(student)
         judge(context)
 
@@ -142,16 +145,23 @@ def _audit(config: Config, sources: Sources, data: DataDir, progress: Progress, 
 
 
 def _prepare(
-    config: Config, sources: Sources, run: RunDir, others: Sequence[Path], progress: Progress
+    config: Config,
+    sources: Sources,
+    run: RunDir,
+    progress: Progress | None,
+    *,
+    others: Sequence[Path],
+    take_over: TakeOver | None,
 ) -> Context:
     everyone = group()
     everyone.lead(partial(_describe_new, config, run))
-    progress = Logged(progress, run.log_of(everyone.rank))
+    progress = Logged(progress or Progress(), run.log_of(everyone.rank))
     progress.say(f"run: {run.path}")
     if everyone.size > 1:
         progress.say(f"{everyone.size} processes; the lines of process {everyone.rank}")
-    graph = everyone.lead(partial(_scan, config, sources, run, progress))
+    graph = everyone.lead(partial(_scan, config, sources, run, progress, take_over=take_over))
     dataset = open_dataset(run.data, config.data, sources)
+    everyone.lead(partial(put_others_aside, config, graph, run, dataset, progress))
     for note in dataset.notes:
         progress.say(f"note: {note}")
     small = too_small(len(dataset.val), config.evaluate.level, folds=config.folds is not None)
@@ -182,26 +192,33 @@ def _describe_new(config: Config, run: RunDir) -> None:
         environment.describe(run, config)
 
 
-def _scan(config: Config, sources: Sources, run: RunDir, progress: Progress) -> Graph:
+def _scan(
+    config: Config, sources: Sources, run: RunDir, progress: Progress, *, take_over: TakeOver | None
+) -> Graph:
     """List and scan the images unless this was done, and return the graph of stages."""
     data = run.data
-    remove(data.listings)  # a killed run may have left them
+    remove(run.listings)  # a killed run may have left them
     try:
         # One walk over the folders gives the listings of a first scan and their fingerprint.
         first = not data.dataset.is_file()
-        listings = list_sets(sources, data.listings, config.data, progress) if first else None
+        listings = list_sets(sources, run.listings, config.data, progress) if first else None
         graph = build_graph(config, listing_fingerprint(sources), run, fingerprints(config))
-        supersede_stale(graph.stages(), progress)
+        # The verdict first, see `supersede_stale`. A fine-tuning before the folder of its model, which would
+        # take it along, and bring it back.
+        supersede_stale([graph.judgement], progress)
         _supersede_removed(graph, run, progress)
-        # After both, so that config.yaml never stands beside files of another configuration.
+        supersede_stale(graph.stages(), progress)
+        # After that, so that config.yaml never stands beside files of another configuration.
         environment.describe(run, config)
+        if take_over is not None:
+            take_over(graph, progress)
 
         def work() -> None:
             prepare(config.data, sources, data, config.seed, progress, listings=listings)
 
         run_stage(graph.data, work, progress)
     finally:
-        remove(data.listings)
+        remove(run.listings)
     return graph
 
 
@@ -211,7 +228,7 @@ def _supersede_removed(graph: Graph, run: RunDir, progress: Progress) -> None:
     Other commands would use the files of a fine-tuning if they were left in place.
     """
     configured = {stage.path for stage in graph.stages()}
-    for iteration in run.iterations():
+    for iteration in reversed(run.iterations()):
         finetunings = [ModelDir(folder).finetune.path for folder in sorted(iteration.path.glob("*"))]
         controls = [iteration.model(role).path for role in CONTROLS.values()]
         for path in (*finetunings, *controls):
@@ -267,11 +284,13 @@ def _select_images(
     schedule.update(context)  # which the selection may give the length of a training
 
 
-def _train_controls(context: Context, iteration: Iteration, first: Training | None) -> None:
-    """Train the controls of an iteration. `first` is the first teacher that the run trains.
+def _train_controls(context: Context, iteration: Iteration) -> None:
+    """Train the controls of an iteration.
 
     Not in the paper: the same training on the labelled images alone shows what the pool adds.
     """
+    teacher = context.graph.teacher
+    first = None if teacher is None else context.trainings(teacher)[1]
     for model in iteration.controls:
         control = pool.control(context, iteration, model, first)
         train_model(context, model.training, control)

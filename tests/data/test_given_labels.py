@@ -107,6 +107,14 @@ def test_the_fingerprint_is_of_the_labels_and_not_of_the_file(images: Path, tmp_
     assert listing_fingerprint(open_sources(config(images, changed))) != first
 
 
+def test_a_pool_image_with_a_given_label_is_of_the_labelled_images(images: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(images, tmp_path / "images"))
+    file, red = write(tmp_path / "one.csv", "pool:red/01.png,red"), copied / "pool" / "red"
+    before = listing_fingerprint(open_sources(config(copied, file)))
+    shutil.copy(red / "02.png", red / "01.png")
+    assert listing_fingerprint(open_sources(config(copied, file))).labeled != before.labeled
+
+
 def test_an_image_is_named_by_its_key_or_its_path(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from noisystudent.console import Progress
 from noisystudent.errors import InputError, RunError, Stopped
 from noisystudent.pseudo_label import iterate, label_images, read_targets, summary
 from noisystudent.pseudo_label.parts import check_parts
+from noisystudent.pseudo_label.resume import is_of_other_images
 from noisystudent.records import Predict, PseudoLabels
 from noisystudent.run.checksums import checksum
 from noisystudent.run.part_index import PartIndex
@@ -96,6 +97,30 @@ def test_only_a_damaged_part_is_made_again(tmp_path: Path, damage: Callable[[Pat
     (line,) = progress.lines
     problem = "is missing" if damage is Path.unlink else "is damaged"
     assert line.startswith(f"labeling: part-00001.parquet {problem}; ")
+
+
+def damage_image(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(2, table.field(2), table["content_hash"].take([1, *range(1, 12)])), path)
+
+
+@pytest.mark.parametrize(
+    "damage", [None, damage_half, damage_text, damage_foreign, damage_image, Path.unlink]
+)
+@pytest.mark.parametrize("index", [True, False])
+def test_other_images_are_told_from_damage(
+    tmp_path: Path, damage: Callable[[Path], None] | None, index: bool
+) -> None:
+    pool, other, folder = random_pool(), random_pool(), LabelsDir(tmp_path)
+    other.content_hash = pool.content_hash[[1, *range(1, 27)]]
+    pool.label(tmp_path)
+    if damage is not None:
+        damage(folder.part(1))
+    if not index:
+        folder.index.unlink()
+    unknown = damage is damage_image and not index  # without a checksum it is a part of another image
+    assert is_of_other_images(folder, pool.content_hash) == unknown
+    assert is_of_other_images(folder, other.content_hash)
 
 
 def damage_bit(path: Path) -> None:

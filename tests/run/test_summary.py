@@ -49,6 +49,12 @@ def interrupt(run: Path) -> int:
     return int(first["step"])
 
 
+def test_a_record_whose_verdict_is_moved_away_is_of_no_finished_run(copy: Path) -> None:
+    """A kill in between leaves it: the record is moved last."""
+    (copy / "verdict.json").unlink()
+    assert summarize(RunDir(copy)).verdict is None and summarize(RunDir(copy)).state == "stopped"
+
+
 def test_a_finished_run_has_done_all_steps_of_its_schedule(finished: Path, capsys: Capture) -> None:
     status = json.loads(output(capsys, "status", finished, "--json"))
     schedule = json.loads((finished / "schedule.json").read_text())["stages"]

@@ -17,14 +17,14 @@ from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
 from noisystudent.data.prepare import open_dataset
 from noisystudent.data.sources import listing_fingerprint, open_sources
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, Stopped
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.models.registry import build_model
 from noisystudent.report.read import read_run
 from noisystudent.run import status
 from noisystudent.run.build import build_graph
-from noisystudent.run.rundir import RunDir
-from noisystudent.self_training import training
+from noisystudent.run.rundir import RECORD, RunDir
+from noisystudent.self_training import self_train, training
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.noise import TrainingNoise
 from noisystudent.self_training.training import Training
@@ -128,6 +128,22 @@ def test_a_second_training_that_is_not_configured_any_more_is_not_used(
     lines = tiny.run(tiny.config(images, SECOND), out)
     assert find_model(out) == student / "finetune" / "model.safetensors"
     assert not any("steps of" in line for line in lines), "every stage is moved back, none is trained again"
+
+
+def test_a_second_training_is_put_aside_without_the_first(images: Path, longer: Path, tmp_path: Path) -> None:
+    """Together they would come back together, and another configuration would use the second."""
+    out = Path(shutil.copytree(longer, tmp_path / "run"))
+
+    def stop(*_: object) -> None:
+        raise Stopped("a signal")
+
+    with pytest.raises(Stopped):
+        self_train(tiny.config(images, ("student.train.lr", 3.0)), out, take_over=stop)
+    aside = {
+        path.relative_to(out / "superseded").parts[0]: path.parent.name
+        for path in (out / "superseded").rglob(f"student/**/{RECORD}")
+    }
+    assert sorted(aside.values()) == ["finetune", "student"], "each in a folder of its own"
 
 
 def test_a_change_of_the_second_training_does_not_repeat_the_first(images: Path, longer: Path) -> None:

@@ -147,9 +147,10 @@ class Edited:
         prefetch(self._source, places)
 
     def fingerprint(self) -> str:
-        """Hash of the labels, and of the source; that of added images is in the fingerprint of the pool."""
-        own = self._source.fingerprint() if self._others else ""
-        return digest(iter((own, *sorted(self._labels.items(), key=lambda entry: entry[0]))))
+        """Hash of the labels, and of the whole source: it has none of single images."""
+        return digest(
+            iter((self._source.fingerprint(), *sorted(self._labels.items(), key=lambda entry: entry[0])))
+        )
 
     def notes(self, streamed: bool = False) -> tuple[str, ...]:
         """The notes of the source, and the number of changes."""
