@@ -173,12 +173,13 @@ def export(
     from noisystudent.inference.load import find_model
     from noisystudent.run.files import check_out, write_text
 
-    if card is not None:
-        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
-    described = None if card is None else of_run(find_model(run))
     path = Path(os.path.realpath(run))  # Path(".") has an empty name
     ending = FORMATS[format or "safetensors"].suffix or f"-{format}"
     file = out or path.with_name(f"{path.name}{ending}")
+    # The check makes the folder of the card, which must not be there if it is the one to export.
+    if card is not None and (format != "timm" or card.absolute() != file.absolute() / "README.md"):
+        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
+    described = None if card is None else of_run(find_model(run))
     exported = write_model(
         run, file, format, raw_images=raw_images, images=images or None, overwrite=overwrite
     )

@@ -76,6 +76,15 @@ def test_a_model_before_its_fine_tuning_has_its_own_scores(finished: Path, tmp_p
         assert ("It was measured before the fine-tuning" in card.text) == after
 
 
+def test_it_may_lie_in_the_folder_that_is_exported(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "hub"
+    words = ("export", finished, "--format", "timm", "--out", folder, "--card", folder / "README.md")
+    assert call(*words) == 0
+    capsys.readouterr()
+    assert "This is student-1 of" in (folder / "README.md").read_text()
+    assert refused(capsys, 2, *words).endswith(f"--out is {folder}, which exists; name a new folder")
+
+
 def test_a_student_that_the_run_has_no_more(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     run = RunDir(tmp_path / "run")
     shutil.copytree(finished, run.path)
