@@ -62,7 +62,7 @@ def with_input(images: tuple[str, ...]) -> tuple[str, ...]:
     """
     if images != (STANDARD_INPUT,):
         return images
-    names = tuple(name for name in sys.stdin.read().splitlines() if name)
+    names = tuple(name for name in sys.stdin.read().split("\n") if name)  # splitlines also splits at U+2028
     if not names:
         raise InputError("images are -, but standard input names none; give one name a line")
     return names

@@ -72,15 +72,15 @@ def predict(
     from noisystudent.inference.load import load_predictor
     from noisystudent.inference.predict import predict as predict_images
     from noisystudent.inference.sort import check_sorted, copy_sorted
-    from noisystudent.inference.write import ENDINGS, check_top_k, write_predictions
+    from noisystudent.inference.write import ENDINGS, check_top_k, output_format, write_predictions
     from noisystudent.run.files import check_out
 
+    output_format(out, format)
     images = screen.with_input(images)
     if out is not None:
         check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
     with screen.progress(stderr=True) as progress:  # standard output may be the result
-        predictor = load_predictor(model, device, precision=precision, progress=progress)
-        predictor = replace(predictor, flip=flip)
+        predictor = replace(load_predictor(model, device, precision=precision, progress=progress), flip=flip)
         check_top_k(top_k, predictor.names)
         check_sorted(sort_into, predictor.names)
         predictions = predict_images(predictor, images, progress=progress)
@@ -173,12 +173,13 @@ def export(
     from noisystudent.inference.load import find_model
     from noisystudent.run.files import check_out, write_text
 
-    if card is not None:
-        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
-    described = None if card is None else of_run(find_model(run))
     path = Path(os.path.realpath(run))  # Path(".") has an empty name
     ending = FORMATS[format or "safetensors"].suffix or f"-{format}"
     file = out or path.with_name(f"{path.name}{ending}")
+    # The check makes the folder of the card, which must not be there if it is the one to export.
+    if card is not None and (format != "timm" or card.absolute() != file.absolute() / "README.md"):
+        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
+    described = None if card is None else of_run(find_model(run))
     exported = write_model(
         run, file, format, raw_images=raw_images, images=images or None, overwrite=overwrite
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from noisystudent.config import DataConfig
 from noisystudent.data.scan import Scan
 from noisystudent.data.splits import Leak
 from noisystudent.errors import InputError
-from noisystudent.run.files import atomic
+from noisystudent.run.files import atomic, csv_line
 
 # What happens to the images of a leak, by its reason; {} is the other set.
 _NOTES = {
@@ -90,6 +90,4 @@ def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str,
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
     with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(header)
-        lines.writerows(rows)
+        file.writelines(map(csv_line, chain([header], rows)))

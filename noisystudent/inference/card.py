@@ -11,10 +11,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from noisystudent import recipes
-from noisystudent.config import Config, TeacherConfig
-from noisystudent.errors import InputError, printable
+from noisystudent.config import Config, LearnerConfig
+from noisystudent.config.run import first_teachers, is_trained
+from noisystudent.errors import InputError, printable, require
 from noisystudent.inference.export import Exported
 from noisystudent.run.files import read_json
+from noisystudent.run.graph import BEFORE
 from noisystudent.run.rundir import model_name, place_in_run
 
 Record = dict[str, Any]
@@ -40,6 +42,7 @@ class TrainedModel:
         run: name of the run.
         name: name of the model, for example student-2.
         config: configuration of the run.
+        finetuned: these are the weights after a fine-tuning.
         learner: the network of the model, its noise and its training; of a control, those of its student.
         counts: number of images of each set.
         classes: class names.
@@ -51,8 +54,9 @@ class TrainedModel:
 
     run: str
     name: str
+    finetuned: bool
     config: Config
-    learner: TeacherConfig
+    learner: LearnerConfig
     counts: Mapping[str, int]
     classes: tuple[str, ...]
     scores: Record
@@ -72,19 +76,39 @@ def of_run(weights: Path) -> TrainedModel:
         raise InputError(f"--card describes a model of a run, and {weights} is in none; give a run directory")
     run, iteration, role = place
     config = recipes.resolve(run.read_config(), origin=str(run.config))
+    require(
+        iteration.index <= len(config.students),
+        f"--card: {weights} is of iteration {iteration.index}, and {run.config} has {len(config.students)}"
+        " students now; give the model of one of these, or the run directory",
+    )
     dataset, evaluation = read_json(run.data.dataset), _record(iteration.evaluation)
-    scores, calibrated = (evaluation.get(key, {}).get(role, {}) for key in ("models", "calibrated"))
+    finetuned = weights.absolute() == iteration.model(role).finetune.weights
+    before = BEFORE if not finetuned and role + BEFORE in evaluation.get("models", {}) else ""
+    scores, calibrated = (evaluation.get(key, {}).get(role + before, {}) for key in ("models", "calibrated"))
     return TrainedModel(
         run=run.path.resolve().name,
-        name=model_name(iteration.index, role),
+        name=model_name(iteration.index, role) + before,
+        finetuned=finetuned,
         config=config,
-        learner=config.students[iteration.index - 1] if iteration.index else config.teacher,
+        learner=_learner(config, iteration.index, role),
         counts=dataset["counts"],
         classes=tuple(dataset["classes"]),
         scores={images: of | calibrated.get(images, {}) for images, of in scores.items()},
         robustness=evaluation.get("robustness", {}).get(role, {}),
         verdict=_record(run.verdict),
     )
+
+
+def _learner(config: Config, iteration: int, role: str) -> LearnerConfig:
+    """The section of a model; the trained first teachers are teacher, teacher-2, …, in their order."""
+    if iteration:
+        return config.students[iteration - 1]
+    special = {"filter": config.filter, "pretraining": config.pretrain}.get(role)
+    if special is not None:
+        return special
+    trained = [teacher for teacher in first_teachers(config) if is_trained(teacher)]
+    number = role.removeprefix("teacher-")
+    return trained[int(number) - 1 if number.isdecimal() else 0]
 
 
 def _record(path: Path) -> Record:
@@ -185,6 +209,8 @@ def _robustness(model: TrainedModel) -> Iterator[str]:
     values = ((heading, _at(model.robustness, path)) for heading, path in _ROBUSTNESS)
     rows = [(heading, f"{value:.4f}") for heading, value in values if value is not None]
     yield _table(("measure", "value"), rows) if rows else "Robustness was not measured."
+    if rows and model.finetuned:
+        yield "It was measured before the fine-tuning, and not of these weights."
 
 
 def _at(record: Record, path: tuple[str, ...]) -> float | None:

@@ -98,10 +98,10 @@ class Content:
         cfg |= {"architecture": model.name.split(".")[0], "num_classes": model.num_classes}
         if self.predictor.classes:
             cfg["label_names"] = list(self.predictor.classes)
-        if self.predictor.view is not None:  # published weights, with a view of their own
-            return cfg
         for name in ("test_input_size", "test_crop_pct", "test_pool_size", "min_input_size", "label_offset"):
             cfg.pop(name, None)
+        if self.predictor.view is not None:  # published weights, with a view of their own
+            return cfg | self._published()
         side, share = model.resolution, clean_share(model.resolution)
         # timm rounds side / crop_pct down. Without `nextafter`, 3 of 1,000 sides would lose a pixel.
         crop = share if share == 1 else math.nextafter(share, 0)

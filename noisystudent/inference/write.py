@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from noisystudent.errors import InputError, printable
 from noisystudent.inference.predict import Predictions
-from noisystudent.run.files import atomic, write_table
+from noisystudent.run.files import atomic, csv_line, write_table
 
 Format = Literal["csv", "json", "parquet"]
 Columns = dict[str, list[str] | NDArray[np.float32]]
@@ -34,6 +32,18 @@ def check_top_k(count: int | None, classes: tuple[str, ...]) -> None:
     """
     if count is not None and not 1 <= count <= len(classes):
         raise InputError(f"--top-k is {count}; it must be 1 to {len(classes)}, the classes of the model")
+
+
+def output_format(out: Path | None, given: Format | None) -> Format:
+    """Return the format: the given one, that of the suffix of `out`, or csv.
+
+    Raises:
+        InputError: Parquet to standard output.
+    """
+    form = given or (ENDINGS.get(out.suffix.lower()) if out else None) or "csv"
+    if form == "parquet" and out is None:
+        raise InputError("--format parquet needs a file: --out FILE.parquet")
+    return form
 
 
 def write_predictions(
@@ -59,10 +69,8 @@ def write_predictions(
         InputError: Parquet to standard output.
     """
     columns = _columns(predictions, classes) if top_k is None else _top(predictions, classes, top_k)
-    chosen = form or (ENDINGS.get(out.suffix.lower()) if out else None) or "csv"
-    if chosen == "parquet":
-        if out is None:
-            raise InputError("--format parquet needs a file: --out FILE.parquet")
+    chosen = output_format(out, form)
+    if out is not None and chosen == "parquet":
         write_table(out, pa.table({name: _doubles(values) for name, values in columns.items()}))
         return
     writers: dict[str, Callable[[Columns], Iterator[str]]] = {"csv": _csv, "json": _json}
@@ -115,13 +123,7 @@ def _rows(columns: Columns) -> Iterator[tuple[str | float, ...]]:
 
 def _csv(columns: Columns) -> Iterator[str]:
     """Lines of the file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for row in chain([columns], _rows(columns)):
-        writer.writerow(row)
-        yield text.getvalue()
-        text.seek(0)
-        text.truncate()
+    return map(csv_line, chain([columns], _rows(columns)))
 
 
 def _json(columns: Columns) -> Iterator[str]:

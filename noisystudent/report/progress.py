@@ -32,7 +32,10 @@ def facts(run: Run) -> list[str]:
 
 
 def _network(learner: Any) -> str:
-    """Name of the network of a learner of config.yaml, which may be edited by hand."""
+    """Name of the network of a learner of config.yaml, which may be edited by hand, or of an existing one."""
+    origin = isinstance(learner, Mapping) and (learner.get("model_from") or learner.get("labels_from"))
+    if origin:
+        return Path(str(origin)).name
     model = learner.get("model") if isinstance(learner, Mapping) else None
     return str(model.get("name") or "") if isinstance(model, Mapping) else ""
 

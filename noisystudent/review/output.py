@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from noisystudent.data.sources.given import file_of, key_of
 from noisystudent.review.groups import Candidate, Group
-from noisystudent.run.files import atomic, read_json
+from noisystudent.run.files import atomic, csv_line, read_json
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.gallery import thumbnail
 
@@ -28,13 +27,13 @@ def write_csv(context: Context, groups: Sequence[Group], out: Path) -> None:
         RunError: the file cannot be written.
     """
     with atomic(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(HEADER)
+        file.write(csv_line(HEADER))
         for group in groups:
             for one, (key, path) in zip(group.images, _places(context, group.images), strict=True):
                 numbers = (f"{one.confidence:.4f}", f"{one.score:.4f}")
                 name, predicted = one.images.name, one.predicted
-                lines.writerow((key, path, one.label, group.reason, name, predicted, *numbers, one.detail))
+                cells = (key, path, one.label, group.reason, name, predicted, *numbers, one.detail)
+                file.write(csv_line(cells))
 
 
 def page_content(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -255,6 +257,14 @@ def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = N
         table = table.replace_schema_metadata(metadata)
     with atomic(path) as partial:
         pq.write_table(table, partial, compression="zstd")
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """Return a line of CSV, in which a cell may hold any text."""
+    text = io.StringIO()
+    # With "\n" as the end of a line, a carriage return in a cell is not quoted before Python 3.13.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

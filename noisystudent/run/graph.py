@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from noisystudent.config import StudentConfig, TeacherConfig
 from noisystudent.run.stages import Stage
 
+BEFORE = " before finetuning"
+"""Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

@@ -56,8 +56,7 @@ class Stages:
         Features count as they are measured. Of very few pixels nothing is measured.
         """
         graph = self.context.graph
-        models = [*graph.folds, *graph.models()]
-        trainings = [self._training(model) for model in models]
+        trainings = [*self._trainings()]
         pixels = sum(training.images * training.resolution**2 for training in trainings)
         if not graph.embeddings and pixels < _FEW_PIXELS:
             return 0.0
@@ -65,6 +64,22 @@ class Stages:
         pace = max(seconds / sum(rows) for rows, seconds in first.seconds.items())
         features = sum(self._features(stage).seconds for stage in graph.embeddings.values())
         return features + pace * sum(training.images for training in trainings)
+
+    def _trainings(self) -> Iterator[Training]:
+        """Yield every training of the run."""
+        graph, config = self.context.graph, self.context.config
+        teachers = (model for model in graph.teachers if model.role == "teacher")
+        students = (model for iteration in graph.iterations for model in iteration.models)
+        for model in (*graph.folds, *teachers, *students):
+            first = self._training(model)
+            times = len(weight_decays(self.context)) if model.role == "fold" else 1
+            yield from [first] * times
+            if model.finetuning is not None:
+                yield self.context.last_training(first, model)
+        if config.pretrain is not None and graph.pretraining is not None:
+            yield self.context.on_pool_folders(config.pretrain, ModelDir(graph.pretraining.path))
+        if config.filter is not None and graph.filter is not None:
+            yield self.context.training(config.filter, ModelDir(graph.filter.path), "filter")
 
     def plan(self) -> RunPlan:
         """Return the estimate of every stage that is not done."""

@@ -14,6 +14,7 @@ from noisystudent.metrics.best import best
 from noisystudent.metrics.reasons import RunFacts
 from noisystudent.metrics.scores import Predictions
 from noisystudent.run.files import json_lines, read_json, write_json, write_text
+from noisystudent.run.graph import BEFORE
 from noisystudent.run.rundir import CONTROLS, TEACHERS, SetName, model_name
 from noisystudent.run.stages import run_stage
 from noisystudent.self_training import expected, gallery, pool, robustness
@@ -22,10 +23,6 @@ from noisystudent.self_training.existing import labeled_sets
 from noisystudent.self_training.first_teachers import judged
 from noisystudent.self_training.predict import predictions
 from noisystudent.self_training.training import Training
-
-BEFORE = " before finetuning"
-"""Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
-
 
 AllPredictions = dict[tuple[int, str, SetName], Predictions]
 """(iteration, role, name of the set) -> predictions at temperature 1."""

@@ -144,6 +144,14 @@ class Rates:
 
     def robustness(self, models: Mapping[robustness.Key, MeasuredTraining]) -> float:
         """Measure the robustness tests of all models: seconds of an image."""
+        networks = [(*name, *_network(measured.training)) for name, measured in models.items()]
+        key = self._key("robustness", self.context.config.evaluate, networks)
+        if key not in self.known.passes:
+            self.known.passes[key] = Pass(self._robustness(models, f"robustness-{key}"), 0)
+        return self.known.passes[key].seconds
+
+    def _robustness(self, models: Mapping[tuple[int, str], MeasuredTraining], place: str) -> float:
+        """Seconds of an image; `place` is a new folder in that of the measurements."""
         config, took = self.context.config, []
         for count in (_SMALL, _LARGE):
             evaluate = replace(config.evaluate, sample=count)
@@ -152,7 +160,7 @@ class Rates:
             for (iteration, role), measured in models.items():
                 # Each model has a folder of its own, because its results are kept there.
                 trained = measured.training
-                folder = ModelDir(self.context.run.path / f"robustness-{count}" / f"{role}-{iteration}")
+                folder = ModelDir(self.context.run.path / f"{place}-{count}" / f"{role}-{iteration}")
                 folder.path.mkdir(parents=True)
                 os.link(trained.folder.weights, folder.weights)
                 trainings[iteration, role] = replace(trained, folder=folder)

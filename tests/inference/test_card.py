@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import tiny
+import yaml
 from huggingface_hub import ModelCard
 from tiny import Capture, call, refused
+
+from noisystudent.inference.card import of_run
+from noisystudent.run.rundir import RunDir
 
 
 def card_of(run: Path, folder: Path) -> ModelCard:
@@ -35,6 +40,59 @@ def test_it_has_the_numbers_of_the_run(finished: Path, tmp_path: Path, capsys: C
         wanted = {"labeled": "labelled, for training", "pool": "unlabelled", "val": "val, for all choices"}
         assert f"| {wanted.get(set_name, set_name)} | {count * len(tiny.CLASSES)} |" in card.text
     assert "| RandAugment | rand-m3-n1 |" in card.text and "Robustness was not measured." in card.text
+
+
+def test_a_first_teacher_has_its_own_entry_of_the_list(finished: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished, run.path)
+    fields = run.read_config()
+    plain = fields["teacher"]
+    trained = [plain | {"model": plain["model"] | {"dropout": dropout}} for dropout in (0.3, 0.4)]
+    run.config.write_text(yaml.safe_dump(fields | {"teachers": [{"model_from": "other"}, *trained]}))
+    first = run.iteration(0).model("teacher")
+    shutil.copytree(first.path, run.iteration(0).model("teacher-2").path)
+    cards = [of_run(run.iteration(0).model(role).weights) for role in ("teacher", "teacher-2")]
+    assert [card.learner.model.dropout for card in cards] == [0.3, 0.4]
+
+
+def test_a_model_before_its_fine_tuning_has_its_own_scores(finished: Path, tmp_path: Path) -> None:
+    """The robustness is of the weights before it, which the card of the others says."""
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished, run.path)
+    student, file = run.iteration(1).model("student"), run.iteration(1).evaluation
+    shutil.copytree(student.path, student.finetune.path)
+    content = json.loads(file.read_text())
+    scores = content["models"]["student"]["val"]
+    content["models"]["student before finetuning"] = {"val": scores | {"top1": 0.25}}
+    content["robustness"] = {"student": {"c": {"value": 0.5}}}
+    file.write_text(json.dumps(content))
+    for weights, top1 in ((student.weights, 0.25), (student.finetune.weights, scores["top1"])):
+        card = card_of(weights.parent, tmp_path / str(top1))
+        about: Any = card.data
+        (result,) = (one for one in about.eval_results if one.dataset_split == "val")
+        assert result.metric_value == round(top1, 4)
+        after = weights == student.finetune.weights
+        assert ("This is student-1 of" in card.text) == after
+        assert ("It was measured before the fine-tuning" in card.text) == after
+
+
+def test_it_may_lie_in_the_folder_that_is_exported(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "hub"
+    words = ("export", finished, "--format", "timm", "--out", folder, "--card", folder / "README.md")
+    assert call(*words) == 0
+    capsys.readouterr()
+    assert "This is student-1 of" in (folder / "README.md").read_text()
+    assert refused(capsys, 2, *words).endswith(f"--out is {folder}, which exists; name a new folder")
+
+
+def test_a_student_that_the_run_has_no_more(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished, run.path)
+    run.config.write_text(yaml.safe_dump(run.read_config() | {"students": []}))
+    student = run.iteration(1).model("student").path
+    words = ("--out", tmp_path / "model.safetensors", "--card", tmp_path / "card.md")
+    line = refused(capsys, 2, "export", student, *words)
+    assert f"is of iteration 1, and {run.config} has 0 students now" in line
 
 
 def test_only_a_run_has_one(finished: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors
+import timm
 import tiny
 import torch
 from PIL import Image
+from timm.data import resolve_data_config, resolve_model_data_config
 from tiny import Capture, output, refused
 from torch.torch_version import TorchVersion
 
 from noisystudent.config import ModelConfig
+from noisystudent.inference import load
+from noisystudent.inference.content import Content
 from noisystudent.inference.export import export
 from noisystudent.inference.load import load_predictor
 from noisystudent.inference.predict import predict
+from noisystudent.inference.predictor import Predictor
 from noisystudent.models import build_model, save_weights
 
 CLASSES = ("blue", "green", "red é")
@@ -117,3 +123,16 @@ def test_the_file_holds_the_configuration_of_timm(tmp_path: Path) -> None:
         assert cfg["crop_pct"] == pytest.approx(crop) and cfg["interpolation"] == "bicubic"
         assert int(side / cfg["crop_pct"]) == side + (32 if side >= 224 else 0)
         assert cfg["label_names"] == list(CLASSES) and len(cfg["mean"]) == len(cfg["std"]) == 3
+
+
+def test_published_weights_keep_the_view_of_predict() -> None:
+    """timm's own transform of a loaded model has the size of the training, which is smaller here."""
+    name = "mobilenetv4_conv_small_050.e3000_r224_in1k"
+    cfg: Any = timm.get_pretrained_cfg(name)
+    view = resolve_data_config(pretrained_cfg=cfg.to_dict(), use_test_size=True)
+    side = view["input_size"][1]
+    model = build_model(ModelConfig(name=name, dropout=0.0, stochastic_depth=0.0), 1000, side)
+    own = partial(load._timm_view, view)
+    content = Content(Predictor(models=(model,), classes=(), device=torch.device("cpu"), view=own), model)
+    given = timm.create_model(name, pretrained_cfg=content.timm_config(), **content.timm_arguments())
+    assert resolve_model_data_config(given) == view != resolve_data_config(pretrained_cfg=cfg.to_dict())

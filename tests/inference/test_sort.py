@@ -41,6 +41,25 @@ def test_folder_pattern_shard_and_standard_input_give_the_same_rows(
     assert without_ids(rows(capsys, finished, "-")) == expected
 
 
+def test_a_name_on_standard_input_ends_at_the_end_of_the_line(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's splitlines also splits at characters that a file name may have."""
+    file = tmp_path / "a\u2028b\x0cc.png"
+    file.write_bytes((images / "test" / "red" / "00.png").read_bytes())
+    monkeypatch.setattr("sys.stdin", io.StringIO(str(file)))
+    assert [row["id"] for row in rows(capsys, finished, "-")] == [str(file)]
+
+
+def test_parquet_needs_a_file_before_anything_is_written(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ("--format", "parquet", "--sort-into", tmp_path / "sorted")
+    line = refused(capsys, 2, "predict", finished, images / "test", *words)
+    assert line.endswith("--format parquet needs a file: --out FILE.parquet")
+    assert not (tmp_path / "sorted").exists()
+
+
 def test_no_names_on_standard_input(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert refused(capsys, 2, "predict", finished, "-").endswith("give one name a line")

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from noisystudent.inference import write
 from noisystudent.inference.predict import Predictions
+from noisystudent.run.files import csv_line
 
 CLASSES = ("a", 'q"uote, é', "id")
 
@@ -67,3 +70,10 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, suffix: str) -> None
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < out.stat().st_size
+
+
+@given(st.lists(st.lists(st.text(st.sampled_from("a,\"\r\n\0é ;'")), min_size=1)))
+def test_a_cell_holds_any_text(rows: list[list[str]]) -> None:
+    """A file name may have a carriage return, which ended its row."""
+    text = "".join(map(csv_line, rows))
+    assert list(csv.reader(io.StringIO(text, newline=""))) == rows

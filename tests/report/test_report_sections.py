@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from noisystudent.metrics.precision import wilson
 from noisystudent.metrics.scores import load_predictions
 from noisystudent.metrics.temperature import scaled
 from noisystudent.report import build
-from noisystudent.report.progress import changes, current, duration, stages
+from noisystudent.report.progress import changes, current, duration, facts, stages
 from noisystudent.report.read import read_run
 from noisystudent.robustness.measures import CORRUPTIONS
 from noisystudent.run.record import read_record, write_record
@@ -35,6 +36,15 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(full: Path, tmp_path: Path) -> Path:
     """A copy of the run that a test may change."""
     return Path(shutil.copytree(full, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("field", ["model_from", "labels_from"])
+def test_a_teacher_that_exists_has_the_name_of_its_file(run: Path, field: str) -> None:
+    """The network in its entry is that of other teachers."""
+    read = read_run(RunDir(run))
+    existing = {field: "models/their.onnx", "model": {"name": "resnet18"}}
+    assert facts(replace(read, fields={"teachers": [existing]}))[0] == "teacher their.onnx"
+    assert facts(replace(read, fields={"teacher": existing | {field: None}}))[0] == "teacher resnet18"
 
 
 def record(run: Path, path: Path, name: str, seconds: float | None) -> None:

@@ -22,7 +22,7 @@ from noisystudent.run.build import build_graph
 from noisystudent.run.estimate import RunPlan, StageEstimate, whole
 from noisystudent.run.rundir import RunDir
 from noisystudent.self_training import budget as of_budget
-from noisystudent.self_training import estimate, planning
+from noisystudent.self_training import estimate, planning, schedule
 from noisystudent.self_training.budget import ladder, within
 
 
@@ -105,6 +105,38 @@ def test_a_long_run_prints_its_plan_first(
         out = tmp_path / "run"
         assert planning.plan_long(config, sources, out, budget=None, progress=progress) == config
         assert progress.lines == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ensemble": 3, "students": 2},
+        {"student.finetune": {"steps": 30}, "filter": {"train": {"steps": 9, "batch_size": 6}}},
+    ],
+)
+def test_the_rough_time_is_that_of_all_trainings(
+    changes: dict[str, object], images: Path, tmp_path: Path
+) -> None:
+    """With one of 20 teachers counted, the plan of a long run was not printed, nor its memory checked."""
+    config = tiny.config(images, *changes.items())
+    states = planning._states(sources := open_sources(config.data), out := tmp_path / "run")
+    with planning._planner(sources, out, Progress(), states) as stages:
+        known = stages(config)
+        lengths = [length.images for _, length in schedule._lengths(known.context)]
+        assert sorted(one.images for one in known._trainings()) == sorted(length or 0 for length in lengths)
+
+
+def test_robustness_is_measured_for_every_rung(images: Path, tmp_path: Path) -> None:
+    """Rungs that differ in lengths share a measurement, and others have folders of their own."""
+    config = tiny.config(images, ("evaluate.tests", ["fgsm"]), ("control", ["none"]))
+    shorter, other = (
+        tiny.config(images, ("evaluate.tests", ["fgsm"]), ("control", ["none"]), change)
+        for change in (("student.train.steps", 6), ("student.model.name", "resnet8_32"))
+    )
+    states = planning._states(sources := open_sources(config.data), out := tmp_path / "run")
+    with planning._planner(sources, out, Progress(), states) as stages:
+        first, same, _ = (stages(one)._judgement() for one in (config, shorter, other))
+    assert first.seconds == same.seconds > 0
 
 
 def test_a_sample_has_the_numbers_of_the_run(images: Path, tmp_path: Path) -> None:
