@@ -158,7 +158,7 @@ def students(colors: Colors) -> str:
         x, y = spots[-1][0], up(control)
         parts += [
             dot(x, y, colors.other),
-            text(x - 12, y + 5, f"control {control:.1f}", colors.other, anchor="end"),
+            text(x, y + 22, f"control {control:.1f}", colors.other),
         ]
     parts.append(text(WIDTH / 2, 256, "Test top-1 in percent; the two scales differ.", colors.faint))
     return svg(268, parts)
