@@ -140,7 +140,6 @@ class _Builder:
         # The student of one iteration is the only teacher of the next (Alg. 1, step 4).
         labeling = (before.student,) if before else teachers
         made_by = labels_of(self.config, [teacher.last.fingerprint for teacher in labeling])
-        # Without folds there is no such input, so that the fingerprints are those of runs before folds.
         expected = {"out_of_fold": out_of_fold.fingerprint} if out_of_fold else {}
         chosen = expected if self.config.choose else {}  # the temperature; the weight decay of heads
         labels = labels_stage(
@@ -169,9 +168,12 @@ class _Builder:
             **(chosen if config.train.features else {}),
         }
         # These do not change the control, so it does not train again when one of them is edited.
-        own: dict[str, object] = {"selection": selection.fingerprint, "joint": config.joint}
-        own |= inputs_of(config.pseudo_label, of_student=True)
-        own |= {} if config.pool_window is None else {"window": config.pool_window}  # as in older runs
+        own: dict[str, object] = {
+            "selection": selection.fingerprint,
+            "joint": config.joint,
+            "window": config.pool_window,
+            **inputs_of(config.pseudo_label, of_student=True),
+        }
         student = self._model(index, "student", folder.model("student"), config, shared | own)
         last = index == len(self.config.students)  # only it is compared with controls
         inputs = self._control_inputs(shared, teachers, selection, chosen) if last else {}

@@ -55,7 +55,7 @@ def named_teachers(config: Config, existing: Sequence[str]) -> Iterator[FirstTea
 def labels_of(config: Config, teachers: Sequence[str]) -> dict[str, object]:
     """Return what the labels of the pool depend on, from fingerprints of first teachers or of a student.
 
-    With one teacher, and with equal weights, they are the inputs of runs from before there were others.
+    With one teacher there are no weights, and equal ones are as none.
     """
     if len(teachers) == 1:
         return {"model": teachers[0]}
