@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from noisystudent.report.ablation import write_page
-from noisystudent.run.files import write_json, write_text
+from noisystudent.run.files import csv_lines, write_json, write_text
 
 Row = tuple[str, ...]
 
@@ -26,13 +24,11 @@ _COLUMNS = (
 def write(content: Mapping[str, Any], out: Path) -> Path:
     """Write ablation.json, ablation.csv and ablation.html, each atomically; returns the path of the page."""
     write_json(out / "ablation.json", content)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow((*_COLUMNS, "failed"))
+    rows: list[Sequence[object]] = [(*_COLUMNS, "failed")]
     for cell in content["cells"]:
         values = ["" if cell[name] is None else cell[name] for name in _COLUMNS]
-        rows.writerow([*values, "; ".join(_failures(cell))])
-    write_text(out / "ablation.csv", text.getvalue())
+        rows.append([*values, "; ".join(_failures(cell))])
+    write_text(out / "ablation.csv", "".join(csv_lines(rows)))
     return write_page(content, out / PAGE)
 
 

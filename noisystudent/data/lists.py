@@ -10,7 +10,7 @@ from noisystudent.config import DataConfig
 from noisystudent.data.scan import Scan
 from noisystudent.data.splits import Leak
 from noisystudent.errors import InputError
-from noisystudent.run.files import atomic, csv_line
+from noisystudent.run.files import atomic, csv_lines
 
 # What happens to the images of a leak, by its reason; {} is the other set.
 _NOTES = {
@@ -90,4 +90,4 @@ def _leak_rows(scans: dict[str, Scan], leaks: list[Leak]) -> Iterator[tuple[str,
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:
     with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(map(csv_line, chain([header], rows)))
+        file.writelines(csv_lines(chain([header], rows)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +12,7 @@ from noisystudent.robustness.attacks import FGSM_SWEEP, PGD_EPS, PGD_STEPS, WARN
 from noisystudent.robustness.imagenet import imagenet_classes
 from noisystudent.robustness.results import Results
 from noisystudent.robustness.summary import Summary, alexnet, ratios, summarize
-from noisystudent.run.files import check_out, write_json, write_text
+from noisystudent.run.files import check_out, csv_lines, write_json, write_text
 
 SUFFIXES = (".json", ".csv")
 
@@ -41,11 +39,7 @@ def write_rows(rows: Sequence[Row], out: Path) -> None:
     if out.suffix.lower() == ".json":
         write_json(out, [row._asdict() for row in rows])
         return
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(Row._fields)
-    lines.writerows(rows)
-    write_text(out, text.getvalue())
+    write_text(out, "".join(csv_lines([Row._fields, *rows])))
 
 
 WHOLE = {"a": 7_500, "r": 30_000, "v2": 10_000, "sketch": 50_889}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from noisystudent.errors import InputError, printable
 from noisystudent.inference.predict import Predictions
-from noisystudent.run.files import atomic, csv_line, write_table
+from noisystudent.run.files import atomic, csv_lines, write_table
 
 Format = Literal["csv", "json", "parquet"]
 Columns = dict[str, list[str] | NDArray[np.float32]]
@@ -123,7 +123,7 @@ def _rows(columns: Columns) -> Iterator[tuple[str | float, ...]]:
 
 def _csv(columns: Columns) -> Iterator[str]:
     """Lines of the file."""
-    return map(csv_line, chain([columns], _rows(columns)))
+    return csv_lines(chain([columns], _rows(columns)))
 
 
 def _json(columns: Columns) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from noisystudent.data.sources.given import file_of, key_of
 from noisystudent.review.groups import Candidate, Group
-from noisystudent.run.files import atomic, csv_line, read_json
+from noisystudent.run.files import atomic, csv_lines, read_json
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.gallery import thumbnail
 
@@ -27,13 +28,15 @@ def write_csv(context: Context, groups: Sequence[Group], out: Path) -> None:
         RunError: the file cannot be written.
     """
     with atomic(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(csv_line(HEADER))
-        for group in groups:
-            for one, (key, path) in zip(group.images, _places(context, group.images), strict=True):
-                numbers = (f"{one.confidence:.4f}", f"{one.score:.4f}")
-                name, predicted = one.images.name, one.predicted
-                cells = (key, path, one.label, group.reason, name, predicted, *numbers, one.detail)
-                file.write(csv_line(cells))
+        file.writelines(csv_lines(chain([HEADER], _rows(context, groups))))
+
+
+def _rows(context: Context, groups: Sequence[Group]) -> Iterator[tuple[object, ...]]:
+    """Rows of the file."""
+    for group in groups:
+        for one, (key, path) in zip(group.images, _places(context, group.images), strict=True):
+            numbers = (f"{one.confidence:.4f}", f"{one.score:.4f}")
+            yield key, path, one.label, group.reason, one.images.name, one.predicted, *numbers, one.detail
 
 
 def page_content(

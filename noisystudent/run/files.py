@@ -259,12 +259,16 @@ def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = N
         pq.write_table(table, partial, compression="zstd")
 
 
-def csv_line(cells: Iterable[object]) -> str:
-    """Return a line of CSV, in which a cell may hold any text."""
+def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    """Yield a line of CSV for each row; a cell may hold any text."""
     text = io.StringIO()
     # With "\n" as the end of a line, a carriage return in a cell is not quoted before Python 3.13.
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
-    return text.getvalue().removesuffix("\r\n") + "\n"
+    lines = csv.writer(text, lineterminator="\r\n")
+    for row in rows:
+        lines.writerow(row)
+        yield text.getvalue().removesuffix("\r\n") + "\n"
+        text.seek(0)
+        text.truncate()
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

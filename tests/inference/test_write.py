@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from noisystudent.inference import write
 from noisystudent.inference.predict import Predictions
-from noisystudent.run.files import csv_line
+from noisystudent.run.files import csv_lines
 
 CLASSES = ("a", 'q"uote, é', "id")
 
@@ -75,5 +75,5 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, suffix: str) -> None
 @given(st.lists(st.lists(st.text(st.sampled_from("a,\"\r\n\0é ;'")), min_size=1)))
 def test_a_cell_holds_any_text(rows: list[list[str]]) -> None:
     """A file name may have a carriage return, which ended its row."""
-    text = "".join(map(csv_line, rows))
+    text = "".join(csv_lines(rows))
     assert list(csv.reader(io.StringIO(text, newline=""))) == rows
