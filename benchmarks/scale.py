@@ -15,10 +15,12 @@ import argparse
 from dataclasses import dataclass, replace
 
 from noisystudent.config import LearnerConfig
+from noisystudent.data.phash import VARIANTS
 from noisystudent.models.scaling import PUBLISHED, multiply_adds, parameters
 from noisystudent.recipes import load
 
 _LABELED, _POOL, _CLASSES = 1_281_167, 300_000_000, 1000
+_HELD_OUT = 50_000  # val of ImageNet; near copies of its variants are searched in the pool
 _DAYS, _CORES, _BACKWARD = 6, 2048, 3  # a step costs three forward passes
 _HOUR = 3600
 
@@ -29,6 +31,7 @@ RATES: dict[str, tuple[float, str]] = {
     "requests an image, in order": (0.017, "remote.py, cold"),
     "requests an image, shuffled": (0.769, "remote.py, cold"),
     "bytes an image, shuffled": (132_200, "remote.py, cold"),
+    "search for near copies, CPU s a pair": (0.6e-9, "leaks.py: a pool image and a variant of a held-out image"),
     "listing, CPU s an image": (0.107e-3, "remote.py"),
     "pseudo-labels written a second": (221_047, "writing.py, 1,000 classes"),
     "bytes of a pseudo-label": (139, "writing.py, 1,000 classes"),
@@ -142,6 +145,8 @@ def show_limits() -> None:
     print(f"{'pool':32}{_POOL * value('bytes of an image') / 1e12:10,.1f} TB")
     print(f"{'listing of the shards':32}{_POOL * value('listing, CPU s an image') / _HOUR:10,.1f} core hours")
     print(f"{'scan':32}{_POOL / cores / _HOUR:10,.1f} core hours")
+    pairs = _POOL * _HELD_OUT * VARIANTS * value("search for near copies, CPU s a pair")
+    print(f"{'search for near copies':32}{pairs / _HOUR:10,.1f} core hours")
     print(f"{'pseudo-labels':32}{_POOL * labels[0]:10,.1f} GB, {labels[1]:.1f} core hours to write")
     print(f"{'selection':32}{_POOL / 1e6 * value('selection, s a million rows'):10,.1f} s")
     print(f"{'memory of a process':32}{_POOL * value('memory, bytes an image') / 1e9:10,.1f} GB")
