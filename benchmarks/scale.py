@@ -31,7 +31,7 @@ RATES: dict[str, tuple[float, str]] = {
     "requests an image, in order": (0.017, "remote.py, cold"),
     "requests an image, shuffled": (0.769, "remote.py, cold"),
     "bytes an image, shuffled": (132_200, "remote.py, cold"),
-    "search for near copies, CPU s a pair": (0.6e-9, "leaks.py: a pool image and a variant of a held-out image"),
+    "search for near copies, CPU s a pair": (0.6e-9, "leaks.py: a pool image with a variant"),
     "listing, CPU s an image": (0.107e-3, "remote.py"),
     "pseudo-labels written a second": (221_047, "writing.py, 1,000 classes"),
     "bytes of a pseudo-label": (139, "writing.py, 1,000 classes"),
