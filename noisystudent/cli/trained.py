@@ -17,7 +17,7 @@ from noisystudent.cli.fields import (
     Overwrite,
     Precision,
 )
-from noisystudent.errors import readable_size
+from noisystudent.errors import InputError, readable_size
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
 
@@ -78,6 +78,8 @@ def predict(
     output_format(out, format)
     images = screen.with_input(images)
     if out is not None:
+        if sort_into is not None and out.absolute().is_relative_to(sort_into.absolute()):
+            raise InputError(f"--out is {out}, which lies in --sort-into; name a file of another folder")
         check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
     with screen.progress(stderr=True) as progress:  # standard output may be the result
         predictor = replace(load_predictor(model, device, precision=precision, progress=progress), flip=flip)

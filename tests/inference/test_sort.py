@@ -100,6 +100,18 @@ def test_each_image_is_copied_to_the_folder_of_its_class(
     assert line.endswith(f"--sort-into is {tmp_path / 'sorted'}, which exists; name a new folder")
 
 
+def test_the_table_cannot_lie_among_the_sorted_images(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "sorted"
+    words = ("--sort-into", folder, "--out", folder / "found.csv")
+    line = refused(capsys, 2, "predict", finished, images / "test", *words)
+    assert line.endswith(
+        f"--out is {folder / 'found.csv'}, which lies in --sort-into; name a file of another folder"
+    )
+    assert not folder.exists()
+
+
 def test_members_of_shards_and_rows_of_arrays_are_sorted(
     finished: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
