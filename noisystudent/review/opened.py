@@ -43,7 +43,7 @@ def open_run(run: Path, sources: Sources | None, device: str, progress: Progress
     if state(graph.data).status is not Status.DONE:
         if not config.data.labeled:
             raise InputError(
-                f"{run} is a run on images in memory, which are not scanned, or others than those of this call;"
+                f"{run} is a run on images in memory, which are not scanned, or others than those given;"
                 " after NoisyStudent.fit call noisystudent.review.review with the same arrays as `sources`"
                 " (docs/review.md)"
             )

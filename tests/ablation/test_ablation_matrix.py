@@ -170,6 +170,19 @@ def test_a_bad_call_is_one_line(save: Any, images: Path, tmp_path: Path, capsys:
     assert not list((tmp_path / "out").glob("*/seed-*"))
 
 
+def test_teachers_that_exist_have_no_row(save: Any, images: Path) -> None:
+    matrix = read(save({"full": {}}, common={"teachers": [{"model_from": "run"}]}), Overrides())
+    assert [cell.name for cell in matrix.cells] == ["control", "full"]
+    with pytest.raises(InputError, match=r"of is 'teacher'; choose one of control, student, student-1"):
+        read(save({"full": {"of": "teacher", "teachers": [{"model_from": "run"}]}}), Overrides())
+    all_labels = Overrides(
+        flags=[("data.labeled", [str(images / "labeled")]), ("data.test", ["test"])],
+        all_labels=(str(images / "pool"),),
+    )
+    last = read(save({"full": {}}, common={"teachers": [{"model_from": "run"}]}), all_labels).cells[-1]
+    assert (last.kind, last.of) == ("oracle", (0, "teacher"))
+
+
 # --- all labels ---
 
 
