@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 import tiny
 import yaml
 from processes import _start_server
@@ -16,6 +17,7 @@ from tiny import Capture
 
 from noisystudent.ablation import workers
 from noisystudent.ablation.runs import Library, Run
+from noisystudent.run.files import write_json
 from noisystudent.run.leases import Leases
 from noisystudent.run.lock import lock
 from noisystudent.run.rundir import RunDir
@@ -77,6 +79,13 @@ def test_a_worker_that_waits_leaves_nothing_and_each_unit_has_one_owner(tmp_path
         assert len(workers._claim(second, library, other)) == 4
         for run in (first, second):
             assert not workers._claim(run, library, one), "they share the teacher"
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_run_that_another_worker_made_in_the_end_has_not_failed(done: bool, tmp_path: Path) -> None:
+    run = cast(Run, SimpleNamespace(name="full/seed-0", done=done))
+    write_json(workers._note(tmp_path, run), {"reason": "the disk was full"})
+    assert workers._failed(tmp_path, [run], 0.0) == ({} if done else {"full/seed-0": "the disk was full"})
 
 
 def test_a_worker_makes_one_run_at_a_time(capsys: Capture) -> None:
