@@ -86,7 +86,7 @@ class NoisyStudentClassifier(Parameters):
             InputError: the arrays or the parameters cannot be used. It is a ValueError, too.
             RunError: the run cannot continue.
         """
-        vars(self).pop("estimator_", None)  # its classes and those of a fit that fails may differ
+        self.__dict__.pop("estimator_", None)  # its classes and those of a fit that fails may differ
         rows, labels = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2)
         given: NDArray[np.bool_] = (labels != -1) & (labels.astype(str) != "-1")
         self.classes_, numbers = _classes(labels[given])

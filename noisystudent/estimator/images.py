@@ -112,7 +112,7 @@ class NoisyStudent(Parameters):
             InputError: the arguments are wrong, or the images cannot be used.
             RunError: the run cannot continue. Its files so far are in `run_`.
         """
-        vars(self).pop("verdict_", None)  # a fit that fails leaves no model of an earlier one
+        self.__dict__.pop("verdict_", None)  # a fit that fails leaves no model of an earlier one
         self.run_ = self._run_directory()
         sources = Sources(
             labeled=open_labeled(labeled),

@@ -49,11 +49,11 @@ def open_images(given: Images, labeled: bool) -> Source:
         return open_source([ArraySource(given)], labeled)
     if isinstance(given, str | Path):
         return open_source([given], labeled)
-    wrong = given
+    wrong: object = given
     if isinstance(given, Sequence):
-        wrong = next((one for one in given if not isinstance(one, str | Path)), None)
-        if wrong is None:
+        if all(isinstance(one, str | Path) for one in given):
             return open_source(list(given), labeled)
+        wrong = given[0]
     elif hasattr(given, "fingerprint"):
         return given
     raise InputError(
