@@ -160,20 +160,6 @@ def test_a_second_call_makes_only_a_changed_cell(ablated: Path, images: Path, tm
     assert more.keys() == {"student-1", "student-2"} and (out / "two" / "seed-0").is_dir()
 
 
-def test_lost_predictions_are_made_again_and_damaged_ones_are_named(
-    ablated: Path, images: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    shutil.copytree(ablated.parent, tmp_path / "copy")
-    out = tmp_path / "copy" / "out"
-    words = ("ablate", out.with_name("study.yaml"), *tiny.flags(images), "--out", out, "--only", "full")
-    file = out / "full" / "seed-0" / "iteration-1" / "student" / "predictions-test.npz"
-    file.unlink()
-    assert tiny.call(*words) == 0
-    assert table(out)["full"] == table(ablated)["full"] and file.is_file()
-    file.write_bytes(b"damaged")
-    assert "delete it, and the same command makes it again" in tiny.refused(capsys, 1, *words)
-
-
 # --- pages ---
 
 

@@ -170,19 +170,6 @@ def test_a_bad_call_is_one_line(save: Any, images: Path, tmp_path: Path, capsys:
     assert not list((tmp_path / "out").glob("*/seed-*"))
 
 
-def test_teachers_that_exist_have_no_row(save: Any, images: Path) -> None:
-    matrix = read(save({"full": {}}, common={"teachers": [{"model_from": "run"}]}), Overrides())
-    assert [cell.name for cell in matrix.cells] == ["control", "full"]
-    with pytest.raises(InputError, match=r"of is 'teacher'; choose one of control, student, student-1"):
-        read(save({"full": {"of": "teacher", "teachers": [{"model_from": "run"}]}}), Overrides())
-    all_labels = Overrides(
-        flags=[("data.labeled", [str(images / "labeled")]), ("data.test", ["test"])],
-        all_labels=(str(images / "pool"),),
-    )
-    last = read(save({"full": {}}, common={"teachers": [{"model_from": "run"}]}), all_labels).cells[-1]
-    assert (last.kind, last.of) == ("oracle", (0, "teacher"))
-
-
 # --- all labels ---
 
 
@@ -231,9 +218,8 @@ def content(save: Any, images: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     """Content of ablation.json if the models have the numbers of correct images in RIGHT."""
     labels = np.arange(100) % 3
 
-    def score(name: str, right: int) -> Score:
-        hashes = np.full((100, 16), name == "other test", np.uint8)  # its images have the same labels
-        return Score("test", np.arange(100) < right, labels, hashes)
+    def score(name: str, right: int) -> Score:  # "other test" has other images with the same labels
+        return Score("test", np.arange(100) < right, labels, np.full((100, 16), name == "other test", "u1"))
 
     names = [name for name in RIGHT if name not in ("teacher", "control", "all labels")]
     cells: dict[str, Any] = {name: {} for name in names}

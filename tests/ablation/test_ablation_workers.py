@@ -52,8 +52,12 @@ def test_two_workers_make_each_stage_once_and_the_table_of_one_call(
     for name in ("verdict.json", "metrics.jsonl", "iteration-1/evaluation.json"):
         assert (out / "full" / "seed-0" / name).read_bytes() == (finished / name).read_bytes(), name
     by_workers = json.loads((out / "ablation.json").read_text())
-    tiny.refused(capsys, 1, *words)  # makes only what has failed
+    predictions = out / "full" / "seed-0" / "iteration-1" / "student" / "predictions-test.npz"
+    predictions.unlink()
+    tiny.refused(capsys, 1, *words)  # makes only what has failed, and what was lost
     assert {**json.loads((out / "ablation.json").read_text()), "command": ""} == {**by_workers, "command": ""}
+    predictions.write_bytes(b"damaged")
+    assert "delete it, and the same command makes it again" in tiny.refused(capsys, 1, *words)
 
 
 def test_a_worker_that_waits_leaves_nothing_and_each_unit_has_one_owner(tmp_path: Path) -> None:

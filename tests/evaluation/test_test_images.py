@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import imagenet_like
 import numpy as np
@@ -18,7 +16,6 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from torchvision.transforms import functional as pillow
 
 from noisystudent.console import Progress
-from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import InputError, Stopped
 from noisystudent.evaluation import copies, published, test_images
 from noisystudent.evaluation.measure import measure
@@ -50,22 +47,6 @@ def opened(model: Predictor, data: Path, **options: object) -> OpenedImages:
 
 def pixels(batches: Iterable[tuple[Tensor, np.ndarray]]) -> Tensor:
     return torch.cat([images for images, _ in batches])
-
-
-def test_whole_images_are_decoded_once_for_all_perturbations(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-
-    def wholes(*_: object) -> Iterator[Tensor]:
-        read.append(1)
-        yield torch.zeros(1, 3, 256, 300, dtype=torch.uint8)
-
-    monkeypatch.setattr(test_images, "_wholes", wholes)
-    view = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
-    model = cast(Predictor, SimpleNamespace(resolution=224, views=lambda *_: iter([view])))
-    images = cast(ImageSet, SimpleNamespace(labels=np.zeros(1, np.int64)))
-    made = test_images.generate(model, images, np.zeros(1, np.int64), Options(), None)
-    first = [next(iter(made.perturbed(name))) for name in ("brightness", "translate")]
-    assert all(frames.shape[-2:] == (224, 224) for frames in first) and read == [1]
 
 
 # --- ImageNet-C's and -P's own views ---
