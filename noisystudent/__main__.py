@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import signal
 from collections.abc import Sequence
-
-from noisystudent.console import end_on_signal, end_silently, ignore_signals
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -14,6 +13,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
     Args:
         tokens: arguments. None: those of the process.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt in an import would be a traceback
+    from noisystudent.console import end_on_signal, end_silently, ignore_signals
+
     end_on_signal()
     atexit.register(ignore_signals)  # registered first, so it is called last
     from noisystudent.cli import main as call  # takes a third of a second

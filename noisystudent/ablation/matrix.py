@@ -14,6 +14,7 @@ from noisystudent import recipes
 from noisystudent.ablation.oracle import oracle
 from noisystudent.config import Config
 from noisystudent.config.controls import trained_controls
+from noisystudent.config.run import first_teachers, is_trained
 from noisystudent.errors import InputError, did_you_mean
 from noisystudent.run.rundir import CONTROLS
 
@@ -221,8 +222,7 @@ def _model(of: Any, config: Config, origin: str) -> Model:
     """The model named by `of` of a cell. None: the last student, or the teacher if there are no students."""
     last = len(config.students)
     known: dict[str, Model] = {f"student-{index}": (index, "student") for index in range(1, last + 1)}
-    known |= {TEACHER: (0, TEACHER)} | ({"student": (last, "student")} if last else {})
-    known |= {role: (index, role) for index, role in _controls(config)}
+    known |= {role: (index, role) for index, role in [(last, "student")][:last] + _compared(config)}
     chosen = ("student" if last else TEACHER) if of is None else of
     if chosen not in known:
         raise InputError(f"{origin}: of is {chosen!r}; choose one of {', '.join(sorted(known))}")
@@ -272,20 +272,21 @@ def _base(matrix: str, name: Any, cells: list[Cell]) -> Cell:
 
 
 def _references(base: Cell) -> list[Cell]:
-    """Rows that every table has: the teacher of the base, and its controls if it has any."""
-    models: list[Model] = [(0, TEACHER), *_controls(base.config)]
-    return [dataclasses.replace(base, name=of[1], kind="reference", of=of, overrides={}) for of in models]
+    """Rows that every table has: the teacher of the base and its controls, if its runs train them."""
+    row = dataclasses.replace(base, kind="reference", overrides={})
+    return [dataclasses.replace(row, name=of[1], of=of) for of in _compared(base.config)]
 
 
-def _controls(config: Config) -> list[Model]:
-    """The controls of a configuration, that of the same steps first."""
+def _compared(config: Config) -> list[Model]:
+    """The first teacher, if one is trained, and the controls, that of the same steps first."""
+    teachers = [(0, TEACHER)] if any(map(is_trained, first_teachers(config))) else []
     last, trained = len(config.students), trained_controls(config)
-    return [(last, role) for kind, role in CONTROLS.items() if kind in trained]
+    return [*teachers, *((last, role) for kind, role in CONTROLS.items() if kind in trained)]
 
 
 def _oracle(base: Cell, folders: tuple[str, ...]) -> Cell:
-    cell = dataclasses.replace(_references(base)[0], name=ALL_LABELS, kind="oracle", folder=_slug(ALL_LABELS))
-    return dataclasses.replace(cell, config=oracle(base.config, folders))
+    cell = dataclasses.replace(base, name=ALL_LABELS, kind="oracle", of=(0, TEACHER), overrides={})
+    return dataclasses.replace(cell, folder=_slug(ALL_LABELS), config=oracle(base.config, folders))
 
 
 def _chosen(only: Sequence[str], cells: list[Cell]) -> tuple[Cell, ...]:

@@ -13,7 +13,7 @@ from noisystudent.errors import NoisyStudentError, Stopped
 from noisystudent.run import reuse
 from noisystudent.run.graph import Graph
 from noisystudent.run.lock import MARKER
-from noisystudent.run.rundir import RECORD, RunDir
+from noisystudent.run.rundir import RECORD, ModelDir, RunDir, SetName
 from noisystudent.run.stages import Status, state
 
 
@@ -27,9 +27,16 @@ class Run:
     graph: Graph
 
     @property
+    def judged(self) -> SetName:
+        """Name of the set that the models are compared on."""
+        return "test" if self.config.data.test else "val"
+
+    @property
     def done(self) -> bool:
-        """True if every stage is done."""
-        return all(state(stage).status is Status.DONE for stage in self.graph.stages())
+        """True if every stage is done, and the predictions of its models are there, which no stage owns."""
+        done = all(state(stage).status is Status.DONE for stage in self.graph.stages())
+        models = self.graph.models()
+        return done and all(ModelDir(m.last.path).predictions(self.judged).is_file() for m in models)
 
 
 @dataclass(frozen=True, slots=True)

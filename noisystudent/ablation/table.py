@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from noisystudent.ablation.matrix import Cell, Matrix, run_name
 from noisystudent.ablation.runs import Run
+from noisystudent.data.index import Index
+from noisystudent.errors import RunError
 from noisystudent.metrics import classification, paired, scores
-from noisystudent.run.files import read_json
 from noisystudent.run.rundir import ModelDir
 
 
@@ -26,12 +27,14 @@ class Score:
     Attributes:
         images: name of the set, test, or val if there is no test.
         hits: (N,) True for each image whose predicted class is correct.
-        labels: (N,) labels, from which `comparable` recognises a different set of images.
+        labels: (N,) labels.
+        hashes: (N, 16) uint8 content hashes of the images. Other images can have the same labels.
     """
 
     images: str
     hits: NDArray[np.bool_]
     labels: NDArray[np.int64]
+    hashes: NDArray[np.uint8]
 
     @property
     def top1(self) -> float:
@@ -39,8 +42,9 @@ class Score:
         return float(self.hits.mean())
 
     def comparable(self, other: Score) -> bool:
-        """True if both scores are on the same set and the labels are equal, row by row."""
-        return self.images == other.images and np.array_equal(self.labels, other.labels)
+        """True if both scores are on the same images with the same labels, row by row."""
+        same = np.array_equal(self.hashes, other.hashes) and np.array_equal(self.labels, other.labels)
+        return same and self.images == other.images
 
 
 Scores = dict[str, dict[int, Score]]
@@ -92,18 +96,21 @@ def _scores(matrix: Matrix, runs: Sequence[Run]) -> Scores:
 
 def _score(run: Run, cell: Cell) -> Score:
     model = next(m for m in run.graph.models() if (m.iteration, m.role) == cell.of)
-    images = str(read_json(run.folder.verdict)["set"])
-    path = ModelDir(model.last.path).predictions(images)
-    return _read(path, path.stat().st_mtime_ns, images)
+    path = ModelDir(model.last.path).predictions(run.judged)
+    index = run.folder.data.store / f"{run.judged}.arrow"
+    try:
+        return _read(path, path.stat().st_mtime_ns, run.judged, index)
+    except RunError as error:
+        raise RunError(f"{error}; delete it, and the same command makes it again") from error
 
 
 # The table is computed again whenever a run ends. The time of writing is part of the cache's key, so that a
 # file that was written again is read again.
 @functools.lru_cache(maxsize=4096)
-def _read(path: Path, _written: int, images: str) -> Score:
+def _read(path: Path, _written: int, images: str, index: Path) -> Score:
     predictions = scores.load_predictions(path)
     hits = classification.correct(predictions.probs, predictions.labels)
-    return Score(images, hits, predictions.labels)
+    return Score(images, hits, predictions.labels, Index(index).full("content_hash"))
 
 
 def _row(matrix: Matrix, cell: Cell, scores: Scores, failed: Mapping[str, str]) -> dict[str, Any]:

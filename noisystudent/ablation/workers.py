@@ -42,7 +42,7 @@ def share(
     with Leases(out / _LEASES) as leases:
         with leases.hold(_TABLE, progress):
             since = leases.now()
-        while left := [run for run in left if run.name not in _failed(out, runs, since) and not run.done]:
+        while left := [run for run in left if not run.done and run.name not in _failed(out, runs, since)]:
             claimed = next(((run, units) for run in left if (units := _claim(run, library, leases))), None)
             if claimed is None:
                 progress.check()
@@ -94,10 +94,13 @@ def _note(out: Path, run: Run) -> Path:
 
 
 def _failed(out: Path, runs: Sequence[Run], since: float) -> dict[str, str]:
-    """{run: why it failed} of the runs that have failed since a time of the file system, in any worker."""
-    notes = {run.name: _note(out, run) for run in runs}
+    """{run: why it failed} of the runs that have failed since a time of the file system, in any worker.
+
+    A worker that was started later may have made such a run.
+    """
+    notes = [(run, _note(out, run)) for run in runs]
     return {
-        name: str(read_json(note)["reason"])
-        for name, note in notes.items()
-        if note.is_file() and note.stat().st_mtime >= since
+        run.name: str(read_json(note)["reason"])
+        for run, note in notes
+        if note.is_file() and note.stat().st_mtime >= since and not run.done
     }

@@ -53,10 +53,14 @@ def _names(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
+class Duration(float):
+    """Seconds. The help of a flag shows this name as the kind of its value."""
+
+
 Budget = Annotated[
-    float | None,
+    Duration | None,
     Parameter(
-        converter=lambda _type, tokens: seconds_of(tokens[0].value, "--budget"),
+        converter=lambda _type, tokens: Duration(seconds_of(tokens[0].value, "--budget")),
         n_tokens=1,
         show_default=False,
         help="Time for the whole run, such as 90m, 2h or 1.5d. If the recipe takes longer, steps, ratio,"

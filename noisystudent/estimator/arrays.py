@@ -77,7 +77,7 @@ class NoisyStudentClassifier(Parameters):
         Args:
             X: (N, H, W) or (N, H, W, 3) images, or (N, F) rows of pixels. Values that are not uint8 are
                 scaled: the smallest is black, the largest white.
-            y: (N,) labels, -1 for none. Text labels need dtype object if some are -1.
+            y: (N,) labels, numbers or text, -1 for none.
 
         Returns:
             The estimator itself.
@@ -86,16 +86,15 @@ class NoisyStudentClassifier(Parameters):
             InputError: the arrays or the parameters cannot be used. It is a ValueError, too.
             RunError: the run cannot continue.
         """
+        self.__dict__.pop("estimator_", None)  # its classes and those of a fit that fails may differ
         rows, labels = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2)
-        text = labels.dtype.kind in "US"
-        given: NDArray[np.bool_] = np.ones(len(labels), dtype=bool) if text else labels != -1
-        check_classification_targets(labels[given])
-        self.classes_, numbers = np.unique(labels[given], return_inverse=True)
+        given: NDArray[np.bool_] = (labels != -1) & (labels.astype(str) != "-1")
+        self.classes_, numbers = _classes(labels[given])
         self.image_shape_ = rows.shape[1:] if rows.ndim > 2 else self._shape_of_rows(rows.shape[1])
         scaled = rows.dtype != np.uint8
         self.pixel_range_ = (float(rows.min()), float(rows.max())) if scaled else (0.0, float(_WHITE))
         images = self._images(rows)
-        names = [unicodedata.normalize("NFC", str(label)) for label in self.classes_]
+        names = _names(self.classes_)
         with _invalid_arrays():
             self.estimator_ = self._new_estimator(students=not given.all()).fit(
                 (images[given], [names[number] for number in numbers]),
@@ -115,7 +114,7 @@ class NoisyStudentClassifier(Parameters):
             NotFittedError: `fit` was not called.
             InputError: X has images of another shape. It is a ValueError, too.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "estimator_")
         images = self._images(validate_data(self, X, allow_nd=True, reset=False))
         with _invalid_arrays():
             probs = self.estimator_.predict_proba(images)
@@ -167,6 +166,28 @@ class NoisyStudentClassifier(Parameters):
             kept = classes >= 0
             self.transduction_[rows[kept]] = self.classes_[self._places[classes[kept]]]
             self.labeled_iter_[rows] = self.estimator_.labeled_iter_
+
+
+def _classes(given: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the sorted classes (K,) of the given labels, and the class number of each label."""
+    if not given.size:
+        raise InvalidArrays("y has no label but -1, which marks unlabelled rows; give labels of some rows")
+    try:
+        check_classification_targets(given)
+        classes, numbers = np.unique(given, return_inverse=True)
+    except TypeError as error:  # None, or text among numbers
+        raise InvalidArrays(
+            f"the labels of y cannot be sorted ({error}); give numbers or text, and -1 for unlabelled rows"
+        ) from error
+    return classes, numbers
+
+
+def _names(classes: NDArray[Any]) -> list[str]:
+    """Return the class names of a run. In Unicode, different text can have the same normal form."""
+    names = [unicodedata.normalize("NFC", str(label)) for label in classes]
+    if "" in names or len(set(names)) < len(names):
+        raise InvalidArrays(f"y has the classes {names}; their names must be different and not empty")
+    return names
 
 
 @contextmanager

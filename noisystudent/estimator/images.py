@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,7 @@ class NoisyStudent(Parameters):
             InputError: the arguments are wrong, or the images cannot be used.
             RunError: the run cannot continue. Its files so far are in `run_`.
         """
+        self.__dict__.pop("verdict_", None)  # a fit that fails leaves no model of an earlier one
         self.run_ = self._run_directory()
         sources = Sources(
             labeled=open_labeled(labeled),
@@ -117,7 +120,7 @@ class NoisyStudent(Parameters):
             val=None if val is None else open_labeled(val),
             test=None if test is None else open_labeled(test),
         )
-        config = self._config()
+        config = _with_images(self._config(), labeled, unlabeled, val, test)
         if config.data.given_labels:
             raise InputError(
                 f"data.given_labels is {', '.join(config.data.given_labels)}; give `fit` the images with"
@@ -147,7 +150,7 @@ class NoisyStudent(Parameters):
             InputError: `run` is not a finished run.
             RunError: a file of the run is damaged.
         """
-        folder = RunDir(Path(run))
+        folder = RunDir(Path(run).expanduser())
         if not (folder.config.is_file() and folder.verdict.is_file()):
             raise InputError(
                 f"{run} is not a finished run (config.yaml or verdict.json is missing); give a folder that"
@@ -195,7 +198,7 @@ class NoisyStudent(Parameters):
     def _run_directory(self) -> Path:
         """The run directory: `out`, or a new temporary one that is deleted with this object."""
         if self.out is not None:
-            return Path(self.out)
+            return Path(self.out).expanduser()
         # Not a TemporaryDirectory, because that would warn when the object is deleted.
         folder = tempfile.mkdtemp(prefix="noisystudent-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -239,3 +242,27 @@ class NoisyStudent(Parameters):
             pool = pq.read_table(manifest, columns=["offset"], filters=[("set", "=", "pool")])
             rows[pool.column("offset").to_numpy()] = values
         return rows
+
+
+def _with_images(config: Config, *given: Labeled | None) -> Config:
+    """The configuration with the images of `fit` in place of its own: labelled ones, pool, val and test.
+
+    A run on paths alone names them, so that other commands open it. Images in memory have no name.
+    """
+    paths = [_paths(images) for images in given]
+    named = [() if None in paths else path or () for path in paths]
+    labeled, unlabeled, val, test = named
+    return replace(
+        config, data=replace(config.data, labeled=labeled, unlabeled=unlabeled, val=val, test=test)
+    )
+
+
+def _paths(images: Labeled | None) -> tuple[str, ...] | None:
+    """The paths of images, none if there are no images; None if they are in memory."""
+    if images is None:
+        return ()
+    if isinstance(images, str | Path):
+        return (str(images),)
+    if isinstance(images, Sequence) and all(isinstance(image, str | Path) for image in images):
+        return tuple(map(str, images))
+    return None

@@ -40,9 +40,12 @@ class Report(os.PathLike[str]):
         The iframe holds the page itself (some MB): a link to a file works neither in every notebook server
         nor after the folder was moved. Its scripts run, apart from the notebook (`sandbox`).
         """
+        name = f"<code>{html.escape(str(self.path))}</code>"
+        if not self.path.is_file():  # the run is deleted together with the estimator, unless it has `out`
+            return f"<p>The report {name} does not exist any more.</p>"
         page = html.escape(self.path.read_text(encoding="utf-8"))
         return (
-            f"<p>Report: <code>{html.escape(str(self.path))}</code></p>"
+            f"<p>Report: {name}</p>"
             f'<iframe title="Report" srcdoc="{page}" sandbox="allow-scripts allow-popups"'
             ' style="width: 100%; height: 40em; border: 1px solid #8888"></iframe>'
         )

@@ -102,7 +102,10 @@ def generate(
     clean = base = remembered(partial(predictor.views, images, rows), len(rows) * 3 * resolution**2)
     if options.source_size:
         base = remembered(partial(_sources, predictor, images, rows, side), len(rows) * 3 * side * side)
-    wholes = partial(_wholes, predictor, images, rows, side) if side >= _LARGE else base
+    wholes = base
+    if side >= _LARGE:  # kept, so that a few images are not decoded again for each perturbation
+        most = len(rows) * 3 * _LONGEST * _wider(side) ** 2
+        wholes = remembered(partial(_wholes, predictor, images, rows, side), most)
     jpeg = options.jpeg and not _written_as_jpeg(options, side)
     made = generated(base, wholes, labels, seed=options.seed, frost=frost, jpeg=jpeg, rows=rows)
     if base is clean:

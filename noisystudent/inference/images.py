@@ -44,10 +44,22 @@ def open_images(given: Images, labeled: bool) -> Source:
         InputError: a path does not exist, there are no images, or needed labels are missing.
     """
     if isinstance(given, np.ndarray):
+        if given.ndim == 3 and given.shape[2] == 3 < given.shape[1]:
+            raise InputError(f"images are one array {given.shape}, a single image; give image[None]")
         return open_source([ArraySource(given)], labeled)
-    if not isinstance(given, Sequence | Path):
+    if isinstance(given, str | Path):
+        return open_source([given], labeled)
+    wrong: object = given
+    if isinstance(given, Sequence):
+        if all(isinstance(one, str | Path) for one in given):
+            return open_source(list(given), labeled)
+        wrong = given[0]
+    elif hasattr(given, "fingerprint"):
         return given
-    return open_source([given] if isinstance(given, str | Path) else list(given), labeled)
+    raise InputError(
+        f"images are given as {type(wrong).__name__}; give paths, or an array uint8 (N, H, W) or (N, H, W, 3)"
+        f"{', with labels as a pair (images, labels)' if labeled else ''}"
+    )
 
 
 def open_labeled(given: Labeled) -> Source:

@@ -44,13 +44,32 @@ def load(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
         overrides: (dotted field name, value) pairs. Later ones take precedence.
 
     Raises:
-        InputError: a key is unknown, or a value has the wrong type or is out of range. The message names file
-            and field.
+        InputError: a key is unknown, or a value has the wrong type or is out of range. The message names the
+            field, and the file or the override that has the value.
     """
-    raw = read(recipe)
+    raw, overrides = read(recipe), list(overrides)
     if "cells" in raw:
         raise InputError(f"{recipe} is a matrix of runs, not one run; use `noisystudent ablate {recipe}`")
-    return resolve(raw, overrides, origin=recipe)
+    try:
+        return resolve(raw, overrides, origin=recipe)
+    except InputError as error:
+        # The same error with fewer overrides is not of the last ones.
+        while overrides and _error(raw, overrides[:-1], recipe) == str(error):
+            overrides.pop()
+        prefix = f"{recipe}: "
+        if not overrides or not str(error).startswith(prefix):
+            raise
+        name, value = overrides[-1]
+        raise InputError(f"--{name} {value}: {str(error).removeprefix(prefix)}") from error
+
+
+def _error(raw: Mapping[str, Any], overrides: Sequence[tuple[str, Any]], origin: str) -> str:
+    """The message of `resolve`; "" if it succeeds."""
+    try:
+        resolve(raw, overrides, origin)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def resolve(

@@ -72,7 +72,10 @@ def _by_linear_layers(context: Context, training: Training, rows: NDArray[np.int
     labels = images.labels[rows]
     fold_of = divide(images.content_hash[rows], labels, min(FOLDS, len(rows)), context.config.seed)
     features = features_of(training, training.sets.labeled, rows)
-    origin = f"{FOLDS} linear layers on the features of the last model predicted each label out of fold."
+    origin = (
+        f"{len(np.unique(fold_of))} linear layers on the features of the last model predicted the labels of"
+        f" {len(rows):,} of {len(images):,} labelled images out of fold."
+    )
     if training.cache is None:
         origin += (
             " The network itself has seen the labels, so labels that it has learnt by heart are not found."

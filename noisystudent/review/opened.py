@@ -41,6 +41,12 @@ def open_run(run: Path, sources: Sources | None, device: str, progress: Progress
     sources = open_sources(config.data) if sources is None else sources
     graph = build_graph(config, listing_fingerprint(sources), folder, fingerprints(config))
     if state(graph.data).status is not Status.DONE:
+        if not config.data.labeled:
+            raise InputError(
+                f"{run} is a run on images in memory, which are not scanned, or others than those given;"
+                " after NoisyStudent.fit call noisystudent.review.review with the same arrays as `sources`"
+                " (docs/review.md)"
+            )
         raise InputError(
             f"{run}: its images are not scanned, or images or labels have changed since; run `noisystudent"
             f" run --out {run}` first"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 import tiny
 import yaml
 from processes import _start_server
@@ -16,6 +17,7 @@ from tiny import Capture
 
 from noisystudent.ablation import workers
 from noisystudent.ablation.runs import Library, Run
+from noisystudent.run.files import write_json
 from noisystudent.run.leases import Leases
 from noisystudent.run.lock import lock
 from noisystudent.run.rundir import RunDir
@@ -50,8 +52,12 @@ def test_two_workers_make_each_stage_once_and_the_table_of_one_call(
     for name in ("verdict.json", "metrics.jsonl", "iteration-1/evaluation.json"):
         assert (out / "full" / "seed-0" / name).read_bytes() == (finished / name).read_bytes(), name
     by_workers = json.loads((out / "ablation.json").read_text())
-    tiny.refused(capsys, 1, *words)  # makes only what has failed
+    predictions = out / "full" / "seed-0" / "iteration-1" / "student" / "predictions-test.npz"
+    predictions.unlink()
+    tiny.refused(capsys, 1, *words)  # makes only what has failed, and what was lost
     assert {**json.loads((out / "ablation.json").read_text()), "command": ""} == {**by_workers, "command": ""}
+    predictions.write_bytes(b"damaged")
+    assert "delete it, and the same command makes it again" in tiny.refused(capsys, 1, *words)
 
 
 def test_a_worker_that_waits_leaves_nothing_and_each_unit_has_one_owner(tmp_path: Path) -> None:
@@ -77,6 +83,13 @@ def test_a_worker_that_waits_leaves_nothing_and_each_unit_has_one_owner(tmp_path
         assert len(workers._claim(second, library, other)) == 4
         for run in (first, second):
             assert not workers._claim(run, library, one), "they share the teacher"
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_run_that_another_worker_made_in_the_end_has_not_failed(done: bool, tmp_path: Path) -> None:
+    run = cast(Run, SimpleNamespace(name="full/seed-0", done=done))
+    write_json(workers._note(tmp_path, run), {"reason": "the disk was full"})
+    assert workers._failed(tmp_path, [run], 0.0) == ({} if done else {"full/seed-0": "the disk was full"})
 
 
 def test_a_worker_makes_one_run_at_a_time(capsys: Capture) -> None:

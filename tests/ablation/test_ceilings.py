@@ -11,6 +11,9 @@ import tiny
 import yaml
 from tiny import Capture
 
+from noisystudent.ablation.matrix import Overrides, read
+from noisystudent.errors import InputError
+
 
 class Study:
     """Ablations of one cell in one folder."""
@@ -76,3 +79,22 @@ def test_without_all_labels_there_is_no_folder_of_ceilings(images: Path, tmp_pat
     matrix.write_text(yaml.safe_dump({"recipe": str(recipe), "cells": {"full": {"students": 0}}}))
     assert tiny.call("ablate", matrix, *tiny.flags(images), "--out", tmp_path / "out") == 0
     assert not (tmp_path / "ceilings").exists()
+
+
+def test_teachers_that_exist_have_no_row(images: Path, tmp_path: Path) -> None:
+    recipe, path = tiny.write_recipe(tmp_path / "tiny.yaml"), tmp_path / "study.yaml"
+
+    def save(cell: dict[str, Any], **keys: Any) -> str:
+        path.write_text(yaml.safe_dump({"recipe": str(recipe), "cells": {"full": cell}, **keys}))
+        return str(path)
+
+    matrix = read(save({}, common={"teachers": [{"model_from": "run"}]}), Overrides())
+    assert [cell.name for cell in matrix.cells] == ["control", "full"]
+    with pytest.raises(InputError, match=r"of is 'teacher'; choose one of control, student, student-1"):
+        read(save({"of": "teacher", "teachers": [{"model_from": "run"}]}), Overrides())
+    all_labels = Overrides(
+        flags=[("data.labeled", [str(images / "labeled")]), ("data.test", ["test"])],
+        all_labels=(str(images / "pool"),),
+    )
+    last = read(save({}, common={"teachers": [{"model_from": "run"}]}), all_labels).cells[-1]
+    assert (last.kind, last.of) == ("oracle", (0, "teacher"))

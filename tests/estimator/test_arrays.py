@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.base import clone, is_classifier
 from sklearn.datasets import make_blobs
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
-from noisystudent import NoisyStudent, NoisyStudentClassifier
+from noisystudent import InputError, NoisyStudent, NoisyStudentClassifier
 from noisystudent.config import Config
 from noisystudent.estimator.results import labeled_iterations, termination_condition
 from noisystudent.recipes import resolve
@@ -95,6 +96,49 @@ def test_pixels_of_any_range_are_scaled_to_bytes(sets: tuple[NDArray[np.uint8], 
     model = NoisyStudentClassifier(supervised).fit(X[given], y[given])
     scaled = NoisyStudentClassifier(supervised).fit(X[given] / 255 - 7, y[given])
     assert np.array_equal(model.predict_proba(X), scaled.predict_proba(X / 255 - 7))
+
+
+def test_rows_are_marked_as_unlabelled_by_a_number_or_by_text(
+    model: NoisyStudentClassifier, sets: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> None:
+    """A list of text and -1 is an array of text, in which -1 is "-1"."""
+    X, y = sets
+    text = NoisyStudentClassifier(config(("students", 2))).fit(X, np.asarray(y.tolist(), str))
+    assert sorted(text.classes_) == sorted(map(str, model.classes_))
+    assert np.array_equal(text.transduction_, model.transduction_.astype(str))
+    assert np.array_equal(text.predict(X), model.predict(X).astype(str))
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        ([-1, -1, -1], "has no label but -1"),
+        (np.array(["a", None, -1], object), "cannot be sorted"),
+        (np.array(["\u00e9", "e\u0301", "c"]), "must be different and not empty"),
+        (np.array(["", "a", "b"], object), "must be different and not empty"),
+    ],
+)
+def test_labels_without_a_class_for_each(
+    labels: Any, expected: str, sets: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        NoisyStudentClassifier(config()).fit(sets[0][:3], labels)
+
+
+def test_a_fit_that_fails_leaves_no_model_of_an_earlier_one(
+    sets: tuple[NDArray[np.uint8], NDArray[np.int64]],
+) -> None:
+    X, y = sets[0][sets[1] != -1], sets[1][sets[1] != -1]
+    model = NoisyStudentClassifier(config(("students", 0))).fit(X, y)
+    inner = model.estimator_
+    with pytest.raises(ValueError, match="at least two classes"):
+        model.fit(X, np.zeros_like(y))
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    with pytest.raises(InputError, match="at least two classes"):
+        inner.fit((X, np.zeros_like(y)))
+    with pytest.raises(NotFittedError):
+        inner.predict(X)
 
 
 def test_parameters_can_be_cloned_and_searched() -> None:

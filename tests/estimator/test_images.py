@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import torch
 from numpy.typing import NDArray
 
-from noisystudent import Config, InputError, NoisyStudent
+from noisystudent import Config, InputError, NoisyStudent, recipes
+from noisystudent.estimator.results import Report
 from noisystudent.recipes import resolve
 
 Pixels = NDArray[np.uint8]
@@ -180,6 +182,38 @@ def test_arrays_that_do_not_fit(labeled: Any, expected: str) -> None:
     with pytest.raises(InputError) as caught:
         NoisyStudent("demo", students=0).fit(labeled)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "images, expected",
+    [
+        (np.zeros((8, 8, 3), np.uint8), r"a single image; give image\[None\]"),
+        ([np.zeros((8, 8), np.uint8)], "are given as ndarray; give paths, or an array"),
+        (torch.zeros(2, 8, 8), "are given as Tensor; give paths, or an array"),
+        (([[0]], [1]), "are given as list; .* as a pair"),
+    ],
+)
+def test_what_is_neither_paths_nor_an_array_of_images(images: Any, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        NoisyStudent("demo", students=0).fit(images)
+
+
+def test_a_run_on_folders_is_the_one_of_the_command(finished: Path, images: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = {name: tiny.digest(out / name) for name in ("config.yaml", "verdict.json", "verdict.stage.json")}
+    model = NoisyStudent(resolve(tiny.RECIPE), out=out)
+    model.fit(images / "labeled", images / "pool", val=images / "val", test=[str(images / "test")])
+    assert {name: tiny.digest(out / name) for name in before} == before
+
+
+def test_a_run_on_arrays_names_no_folders_of_the_recipe(images: Path, tmp_path: Path) -> None:
+    NoisyStudent(tiny.config(images, ("students", 0)), out=tmp_path).fit(arrays("labeled"))
+    data = recipes.load(str(tmp_path / "config.yaml")).data
+    assert data.labeled == data.unlabeled == data.val == data.test == ()
+
+
+def test_a_report_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    assert "does not exist any more" in Report(tmp_path / "report.html")._repr_html_()
 
 
 def test_wrong_fields_are_named() -> None:

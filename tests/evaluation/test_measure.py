@@ -6,7 +6,10 @@ import csv
 import json
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,16 +18,19 @@ import tiny
 import torch
 from PIL import Image
 from tiny import Capture, output
+from torch import Tensor
 
 from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
+from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import InputError
-from noisystudent.evaluation import copies
+from noisystudent.evaluation import copies, test_images
 from noisystudent.evaluation.measure import measure
 from noisystudent.evaluation.options import Options
 from noisystudent.evaluation.rows import Row
 from noisystudent.inference.images import class_numbers, open_labeled, scanned
 from noisystudent.inference.load import load_predictor
+from noisystudent.inference.predictor import Predictor
 from noisystudent.models import build_model, save_weights
 from noisystudent.robustness.corruptions import corrupt
 from noisystudent.robustness.imagenet import imagenet_classes
@@ -243,3 +249,19 @@ def test_the_options_of_the_command_reach_the_test(
     assert tiny.call(*words, "--out", tmp_path / "rows.txt") == 2
     ended = capsys.readouterr()
     assert "must end in .json or .csv" in ended.err and not ended.out  # before anything was measured
+
+
+def test_whole_images_are_decoded_once_for_all_perturbations(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def wholes(*_: object) -> Iterator[Tensor]:
+        read.append(1)
+        yield torch.zeros(1, 3, 256, 300, dtype=torch.uint8)
+
+    monkeypatch.setattr(test_images, "_wholes", wholes)
+    view = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
+    model = cast(Predictor, SimpleNamespace(resolution=224, views=lambda *_: iter([view])))
+    images = cast(ImageSet, SimpleNamespace(labels=np.zeros(1, np.int64)))
+    made = test_images.generate(model, images, np.zeros(1, np.int64), Options(), None)
+    first = [next(iter(made.perturbed(name))) for name in ("brightness", "translate")]
+    assert all(frames.shape[-2:] == (224, 224) for frames in first) and read == [1]

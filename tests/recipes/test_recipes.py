@@ -230,6 +230,17 @@ def test_wrong_overrides_are_one_line(dotted: str, value: object, expected: str)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_an_error_names_what_has_the_value_the_file_or_an_override(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RAW))
+    wrong = [("seed", 3), ("teacher.train.epochs", 0), ("student.train.epochs", 0), ("seed", 4)]
+    with pytest.raises(InputError, match=r"^--teacher\.train\.epochs 0: train\.epochs is 0"):
+        recipes.load(str(file), wrong)
+    file.write_text(yaml.safe_dump(RAW | {"device": 3.5, "seed": "x"}))
+    with pytest.raises(InputError, match=rf"^{file}: seed is 'x'; it must be a whole number"):
+        recipes.load(str(file), [("teacher.train.epochs", 2)])
+
+
 def test_the_given_mapping_is_not_changed() -> None:
     before = yaml.safe_dump(RAW)
     recipes.resolve(RAW, [("student.model.dropout", 0.3), ("students.0.init", "teacher"), ("seed", 4)])

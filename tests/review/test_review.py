@@ -12,8 +12,11 @@ import tiny
 from html_page import Page
 from tiny import Capture, output, refused
 
+from noisystudent import NoisyStudent
+from noisystudent.data.sources import ArraySource, Sources
 from noisystudent.metrics import scores
 from noisystudent.metrics.label_quality import suspected
+from noisystudent.recipes import resolve
 from noisystudent.review import review
 
 
@@ -107,6 +110,22 @@ def test_a_wrong_call_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert refused(capsys, 2, "review", finished, *words)
     assert "is not a run directory" in refused(capsys, 2, "review", tmp_path / "no", "--out", "review.csv")
+
+
+def test_images_in_memory_are_reviewed_from_their_arrays(tmp_path: Path, capsys: Capture) -> None:
+    labeled = np.concatenate([tiny.pictures(kind, 6, seed=0) for kind in range(3)])
+    labels, pool = np.repeat(tiny.CLASSES, 6), np.concatenate([tiny.pictures(k, 4, seed=3) for k in range(3)])
+    NoisyStudent(resolve(tiny.RECIPE, [("control", "none")]), out=tmp_path / "run").fit(
+        (labeled, labels), pool
+    )
+    message = refused(capsys, 2, "review", tmp_path / "run", "--out", tmp_path / "review.csv")
+    assert "a run on images in memory" in message and "as `sources`" in message
+    sources = Sources(ArraySource(labeled, labels), ArraySource(pool))
+    lines = review(tmp_path / "run", tmp_path / "review.csv", sources=sources, most=4)
+    assert any("of 4 of 16 labelled images" in line for line in lines), "val has the other two"
+    rows = rows_of(tmp_path / "review.csv")
+    assert rows and all(row["filepath"] == "" for row in rows)
+    assert {int(row["key"].removeprefix("pool:")) for row in rows if row["set"] == "pool"} <= set(range(12))
 
 
 def test_with_folds_the_labels_are_those_that_the_folds_doubt(folds: Path, tmp_path: Path) -> None:
