@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from noisystudent.config import Config, FirstTeacherConfig
+from noisystudent.config import Config, FirstTeacherConfig, ModelConfig
 from noisystudent.errors import InputError
 from noisystudent.inference.existing import fingerprints, load_existing
 from noisystudent.inference.export import export
 from noisystudent.inference.load import load_predictor
+from noisystudent.models.registry import build_model
+from noisystudent.models.weights import save_weights
 from noisystudent.pseudo_label.parts import unlist
 from noisystudent.recipes import resolve
 from noisystudent.report import build
@@ -258,6 +260,20 @@ def test_other_classes_are_one_line(finished: Path, name: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         load_existing(FirstTeacherConfig(model_from=str(finished / TEACHER)), classes, tiny.SIDE, "cpu")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("outputs", [2, 10])
+def test_a_model_without_names_has_as_many_outputs_as_the_run_has_classes(
+    tmp_path: Path, outputs: int
+) -> None:
+    """The names in the entry alone would take the first outputs, or outputs that the model lacks."""
+    path = tmp_path / "m.safetensors"
+    save_weights(build_model(ModelConfig(name="resnet8_16"), outputs, tiny.SIDE), path)
+    entry = FirstTeacherConfig(model_from=str(path), classes=tiny.CLASSES)
+    with pytest.raises(
+        InputError, match=f"has {outputs} outputs; it must have one for each of the 3 classes"
+    ):
+        load_existing(entry, tiny.CLASSES, tiny.SIDE, "cpu")
 
 
 @pytest.mark.parametrize("path", ["nothing", "nothing.onnx", "nothing.safetensors", "."])
