@@ -111,7 +111,7 @@ def _from_source(network: _Network, source: Source, progress: Progress | None) -
     same_head = load_file(net, file, network.loaded, name=name, remap=remap)
     if not same_head and progress is not None:
         progress.say(
-            f"{file} does not have {network.num_classes:,} classes: the classification layer of {name}"
+            f"{file} has no {network.config.head} head of {network.num_classes:,} classes: the head of {name}"
             " starts from random weights"
         )
     return net
