@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.config import LearnerConfig, TeacherConfig
+from noisystudent.config.controls import linear_probe
 from noisystudent.config.run import chooses_decay
 from noisystudent.data.folds import divide
 from noisystudent.errors import RunError
@@ -21,7 +22,7 @@ from noisystudent.models.heads import Head
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Iteration, Model
 from noisystudent.run.record import read_record
-from noisystudent.run.rundir import ModelDir
+from noisystudent.run.rundir import CONTROLS, ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.selection import choose
 from noisystudent.self_training.context import Context
@@ -172,10 +173,14 @@ def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> C
             return learner
         return replace(learner, train=replace(train, weight_decay=factor * train.weight_decay))
 
-    config, graph = context.config, context.graph
+    given, graph = context.config, context.graph
+    teachers, students = tuple(map(scaled, given.teachers)), tuple(map(scaled, given.students))
+    config = replace(given, teacher=scaled(given.teacher), teachers=teachers, students=students)
+    probe = linear_probe(config)  # its settings may be fixed
 
     def models(of: Iterable[Model]) -> tuple[Model, ...]:
-        return tuple(replace(model, config=scaled(model.config)) for model in of)
+        fixed = {CONTROLS["linear_probe"]: probe}
+        return tuple(replace(model, config=fixed.get(model.role) or scaled(model.config)) for model in of)
 
     iterations = tuple(
         replace(
@@ -183,10 +188,9 @@ def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> C
         )
         for one in graph.iterations
     )
-    teachers, students = tuple(map(scaled, config.teachers)), tuple(map(scaled, config.students))
     return replace(
         context,
-        config=replace(config, teacher=scaled(config.teacher), teachers=teachers, students=students),
+        config=config,
         graph=replace(graph, teachers=models(graph.teachers), iterations=iterations),
     )
 
