@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -283,3 +284,21 @@ def test_a_missing_model_is_one_line(images: Path, tmp_path: Path, path: str) ->
         tiny.run(given, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "iteration-0").exists()
+
+
+def test_weights_that_val_cannot_give_are_refused_before_a_training(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    parts = sorted((finished / LABELS).glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(part) for part in parts])
+    probs = unlist(table["probs"]).astype(np.float32)
+    probs /= probs.sum(axis=1, keepdims=True)
+    names = tiny.opened(images, finished)[1].pool.ids(table["row"].to_numpy())
+    columns = {name: probs[:, place] for place, name in enumerate(tiny.CLASSES)}
+    pq.write_table(pa.table({"id": names, **columns}), tmp_path / "p.parquet")
+    entry = {"labels_from": str(tmp_path / "p.parquet")}
+    with pytest.raises(
+        InputError, match=r"teacher_weights is val, but .*p\.parquet has no probabilities for"
+    ):
+        tiny.run(config(images, {}, entry, teacher_weights="val"), tmp_path / "run")
+    assert not (tmp_path / "run" / TEACHER).exists()
