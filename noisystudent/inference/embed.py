@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import cycle, tee
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,12 @@ def _copied_or_computed(
     requests: Iterator[NDArray[np.int64]],
 ) -> Iterator[Tensor]:
     """Yield the features (V, b, F) of the rows of each request; known ones are not computed."""
-    ahead, drawn = tee((rows, *known(images.index.take("content_hash", rows))) for rows in requests)
-    computed = _features(backbone, images, views, (rows[~old] for rows, old, _ in ahead if not old.all()))
-    for _, old, values in drawn:
+    hashes = partial(images.index.take, "content_hash")
+    # Decoding is ahead, by any number of known images, so values are read when they are wanted.
+    ahead, drawn = tee((rows, known.has(hashes(rows))) for rows in requests)
+    computed = _features(backbone, images, views, (rows[~old] for rows, old in ahead if not old.all()))
+    for rows, old in drawn:
+        values = known(hashes(rows))
         if not old.all():
             new = next(computed)
             values = values.to(new.device, new.dtype)
