@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import cycle, tee
 from pathlib import Path
@@ -35,6 +35,8 @@ from noisystudent.run.lock import lock
 from noisystudent.run.rundir import PartsDir
 
 _IDS = 65_536  # ids that are in memory at once
+_OF_TRAINING = ("mix", "labeled", "pool")  # fields of AugmentConfig that no view depends on
+_OF_VIEWS = ("flip", "views")  # those that say which views are stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,10 @@ def embed(
 
     Raises:
         InputError: `out` holds features of another model, other views or other images or is in use, or the
-            model has no features.
+            model has no features, or `augment` has an option that no stored view depends on.
     """
+    if augment is not None:
+        _refuse_options_without_effect(augment)
     progress, source = progress or Progress(), open_images(images, labeled=False)
     side, folder = predictor.side or predictor.resolution, PartsDir(out)
     views = Views.of(augment or AugmentConfig(), side, seed)
@@ -154,6 +158,15 @@ def embed(
             features = embed_set(predictor, readable, views, layout, out, task="embedding", progress=progress)
             write_table(folder.images, _names(readable))
     return features, bad
+
+
+def _refuse_options_without_effect(augment: AugmentConfig) -> None:
+    for option in (field.name for field in fields(AugmentConfig) if field.name not in _OF_VIEWS):
+        value = getattr(augment, option)
+        if value == getattr(AugmentConfig(), option) or (augment.views and option not in _OF_TRAINING):
+            continue
+        why = "it applies only to the training of a head" if option in _OF_TRAINING else "augment.views is 0"
+        raise InputError(f"augment.{option} is {value}, but {why}, so no view depends on it; remove it")
 
 
 def layout_of(backbone: Predictor, views: Views) -> Layout:

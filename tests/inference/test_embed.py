@@ -112,3 +112,19 @@ def test_a_model_without_features_is_named(images: Path, tmp_path: Path, predict
     onnx = Predictor(models=(object(),), classes=(), device=CPU, path=Path("a.onnx"), side=16)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a\.onnx has no features; give a run"):
         embed(onnx, images / "val", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "augment, message",
+    [
+        (AugmentConfig(mix=0.3), "augment.mix is 0.3, but it applies only to the training of a head"),
+        (AugmentConfig(views=2, pool=False), "augment.pool is False, but it applies only to the training"),
+        (AugmentConfig(randaugment=None), "augment.randaugment is None, but augment.views is 0, so no view"),
+    ],
+)
+def test_an_option_that_no_view_depends_on_is_refused(
+    images: Path, tmp_path: Path, predictor: Predictor, augment: AugmentConfig, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        embed(predictor, images / "val", tmp_path / "out", augment=augment)
+    assert not (tmp_path / "out").exists()
