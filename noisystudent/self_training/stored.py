@@ -25,7 +25,7 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import InputError, first_line
 from noisystudent.inference.existing import class_order, probability_files
 from noisystudent.inference.predict import label_classes
-from noisystudent.run.files import atomic
+from noisystudent.run.files import atomic, new_array
 from noisystudent.run.rundir import LABELS_FORMAT
 from noisystudent.selection.database import database
 
@@ -161,7 +161,7 @@ def match(stored: Stored, images: ImageSet, out: Path) -> tuple[int, str] | None
             return len(images) - count, images.ids(np.array([first]))[0]
         with atomic(out) as partial:
             shape = (len(images), len(stored.order))
-            probs = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+            probs = new_array(partial, np.float32, shape)
             for start, batch in _batches(stored, stored.columns + _confidence(stored)):
                 places = connection.execute(
                     "SELECT place, row FROM matched WHERE place >= ? AND place < ?",
