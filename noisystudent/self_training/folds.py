@@ -33,7 +33,7 @@ from noisystudent.self_training.train_stage import train_unchecked
 from noisystudent.self_training.trainer import fitted
 from noisystudent.self_training.training import Training
 
-Learner = TypeVar("Learner", bound=LearnerConfig)
+Learner = TypeVar("Learner", bound=TeacherConfig)
 
 _FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the given weight decay of a head
 
@@ -169,7 +169,8 @@ def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> C
 
     def scaled(learner: Learner) -> Learner:
         train = learner.train
-        if not train.features:
+        # A fine-tuning has the weight decay of its head: the chosen one is not for a whole network.
+        if not train.features or learner.finetune is not None:
             return learner
         return replace(learner, train=replace(train, weight_decay=factor * train.weight_decay))
 
