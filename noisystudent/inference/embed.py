@@ -28,6 +28,7 @@ from noisystudent.inference.images import Images, open_images, scanned, stored_s
 from noisystudent.inference.known import KnownFeatures
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier
+from noisystudent.models.weights import weights_digest
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import write_table
 from noisystudent.run.fingerprint import fingerprint
@@ -183,7 +184,8 @@ def layout_of(backbone: Predictor, views: Views) -> Layout:
     )
     if probe.ndim != 2:
         raise InputError(f"{model.name} has features {tuple(probe.shape)}, not one vector for each image")
-    weights = model.name if backbone.path is None else checksum(backbone.path)
+    # Those that timm publishes under a name change with its version.
+    weights = weights_digest(model) if backbone.path is None else checksum(backbone.path)
     about = {"model": model.name, "weights": weights, "resolution": side, "dtype": str(backbone.dtype)}
     width = probe.shape[1]
     return Layout(0, len(views), width, part_rows(len(views), width), about | views.about())

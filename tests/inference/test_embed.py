@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from noisystudent.embeddings import Features
 from noisystudent.errors import InputError
 from noisystudent.inference.embed import embed
 from noisystudent.inference.images import open_images, scanned
+from noisystudent.inference.predict import label_images
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models import Classifier, build_model
 from noisystudent.run.rundir import PartsDir
@@ -95,6 +97,20 @@ def test_a_second_call_keeps_the_parts_and_other_settings_are_refused(
     PartsDir(tmp_path / "out").index.unlink()
     with pytest.raises(InputError, match=r"no readable parts\.json"):
         embed(predictor, images / "val", tmp_path / "out")
+
+
+def test_weights_without_a_file_are_known_by_their_content(
+    images: Path, tmp_path: Path, predictor: Predictor
+) -> None:
+    """Another version of timm may publish other weights under the same name."""
+    config = ModelConfig(name="resnet8_16", dropout=0.0, stochastic_depth=0.0)
+    other = replace(predictor, models=(build_model(config, 3, tiny.SIDE, seed=3).eval(),))
+    embed(predictor, images / "val", tmp_path / "features")
+    with pytest.raises(InputError, match="holds features of another model"):
+        embed(other, images / "val", tmp_path / "features")
+    label_images(predictor, images / "val", tmp_path / "labels")
+    with pytest.raises(InputError, match="holds the labels of another model"):
+        label_images(other, images / "val", tmp_path / "labels")
 
 
 def test_the_command_writes_what_the_function_writes(
