@@ -198,7 +198,9 @@ def _in_order(own: State, state: State, path: Path, name: str, head: tuple[str, 
     """The state under the names of the network."""
     misfit = _misfit(own, state, head)
     if misfit is not None:
-        raise InputError(f"model.remap is order, but {path} does not fit {name}: {misfit}")
+        names = path.suffix == ".safetensors"
+        by = "; a .safetensors file is in order of names, so give a torch checkpoint" if names else ""
+        raise InputError(f"model.remap is order, but {path} does not fit {name}: {misfit}{by}")
     return dict(zip(own, state.values(), strict=True))
 
 

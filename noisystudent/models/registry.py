@@ -87,7 +87,7 @@ def build_model(
     except Unavailable as error:
         reason = f"the published weights of {config.name} are not available: {error}"
         if not config.pretrained_fallback:
-            advice = "set model.pretrained_fallback to true to start from random weights"
+            advice = "give a file of them, or set model.pretrained_fallback to true to start from random ones"
             given = str(config.pretrained).lower() if config.pretrained is True else config.pretrained
             raise InputError(f"model.pretrained is {given}, but {reason}; {advice}") from error
         if progress is not None:

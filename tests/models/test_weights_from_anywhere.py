@@ -111,6 +111,10 @@ def test_assignment_by_order_is_refused_unless_asked_for(tmp_path: Path, classes
     assert equal(state(model), {key: fresh[key] if key in head else expected[key] for key in fresh})
     with pytest.raises(InputError, match=r"model\.remap is order, but .* does not fit test_convnext: it has"):
         build_model(config("test_convnext", path, remap="order"), classes, 160)
+    # That format sorts them, so not even the own file fits.
+    save_file(expected, tmp_path / "sorted.safetensors")
+    with pytest.raises(InputError, match=r"is in order of names, so give a torch checkpoint$"):
+        build_model(config("test_efficientnet", tmp_path / "sorted.safetensors", remap="order"), classes, 160)
 
 
 def test_real_weights_of_another_framework_need_the_order(lite0_file: Path) -> None:
