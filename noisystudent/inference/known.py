@@ -37,19 +37,19 @@ class KnownFeatures:
     def has(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Return (n,) whether the features of each content (n, 16) uint8 are known."""
         known = np.zeros(len(hashes), np.bool_)
-        for _, at, _ in self._found(hashes):
+        for _, at, _ in self._matches(hashes):
             known[at] = True
         return known
 
     def __call__(self, hashes: Hashes) -> Tensor:
         """Return the features of each content (n, 16) uint8: (V, n, F) float32, 0 if they are not known."""
         values = torch.zeros((self._layout.views, len(hashes), self._layout.width))
-        for features, at, rows in self._found(hashes):
+        for features, at, rows in self._matches(hashes):
             for view in range(self._layout.views):
                 values[view, torch.from_numpy(at)] = features(rows, view)
         return values
 
-    def _found(self, hashes: Hashes) -> Iterator[tuple[Features, Rows, Rows]]:
+    def _matches(self, hashes: Hashes) -> Iterator[tuple[Features, Rows, Rows]]:
         """Yield features, places of the contents that have them, and their rows; each place at most once."""
         left = np.arange(len(hashes))
         for contents, features in self._caches:
