@@ -36,6 +36,15 @@ def probe_is_teacher(config: Config) -> bool:
     return _is_wanted(config) and first_teachers(config) == (_probe(config),)
 
 
+def followed_by_probe(config: Config) -> TeacherConfig | None:
+    """Return the first teacher if it is a head on the network of the probe, which then has its settings."""
+    probed, trained = pretrained(config), filter(is_trained, first_teachers(config))
+    first = next(trained, None)
+    if probed is None or first is None or not first.train.features:
+        return None
+    return first if same_backbone(config, first, probed) else None
+
+
 def trained_controls(config: Config) -> tuple[Control, ...]:
     """Return the kinds of control that are trained after the last student; none without students."""
     kinds = config.control if config.students else ()
@@ -48,10 +57,9 @@ def _is_wanted(config: Config) -> bool:
 
 def _probe(config: Config) -> TeacherConfig:
     """The settings of the first teacher if it is a head on the same network, and otherwise `_TRAIN`."""
-    network = pretrained(config)
+    network, first = pretrained(config), followed_by_probe(config)
     assert network is not None  # `Config` has checked it
-    first = next((teacher for teacher in first_teachers(config) if is_trained(teacher)), None)
-    if first is not None and first.train.features and same_backbone(config, first, network):
+    if first is not None:
         return TeacherConfig(
             model=replace(first.model, head="linear"), augment=first.augment, train=first.train
         )

@@ -14,8 +14,6 @@ from noisystudent.errors import require
 
 Control = Literal["none", "same_steps", "same_compute", "linear_probe"]
 NO_CONTROL: tuple[Control, ...] = ("none",)
-NETWORK = ("name", "head", "options")
-"""Fields of a model that are equal if one can start from the weights of the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,13 +125,23 @@ def control_from_teacher(config: Config) -> bool:
     return last.init == "teacher" and first is not None and can_start_from(config, last, first)
 
 
-def can_start_from(config: Config, learner: LearnerConfig, teacher: LearnerConfig) -> bool:
+def network(learner: LearnerConfig) -> dict[str, object]:
+    """Return the fields of a model that are equal if one can start from the weights of the other.
+
+    The tag of published weights is no part of its name.
+    """
+    model = learner.model
+    return {"name": model.name.split(".")[0], "head": model.head, "options": model.options}
+
+
+def can_start_from(config: Config, learner: LearnerConfig, teacher: TeacherConfig) -> bool:
     """Return True if a learner can start from the weights of a teacher: both have the same network.
 
-    A head on cached features needs those of its teacher, too.
+    A head on cached features needs those of its teacher, too; a fine-tuned teacher has others.
     """
-    same = all(getattr(learner.model, field) == getattr(teacher.model, field) for field in NETWORK)
-    on_features = teacher.train.features and same_backbone(config, learner, teacher)
+    same = network(learner) == network(teacher)
+    frozen = teacher.train.features and teacher.finetune is None
+    on_features = frozen and same_backbone(config, learner, teacher)
     return same and (on_features or not learner.train.features)
 
 

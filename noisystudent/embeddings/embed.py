@@ -18,7 +18,7 @@ from noisystudent.distributed import group
 from noisystudent.embeddings.parts import Features, Layout, Rows, layout_in, new_index, read_index
 from noisystudent.errors import RunError
 from noisystudent.run.checksums import checksum
-from noisystudent.run.files import atomic, remove
+from noisystudent.run.files import atomic, new_array, remove
 from noisystudent.run.part_index import Files, PartIndex, is_damaged
 from noisystudent.run.rundir import PartsDir
 from noisystudent.runtime import on_host
@@ -98,7 +98,7 @@ def _new_part(
     """Yield an array (V, n, F) on disk that becomes a part, with its checksum and its images in `index`."""
     with atomic(path) as partial:
         shape = (layout.views, len(rows), layout.width)
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        array = new_array(partial, np.float16, shape)
         yield array
         array.flush()
         index.files[path.name] = {**checksum(partial), "images": _digest(content_hash, rows)}

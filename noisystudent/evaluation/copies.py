@@ -18,7 +18,7 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import InputError
 from noisystudent.robustness.images import SuiteImages
 from noisystudent.robustness.released import SEVERITIES
-from noisystudent.run.files import atomic, read_json, write_json
+from noisystudent.run.files import atomic, new_array, read_json, write_json
 
 _NOTE = "about.json"
 _LARGE = 224  # side in pixels from which ImageNet-C's layout is used
@@ -126,7 +126,7 @@ def write_arrays(folder: Path, name: str, images: Iterable[Tensor], labels: NDAr
             if target is None:
                 # Memory-mapped: the array of all severities may be larger than the memory.
                 shape = (SEVERITIES * len(labels), *pixels.shape[1:])
-                target = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+                target = new_array(partial, np.uint8, shape)
             target[written : written + len(pixels)] = pixels[: len(target) - written]
             written += len(pixels)
         if target is None or written != len(target):

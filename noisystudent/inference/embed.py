@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import cycle, tee
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from noisystudent.inference.images import Images, open_images, scanned, stored_s
 from noisystudent.inference.known import KnownFeatures
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier
+from noisystudent.models.weights import weights_digest
 from noisystudent.run.checksums import checksum
 from noisystudent.run.files import write_table
 from noisystudent.run.fingerprint import fingerprint
@@ -34,6 +36,8 @@ from noisystudent.run.lock import lock
 from noisystudent.run.rundir import PartsDir
 
 _IDS = 65_536  # ids that are in memory at once
+_OF_TRAINING = ("mix", "labeled", "pool")  # fields of AugmentConfig that no view depends on
+_OF_VIEWS = ("flip", "views")  # those that say which views are stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +143,10 @@ def embed(
 
     Raises:
         InputError: `out` holds features of another model, other views or other images or is in use, or the
-            model has no features.
+            model has no features, or `augment` has an option that no stored view depends on.
     """
+    if augment is not None:
+        _refuse_options_without_effect(augment)
     progress, source = progress or Progress(), open_images(images, labeled=False)
     side, folder = predictor.side or predictor.resolution, PartsDir(out)
     views = Views.of(augment or AugmentConfig(), side, seed)
@@ -153,6 +159,15 @@ def embed(
             features = embed_set(predictor, readable, views, layout, out, task="embedding", progress=progress)
             write_table(folder.images, _names(readable))
     return features, bad
+
+
+def _refuse_options_without_effect(augment: AugmentConfig) -> None:
+    for option in (field.name for field in fields(AugmentConfig) if field.name not in _OF_VIEWS):
+        value = getattr(augment, option)
+        if value == getattr(AugmentConfig(), option) or (augment.views and option not in _OF_TRAINING):
+            continue
+        why = "it applies only to the training of a head" if option in _OF_TRAINING else "augment.views is 0"
+        raise InputError(f"augment.{option} is {value}, but {why}, so no view depends on it; remove it")
 
 
 def layout_of(backbone: Predictor, views: Views) -> Layout:
@@ -169,7 +184,8 @@ def layout_of(backbone: Predictor, views: Views) -> Layout:
     )
     if probe.ndim != 2:
         raise InputError(f"{model.name} has features {tuple(probe.shape)}, not one vector for each image")
-    weights = model.name if backbone.path is None else checksum(backbone.path)
+    # Those that timm publishes under a name change with its version.
+    weights = weights_digest(model) if backbone.path is None else checksum(backbone.path)
     about = {"model": model.name, "weights": weights, "resolution": side, "dtype": str(backbone.dtype)}
     width = probe.shape[1]
     return Layout(0, len(views), width, part_rows(len(views), width), about | views.about())
@@ -228,9 +244,12 @@ def _copied_or_computed(
     requests: Iterator[NDArray[np.int64]],
 ) -> Iterator[Tensor]:
     """Yield the features (V, b, F) of the rows of each request; known ones are not computed."""
-    ahead, drawn = tee((rows, *known(images.index.take("content_hash", rows))) for rows in requests)
-    computed = _features(backbone, images, views, (rows[~old] for rows, old, _ in ahead if not old.all()))
-    for _, old, values in drawn:
+    hashes = partial(images.index.take, "content_hash")
+    # Decoding is ahead, by any number of known images, so values are read when they are wanted.
+    ahead, drawn = tee((rows, known.has(hashes(rows))) for rows in requests)
+    computed = _features(backbone, images, views, (rows[~old] for rows, old in ahead if not old.all()))
+    for rows, old in drawn:
+        values = known(hashes(rows))
         if not old.all():
             new = next(computed)
             values = values.to(new.device, new.dtype)

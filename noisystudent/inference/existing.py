@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from noisystudent.config import Config, FirstTeacherConfig
 from noisystudent.data.sources.base import file_signature
-from noisystudent.errors import InputError
+from noisystudent.errors import InputError, require
 from noisystudent.run.checksums import checksum
 from noisystudent.run.fingerprint import fingerprint
 
@@ -95,6 +95,11 @@ def load_existing(
     except InputError as error:
         raise InputError(f"teachers: model_from {origin}: {error}") from error
     order = class_order(predictor.classes, teacher, classes)
+    require(
+        predictor.num_classes == len(order),
+        f"teachers: model_from {origin} has {predictor.num_classes:,} outputs; it must have one for each of"
+        f" the {len(order):,} classes of the run",
+    )
     return replace(predictor, temperature=1.0, view=None), order
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from noisystudent.data.duplicates import Contents, Hashes
 from noisystudent.data.index import Index
 from noisystudent.embeddings.embed import is_of
-from noisystudent.embeddings.parts import Features, Layout, layout_in, read_index
+from noisystudent.embeddings.parts import Features, Layout, Rows, layout_in, read_index
 from noisystudent.run.checksums import problems
 from noisystudent.run.record import valid_record
 from noisystudent.run.rundir import RECORD, DataDir, EmbeddingsDir, RunDir
@@ -34,24 +34,28 @@ class KnownFeatures:
     def __init__(self, caches: Sequence[tuple[Contents, Features]], layout: Layout) -> None:
         self._caches, self._layout = caches, layout
 
-    def __call__(self, hashes: Hashes) -> tuple[NDArray[np.bool_], Tensor]:
-        """Return (n,) whether the features of each content are known, and (V, n, F) float32, 0 if not.
-
-        Args:
-            hashes: (n, 16) uint8 content hashes.
-        """
+    def has(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Return (n,) whether the features of each content (n, 16) uint8 are known."""
         known = np.zeros(len(hashes), np.bool_)
+        for _, at, _ in self._matches(hashes):
+            known[at] = True
+        return known
+
+    def __call__(self, hashes: Hashes) -> Tensor:
+        """Return the features of each content (n, 16) uint8: (V, n, F) float32, 0 if they are not known."""
         values = torch.zeros((self._layout.views, len(hashes), self._layout.width))
-        for contents, features in self._caches:
-            left = np.flatnonzero(~known)
-            if not len(left):
-                break
-            first = contents.first(hashes[left])
-            present, rows = left[first >= 0], first[first >= 0]
+        for features, at, rows in self._matches(hashes):
             for view in range(self._layout.views):
-                values[view, torch.from_numpy(present)] = features(rows, view)
-            known[present] = True
-        return known, values
+                values[view, torch.from_numpy(at)] = features(rows, view)
+        return values
+
+    def _matches(self, hashes: Hashes) -> Iterator[tuple[Features, Rows, Rows]]:
+        """Yield features, places of the contents that have them, and their rows; each place at most once."""
+        left = np.arange(len(hashes))
+        for contents, features in self._caches:
+            first = contents.first(hashes[left])
+            yield features, left[first >= 0], first[first >= 0]
+            left = left[first < 0]
 
 
 def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None:

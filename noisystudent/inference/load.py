@@ -249,7 +249,7 @@ def _published(
             raise
         raise InputError(
             f"the published weights of {name} cannot be loaded: {error.__cause__};"
-            " give a file with --checkpoint"
+            " `evaluate` takes a file with --checkpoint"
         ) from error
     if checkpoint is not None:
         load_weights(model, checkpoint)

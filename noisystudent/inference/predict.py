@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from noisystudent.config import EvaluateConfig, PseudoLabelConfig
 from noisystudent.console import Progress
@@ -26,6 +27,7 @@ from noisystudent.inference.images import (
 )
 from noisystudent.inference.predictor import Predictor, predict_probs
 from noisystudent.metrics import scores
+from noisystudent.models.weights import weights_digest
 from noisystudent.pseudo_label.label import label_images as write_labels
 from noisystudent.pseudo_label.parts import check_parts
 from noisystudent.pseudo_label.resume import is_of_other_images
@@ -156,7 +158,8 @@ def _refuse_options_of_students(config: PseudoLabelConfig) -> None:
 def _claim(out: Path, predictor: Predictor, config: PseudoLabelConfig) -> None:
     """Write a note into `out` that identifies model and options, so that no two kinds of labels are mixed."""
     if predictor.path is None:
-        weights = predictor.model.name  # weights that timm publishes have no file
+        assert isinstance(predictor.model, nn.Module)  # an ONNX file has a path
+        weights = weights_digest(predictor.model)  # those that timm publishes under a name change
     else:
         with predictor.path.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()

@@ -70,8 +70,8 @@ def teacher_above_chance(labels: Ints, probs: Floats, images: str = "val images"
     if passed:
         return True, text
     if needed > total:
-        reason = "val is too small for the test, whatever the model predicts"
-        return False, f"{text}; {reason}: use more val images, of more than one class"
+        reason = f"the {images} are too few for the test, whatever the model predicts"
+        return False, f"{text}; {reason}: give more of them, and of more than one class"
     reason = f"to be above chance, {needed:,} correct predictions are needed"
     return False, f"{text}; {reason}: train it longer or with another train.lr, or check the labels"
 

@@ -47,7 +47,6 @@ _FEWER_WRONG = (
     "keep fewer images (increase selection.threshold or strength, or decrease top_fraction), or give more "
     "labels"
 )
-_MORE_OF_THEM = "take selection.mode adaptive, or give more labels of them"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +63,7 @@ class RunFacts:
         expected: estimate of that share from labelled images, used if the true labels are unknown; None if
             there is none.
         by_threshold: the same share for other thresholds, in words; "" if it is not known.
+        adaptive: True: the selection has the mode adaptive, whose limits follow `selection.strength`.
         selects: False if the student learns from all pool images, or does not learn from stored labels.
         teachers: number of first teachers; of several ones the average is compared.
         junk: number of pool images that are marked as junk, and of those of them that were kept.
@@ -79,11 +79,22 @@ class RunFacts:
     pseudo_accuracy: float | None = None
     expected: Precision | None = None
     by_threshold: str = ""
+    adaptive: bool = False
     selects: bool = True
     teachers: int = 1
     junk: tuple[int, int] = (0, 0)
     junk_rejection: float = 0.0
     probe: str | None = None
+
+    @property
+    def limit(self) -> str:
+        """The field that says how confident a label must be."""
+        return "selection.strength" if self.adaptive else "selection.threshold"
+
+    @property
+    def more_of_them(self) -> str:
+        """What gives more labels of some classes."""
+        return f"{'' if self.adaptive else 'take selection.mode adaptive, or '}give more labels of them"
 
 
 def selection_warnings(kept: int, pool_size: int, expected: Precision | None) -> list[str]:
@@ -163,10 +174,8 @@ def _coverage(facts: RunFacts) -> str | None:
     if share >= LOW_COVERAGE:
         return None
     count = f"{kept:,} of {facts.pool_size:,} images ({share:.1%})"
-    return (
-        f"little of the pool was used: the selection kept {count}; decrease selection.threshold, or take "
-        "selection.mode adaptive"
-    )
+    mode = "" if facts.adaptive else ", or take selection.mode adaptive"
+    return f"little of the pool was used: the selection kept {count}; decrease {facts.limit}{mode}"
 
 
 def _no_images(facts: RunFacts) -> str | None:
@@ -174,7 +183,7 @@ def _no_images(facts: RunFacts) -> str | None:
     if not rows:
         return None
     count = f"{len(rows)} of {len(facts.kept)} classes"
-    return f"the selection kept no pool image of {count}: {_names(rows, facts)}; {_MORE_OF_THEM}"
+    return f"the selection kept no pool image of {count}: {_names(rows, facts)}; {facts.more_of_them}"
 
 
 def _few_images(facts: RunFacts) -> str | None:
@@ -183,7 +192,7 @@ def _few_images(facts: RunFacts) -> str | None:
         return None
     return (
         f"the selection kept fewer than {FEW_KEPT} distinct pool images of {len(rows)} of {len(facts.kept)} "
-        f"classes: {_names(rows, facts)}; {_MORE_OF_THEM}"
+        f"classes: {_names(rows, facts)}; {facts.more_of_them}"
     )
 
 
@@ -236,11 +245,11 @@ def _calibration(teacher: Floats, labels: Ints, bins: int, facts: RunFacts) -> s
     if confidence > accuracy:
         return (
             f"the teacher is over-confident, so a threshold keeps too many wrong pseudo-labels: {numbers}; "
-            "increase selection.threshold, or train the teacher for fewer steps"
+            f"increase {facts.limit}, or train the teacher for fewer steps"
         )
     return (
         f"the teacher is under-confident, so a threshold rejects too many right pseudo-labels: {numbers}; "
-        "decrease selection.threshold, or take selection.mode adaptive"
+        f"decrease {facts.limit}{'' if facts.adaptive else ', or take selection.mode adaptive'}"
     )
 
 
@@ -266,7 +275,7 @@ def _lost(student: Floats, teacher: Floats, labels: Ints, facts: RunFacts) -> st
     by_teacher = int((np.bincount(teacher.argmax(axis=1), minlength=classes)[rows] > 0).sum())
     return (
         f"the student never predicts {len(rows)} of {classes} classes; the teacher predicts {by_teacher} of "
-        f"them: {_names(rows, facts)}; {_MORE_OF_THEM}"
+        f"them: {_names(rows, facts)}; {facts.more_of_them}"
     )
 
 

@@ -23,6 +23,8 @@ Build = Callable[[State, int], nn.Module]
 
 DESCRIPTION = "config.json"
 
+_MLP = ("0.weight", "0.bias", "2.weight", "2.bias")  # of `heads.Mlp`, after the name of the classifier
+
 # Of timm for a state of another network: conversions look for names, and torch compares names and shapes.
 _DIFFERENT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
 
@@ -149,19 +151,23 @@ def load_file(net: nn.Module, path: Path, build: Build, *, name: str, remap: str
         state = _in_order(own, state, path, name, head)
     else:
         state = _by_name(net, state, path, name, build)
-    new = [key for key in own if key.startswith(head) and _shape(state, key) != own[key].shape]
+    of_head = [key for key in own if key.startswith(head)]
+    new = of_head if any(_shape(state, key) != own[key].shape for key in of_head) else []
     net.load_state_dict({key: own[key] if key in new else state[key] for key in own})
     return not new
 
 
 def _by_name(net: Any, state: State, path: Path, name: str, build: Build) -> State:
-    """Weights of the network that timm loads from the state."""
-    named = [state[f"{prefix}weight"] for prefix in head_prefixes(net) if f"{prefix}weight" in state]
+    """Weights of the network that timm loads from the state; timm knows no `Mlp`, whose weights stay."""
+    head = head_prefixes(net)
+    named = [state[f"{prefix}weight"] for prefix in head if f"{prefix}weight" in state]
+    mlp = {key: state[key] for prefix in head for name in _MLP if (key := f"{prefix}{name}") in state}
     # Without the name of the head in it, a file is of a network without one, or of another form with one.
     counts = [len(named[0])] if named else [0, net.pretrained_cfg["num_classes"]]
     for count in counts:
         try:
-            return dict(build(dict(state), count).state_dict())
+            loaded = build({key: value for key, value in state.items() if key not in mlp}, count)
+            return dict(loaded.state_dict()) | mlp
         except _DIFFERENT:  # a message of timm has many lines
             continue
     raise InputError(f"{path} {_difference(net, state)}, so it is not of {name}; {_advice(net, state)}")
@@ -192,7 +198,9 @@ def _in_order(own: State, state: State, path: Path, name: str, head: tuple[str, 
     """The state under the names of the network."""
     misfit = _misfit(own, state, head)
     if misfit is not None:
-        raise InputError(f"model.remap is order, but {path} does not fit {name}: {misfit}")
+        names = path.suffix == ".safetensors"
+        by = "; a .safetensors file is in order of names, so give a torch checkpoint" if names else ""
+        raise InputError(f"model.remap is order, but {path} does not fit {name}: {misfit}{by}")
     return dict(zip(own, state.values(), strict=True))
 
 

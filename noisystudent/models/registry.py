@@ -87,7 +87,7 @@ def build_model(
     except Unavailable as error:
         reason = f"the published weights of {config.name} are not available: {error}"
         if not config.pretrained_fallback:
-            advice = "set model.pretrained_fallback to true to start from random weights"
+            advice = "give a file of them, or set model.pretrained_fallback to true to start from random ones"
             given = str(config.pretrained).lower() if config.pretrained is True else config.pretrained
             raise InputError(f"model.pretrained is {given}, but {reason}; {advice}") from error
         if progress is not None:
@@ -111,7 +111,7 @@ def _from_source(network: _Network, source: Source, progress: Progress | None) -
     same_head = load_file(net, file, network.loaded, name=name, remap=remap)
     if not same_head and progress is not None:
         progress.say(
-            f"{file} does not have {network.num_classes:,} classes: the classification layer of {name}"
+            f"{file} has no {network.config.head} head of {network.num_classes:,} classes: the head of {name}"
             " starts from random weights"
         )
     return net

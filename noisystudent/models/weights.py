@@ -10,8 +10,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import xxhash
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisystudent.errors import InputError, require
 from noisystudent.models.classifier import Classifier
@@ -66,6 +67,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     # Not safetensors.save_file: only the owner could read the file.
     with atomic(path) as partial:
         partial.write_bytes(with_sorted_metadata(safetensors.torch.save(tensors, metadata)))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of the weights of a model, which identifies those that have no file of their own."""
+    digest = xxhash.xxh3_128()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def class_names(names: str, count: int) -> tuple[str, ...]:

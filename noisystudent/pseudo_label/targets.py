@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from noisystudent.errors import RunError
 from noisystudent.pseudo_label.parts import parts, unlist
 from noisystudent.records import PseudoLabels
-from noisystudent.run.files import atomic
+from noisystudent.run.files import atomic, new_array
 
 
 class Targets:
@@ -91,7 +91,7 @@ def read_targets(labels: PseudoLabels, rows: NDArray[np.int64], *, hard: bool, o
     dtype, shape = _layout(files[0][0], labels.num_classes, hard)
     labeled = np.zeros(len(rows), dtype=bool)
     with atomic(out) as partial:
-        stored = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(len(rows), *shape))
+        stored = new_array(partial, dtype, (len(rows), *shape))
         for path, first, count in files:
             low, high = np.searchsorted(ascending, [first, first + count])
             if low < high:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from noisystudent.config import Config, LearnerConfig, TeacherConfig
-from noisystudent.config.controls import linear_probe, probe_is_teacher, trained_controls
+from noisystudent.config.controls import followed_by_probe, linear_probe, probe_is_teacher, trained_controls
 from noisystudent.config.run import chooses_decay, control_from_teacher, require_lengths
 from noisystudent.run.backbones import backbone_key, backbones, embedding_stages
 from noisystudent.run.fingerprint import ListingFingerprint, fingerprint
@@ -202,8 +202,8 @@ class _Builder:
         compute: dict[str, object] = {"initial": None, "compute": passes, "pool": self.data.fingerprint}
         if any(student.train.pool_epochs for student in self.config.students):
             compute["length"] = selection.fingerprint  # it depends on the selections before it
-        # The probe has the weight decay that is chosen for heads.
-        probe = chosen if self.config.teacher.train.features else {}
+        # The probe has the weight decay that is chosen for the teacher, if it has its settings.
+        probe = chosen if followed_by_probe(self.config) else {}
         return {
             "same_steps": {**shared, **same},
             "same_compute": {**shared, **compute},

@@ -15,8 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import DTypeLike
 
 from noisystudent.errors import InputError, RunError, first_line
 
@@ -240,6 +242,21 @@ def _check_place(path: Path, flag: str, make: Callable[[Path], None]) -> None:
         raise InputError(
             f"{flag} is {path}, which {reason}; choose another place" if flag else f"{path} {reason}"
         ) from error
+
+
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Create a .npy file of zeros, and return it as a memory map. Its space on the disk is reserved.
+
+    Without that, a disk that fills up would end the process by SIGBUS when the map is written.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:

@@ -11,12 +11,12 @@ from noisystudent.augment.policies import build_policy
 from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherConfig
 from noisystudent.config.controls import linear_probe, trained_controls
 from noisystudent.config.run import (
-    NETWORK,
     control_from_teacher,
     first_teachers,
     input_side,
     is_trained,
     learners,
+    network,
     require_lengths,
     require_pool,
 )
@@ -73,10 +73,10 @@ def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
             networks.append(
                 (LearnerConfig(model=learner.model, train=second), size, "finetune.frozen_blocks")
             )
-        for network, resolution, field in networks:
-            if (network, resolution) not in built:
-                built.append((network, resolution))
-                _build(network, resolution, config.seed, field)
+        for one, resolution, field in networks:
+            if (one, resolution) not in built:
+                built.append((one, resolution))
+                _build(one, resolution, config.seed, field)
     _check_initial(config)
     check_features(config)
     _check_probe(config)
@@ -126,19 +126,13 @@ def _check_initial(config: Config) -> None:
     for (teacher_name, teacher), (name, student) in pairwise([*first, *students]):
         if not isinstance(student, StudentConfig) or student.init != "teacher":
             continue
-        for field in NETWORK:
-            own, other = (_of_network(learner, field) for learner in (student, teacher))
+        for field, own in network(student).items():
+            other = network(teacher)[field]
             require(
                 own == other,
                 f"{name}.init is teacher, but {name}.model.{field} is {own} and {teacher_name}.model.{field}"
                 f" is {other}; use the same network, or set {name}.init to scratch",
             )
-
-
-def _of_network(learner: LearnerConfig, field: str) -> object:
-    """Return a field of a network; the tag of published weights is no part of its name."""
-    value = getattr(learner.model, field)
-    return value.split(".")[0] if field == "name" else value
 
 
 def _check_probe(config: Config) -> None:
@@ -208,6 +202,12 @@ def check_features(config: Config) -> None:
             student.init != "teacher" or same,
             f"{name}.init is teacher, but {name}.train.features is true and the features of its teacher are"
             " others; set init to scratch",
+        )
+        tuned = any(one.finetune is not None for one in teachers[:1])
+        require(
+            student.init != "teacher" or not tuned,
+            f"{name}.init is teacher, but {name}.train.features is true and its teacher is fine-tuned, so the"
+            " head of its teacher is not for the cached features; set init to scratch",
         )
 
 

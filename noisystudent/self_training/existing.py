@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from noisystudent.config import FirstTeacherConfig
+from noisystudent.config.weights import normalized
 from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import InputError, RunError
 from noisystudent.inference.existing import load_existing
@@ -52,7 +53,7 @@ def read_existing(context: Context) -> None:
 
     Raises:
         InputError: a file cannot be used, lacks images of the pool, or has other classes; or no first teacher
-            can predict val and test.
+            can predict val and test; or the weights are to be chosen on val, and a teacher cannot predict it.
         RunError: a teacher is at chance level on val, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
@@ -60,6 +61,7 @@ def read_existing(context: Context) -> None:
         if model.role == "existing":
             _read(context, model)
     _require_judged(context)
+    _require_weighted(context)
 
 
 def existing(model: Model) -> Existing:
@@ -142,4 +144,16 @@ def _require_judged(context: Context) -> None:
             raise InputError(
                 f"teachers: no first teacher has probabilities for the {name} images; give rows with their"
                 " content_hash, or add a teacher that is trained (with the weight 0 it labels nothing)"
+            )
+
+
+def _require_weighted(context: Context) -> None:
+    """Raise InputError if the weights are to be chosen on val, and a teacher cannot predict it."""
+    if normalized(context.config.teacher_weights, len(context.graph.teachers)) is not None:
+        return
+    for teacher in (existing(model) for model in context.graph.teachers if model.role == "existing"):
+        if known(teacher, "val") is None:
+            raise InputError(
+                f"teacher_weights is val, but {teacher.config.existing} has no probabilities for the val"
+                " images; give rows with their content_hash, or numbers as teacher_weights"
             )

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from noisystudent.config import PseudoLabelConfig
 from noisystudent.config.run import labeling_teachers
 from noisystudent.config.weights import normalized
-from noisystudent.errors import InputError
 from noisystudent.inference.joint import JointPredictor, Member, Stream
 from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import classification
@@ -81,11 +80,7 @@ def all_first(context: Context) -> list[Teacher]:
 
 
 def labeling(context: Context) -> Teachers:
-    """Return the first teachers that label the pool, with their weights.
-
-    Raises:
-        InputError: the weights are to be chosen on val, and a teacher cannot predict it.
-    """
+    """Return the first teachers that label the pool, with their weights."""
     teachers, places = all_first(context), labeling_teachers(context.config)
     weights = _weights(context, teachers)
     first = context.graph.teacher
@@ -96,21 +91,12 @@ def labeling(context: Context) -> Teachers:
     )
 
 
-def _stacked(context: Context, teachers: Sequence[Teacher]) -> tuple[float, ...]:
-    val = context.dataset.val
-    predicted = [predict(context, teacher, "val") for teacher in teachers]
-    for teacher, each in zip(teachers, predicted, strict=True):
-        if each is None and isinstance(teacher, Existing):
-            raise InputError(
-                f"teacher_weights is val, but {teacher.config.existing} has no probabilities for the val"
-                " images; give rows with their content_hash, or numbers as teacher_weights"
-            )
-    return stacked([each.probs for each in predicted if each is not None], val.labels)
-
-
 def _weights(context: Context, teachers: Sequence[Teacher]) -> tuple[float, ...]:
     given = normalized(context.config.teacher_weights, len(teachers))
-    return _stacked(context, teachers) if given is None else given
+    if given is not None:
+        return given
+    predicted = [predict(context, teacher, "val") for teacher in teachers]  # `read_existing` has checked it
+    return stacked([each.probs for each in predicted if each is not None], context.dataset.val.labels)
 
 
 def predict(context: Context, teacher: Teacher, name: SetName) -> Predictions | None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisystudent.config import LearnerConfig, TeacherConfig
+from noisystudent.config.controls import linear_probe
 from noisystudent.config.run import chooses_decay
 from noisystudent.data.folds import divide
 from noisystudent.errors import RunError
@@ -21,7 +22,7 @@ from noisystudent.models.heads import Head
 from noisystudent.run.files import remove
 from noisystudent.run.graph import Iteration, Model
 from noisystudent.run.record import read_record
-from noisystudent.run.rundir import ModelDir
+from noisystudent.run.rundir import CONTROLS, ModelDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.selection import choose
 from noisystudent.self_training.context import Context
@@ -32,7 +33,7 @@ from noisystudent.self_training.train_stage import train_unchecked
 from noisystudent.self_training.trainer import fitted
 from noisystudent.self_training.training import Training
 
-Learner = TypeVar("Learner", bound=LearnerConfig)
+Learner = TypeVar("Learner", bound=TeacherConfig)
 
 _FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the given weight decay of a head
 
@@ -168,14 +169,19 @@ def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> C
 
     def scaled(learner: Learner) -> Learner:
         train = learner.train
-        if not train.features:
+        # A fine-tuning has the weight decay of its head: the chosen one is not for a whole network.
+        if not train.features or learner.finetune is not None:
             return learner
         return replace(learner, train=replace(train, weight_decay=factor * train.weight_decay))
 
-    config, graph = context.config, context.graph
+    given, graph = context.config, context.graph
+    teachers, students = tuple(map(scaled, given.teachers)), tuple(map(scaled, given.students))
+    config = replace(given, teacher=scaled(given.teacher), teachers=teachers, students=students)
+    probe = linear_probe(config)  # its settings may be fixed
 
     def models(of: Iterable[Model]) -> tuple[Model, ...]:
-        return tuple(replace(model, config=scaled(model.config)) for model in of)
+        fixed = {CONTROLS["linear_probe"]: probe}
+        return tuple(replace(model, config=fixed.get(model.role) or scaled(model.config)) for model in of)
 
     iterations = tuple(
         replace(
@@ -183,10 +189,9 @@ def _with_decay(context: Context, decay: float, losses: dict[float, float]) -> C
         )
         for one in graph.iterations
     )
-    teachers, students = tuple(map(scaled, config.teachers)), tuple(map(scaled, config.students))
     return replace(
         context,
-        config=replace(config, teacher=scaled(config.teacher), teachers=teachers, students=students),
+        config=config,
         graph=replace(graph, teachers=models(graph.teachers), iterations=iterations),
     )
 

@@ -194,6 +194,7 @@ def _facts(context: Context, last: int) -> RunFacts:
         pseudo_accuracy=evaluation["pseudo_labels"].get("kept_accuracy") if stored else None,
         expected=expected.precision(context, iteration) if stored else None,
         by_threshold=expected.other_thresholds(iteration),
+        adaptive=iteration.config.selection.mode == "adaptive",
         selects=stored and iteration.config.selection.mode != "all",
         teachers=len(context.graph.teachers),
         junk=(selection["junk"], selection["junk_kept"]),

@@ -25,7 +25,7 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.errors import InputError, first_line
 from noisystudent.inference.existing import class_order, probability_files
 from noisystudent.inference.predict import label_classes
-from noisystudent.run.files import atomic
+from noisystudent.run.files import atomic, new_array
 from noisystudent.run.rundir import LABELS_FORMAT
 from noisystudent.selection.database import database
 
@@ -65,13 +65,17 @@ def open_stored(teacher: FirstTeacherConfig, classes: Sequence[str]) -> Stored:
     schemas = [_schema(file) for file in files]
     first, names = schemas[0], schemas[0].names
     for file, schema in zip(files, schemas, strict=True):
-        if schema.names != names:
+        if _kinds(schema) != _kinds(first):
             raise InputError(f"teachers: labels_from {file} has other columns than {files[0].name}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"teachers: labels_from {files[0]} has the column {twice[0]!r} twice; rename one")
     confident = (first.metadata or {}).get(b"format") == LABELS_FORMAT.encode()
     if "content_hash" not in names and "id" not in names:
         raise InputError(f"teachers: labels_from {files[0]} has neither a column content_hash nor id")
     key: Literal["content_hash", "id"] = "content_hash" if "content_hash" in names else "id"
-    if key == "content_hash" and not _is_binary(first.field(key).type):
+    kind = dict(_kinds(first))
+    if key == "content_hash" and kind[key] != "hash":
         raise InputError(
             f"teachers: labels_from {files[0]} has content_hash as {first.field(key).type}; it must be"
             " binary, the 16 bytes of a hash"
@@ -80,24 +84,38 @@ def open_stored(teacher: FirstTeacherConfig, classes: Sequence[str]) -> Stored:
         _check_pseudo_labels(files, schemas)
     columns: tuple[str, ...] = ("probs",)
     if "probs" in names:
+        if kind["probs"] != "list":
+            raise InputError(
+                f"teachers: labels_from {files[0]} has probs as {first.field('probs').type}; it must be a"
+                " list of numbers for each image"
+            )
         own = label_classes(path) if confident and path.is_dir() else ()
         order = class_order(own, teacher, classes)
     else:
-        numbers = [field.name for field in first if pa.types.is_floating(field.type)]
+        numbers = [name for name in names if kind[name] == "number"]
         if not numbers:
             raise InputError(
-                f"teachers: labels_from {files[0]} has neither a list column probs nor a column of numbers"
-                f" for each class; its columns are {', '.join(names[:_NAMED])}"
+                f"teachers: labels_from {files[0]} has neither a list column probs nor a column of floating-"
+                f"point numbers for each class; its columns are {', '.join(names[:_NAMED])}"
             )
         columns = tuple(numbers[place] for place in class_order(numbers, teacher, classes))
         order = tuple(range(len(classes)))
     return Stored(tuple(files), key, columns, order, confident)
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind)
-    )
+def _kinds(schema: pa.Schema) -> list[tuple[str, str]]:
+    """Name of each column, and hash, number or list if its type can hold one; otherwise no word."""
+    types, kinds = pa.types, []
+    for field in schema:
+        of, kind = field.type, ""
+        if types.is_binary(of) or types.is_fixed_size_binary(of) or types.is_large_binary(of):
+            kind = "hash"
+        elif types.is_floating(of):
+            kind = "number"
+        elif types.is_list(of) or types.is_large_list(of) or types.is_fixed_size_list(of):
+            kind = "list"
+        kinds.append((field.name, kind))
+    return kinds
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -132,8 +150,8 @@ def match(stored: Stored, images: ImageSet, out: Path) -> tuple[int, str] | None
         Number of images without a row, and the name of the first. None: all have one.
 
     Raises:
-        InputError: a row has no probabilities.
-        RunError: the files cannot be read, or the disk is full.
+        InputError: a row has no probabilities, or a file is damaged.
+        RunError: the disk is full.
     """
     with database(out, "2GB", None) as connection:
         count = _join(connection, stored, images)
@@ -143,7 +161,7 @@ def match(stored: Stored, images: ImageSet, out: Path) -> tuple[int, str] | None
             return len(images) - count, images.ids(np.array([first]))[0]
         with atomic(out) as partial:
             shape = (len(images), len(stored.order))
-            probs = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+            probs = new_array(partial, np.float32, shape)
             for start, batch in _batches(stored, stored.columns + _confidence(stored)):
                 places = connection.execute(
                     "SELECT place, row FROM matched WHERE place >= ? AND place < ?",
@@ -193,9 +211,19 @@ def _batches(stored: Stored, columns: Sequence[str]) -> Iterator[tuple[int, pa.R
     place = 0
     for file in stored.files:
         with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(_ROWS, columns=list(columns)):
+            batches = opened.iter_batches(_ROWS, columns=list(columns))
+            while (batch := _next(batches, file)) is not None:
                 yield place, batch.select(list(columns))
                 place += len(batch)
+
+
+def _next(batches: Iterator[pa.RecordBatch], file: Path) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (OSError, pa.ArrowException) as error:  # a file may be damaged behind its schema
+        raise InputError(
+            f"teachers: labels_from {file} is not a readable Parquet file ({first_line(error)})"
+        ) from error
 
 
 def _probs(stored: Stored, batch: pa.RecordBatch) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from noisystudent.console import Progress
 from noisystudent.embeddings.embed import embed_images, part_rows
 from noisystudent.embeddings.parts import Features, Layout
 from noisystudent.errors import RunError
+from noisystudent.run.files import new_array
 from noisystudent.run.rundir import PartsDir
 
 VIEWS, WIDTH, PART, BATCH = 3, 5, 8, 3
@@ -245,3 +246,23 @@ def test_processes_share_the_parts_out_and_write_the_same_bytes(tmp_path: Path, 
         "each image is computed by one of them"
     )
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_the_space_of_a_new_array_is_reserved(tmp_path: Path) -> None:
+    """A map without it is written until the disk is full, and then the process is killed without a line."""
+    array = new_array(tmp_path / "a.npy", np.float16, (2, 300, 500))
+    size = (tmp_path / "a.npy").stat().st_size
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= size > array.nbytes
+    array[:] = 3
+    array.flush()
+    assert (np.load(tmp_path / "a.npy") == 3).all()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(RunError, match=r"^cannot write .*part-00000\.npy: No space left on device$"):
+        embed(DISTINCT, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if "part-" in path.name]

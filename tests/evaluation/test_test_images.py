@@ -279,7 +279,7 @@ def test_weights_and_names_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no trained model; .* timm model; did you mean 'resnet50'\?"):
         load_predictor("resnet_50", "cpu")
     with pytest.raises(
-        InputError, match=r"weights of resnet8_16 cannot be loaded: .*; give a file with --checkpoint"
+        InputError, match=r"weights of resnet8_16 cannot be loaded: .*; `evaluate` takes a file with --checkp"
     ):
         load_predictor("resnet8_16", "cpu")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from noisystudent.embeddings import Features
 from noisystudent.errors import InputError
 from noisystudent.inference.embed import embed
 from noisystudent.inference.images import open_images, scanned
+from noisystudent.inference.predict import label_images
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models import Classifier, build_model
 from noisystudent.run.rundir import PartsDir
@@ -97,6 +99,20 @@ def test_a_second_call_keeps_the_parts_and_other_settings_are_refused(
         embed(predictor, images / "val", tmp_path / "out")
 
 
+def test_weights_without_a_file_are_known_by_their_content(
+    images: Path, tmp_path: Path, predictor: Predictor
+) -> None:
+    """Another version of timm may publish other weights under the same name."""
+    config = ModelConfig(name="resnet8_16", dropout=0.0, stochastic_depth=0.0)
+    other = replace(predictor, models=(build_model(config, 3, tiny.SIDE, seed=3).eval(),))
+    embed(predictor, images / "val", tmp_path / "features")
+    with pytest.raises(InputError, match="holds features of another model"):
+        embed(other, images / "val", tmp_path / "features")
+    label_images(predictor, images / "val", tmp_path / "labels")
+    with pytest.raises(InputError, match="holds the labels of another model"):
+        label_images(other, images / "val", tmp_path / "labels")
+
+
 def test_the_command_writes_what_the_function_writes(
     images: Path, tmp_path: Path, finished: Path, capsys: tiny.Capture
 ) -> None:
@@ -112,3 +128,19 @@ def test_a_model_without_features_is_named(images: Path, tmp_path: Path, predict
     onnx = Predictor(models=(object(),), classes=(), device=CPU, path=Path("a.onnx"), side=16)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a\.onnx has no features; give a run"):
         embed(onnx, images / "val", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "augment, message",
+    [
+        (AugmentConfig(mix=0.3), "augment.mix is 0.3, but it applies only to the training of a head"),
+        (AugmentConfig(views=2, pool=False), "augment.pool is False, but it applies only to the training"),
+        (AugmentConfig(randaugment=None), "augment.randaugment is None, but augment.views is 0, so no view"),
+    ],
+)
+def test_an_option_that_no_view_depends_on_is_refused(
+    images: Path, tmp_path: Path, predictor: Predictor, augment: AugmentConfig, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        embed(predictor, images / "val", tmp_path / "out", augment=augment)
+    assert not (tmp_path / "out").exists()

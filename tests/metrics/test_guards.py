@@ -50,7 +50,9 @@ def test_guessing_teachers_pass_one_time_in_a_hundred_at_most() -> None:
 def test_a_val_set_that_cannot_decide_is_reported() -> None:
     for labels in (np.zeros(50, dtype=np.int64), np.array([0, 1])):
         passed, text = guards.teacher_above_chance(labels, one_hot(labels, 2))
-        assert not passed and "val is too small for the test" in text
+        assert not passed and "the val images are too few for the test" in text
+        _, text = guards.teacher_above_chance(labels, one_hot(labels, 2), "labels out of fold")
+        assert "the labels out of fold are too few for the test" in text
 
 
 def test_effective_classes_counts_equally_frequent_classes() -> None:

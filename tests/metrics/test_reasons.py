@@ -12,7 +12,7 @@ from judged import FACTS, FAIR, GOOD, LABELS, POOR, K, N, Probs, judge, model
 
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
-from noisystudent.metrics import paired, verdict
+from noisystudent.metrics import paired, reasons, verdict
 from noisystudent.metrics.precision import Precision
 from noisystudent.metrics.reasons import selection_warnings
 
@@ -181,3 +181,17 @@ def test_a_selection_that_is_small_or_wrong_is_warned_of() -> None:
     assert "only 9.9% of the pool is kept" in small and "decrease selection.threshold" in small
     (wrong,) = selection_warnings(500, 1_000, Precision(200, 100, 61))
     assert "fewer than 80% of the kept labels" in wrong and "increase selection.threshold" in wrong
+
+
+def test_no_advice_names_the_mode_or_the_limit_that_the_selection_does_not_have() -> None:
+    """In mode adaptive `selection.threshold` has no effect, and the mode is taken already."""
+    few = dataclasses.replace(FACTS, kept=(0, 5, 0, 0, 0), pseudo_accuracy=None)
+    sure, unsure = model(slice(0, 900), 0.99), model(slice(0, 200), 0.3)
+    for teacher in (sure, unsure):
+        plain, adaptive = (
+            " ".join(reasons.find(teacher, teacher, LABELS, dataclasses.replace(few, adaptive=mode), 15))
+            for mode in (False, True)
+        )
+        assert "take selection.mode adaptive" in plain and "selection.threshold" in plain
+        assert "selection.mode" not in adaptive and "threshold," not in adaptive
+        assert "selection.strength" in adaptive and "give more labels of them" in adaptive

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import timm
@@ -109,6 +111,10 @@ def test_assignment_by_order_is_refused_unless_asked_for(tmp_path: Path, classes
     assert equal(state(model), {key: fresh[key] if key in head else expected[key] for key in fresh})
     with pytest.raises(InputError, match=r"model\.remap is order, but .* does not fit test_convnext: it has"):
         build_model(config("test_convnext", path, remap="order"), classes, 160)
+    # That format sorts them, so not even the own file fits.
+    save_file(expected, tmp_path / "sorted.safetensors")
+    with pytest.raises(InputError, match=r"is in order of names, so give a torch checkpoint$"):
+        build_model(config("test_efficientnet", tmp_path / "sorted.safetensors", remap="order"), classes, 160)
 
 
 def test_real_weights_of_another_framework_need_the_order(lite0_file: Path) -> None:
@@ -205,3 +211,20 @@ def test_a_stage_depends_on_the_content_of_a_file_and_not_on_its_place(tmp_path:
     one, two, other = (inputs_of(config("test_vit", tmp_path / name)) for name in ("one", "two", "other"))
     assert one == two != other
     assert inputs_of(config("test_vit", True))["pretrained"] is True
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind, classes", [("mlp", CLASSES), ("mlp", 3), ("linear", CLASSES)])
+def test_a_network_with_an_mlp_is_loaded_and_its_head_only_into_an_equal_one(
+    tmp_path: Path, name: str, kind: Literal["linear", "mlp"], classes: int
+) -> None:
+    given = build_model(ModelConfig(name=name, head="mlp"), CLASSES, 32, seed=7)
+    save_weights(given, tmp_path / "mlp.safetensors")
+    plain = ModelConfig(name=name, head=kind)
+    settings, progress = replace(plain, pretrained=str(tmp_path / "mlp.safetensors")), Remembered()
+    model = build_model(settings, classes, 32, seed=1, progress=progress)
+    fresh, same = state(build_model(plain, classes, 32, seed=1)), (kind, classes) == ("mlp", CLASSES)
+    head = f"{timm.get_pretrained_cfg(name).classifier}."
+    expected = {key: fresh[key] if key.startswith(head) and not same else state(given)[key] for key in fresh}
+    assert equal(state(model), expected)
+    assert same == (not progress.lines) and all("random weights" in line for line in progress.lines)

@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from noisystudent.config import ModelConfig
+from noisystudent.config import FinetuneConfig, ModelConfig
 from noisystudent.config.run import control_from_teacher
 from noisystudent.run.build import build_graph
 from noisystudent.run.rundir import RunDir
@@ -160,6 +160,8 @@ def test_a_control_of_another_network_than_the_first_teachers_starts_from_scratc
     assert control_from_teacher(config)
     larger = dataclasses.replace(config.students[1], model=ModelConfig(name="resnet8_32"))
     assert not control_from_teacher(dataclasses.replace(config, students=(config.students[0], larger)))
+    tagged = dataclasses.replace(config.students[1], model=ModelConfig(name="resnet8_16.tag"))
+    assert control_from_teacher(dataclasses.replace(config, students=(config.students[0], tagged)))
     scratch = dataclasses.replace(config.students[1], init="scratch")
     assert not control_from_teacher(dataclasses.replace(config, students=(config.students[0], scratch)))
 
@@ -175,6 +177,9 @@ def test_a_head_on_features_starts_only_from_one_on_the_same(
     fields = [("teacher.train.features", teacher), ("student.train.features", student)]
     config = tiny.config(images, *fields, ("student.init", "teacher"))
     assert control_from_teacher(config) is from_teacher
+    tuned = dataclasses.replace(config.teacher, finetune=FinetuneConfig(steps=2))
+    config = dataclasses.replace(config, teacher=tuned)
+    assert control_from_teacher(config) is (from_teacher and not student), "its features are others, too"
     other = ("student.model.resolution", 2 * tiny.SIDE)
     config = tiny.config(images, *fields, ("student.init", "teacher"), other)
     assert control_from_teacher(config) is (from_teacher and not student)

@@ -82,6 +82,10 @@ def test_blended_rows_are_between_two_rows_of_their_part(images: Path, features:
             "students.0.init is teacher, but students.0.train.features is true and the features of its",
         ),
         (
+            [("student.init", "teacher"), ("teacher.finetune", {"steps": 2}), ("student.finetune", None)],
+            "students.0.init is teacher, but students.0.train.features is true and its teacher is fine-tuned",
+        ),
+        (
             [("data.pool_tags", True), ("pretrain.train.steps", 2)],
             "pretrain is given, and train.features is true",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,10 @@ from noisystudent.console import Progress
 from noisystudent.metrics import scores
 from noisystudent.models.heads import Head
 from noisystudent.records import Batch
-from noisystudent.run.rundir import ModelDir
+from noisystudent.run.build import build_graph
+from noisystudent.run.rundir import ModelDir, RunDir
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.folds import _with_decay
 from noisystudent.self_training.heads import FeatureNoise, of_head
 from noisystudent.train.loop import fit
 from noisystudent.train.losses import joint_loss
@@ -132,6 +135,24 @@ def test_the_models_have_the_chosen_weight_decay(
     tiny.run(config(many, ("teacher.train.weight_decay", result["weight_decay"])), tmp_path)
     for model in ("iteration-0/teacher", "iteration-1/control"):
         assert tiny.weights(tmp_path, model) == tiny.weights(out, model)
+
+
+def test_the_chosen_weight_decay_is_not_that_of_a_network_that_is_fine_tuned(many: Path) -> None:
+    given = config(many, ("folds", FOLDS), ("students", [{}, {"finetune": {"steps": 2}}]))
+    nothing = cast(Any, None)
+    context = Context(
+        config=given,
+        run=RunDir(Path("run")),
+        graph=build_graph(given, tiny.LISTING, RunDir(Path("run"))),
+        dataset=nothing,
+        device=nothing,
+        progress=Progress(),
+    )
+    decay = given.teacher.train.weight_decay
+    changed = _with_decay(context, 100 * decay, {})
+    students = [one.student.config.train.weight_decay for one in changed.graph.iterations]
+    controls = [model.config.train.weight_decay for model in changed.graph.iterations[-1].controls]
+    assert (students, controls) == ([100 * decay, decay], [decay])
 
 
 def test_folds_store_heads_without_the_backbone(folded: tuple[Path, list[str]]) -> None:

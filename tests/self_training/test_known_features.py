@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -101,6 +104,41 @@ def test_only_new_images_are_computed_whatever_set_and_seed_the_others_have(
     assert copied.keys() == alone.keys()
     for content, features in alone.items():
         torch.testing.assert_close(copied[content], features, rtol=2e-3, atol=1e-4)
+
+
+class Recorded:
+    """Features of all images but the first; counts the batches that are read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def has(self, hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return hashes > 0
+
+    def __call__(self, hashes: NDArray[np.int64]) -> Tensor:
+        self.read += 1
+        return torch.full((2, len(hashes), 4), 7.0)
+
+
+def test_known_features_are_read_when_they_are_wanted_however_far_decoding_is_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All known features of a large pool do not fit into memory."""
+
+    def computed(*given: Any) -> Iterator[Tensor]:
+        for rows in list(given[-1]):  # all requests at once
+            yield torch.zeros(2, len(rows), 4)
+
+    monkeypatch.setattr(embed, "_features", computed)
+    images: Any = SimpleNamespace(index=SimpleNamespace(take=lambda _, rows: rows))
+    known: Any = Recorded()
+    batches = list(np.arange(30).reshape(10, 3))
+    nothing = cast(Any, None)
+    stream = embed._copied_or_computed(nothing, images, nothing, known, iter(batches))
+    for number, (rows, values) in enumerate(zip(batches, stream, strict=True), start=1):
+        assert known.read == number
+        expected = torch.from_numpy(rows > 0).float() * 7
+        assert torch.equal(values, expected[None, :, None].expand(2, 3, 4))
 
 
 def test_given_labels_compute_no_features_again(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from option_trainer import Killed
 from noisystudent import recipes
 from noisystudent.config import Config, controls
 from noisystudent.config.controls import linear_probe, probe_is_teacher, trained_controls
+from noisystudent.console import Progress
 from noisystudent.errors import InputError
 from noisystudent.inference.load import load_predictor
 from noisystudent.metrics import scores
@@ -25,6 +26,8 @@ from noisystudent.run.graph import Graph
 from noisystudent.run.rundir import ModelDir, RunDir
 from noisystudent.self_training import self_train
 from noisystudent.self_training.checks import check_config
+from noisystudent.self_training.context import Context
+from noisystudent.self_training.folds import _with_decay
 
 PROBE = "iteration-1/control-probe"
 ALL = ("same_steps", "linear_probe")
@@ -216,6 +219,25 @@ def test_the_probe_of_a_head_has_the_settings_of_the_head(images: Path, weights:
     assert probe is not None and probe.train == config.teacher.train
     (_, model) = graph(config).iterations[-1].controls
     assert "out_of_fold" in model.training.inputs, "its weight decay is chosen by the folds, too"
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_folds_change_the_weight_decay_of_a_probe_with_the_settings_of_the_teacher_alone(
+    images: Path, weights: str, other: bool
+) -> None:
+    fields = [("teacher.model.pretrained", weights), *FEATURES, ("teacher.model.head", "mlp"), ("folds", 2)]
+    student = {"model": {"name": "resnet8_32", "pretrained": weights}} if other else {}
+    config = tiny.config(images, *fields, ("students", [student]))
+    out, nothing = RunDir(Path("run")), cast(Any, None)
+    context = Context(
+        config=config, run=out, graph=graph(config), dataset=nothing, device=nothing, progress=Progress()
+    )
+    changed = _with_decay(context, 10 * config.teacher.train.weight_decay, {})
+    (_, probe) = changed.graph.iterations[-1].controls
+    before = linear_probe(config)
+    assert before is not None and probe.config == linear_probe(changed.config)
+    assert probe.config.train.weight_decay == before.train.weight_decay * (1 if other else 10)
+    assert ("out_of_fold" in probe.training.inputs) is not other
 
 
 def test_a_network_that_can_have_no_probe_is_named_before_any_image_is_read(images: Path) -> None:

@@ -175,7 +175,8 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     recipe = tiny.write_recipe(tmp_path / "tiny.yaml")
     out = tmp_path / "run"
-    command = ("run", recipe, *tiny.flags(many), "--folds", FOLDS, "--out", out)
+    junk = ("--student.selection.junk_rejection", 0.5)
+    command = ("run", recipe, *tiny.flags(many), "--folds", FOLDS, *junk, "--out", out)
     moments = [
         (f"{FOLD[0]}/checkpoint/step-00000005/.metadata", ""),
         (f"{FOLD[0]}/stage.json", "done"),

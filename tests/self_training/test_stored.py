@@ -133,6 +133,14 @@ CHANGES: dict[str, tuple[Callable[[Table], object], str]] = {
         lambda t: t.update(content_hash=[name * 2 for name in t["id"]]),
         "has content_hash as string; it must be binary",
     ),
+    "probs as text": (
+        lambda t: t.update(probs=["0.2 0.3 0.5"] * len(t["id"])),
+        "has probs as string; it must be a list of numbers",
+    ),
+    "hard labels": (
+        lambda t: t.update({name: np.ones(len(t["id"]), np.int64) for name in tiny.CLASSES}),
+        "nor a column of floating-point numbers for each class",
+    ),
     "above 1": (set_first(1.5), r"has no 3 probabilities, at least 0 and with the sum 1 \(it is"),
     "negative": (set_first(-0.1), "has no 3 probabilities"),
     "not finite": (set_first(float("nan")), "has no 3 probabilities"),
@@ -168,6 +176,35 @@ def test_wrong_files_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message) as error:
             open_stored(FirstTeacherConfig(labels_from=str(tmp_path / name)), tiny.CLASSES)
         assert "\n" not in str(error.value)
+
+
+def test_a_class_twice_is_one_line(tmp_path: Path) -> None:
+    names = ["id", *tiny.CLASSES, tiny.CLASSES[0]]
+    pq.write_table(pa.table([["a"], *[[0.25]] * 4], names=names), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"p\.parquet has the column 'blue' twice"):
+        open_stored(FirstTeacherConfig(labels_from=str(tmp_path / "p.parquet")), tiny.CLASSES)
+
+
+def test_files_with_other_types_are_one_line(tmp_path: Path) -> None:
+    for number, value in enumerate([0.5, "half"]):
+        table = {"id": ["a"], **{name: [value] for name in tiny.CLASSES}}
+        pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
+    with pytest.raises(InputError, match=r"1\.parquet has other columns than 0\.parquet"):
+        open_stored(FirstTeacherConfig(labels_from=str(tmp_path)), tiny.CLASSES)
+
+
+def test_a_file_that_is_damaged_behind_its_schema_is_one_line(
+    pool: ImageSet, probs: NDArray[np.float32], tmp_path: Path
+) -> None:
+    path = tmp_path / "p.parquet"
+    columns = {name: probs[:, place] for place, name in enumerate(tiny.CLASSES)}
+    pq.write_table(pa.table({"id": keys(pool, "id"), **columns}), path)
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"p\.parquet is not a readable Parquet file") as error:
+        read(path, pool)
+    assert "\n" not in str(error.value)
 
 
 def test_a_pool_image_without_a_row_stops_the_run(images: Path, tmp_path: Path) -> None:

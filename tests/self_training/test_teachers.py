@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from noisystudent.config import Config, FirstTeacherConfig
+from noisystudent.config import Config, FirstTeacherConfig, ModelConfig
 from noisystudent.errors import InputError
 from noisystudent.inference.existing import fingerprints, load_existing
 from noisystudent.inference.export import export
 from noisystudent.inference.load import load_predictor
+from noisystudent.models.registry import build_model
+from noisystudent.models.weights import save_weights
 from noisystudent.pseudo_label.parts import unlist
 from noisystudent.recipes import resolve
 from noisystudent.report import build
@@ -260,6 +263,20 @@ def test_other_classes_are_one_line(finished: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("outputs", [2, 10])
+def test_a_model_without_names_has_as_many_outputs_as_the_run_has_classes(
+    tmp_path: Path, outputs: int
+) -> None:
+    """The names in the entry alone would take the first outputs, or outputs that the model lacks."""
+    path = tmp_path / "m.safetensors"
+    save_weights(build_model(ModelConfig(name="resnet8_16"), outputs, tiny.SIDE), path)
+    entry = FirstTeacherConfig(model_from=str(path), classes=tiny.CLASSES)
+    with pytest.raises(
+        InputError, match=f"has {outputs} outputs; it must have one for each of the 3 classes"
+    ):
+        load_existing(entry, tiny.CLASSES, tiny.SIDE, "cpu")
+
+
 @pytest.mark.parametrize("path", ["nothing", "nothing.onnx", "nothing.safetensors", "."])
 def test_a_missing_model_is_one_line(images: Path, tmp_path: Path, path: str) -> None:
     given = config(images, {}, {"model_from": str(tmp_path / path)})
@@ -267,3 +284,16 @@ def test_a_missing_model_is_one_line(images: Path, tmp_path: Path, path: str) ->
         tiny.run(given, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "iteration-0").exists()
+
+
+def test_weights_that_val_cannot_give_are_refused_before_a_training(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    pool = tiny.opened(images, finished)[1].pool
+    columns = {name: np.full(len(pool), 1 / 3, np.float32) for name in tiny.CLASSES}
+    table = pa.table({"id": pool.ids(np.arange(len(pool))), **columns})
+    pq.write_table(table, tmp_path / "p.parquet")
+    entry = {"labels_from": str(tmp_path / "p.parquet")}
+    with pytest.raises(InputError, match=r"teacher_weights is val, but .*p\.parquet has no probabilities"):
+        tiny.run(config(images, {}, entry, teacher_weights="val"), tmp_path / "run")
+    assert not (tmp_path / "run" / TEACHER).exists()
