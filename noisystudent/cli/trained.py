@@ -38,6 +38,8 @@ Card = Annotated[
     Parameter(help="Model card to write, such as README.md: data, noise, verdict, robustness, limits."),
 ]
 
+TableFormat = Literal["csv", "json", "parquet"] | None
+
 
 def predict(
     model: Path,
@@ -46,7 +48,7 @@ def predict(
     *,
     out: Path | None = None,
     overwrite: Overwrite = False,
-    format: Literal["csv", "json", "parquet"] | None = None,  # noqa: A002
+    format: TableFormat = None,  # noqa: A002
     top_k: TopK = None,
     sort_into: SortInto = None,
     flip: Flip = False,
@@ -72,15 +74,10 @@ def predict(
     from noisystudent.inference.load import load_predictor
     from noisystudent.inference.predict import predict as predict_images
     from noisystudent.inference.sort import check_sorted, copy_sorted
-    from noisystudent.inference.write import ENDINGS, check_top_k, output_format, write_predictions
-    from noisystudent.run.files import check_out
+    from noisystudent.inference.write import check_top_k, write_predictions
 
-    output_format(out, format)
+    _check_table(out, format, overwrite=overwrite, sort_into=sort_into)
     images = screen.with_input(images)
-    if out is not None:
-        if sort_into is not None and out.absolute().is_relative_to(sort_into.absolute()):
-            raise InputError(f"--out is {out}, which lies in --sort-into; name a file of another folder")
-        check_out(out, overwrite=overwrite, suffixes=ENDINGS if format is None else ())
     with screen.progress(stderr=True) as progress:  # standard output may be the result
         predictor = replace(load_predictor(model, device, precision=precision, progress=progress), flip=flip)
         check_top_k(top_k, predictor.names)
@@ -91,6 +88,19 @@ def predict(
     write_predictions(predictions, predictor.names, out, format, top_k)
     screen.print_origin(predictor.path)
     screen.print_bad(predictions.bad)
+
+
+def _check_table(out: Path | None, kind: TableFormat, *, overwrite: bool, sort_into: Path | None) -> None:
+    """Check that predictions can be written to `out`, or to standard output."""
+    from noisystudent.inference.write import ENDINGS, output_format
+    from noisystudent.run.files import check_out
+
+    output_format(out, kind)
+    if out is None:
+        return
+    if sort_into is not None and out.absolute().is_relative_to(sort_into.absolute()):
+        raise InputError(f"--out is {out}, which lies in --sort-into; name a file of another folder")
+    check_out(out, overwrite=overwrite, suffixes=ENDINGS if kind is None else ())
 
 
 def review(
