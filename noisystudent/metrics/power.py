@@ -32,17 +32,17 @@ def differing(comparison: Comparison) -> float:
 
 
 def detectable(disagreeing: float, images: int, level: float) -> float:
-    """Smallest difference in accuracy that is found with a probability of `POWER`.
+    """Smallest difference in accuracy, at most 1, that is found with a probability of `POWER`.
 
     It is (z_level + z_power) * sqrt(disagreeing / images), the normal approximation of McNemar's test (Connor
-    1987).
+    1987). For a few images this is above 1, which means that no difference is found.
 
     Args:
         disagreeing: share of the images on which only one of the two models is right.
         images: number of images.
         level: confidence level of the test.
     """
-    return _z_sum(level) * math.sqrt(disagreeing / images)
+    return min(1.0, _z_sum(level) * math.sqrt(disagreeing / images))
 
 
 def images_needed(disagreeing: float, difference: float, level: float) -> int:
