@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from noisystudent.estimator.results import (
     labeled_iterations,
     termination_condition,
 )
-from noisystudent.inference.images import Images, Labeled, open_images, open_labeled
+from noisystudent.inference.images import Images, Labeled, open_images, open_labeled, paths_of
 from noisystudent.inference.load import find_model, load_predictor
 from noisystudent.inference.predict import predict, score
 from noisystudent.inference.predictor import Predictor
@@ -249,20 +248,9 @@ def _with_images(config: Config, *given: Labeled | None) -> Config:
 
     A run on paths alone names them, so that other commands open it. Images in memory have no name.
     """
-    paths = [_paths(images) for images in given]
+    paths = [() if images is None else paths_of(images) for images in given]
     named = [() if None in paths else path or () for path in paths]
     labeled, unlabeled, val, test = named
     return replace(
         config, data=replace(config.data, labeled=labeled, unlabeled=unlabeled, val=val, test=test)
     )
-
-
-def _paths(images: Labeled | None) -> tuple[str, ...] | None:
-    """The paths of images, none if there are no images; None if they are in memory."""
-    if images is None:
-        return ()
-    if isinstance(images, str | Path):
-        return (str(images),)
-    if isinstance(images, Sequence) and all(isinstance(image, str | Path) for image in images):
-        return tuple(map(str, images))
-    return None

@@ -47,19 +47,26 @@ def open_images(given: Images, labeled: bool) -> Source:
         if given.ndim == 3 and given.shape[2] == 3 < given.shape[1]:
             raise InputError(f"images are one array {given.shape}, a single image; give image[None]")
         return open_source([ArraySource(given)], labeled)
-    if isinstance(given, str | Path):
-        return open_source([given], labeled)
-    wrong: object = given
-    if isinstance(given, Sequence):
-        if all(isinstance(one, str | Path) for one in given):
-            return open_source(list(given), labeled)
-        wrong = given[0]
-    elif hasattr(given, "fingerprint"):
+    paths = paths_of(given)
+    if paths is not None:
+        return open_source(list(paths), labeled)
+    if not isinstance(given, Sequence | Path) and hasattr(given, "fingerprint"):
         return given
+    members = given if isinstance(given, Sequence) else [given]
+    wrong = next(one for one in members if not isinstance(one, str | Path))
     raise InputError(
         f"images are given as {type(wrong).__name__}; give paths, or an array uint8 (N, H, W) or (N, H, W, 3)"
         f"{', with labels as a pair (images, labels)' if labeled else ''}"
     )
+
+
+def paths_of(given: object) -> tuple[str, ...] | None:
+    """Return the paths of images; None if the images are given in another form."""
+    if isinstance(given, str | Path):
+        return (str(given),)
+    if isinstance(given, Sequence) and all(isinstance(one, str | Path) for one in given):
+        return tuple(map(str, given))
+    return None
 
 
 def open_labeled(given: Labeled) -> Source:

@@ -189,6 +189,7 @@ def test_arrays_that_do_not_fit(labeled: Any, expected: str) -> None:
     [
         (np.zeros((8, 8, 3), np.uint8), r"a single image; give image\[None\]"),
         ([np.zeros((8, 8), np.uint8)], "are given as ndarray; give paths, or an array"),
+        (["a.png", np.zeros((8, 8), np.uint8)], "are given as ndarray; give paths, or an array"),
         (torch.zeros(2, 8, 8), "are given as Tensor; give paths, or an array"),
         (([[0]], [1]), "are given as list; .* as a pair"),
     ],
