@@ -14,7 +14,7 @@ from noisystudent import recipes
 from noisystudent.ablation.oracle import oracle
 from noisystudent.config import Config
 from noisystudent.config.controls import trained_controls
-from noisystudent.config.run import first_teachers, is_trained
+from noisystudent.config.run import trained_teachers
 from noisystudent.errors import InputError, did_you_mean
 from noisystudent.run.rundir import CONTROLS
 
@@ -279,7 +279,7 @@ def _references(base: Cell) -> list[Cell]:
 
 def _compared(config: Config) -> list[Model]:
     """The first teacher, if one is trained, and the controls, that of the same steps first."""
-    teachers = [(0, TEACHER)] if any(map(is_trained, first_teachers(config))) else []
+    teachers = [(0, TEACHER)] if trained_teachers(config) else []
     last, trained = len(config.students), trained_controls(config)
     return [*teachers, *((last, role) for kind, role in CONTROLS.items() if kind in trained)]
 

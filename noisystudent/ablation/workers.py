@@ -42,7 +42,7 @@ def share(
     with Leases(out / _LEASES) as leases:
         with leases.hold(_TABLE, progress):
             since = leases.now()
-        while left := [run for run in left if not run.done and run.name not in _failed(out, runs, since)]:
+        while left := _left(out, left, since):
             claimed = next(((run, units) for run in left if (units := _claim(run, library, leases))), None)
             if claimed is None:
                 progress.check()
@@ -60,6 +60,12 @@ def share(
         with leases.hold(_TABLE, progress):
             write(failed)
     return failed
+
+
+def _left(out: Path, runs: Sequence[Run], since: float) -> list[Run]:
+    """The runs that are neither done nor failed."""
+    failed = _failed(out, runs, since)
+    return [run for run in runs if run.name not in failed and not run.done]
 
 
 def _claim(run: Run, library: Library, leases: Leases) -> list[str]:

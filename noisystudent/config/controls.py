@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from noisystudent.config.learners import TeacherConfig
-from noisystudent.config.run import Config, Control, first_teachers, is_trained, pretrained, same_backbone
+from noisystudent.config.run import (
+    Config,
+    Control,
+    first_teachers,
+    pretrained,
+    same_backbone,
+    trained_teachers,
+)
 from noisystudent.config.training import TrainConfig
 
 # Of a probe whose network no teacher has as a frozen one. Features have a mean square of 1 for every network
@@ -38,11 +45,8 @@ def probe_is_teacher(config: Config) -> bool:
 
 def followed_by_probe(config: Config) -> TeacherConfig | None:
     """Return the first teacher if it is a head on the network of the probe, which then has its settings."""
-    probed, trained = pretrained(config), filter(is_trained, first_teachers(config))
-    first = next(trained, None)
-    if probed is None or first is None or not first.train.features:
-        return None
-    return first if same_backbone(config, first, probed) else None
+    probed, heads = pretrained(config), [one for one in trained_teachers(config)[:1] if one.train.features]
+    return heads[0] if probed and heads and same_backbone(config, heads[0], probed) else None
 
 
 def trained_controls(config: Config) -> tuple[Control, ...]:

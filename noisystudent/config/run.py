@@ -103,13 +103,18 @@ def is_trained(teacher: TeacherConfig) -> bool:
     return not isinstance(teacher, FirstTeacherConfig) or teacher.existing is None
 
 
+def trained_teachers(config: Config) -> list[TeacherConfig]:
+    """Return the first teachers that the run trains, in their order."""
+    return [teacher for teacher in first_teachers(config) if is_trained(teacher)]
+
+
 def pretrained(config: Config) -> TeacherConfig | None:
     """Return the learner whose pretrained weights the last student comes from, or the first trained teacher.
 
     None: neither starts from pretrained weights. Those of a student with `init` teacher, or of a teacher
     after `pretrain`, are not used.
     """
-    firsts = [teacher for teacher in first_teachers(config) if is_trained(teacher) and not config.pretrain]
+    firsts = [] if config.pretrain else trained_teachers(config)
     scratch = [student for student in config.students if student.init == "scratch"]
     return next((one for one in (*scratch[-1:], *firsts[:1]) if one.model.pretrained), None)
 
@@ -120,9 +125,8 @@ def control_from_teacher(config: Config) -> bool:
     It does if the last student starts from its own teacher, and has the network of the first one. Weights of
     a teacher in between have seen the pool, so a control with another network starts from scratch.
     """
-    first = next((teacher for teacher in first_teachers(config) if is_trained(teacher)), None)
-    last = config.students[-1]
-    return last.init == "teacher" and first is not None and can_start_from(config, last, first)
+    firsts, last = trained_teachers(config), config.students[-1]
+    return last.init == "teacher" and bool(firsts) and can_start_from(config, last, firsts[0])
 
 
 def network(learner: LearnerConfig) -> dict[str, object]:

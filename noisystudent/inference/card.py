@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from noisystudent import recipes
 from noisystudent.config import Config, LearnerConfig
-from noisystudent.config.run import first_teachers, is_trained
+from noisystudent.config.run import trained_teachers
 from noisystudent.errors import InputError, printable, require
 from noisystudent.inference.export import Exported
 from noisystudent.run.files import read_json
@@ -106,9 +106,8 @@ def _learner(config: Config, iteration: int, role: str) -> LearnerConfig:
     special = {"filter": config.filter, "pretraining": config.pretrain}.get(role)
     if special is not None:
         return special
-    trained = [teacher for teacher in first_teachers(config) if is_trained(teacher)]
     number = role.removeprefix("teacher-")
-    return trained[int(number) - 1 if number.isdecimal() else 0]
+    return trained_teachers(config)[int(number) - 1 if number.isdecimal() else 0]
 
 
 def _record(path: Path) -> Record:

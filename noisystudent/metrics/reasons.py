@@ -87,6 +87,11 @@ class RunFacts:
     probe: str | None = None
 
     @property
+    def keep_more(self) -> str:
+        """What keeps more images."""
+        return f"decrease {self.limit}{'' if self.adaptive else ', or take selection.mode adaptive'}"
+
+    @property
     def limit(self) -> str:
         """The field that says how confident a label must be."""
         return "selection.strength" if self.adaptive else "selection.threshold"
@@ -174,8 +179,7 @@ def _coverage(facts: RunFacts) -> str | None:
     if share >= LOW_COVERAGE:
         return None
     count = f"{kept:,} of {facts.pool_size:,} images ({share:.1%})"
-    mode = "" if facts.adaptive else ", or take selection.mode adaptive"
-    return f"little of the pool was used: the selection kept {count}; decrease {facts.limit}{mode}"
+    return f"little of the pool was used: the selection kept {count}; {facts.keep_more}"
 
 
 def _no_images(facts: RunFacts) -> str | None:
@@ -249,7 +253,7 @@ def _calibration(teacher: Floats, labels: Ints, bins: int, facts: RunFacts) -> s
         )
     return (
         f"the teacher is under-confident, so a threshold rejects too many right pseudo-labels: {numbers}; "
-        f"decrease {facts.limit}{'' if facts.adaptive else ', or take selection.mode adaptive'}"
+        f"{facts.keep_more}"
     )
 
 

@@ -161,7 +161,7 @@ def _by_name(net: Any, state: State, path: Path, name: str, build: Build) -> Sta
     """Weights of the network that timm loads from the state; timm knows no `Mlp`, whose weights stay."""
     head = head_prefixes(net)
     named = [state[f"{prefix}weight"] for prefix in head if f"{prefix}weight" in state]
-    mlp = {key: state[key] for prefix in head for name in _MLP if (key := f"{prefix}{name}") in state}
+    mlp = {key: state[key] for prefix in head for part in _MLP if (key := f"{prefix}{part}") in state}
     # Without the name of the head in it, a file is of a network without one, or of another form with one.
     counts = [len(named[0])] if named else [0, net.pretrained_cfg["num_classes"]]
     for count in counts:

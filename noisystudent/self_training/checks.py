@@ -12,13 +12,12 @@ from noisystudent.config import Config, LearnerConfig, StudentConfig, TeacherCon
 from noisystudent.config.controls import linear_probe, trained_controls
 from noisystudent.config.run import (
     control_from_teacher,
-    first_teachers,
     input_side,
-    is_trained,
     learners,
     network,
     require_lengths,
     require_pool,
+    trained_teachers,
 )
 from noisystudent.data.gpu_decode import check_gpu_decoder
 from noisystudent.errors import InputError, RunError, require
@@ -168,7 +167,7 @@ def check_features(config: Config) -> None:
     Raises:
         InputError: names the field that cannot be used.
     """
-    firsts = [teacher for teacher in first_teachers(config) if is_trained(teacher)]
+    firsts = trained_teachers(config)
     of_pretraining = [] if config.pretrain is None else [config.pretrain, *firsts]
     require(
         not any(learner.train.features for learner in of_pretraining),

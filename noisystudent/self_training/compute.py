@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from noisystudent.config import FirstTeacherConfig, LearnerConfig, PseudoLabelConfig, TeacherConfig
-from noisystudent.config.run import first_teachers, is_trained, labeling_teachers, learners
+from noisystudent.config.run import first_teachers, labeling_teachers, learners, trained_teachers
 from noisystudent.run.backbones import backbones
 from noisystudent.run.rundir import ModelDir
 from noisystudent.self_training.context import Context
@@ -38,7 +38,7 @@ def image_passes(context: Context, students: Sequence[Training]) -> dict[str, fl
     if config.pretrain is not None:
         passes["pretraining"] = trained(context.on_pool_folders(config.pretrain, folder))
     first = first_teachers(config)
-    teachers = [trained(context.training(each, folder, "passes")) for each in first if is_trained(each)]
+    teachers = [trained(context.training(each, folder, "passes")) for each in trained_teachers(config)]
     folds = len(context.graph.folds) * len(weight_decays(context))
     passes |= {"teacher": sum(teachers), "folds": folds * sum(teachers[:1])}
     if not heads:

@@ -63,9 +63,9 @@ def open_stored(teacher: FirstTeacherConfig, classes: Sequence[str]) -> Stored:
     path = Path(str(teacher.labels_from))
     files = probability_files(path)
     schemas = [_schema(file) for file in files]
-    first, names = schemas[0], schemas[0].names
+    first, names, kinds = schemas[0], schemas[0].names, _kinds(schemas[0])
     for file, schema in zip(files, schemas, strict=True):
-        if _kinds(schema) != _kinds(first):
+        if _kinds(schema) != kinds:
             raise InputError(f"teachers: labels_from {file} has other columns than {files[0].name}")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -74,7 +74,7 @@ def open_stored(teacher: FirstTeacherConfig, classes: Sequence[str]) -> Stored:
     if "content_hash" not in names and "id" not in names:
         raise InputError(f"teachers: labels_from {files[0]} has neither a column content_hash nor id")
     key: Literal["content_hash", "id"] = "content_hash" if "content_hash" in names else "id"
-    kind = dict(_kinds(first))
+    kind = dict(kinds)
     if key == "content_hash" and kind[key] != "hash":
         raise InputError(
             f"teachers: labels_from {files[0]} has content_hash as {first.field(key).type}; it must be"
