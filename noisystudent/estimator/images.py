@@ -150,12 +150,15 @@ class NoisyStudent(Parameters):
             RunError: a file of the run is damaged.
         """
         folder = RunDir(Path(run).expanduser())
-        if not (folder.config.is_file() and folder.verdict.is_file()):
+        if not folder.config.is_file():
             raise InputError(
-                f"{run} is not a finished run (config.yaml or verdict.json is missing); give a folder that"
-                f" `fit` or `run` wrote, or finish it with `noisystudent run --out {run}`"
+                f"{run} is not a run (it has no config.yaml); give a folder that `fit` or `run` wrote"
             )
         config = recipes.load(str(folder.config))
+        if not folder.verdict.is_file():
+            arrays = "call `fit` again with the same arrays"  # which config.yaml does not name
+            again = f"run `noisystudent run --out {run}`" if config.data.labeled else arrays
+            raise InputError(f"{run} is not a finished run (it has no verdict.json); to finish it, {again}")
         model = cls(config, out=run)
         model.run_ = folder.path
         model._read_results(config)

@@ -54,7 +54,7 @@ def open_run(run: Path, sources: Sources | None, device: str, progress: Progress
     finished = [model for model in graph.models() if model.role in ("teacher", "student")]
     finished = [model for model in finished if state(model.last).status is Status.DONE]
     if not finished:
-        raise InputError(f"{run} has no finished model; run `noisystudent run --out {run}` first")
+        raise InputError(f"{run} has no finished model; resume the run first")
     context = Context(
         config=config,
         run=folder,

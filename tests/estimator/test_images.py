@@ -137,12 +137,16 @@ def test_a_run_is_loaded_as_the_estimator_that_made_it(model: NoisyStudent, fini
     assert tuple(by_command.classes_) == tiny.CLASSES and by_command.predict(pixels).shape == (12,)
 
 
-def test_what_is_no_finished_run_is_not_loaded(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "verdict.json").unlink()
-    for name in ("run", "none"):
-        with pytest.raises(InputError, match=f"{name} is not a finished run"):
-            NoisyStudent.load(tmp_path / name)
+def test_what_is_no_finished_run_is_not_loaded(model: NoisyStudent, finished: Path, tmp_path: Path) -> None:
+    advice = {finished: "run --out", Path(model.run_): "`fit` again with the same arrays"}
+    for number, (folder, expected) in enumerate(advice.items()):
+        copy = tmp_path / f"run-{number}"
+        shutil.copytree(folder, copy)
+        (copy / "verdict.json").unlink()
+        with pytest.raises(InputError, match=f"run-{number} is not a finished run.*{expected}"):
+            NoisyStudent.load(copy)
+    with pytest.raises(InputError, match="none is not a run"):
+        NoisyStudent.load(tmp_path / "none")
 
 
 def test_a_config_is_a_recipe_and_the_run_may_be_temporary() -> None:
