@@ -86,10 +86,14 @@ def show(outs: list[Path], title: str) -> None:
     for name, found in verdicts.items():
         models = [100 * np.mean([one["top1"][m] for one in found]) for m in ("teacher", "control", "student")]
         rivals = [one["comparisons"]["control"] for one in found]
-        mean, low, high = paired_over_seeds([100 * rival["difference"] for rival in rivals], _LEVEL)
+        differences = [100 * rival["difference"] for rival in rivals]
+        between = ""
+        if len(differences) > 1:
+            _, low, high = paired_over_seeds(differences, _LEVEL)
+            between = f"({low:+.2f} to {high:+.2f})"
         worse, better = (sum(side(rival, _LEVEL) for rival in rivals) for side in (below, above))
         cells = "".join(f"{value:9.2f}" for value in models)
-        print(f"{name:52}{len(found):5}{cells}  {mean:+.2f} ({low:+.2f} to {high:+.2f}){worse:14}{better:8}")
+        print(f"{name:52}{len(found):5}{cells}  {np.mean(differences):+.2f} {between:18}{worse:10}{better:8}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from noisystudent.config import EvaluateConfig
 from noisystudent.errors import InputError
 from noisystudent.metrics import classification, reasons
@@ -78,7 +81,8 @@ def judge(
         "state": state,
         "headline": headline(state, top1["student"], rivals, facts, config.level),
         "sentence": _sentence(state, top1["student"], rivals, facts, config.level),
-        "reasons": reasons.find(student, teacher, labels, facts, config.ece_bins)
+        "reasons": ([] if state == "improved" else _better_teacher(hits, config, seed))
+        + reasons.find(student, teacher, labels, facts, config.ece_bins)
         + [text for name, rival in rivals.items() for text in _power(name, rival, config.level)],
         "scope": SCOPE,
     }
@@ -177,6 +181,19 @@ def _opening(
             f"than {' and '.join(not_better)}"
         )
     return f"No significant gain over {' and '.join(not_better)}"
+
+
+def _better_teacher(hits: Mapping[str, NDArray[np.bool_]], config: EvaluateConfig, seed: int) -> list[str]:
+    """Reason that the labels alone give more than the teacher has, which labelled the pool."""
+    control = CONTROLS["same_steps"]
+    gain = compare(hits[control], hits["teacher"], config, seed) if control in hits else None
+    if gain is None or not above(gain, config.level):
+        return []
+    points = 100 * gain["difference"]
+    return [
+        f"the teacher could be better: the control, trained on the same labels, is {points:.2f} points above"
+        " it; train the teacher as long as the student, and with the same network"
+    ]
 
 
 def _power(name: str, rival: Comparison, level: float) -> list[str]:

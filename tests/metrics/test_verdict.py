@@ -76,9 +76,16 @@ def test_a_student_below_its_control_in_the_mean_is_not_better() -> None:
     assert found["state"] == "not better"
 
 
+def test_a_control_above_the_teacher_is_the_first_reason_of_a_missing_gain() -> None:
+    said = "the teacher could be better: the control, trained on the same labels, is 5.00 points above it"
+    assert judge(POOR, POOR, FAIR)["reasons"][0].startswith(said)
+    assert judge(POOR, FAIR, POOR)["reasons"] == judge(POOR, FAIR, None)["reasons"], "the teacher is above it"
+    assert said not in str(judge(GOOD, POOR, FAIR)["reasons"]), "the student is better than both"
+
+
 def test_the_likeliest_reason_comes_first() -> None:
     facts = dataclasses.replace(FACTS, test="val", pool_size=250, kept=(50,) * K, pseudo_accuracy=0.5)
-    starts = [text.split(":")[0] for text in judge(GOOD, FAIR, GOOD, facts)["reasons"]]
+    starts = [text.split(":")[0] for text in judge(GOOD, FAIR, FAIR, facts)["reasons"]]
     assert starts[:2] == ["many pseudo-labels are wrong", "the pool is small"]
     assert starts[2].startswith("there is no test set")
 
