@@ -117,6 +117,21 @@ def test_webdataset_labels_stand_beside_the_image(tmp_path: Path) -> None:
         assert len({item.id for item in items}) == 5 and [item.shard for item in items] == [0, 0, 0, 0, 1]
 
 
+def test_hidden_files_change_nothing_in_a_tar(tmp_path: Path) -> None:
+    files = [f"s/{number}.{end}" for number in range(4) for end in ("cls", "png")]
+    members = [(name, str(int(name[2]) % 2).encode()) for name in files]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in members:
+            add(archive, name, data)
+    with tarfile.open(tmp_path / "mac.tar", "w") as archive:
+        for name, data in members:
+            add(archive, f"./{name.replace('/', '/._')}", b"\0\5\x16\7")
+            add(archive, f"./{name}", data)
+    plain, hidden = (open_source([tmp_path / name], labeled=True) for name in ("a.tar", "mac.tar"))
+    assert contents(plain) == contents(hidden)
+    assert [item.label for item in hidden.items()] == ["0", "1", "0", "1"]
+
+
 def test_long_names_and_links_in_a_tar(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "c/" + "n" * 200 + ".png", b"long")

@@ -151,6 +151,8 @@ def _rows(shard: Shard) -> Iterator[Row]:
     key, label, images = "", None, list[tuple[str, int, int]]()
     for member in _members(shard, damage, skipped):
         folder, _, base = member.name.rpartition("/")
+        if base.startswith("."):  # such as ._1.cls, which macOS puts between the files of a key
+            continue
         if (here := f"{folder}/{base.split('.', 1)[0]}") != key:
             yield from _labeled(images, label)
             key, label, images = here, None, []
