@@ -117,6 +117,24 @@ def test_webdataset_labels_stand_beside_the_image(tmp_path: Path) -> None:
         assert len({item.id for item in items}) == 5 and [item.shard for item in items] == [0, 0, 0, 0, 1]
 
 
+@pytest.mark.parametrize("padding", [0, 512, 10_240])
+def test_a_tar_of_appended_tars_holds_what_they_hold(tmp_path: Path, padding: int) -> None:
+    folder = labeled_folder(tmp_path / "d")
+    files = sorted(folder.rglob("*.png"))
+    parts = [
+        tarred(folder, tmp_path / f"{number}.tar", files=files[number::3]).read_bytes().rstrip(b"\0")
+        for number in range(3)
+    ]
+    whole = b"".join(part + bytes(1024 - len(part) % 512 + padding) for part in parts)
+    (tmp_path / "whole.tar").write_bytes(whole)
+    source = open_source([tmp_path / "whole.tar"], labeled=True)
+    assert sorted(contents(source)) == sorted(contents(open_source([folder], labeled=True)))
+    assert source.notes() == ()
+    (tmp_path / "whole.tar").write_bytes(whole + b"x" * 512)
+    source = open_source([tmp_path / "whole.tar"], labeled=True)
+    assert len(source) == 13 and "damaged" in source.notes()[0]
+
+
 def test_hidden_files_change_nothing_in_a_tar(tmp_path: Path) -> None:
     files = [f"s/{number}.{end}" for number in range(4) for end in ("cls", "png")]
     members = [(name, str(int(name[2]) % 2).encode()) for name in files]
