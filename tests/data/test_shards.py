@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import tarfile
@@ -133,6 +134,17 @@ def test_a_tar_of_appended_tars_holds_what_they_hold(tmp_path: Path, padding: in
     (tmp_path / "whole.tar").write_bytes(whole + b"x" * 512)
     source = open_source([tmp_path / "whole.tar"], labeled=True)
     assert len(source) == 13 and "damaged" in source.notes()[0]
+
+
+def test_attributes_in_the_header_of_a_member_change_nothing(tmp_path: Path) -> None:
+    for name, attribute in (("a.tar", "x"), ("b.tar", "x" * 2**17)):
+        with tarfile.open(tmp_path / name, "w", format=tarfile.PAX_FORMAT) as archive:
+            for number in range(3):
+                member = tarfile.TarInfo(f"c/{number}.png")
+                member.size, member.pax_headers = 1, {"SCHILY.xattr.user.about": attribute}
+                archive.addfile(member, io.BytesIO(b"%d" % number))
+    plain, long = (open_source([tmp_path / name], labeled=True) for name in ("a.tar", "b.tar"))
+    assert contents(long) == contents(plain) and len(long) == 3 and long.notes() == ()
 
 
 def test_hidden_files_change_nothing_in_a_tar(tmp_path: Path) -> None:

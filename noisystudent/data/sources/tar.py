@@ -26,7 +26,7 @@ from noisystudent.errors import InputError, NoisyStudentError, first_line
 
 _OPEN_SHARDS = 64  # open at once; the operating system limits the open files of a process
 _BLOCK = 512  # bytes; a tar file consists of blocks of this size
-_HEADER = 2**14  # bytes of the largest header: one with the longest path has 4,096; of zeros, 10,240 end a file
+_HEADER = 2**20  # bytes of the largest header, with attributes of a file; of zeros, 10,240 end a tar file
 _LABEL = 2**12  # bytes of the longest text of a `.cls`
 
 
