@@ -150,7 +150,7 @@ class _ObjectStore:
         """See `Store`."""
         import obstore
 
-        chunks = iter(obstore.list(self._store, prefix or None))
+        chunks = iter(self._tried(lambda: obstore.list(self._store, prefix or None), prefix))
         while (chunk := self._tried(lambda: next(chunks, None), prefix)) is not None:
             yield from map(_entry, chunk)
 
@@ -180,7 +180,7 @@ class _ObjectStore:
             return call()
         except PreconditionError as error:
             raise _replaced(self._root, path) from error
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:  # ValueError: no store of obstore has such a path
             raise Unreadable(_reason(self._root, error)) from error
 
 
