@@ -57,13 +57,16 @@ def test_an_object_store_gives_what_the_folder_gives(shards: Path, bucket: str, 
 
 def test_a_remote_folder_is_its_shards_and_a_list_is_its_lines(shards: Path, bucket: str) -> None:
     names = shards / "shards.txt"
-    names.write_text(f"# two places\n{bucket}/a.tar\n\n{shards}/b.tar\n")
+    text = f"# two places\n{bucket}/a.tar\n\n{shards}/b.tar\n"
+    names.write_text(text)
     here = listed(open_source([str(shards / "*.tar")], labeled=True))
     with pytest.raises(InputError, match=r"holds a\.tar and a\.parquet"):
         open_source([bucket], labeled=True)
     store = open_store("s3://bucket", NAMING)._store  # type: ignore[attr-defined]
     obstore.delete(store, ["d/a.parquet", "d/b.parquet"])
     assert listed(open_source([bucket], labeled=True)) == here
+    assert listed(open_source([f"@{names}"], labeled=True)) == here
+    names.write_bytes(text.replace("\n", "\r\n").replace("# two places\r\n", "").encode("utf-8-sig"))
     assert listed(open_source([f"@{names}"], labeled=True)) == here
 
 

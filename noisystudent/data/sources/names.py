@@ -47,7 +47,7 @@ def expand(spec: str | Path, cache: Cache) -> list[Path | RemoteShard]:
 def _lines(text: str) -> list[str]:
     """The names in a list. Empty lines and those that begin with # are left out."""
     try:
-        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{text}: the list cannot be read ({error}); give @ and a text file") from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
