@@ -120,9 +120,9 @@ def test_no_fault_changes_an_image(
     assert set(web.faults) == set(FAULTS) and web.gets > 100
 
 
-@pytest.mark.parametrize("etags", [True, False])
-def test_a_shard_that_is_replaced_is_one_line(shards: Path, web: WebServer, etags: bool) -> None:
-    web.etags = etags
+@pytest.mark.parametrize(("etags", "quote"), [(True, '"'), (True, ""), (False, "")])
+def test_a_shard_that_is_replaced_is_one_line(web: WebServer, etags: bool, quote: str) -> None:
+    web.etags, web.quote = etags, quote
     there = open_source([f"{web.url}/d/a.tar"], labeled=True, cache_gb=0)
     places = [(item.shard, item.offset, item.size, item.id) for item in there.items()]
     forget()

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
@@ -159,17 +159,15 @@ class _ObjectStore:
         import obstore
 
         options: dict[str, Any] = {"range": (start, stop)}
-        if entry.version.startswith('"'):  # a weak etag, W/"…", never matches
+        if entry.version.startswith('"'):  # a weak etag, W/"…", never matches; nor does one without quotes
             options["if_match"] = entry.version
-        elif not entry.version.startswith("W/"):
-            options["if_unmodified_since"] = datetime.fromisoformat(entry.version)
 
         def read() -> tuple[Entry, bytes]:
             answer = obstore.get(self._store, entry.path, options=options)  # type: ignore[arg-type]
             return _entry(answer.meta), bytes(answer.bytes())
 
         there, data = self._tried(read, entry.path)
-        if there != entry:  # a server may ignore conditions
+        if there != entry:  # there was no condition, or the server has ignored it
             raise _replaced(self._root, entry.path)
         return _whole(data, stop - start)
 
