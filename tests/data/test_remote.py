@@ -132,6 +132,12 @@ def test_a_shard_that_is_replaced_is_one_line(web: WebServer, etags: bool, quote
         there.read(*places[0])
 
 
+def test_a_server_whose_answers_show_no_change_is_refused(web: WebServer) -> None:
+    web.etags, web.modified = False, ""
+    with pytest.raises(InputError, match=rf"^{web.url}/d/a\.tar: the server sends neither ETag nor Last-M"):
+        open_source([f"{web.url}/d/a.tar"], labeled=True)
+
+
 def test_a_bucket_says_that_a_shard_is_replaced(bucket: str) -> None:
     there = open_source([f"{bucket}/a.tar"], labeled=True, cache_gb=0)
     (item, *_) = there.items()

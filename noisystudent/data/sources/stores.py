@@ -218,7 +218,13 @@ class FilesystemStore:
 
 
 def _entry(meta: Any) -> Entry:
-    return Entry(meta["path"], meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
+    tag, changed = meta["e_tag"], meta["last_modified"]
+    if not tag and changed.timestamp() == 0:  # what obstore has if a server sends no time
+        raise Unreadable(
+            "the server sends neither ETag nor Last-Modified, so a shard that is replaced would not be"
+            " noticed; copy the shards to disk or to another server"
+        )
+    return Entry(meta["path"], meta["size"], tag or changed.isoformat())
 
 
 def _file_entry(info: Any) -> Entry:
