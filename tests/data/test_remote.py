@@ -138,6 +138,12 @@ def test_a_server_whose_answers_show_no_change_is_refused(web: WebServer) -> Non
         open_source([f"{web.url}/d/a.tar"], labeled=True)
 
 
+def test_what_is_escaped_in_a_url_is_no_pattern(web: WebServer) -> None:
+    web.files["/d/a[1]?.tar"] = web.files["/d/a.tar"]
+    there = open_source([f"{web.url}/d/a%5B1%5D%3F.tar"], labeled=True)
+    assert listed(there) == listed(open_source([f"{web.url}/d/a.tar"], labeled=True))
+
+
 def test_a_bucket_says_that_a_shard_is_replaced(bucket: str) -> None:
     there = open_source([f"{bucket}/a.tar"], labeled=True, cache_gb=0)
     (item, *_) = there.items()
