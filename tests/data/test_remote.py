@@ -57,13 +57,16 @@ def test_an_object_store_gives_what_the_folder_gives(shards: Path, bucket: str, 
 
 def test_a_remote_folder_is_its_shards_and_a_list_is_its_lines(shards: Path, bucket: str) -> None:
     names = shards / "shards.txt"
-    names.write_text(f"# two places\n{bucket}/a.tar\n\n{shards}/b.tar\n")
+    text = f"# two places\n{bucket}/a.tar\n\n{shards}/b.tar\n"
+    names.write_text(text)
     here = listed(open_source([str(shards / "*.tar")], labeled=True))
     with pytest.raises(InputError, match=r"holds a\.tar and a\.parquet"):
         open_source([bucket], labeled=True)
     store = open_store("s3://bucket", NAMING)._store  # type: ignore[attr-defined]
     obstore.delete(store, ["d/a.parquet", "d/b.parquet"])
     assert listed(open_source([bucket], labeled=True)) == here
+    assert listed(open_source([f"@{names}"], labeled=True)) == here
+    names.write_bytes(text.replace("\n", "\r\n").replace("# two places\r\n", "").encode("utf-8-sig"))
     assert listed(open_source([f"@{names}"], labeled=True)) == here
 
 
@@ -117,9 +120,9 @@ def test_no_fault_changes_an_image(
     assert set(web.faults) == set(FAULTS) and web.gets > 100
 
 
-@pytest.mark.parametrize("etags", [True, False])
-def test_a_shard_that_is_replaced_is_one_line(shards: Path, web: WebServer, etags: bool) -> None:
-    web.etags = etags
+@pytest.mark.parametrize(("etags", "quote"), [(True, '"'), (True, ""), (False, "")])
+def test_a_shard_that_is_replaced_is_one_line(web: WebServer, etags: bool, quote: str) -> None:
+    web.etags, web.quote = etags, quote
     there = open_source([f"{web.url}/d/a.tar"], labeled=True, cache_gb=0)
     places = [(item.shard, item.offset, item.size, item.id) for item in there.items()]
     forget()
@@ -127,6 +130,18 @@ def test_a_shard_that_is_replaced_is_one_line(shards: Path, web: WebServer, etag
     web.modified = "Fri, 02 Jan 2026 00:00:00 GMT"
     with pytest.raises(RunError, match=rf"^{web.url}/d/a\.tar was replaced while it was in use; run again"):
         there.read(*places[0])
+
+
+def test_a_server_whose_answers_show_no_change_is_refused(web: WebServer) -> None:
+    web.etags, web.modified = False, ""
+    with pytest.raises(InputError, match=rf"^{web.url}/d/a\.tar: the server sends neither ETag nor Last-M"):
+        open_source([f"{web.url}/d/a.tar"], labeled=True)
+
+
+def test_what_is_escaped_in_a_url_is_no_pattern(web: WebServer) -> None:
+    web.files["/d/a[1]?.tar"] = web.files["/d/a.tar"]
+    there = open_source([f"{web.url}/d/a%5B1%5D%3F.tar"], labeled=True)
+    assert listed(there) == listed(open_source([f"{web.url}/d/a.tar"], labeled=True))
 
 
 def test_a_bucket_says_that_a_shard_is_replaced(bucket: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import tarfile
@@ -115,6 +116,50 @@ def test_webdataset_labels_stand_beside_the_image(tmp_path: Path) -> None:
         items = list(open_source([spec], labeled=True).items())
         assert [item.label for item in items] == ["0", "1", "0", "1", "1"]
         assert len({item.id for item in items}) == 5 and [item.shard for item in items] == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("padding", [0, 512, 10_240])
+def test_a_tar_of_appended_tars_holds_what_they_hold(tmp_path: Path, padding: int) -> None:
+    folder = labeled_folder(tmp_path / "d")
+    files = sorted(folder.rglob("*.png"))
+    parts = [
+        tarred(folder, tmp_path / f"{number}.tar", files=files[number::3]).read_bytes().rstrip(b"\0")
+        for number in range(3)
+    ]
+    whole = b"".join(part + bytes(1024 - len(part) % 512 + padding) for part in parts)
+    (tmp_path / "whole.tar").write_bytes(whole)
+    source = open_source([tmp_path / "whole.tar"], labeled=True)
+    assert sorted(contents(source)) == sorted(contents(open_source([folder], labeled=True)))
+    assert source.notes() == ()
+    (tmp_path / "whole.tar").write_bytes(whole + b"x" * 512)
+    source = open_source([tmp_path / "whole.tar"], labeled=True)
+    assert len(source) == 13 and "damaged" in source.notes()[0]
+
+
+def test_attributes_in_the_header_of_a_member_change_nothing(tmp_path: Path) -> None:
+    for name, attribute in (("a.tar", "x"), ("b.tar", "x" * 2**17)):
+        with tarfile.open(tmp_path / name, "w", format=tarfile.PAX_FORMAT) as archive:
+            for number in range(3):
+                member = tarfile.TarInfo(f"c/{number}.png")
+                member.size, member.pax_headers = 1, {"SCHILY.xattr.user.about": attribute}
+                archive.addfile(member, io.BytesIO(b"%d" % number))
+    plain, long = (open_source([tmp_path / name], labeled=True) for name in ("a.tar", "b.tar"))
+    assert contents(long) == contents(plain) and len(long) == 3 and long.notes() == ()
+
+
+def test_hidden_files_change_nothing_in_a_tar(tmp_path: Path) -> None:
+    files = [f"s/{number}.{end}" for number in range(4) for end in ("cls", "png")]
+    members = [(name, str(int(name[2]) % 2).encode()) for name in files]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in members:
+            add(archive, name, data)
+    with tarfile.open(tmp_path / "mac.tar", "w") as archive:
+        for name, data in members:
+            add(archive, f"./{name.replace('/', '/._')}", b"\0\5\x16\7")
+            add(archive, f"./{name}", data)
+    plain, hidden = (open_source([tmp_path / name], labeled=True) for name in ("a.tar", "mac.tar"))
+    assert contents(plain) == contents(hidden)
+    assert [item.label for item in hidden.items()] == ["0", "1", "0", "1"]
 
 
 def test_long_names_and_links_in_a_tar(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class WebServer(ThreadingHTTPServer):
         fault: draws the fault of a request; None: no fault.
         faults: those that came.
         etags: False: only the time of the last change is sent.
+        quote: what stands around an etag; some servers send none.
+        modified: the time of the last change. Empty: it is not sent.
     """
 
     daemon_threads = True
@@ -39,6 +42,7 @@ class WebServer(ThreadingHTTPServer):
         self.fault: Callable[[], str | None] = lambda: None
         self.faults: list[str] = []
         self.etags = True
+        self.quote = '"'
         self.modified = "Thu, 01 Jan 2026 00:00:00 GMT"
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -71,8 +75,8 @@ def faults(share: float, seed: int = 0) -> Callable[[], str | None]:
 
 
 @lru_cache
-def _etag(data: bytes) -> str:
-    return f'"{hashlib.md5(data).hexdigest()}"'
+def _digest(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        data = self.server.files.get(self.path)
+        data = self.server.files.get(unquote(self.path))
         ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         size = len(data or b"")
         start, stop = (int(ranged[1]), min(int(ranged[2]) + 1, size)) if ranged else (0, size)
@@ -108,12 +112,13 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None or fault == "error":
             self._status(404 if data is None else 503)
             return
-        etag = _etag(data) if self.server.etags else None
+        etag = self.server.quote + _digest(data) + self.server.quote if self.server.etags else None
         if self.headers.get("If-Match", etag) != etag:
             self._status(412)
             return
         self.send_response(206 if ranged else 200)
-        self.send_header("Last-Modified", self.server.modified)
+        if self.server.modified:
+            self.send_header("Last-Modified", self.server.modified)
         if etag is not None:
             self.send_header("ETag", etag)
         if ranged:

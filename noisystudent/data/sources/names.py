@@ -47,7 +47,7 @@ def expand(spec: str | Path, cache: Cache) -> list[Path | RemoteShard]:
 def _lines(text: str) -> list[str]:
     """The names in a list. Empty lines and those that begin with # are left out."""
     try:
-        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{text}: the list cannot be read ({error}); give @ and a text file") from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -116,10 +116,12 @@ def _remote(url: str, cache: Cache) -> list[RemoteShard]:
 
 
 def _entries(url: str, root: str, path: str) -> Iterable[Entry]:
-    store, wild = open_store(root, NAMING), _WILD.search(path)
+    web = root.startswith("http")
+    # The path on a web server is decoded: %5B in its URL is no bracket of a pattern.
+    store, wild = open_store(root, NAMING), _WILD.search(url.removeprefix(root) if web else path)
     if wild is None and PurePosixPath(path).suffix.lower() in SUFFIXES:
         return [store.head(path)]
-    if root.startswith("http"):
+    if web:
         raise InputError(
             f"{url}: a web server lists no files; name each .tar or .parquet file, without * and ?, with"
             " braces such as {000..999} or in a list, @FILE"

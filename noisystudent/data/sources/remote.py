@@ -22,7 +22,7 @@ _REQUEST = 2**23 // BLOCK  # blocks in the largest request
 _MEMORY = 2**26 // BLOCK  # blocks that a process keeps in memory
 _AHEAD = _MEMORY // 2  # blocks that are fetched ahead; they must not push each other out
 _REST_SECONDS = 60.0  # for which a shard that failed is left alone: each of its images would wait as long
-_FORMAT = 1  # of listings: another number lists all shards again
+_FORMAT = 2  # of listings: another number lists all shards again
 
 _Place = tuple["RemoteShard", int]  # a shard and the number of a block
 

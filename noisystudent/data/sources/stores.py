@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
@@ -150,7 +150,7 @@ class _ObjectStore:
         """See `Store`."""
         import obstore
 
-        chunks = iter(obstore.list(self._store, prefix or None))
+        chunks = iter(self._tried(lambda: obstore.list(self._store, prefix or None), prefix))
         while (chunk := self._tried(lambda: next(chunks, None), prefix)) is not None:
             yield from map(_entry, chunk)
 
@@ -159,17 +159,15 @@ class _ObjectStore:
         import obstore
 
         options: dict[str, Any] = {"range": (start, stop)}
-        if entry.version.startswith('"'):  # a weak etag, W/"…", never matches
+        if entry.version.startswith('"'):  # a weak etag, W/"…", never matches; nor does one without quotes
             options["if_match"] = entry.version
-        elif not entry.version.startswith("W/"):
-            options["if_unmodified_since"] = datetime.fromisoformat(entry.version)
 
         def read() -> tuple[Entry, bytes]:
             answer = obstore.get(self._store, entry.path, options=options)  # type: ignore[arg-type]
             return _entry(answer.meta), bytes(answer.bytes())
 
         there, data = self._tried(read, entry.path)
-        if there != entry:  # a server may ignore conditions
+        if there != entry:  # there was no condition, or the server has ignored it
             raise _replaced(self._root, entry.path)
         return _whole(data, stop - start)
 
@@ -180,7 +178,7 @@ class _ObjectStore:
             return call()
         except PreconditionError as error:
             raise _replaced(self._root, path) from error
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:  # ValueError: no store of obstore has such a path
             raise Unreadable(_reason(self._root, error)) from error
 
 
@@ -220,7 +218,13 @@ class FilesystemStore:
 
 
 def _entry(meta: Any) -> Entry:
-    return Entry(meta["path"], meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
+    tag, changed = meta["e_tag"], meta["last_modified"]
+    if not tag and changed.timestamp() == 0:  # what obstore has if a server sends no time
+        raise Unreadable(
+            "the server sends neither ETag nor Last-Modified, so a shard that is replaced would not be"
+            " noticed; copy the shards to disk or to another server"
+        )
+    return Entry(meta["path"], meta["size"], tag or changed.isoformat())
 
 
 def _file_entry(info: Any) -> Entry:

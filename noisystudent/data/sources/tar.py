@@ -26,7 +26,7 @@ from noisystudent.errors import InputError, NoisyStudentError, first_line
 
 _OPEN_SHARDS = 64  # open at once; the operating system limits the open files of a process
 _BLOCK = 512  # bytes; a tar file consists of blocks of this size
-_HEADER = 2**14  # bytes of the largest header: one with the longest path has 4,096
+_HEADER = 2**20  # bytes of the largest header, with attributes of a file; of zeros, 10,240 end a tar file
 _LABEL = 2**12  # bytes of the longest text of a `.cls`
 
 
@@ -151,6 +151,8 @@ def _rows(shard: Shard) -> Iterator[Row]:
     key, label, images = "", None, list[tuple[str, int, int]]()
     for member in _members(shard, damage, skipped):
         folder, _, base = member.name.rpartition("/")
+        if base.startswith("."):  # such as ._1.cls, which macOS puts between the files of a key
+            continue
         if (here := f"{folder}/{base.split('.', 1)[0]}") != key:
             yield from _labeled(images, label)
             key, label, images = here, None, []
@@ -187,7 +189,7 @@ def _members(shard: Shard, damage: list[int], skipped: Skipped) -> Iterator[tarf
     """
     with _Headers(shard.stream(), shard.headers_at_once) as file, _archive(shard, file) as archive:
         last = -1
-        while (member := _next(archive)) is not None:
+        while (member := _next(archive) or _appended(archive, file)) is not None:
             archive.members = []  # type: ignore[attr-defined]  # otherwise a kilobyte for each member
             # A size that no file has; or the member would be read again and again.
             if not 0 <= member.size < 2**63 or member.offset <= last:
@@ -200,7 +202,7 @@ def _members(shard: Shard, damage: list[int], skipped: Skipped) -> Iterator[tarf
                 yield member
             elif not member.isdir():
                 skipped.counts["link"] += 1
-        # tarfile also stops at a broken header and where a file is cut; a real end is a block of zeros
+        # tarfile also stops at a broken header and where a file is cut; a real end is a block of zeros.
         end = min(archive.offset, shard.size)
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):
@@ -229,6 +231,17 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     except Exception:  # as above; the caller sees that the file does not end here
         archive.offset = start
         return None
+
+
+def _appended(archive: tarfile.TarFile, file: io.BufferedReader) -> tarfile.TarInfo | None:
+    """The first member of a tar file that was appended to another one, as by `cat`; None if there is none."""
+    file.seek(archive.offset)
+    rest = file.read(_HEADER)
+    zeros = len(rest) - len(rest.lstrip(b"\0"))
+    if zeros < _BLOCK or zeros == len(rest):
+        return None
+    archive.offset += zeros // _BLOCK * _BLOCK
+    return _next(archive)
 
 
 class _Headers(io.BufferedReader):
