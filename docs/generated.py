@@ -119,7 +119,7 @@ MEASURED = {
 }
 NOTES = {
     "photos": "Not measured with these weights. [The log](LOG.md) has one run with another backbone.",
-    "ablation-folder": "One cell is measured, at 32 pixels: [Beyond the paper](paper.md#beyond-the-paper).",
+    "ablation-folder": "Two cells are measured: [Beyond the paper](paper.md#beyond-the-paper).",
     "ablation-online": "Not measured in full. [The log](LOG.md) has one seed of 400 steps.",
 }
 
