@@ -84,7 +84,7 @@ def predict(
         check_sorted(sort_into, predictor.names)
         predictions = predict_images(predictor, images, progress=progress)
         if sort_into is not None:
-            copy_sorted(images, predictions, predictor.names, sort_into, progress=progress)
+            copy_sorted(predictions, predictor.names, sort_into, progress=progress)
     write_predictions(predictions, predictor.names, out, format, top_k)
     screen.print_origin(predictor.path)
     screen.print_bad(predictions.bad)
