@@ -144,6 +144,8 @@ def _checked(out: Path, form: str | None, *, raw_images: bool, overwrite: bool) 
     for module in kind.modules:
         if find_spec(module) is None:
             raise InputError(f"--out {out} needs {module}; pip install 'noisystudent[{kind.extra}]'")
+    if kind.suffix and out.suffix != kind.suffix:  # the runtimes do not know it in capital letters
+        raise InputError(f"--out is {out}; the file must end in {kind.suffix}, in small letters")
     if raw_images and not kind.graph:
         graphs = ", ".join(name for name, kind in FORMATS.items() if kind.graph)
         raise InputError(

@@ -113,6 +113,15 @@ def test_onnx_with_an_old_torch_is_refused_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("ending", [".SAFETENSORS", ".PT2"])
+def test_an_ending_in_capital_letters_is_refused(
+    finished: Path, tmp_path: Path, capsys: Capture, ending: str
+) -> None:
+    """timm and torch load files by their endings in small letters."""
+    line = refused(capsys, 2, "export", finished, "--out", tmp_path / f"student{ending}")
+    assert line.endswith(f"student{ending}; the file must end in {ending.lower()}, in small letters")
+
+
 def test_the_file_holds_the_configuration_of_timm(tmp_path: Path) -> None:
     for side, crop in ((32, 1.0), (224, 0.875), (462, 462 / 494)):
         model = build_model(ModelConfig(name="test_resnet"), 3, side)
