@@ -61,6 +61,18 @@ def test_parquet_needs_a_file_before_anything_is_written(
     assert not (tmp_path / "sorted").exists()
 
 
+def test_files_that_are_left_out_are_counted(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A telephone may save a part of its photographs as HEIC, which is not read."""
+    for name in ("a.png", "b.heic", "c.heic"):
+        (tmp_path / name).write_bytes((images / "test" / "red" / "00.png").read_bytes())
+    assert call("predict", finished, tmp_path, "--format", "json") == 0
+    printed = capsys.readouterr()
+    assert [row["id"] for row in json.loads(printed.out)] == ["a.png"]
+    assert f"note: {tmp_path}: files that are not images were left out (.heic: 2)" in printed.err
+
+
 def test_no_names_on_standard_input(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert refused(capsys, 2, "predict", finished, "-").endswith("give one name a line")
