@@ -198,7 +198,8 @@ def export(
         write_text(card, model_card(described, exported))
     screen.line(exported.line)
     screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
-    screen.note(str(exported))
+    for text in filter(None, (exported.reason, str(exported))):
+        screen.note(text)
 
 
 def _check_card(card: Path, folder: Path | None, *, overwrite: bool) -> None:
