@@ -17,7 +17,7 @@ from noisystudent.cli.fields import (
     Overwrite,
     Precision,
 )
-from noisystudent.errors import InputError, readable_size
+from noisystudent.errors import InputError, readable_size, require
 
 # Everything that imports torch is imported inside the commands, so that `--help` and errors come at once.
 
@@ -84,7 +84,7 @@ def predict(
         check_sorted(sort_into, predictor.names)
         predictions = predict_images(predictor, images, progress=progress)
         if sort_into is not None:
-            copy_sorted(images, predictions, predictor.names, sort_into, progress=progress)
+            copy_sorted(predictions, predictor.names, sort_into, progress=progress)
     write_predictions(predictions, predictor.names, out, format, top_k)
     screen.print_origin(predictor.path)
     screen.print_bad(predictions.bad)
@@ -183,14 +183,13 @@ def export(
     from noisystudent.inference.export import export as write_model
     from noisystudent.inference.formats import FORMATS
     from noisystudent.inference.load import find_model
-    from noisystudent.run.files import check_out, write_text
+    from noisystudent.run.files import write_text
 
     path = Path(os.path.realpath(run))  # Path(".") has an empty name
     ending = FORMATS[format or "safetensors"].suffix or f"-{format}"
     file = out or path.with_name(f"{path.name}{ending}")
-    # The check makes the folder of the card, which must not be there if it is the one to export.
-    if card is not None and (format != "timm" or card.absolute() != file.absolute() / "README.md"):
-        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
+    if card is not None:
+        _check_card(card, file if format == "timm" else None, overwrite=overwrite)
     described = None if card is None else of_run(find_model(run))
     exported = write_model(
         run, file, format, raw_images=raw_images, images=images or None, overwrite=overwrite
@@ -199,7 +198,19 @@ def export(
         write_text(card, model_card(described, exported))
     screen.line(exported.line)
     screen.print_origin(find_model(run) if run.exists() else None)  # a name of timm is no path
-    screen.note(str(exported))
+    for text in filter(None, (exported.reason, str(exported))):
+        screen.note(text)
+
+
+def _check_card(card: Path, folder: Path | None, *, overwrite: bool) -> None:
+    """Check that a model card can be written; `folder`: the new folder of the model, if it is one."""
+    from noisystudent.run.files import check_out
+
+    if folder is None or not card.absolute().is_relative_to(folder.absolute()):
+        check_out(card, overwrite=overwrite, suffixes=(".md",), flag="--card")
+        return
+    place = folder / "README.md"
+    require(card.absolute() == place.absolute(), f"--card is {card}, which lies in --out; name it {place}")
 
 
 def push(

@@ -181,7 +181,7 @@ class ImageSet:
         What cannot be read is an error of `fetch`.
         """
         if not self.resident:
-            places = self._places(rows)
+            places = self.places(rows)
             for start in range(0, len(places), _AHEAD):
                 prefetch(self.source, places[start : start + _AHEAD])
 
@@ -212,7 +212,7 @@ class ImageSet:
     def _column(self, name: str) -> NDArray[Any]:
         return self.index.full(name) if self.rows is None else self.index.take(name, self.rows)
 
-    def _places(self, rows: NDArray[np.int64]) -> list[Place]:
+    def places(self, rows: NDArray[np.int64]) -> list[Place]:
         """Where the bytes of some rows are in the source."""
         at = self._index_rows(rows)
         columns = (self.index.take(name, at).tolist() for name in ("shard", "offset", "size"))
@@ -223,7 +223,7 @@ class ImageSet:
     ) -> Iterator[tuple[str, bytes | NDArray[np.uint8], Box | None]]:
         """Id, content and crop box of some rows, read from the source."""
         hashes = self.index.take("content_hash", self._index_rows(rows))
-        windows, places = each_box(boxes, len(rows)), self._places(rows)
+        windows, places = each_box(boxes, len(rows)), self.places(rows)
         for number, (place, expected, box) in enumerate(zip(places, hashes, windows, strict=True)):
             if number % _AHEAD == 0:
                 prefetch(self.source, places[number : number + _AHEAD])

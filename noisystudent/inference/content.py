@@ -15,6 +15,7 @@ from noisystudent.data.decode import clean_share
 from noisystudent.inference.graph import Graph
 from noisystudent.inference.predictor import Predictor
 from noisystudent.models.classifier import Classifier
+from noisystudent.models.weights import TRANSFORM
 
 _DECODE = "Decode the image at full size to RGB, apply its EXIF orientation, and drop its transparency."
 
@@ -55,6 +56,7 @@ class Content:
             "temperature": self.predictor.temperature,
             "crop": crop,
             "interpolation": interpolation,
+            TRANSFORM: None if self.predictor.view is None else self._published(),
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
             "images": f"{shape}, uint8, RGB" if graph else f"(B, 3, {side}, {side}), float32, RGB",

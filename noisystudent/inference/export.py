@@ -46,7 +46,8 @@ class Exported:
         difference: largest difference of a logit from that of the model.
         largest: largest logit, without its sign.
         tolerance: allowed difference, as a share of the largest logit.
-        images: the images on which both were computed, in words.
+        images: the images on which both were computed, in words and without a path.
+        reason: why they are not of val, if val of the run cannot be read; otherwise empty.
         steps: how images are prepared, in sentences.
     """
 
@@ -56,6 +57,7 @@ class Exported:
     largest: float
     tolerance: float
     images: str
+    reason: str
     steps: list[str]
 
     def __str__(self) -> str:
@@ -110,9 +112,9 @@ def export(
     return _written(out, kind, content, _originals(predictor.path, images, count))
 
 
-def _written(out: Path, kind: Format, content: Content, images: tuple[list[Pixels], str]) -> Exported:
+def _written(out: Path, kind: Format, content: Content, images: tuple[list[Pixels], str, str]) -> Exported:
     """Write the file, and compare it; see `export`."""
-    originals, origin = images
+    originals, origin, reason = images
     with atomic_files(out) as path:
         kind.write(content, path)
         description = content.description(graph=kind.graph)
@@ -125,6 +127,7 @@ def _written(out: Path, kind: Format, content: Content, images: tuple[list[Pixel
             largest=largest,
             tolerance=_RAW_TOLERANCE if content.raw_images else kind.tolerance,
             images=f"{len(originals)} {origin}",
+            reason=reason,
             steps=description["steps"],
         )
         if not difference <= exported.tolerance * largest:  # NaN too
@@ -141,6 +144,8 @@ def _checked(out: Path, form: str | None, *, raw_images: bool, overwrite: bool) 
         check_out(out, overwrite=overwrite, suffixes=[FORMATS[form].suffix] if form else suffixes)
     name = form or suffixes[out.suffix.lower()]
     kind = FORMATS[name]
+    if kind.suffix and out.suffix != kind.suffix:  # the runtimes do not know it in capital letters
+        raise InputError(f"--out is {out}; the file must end in {kind.suffix}, in small letters")
     for module in kind.modules:
         if find_spec(module) is None:
             raise InputError(f"--out {out} needs {module}; pip install 'noisystudent[{kind.extra}]'")
@@ -163,21 +168,21 @@ def _description_file(path: Path, kind: Format) -> Path:
     return path.with_name(f"{path.name}.json") if kind.suffix else path / "description.json"
 
 
-def _originals(weights: Path | None, given: Images | None, count: int) -> tuple[list[Pixels], str]:
-    """Images (H, W, 3) at full size, and what they are."""
+def _originals(weights: Path | None, given: Images | None, count: int) -> tuple[list[Pixels], str, str]:
+    """Images (H, W, 3) at full size, what they are, and why they are not of val; see `Exported`."""
     if given is not None:
         source = open_images(given, labeled=False)
         with scanned(source, None, Progress(), stored=None) as (readable, _):
-            return _spread(readable, count), f"images of {source.name}"
+            return _spread(readable, count), "given images", ""
     photographs = [image for photo in load_sample_images().images for image in (photo, photo[:, ::-1].copy())]
     place = None if weights is None else place_in_run(weights)
     if place is None:
-        return photographs, "photographs"
+        return photographs, "photographs", ""
     run, *_ = place
     try:
-        return _spread(_val(run), count), f"images of val of {run.path}"
+        return _spread(_val(run), count), "images of val", ""
     except (InputError, RunError) as error:  # they may have been moved since the run
-        return photographs, f"photographs (val cannot be read: {first_line(error)})"
+        return photographs, "photographs", f"val cannot be read: {first_line(error)}"
 
 
 def _val(run: RunDir) -> ImageSet:

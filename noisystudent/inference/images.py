@@ -134,7 +134,7 @@ def scanned(
     Args:
         source: source of the images.
         labels: names of the image folders -> class numbers; None: there are no labels.
-        progress: shows the progress of the scan.
+        progress: shows the progress of the scan, and prints what the source leaves out.
         stored: side of the squares in which the images are stored decoded, if they are few enough; None:
             images are decoded when they are needed.
 
@@ -148,6 +148,8 @@ def scanned(
         few = stored is not None and len(listing.index) * 3 * stored * stored <= _STORED_BYTES
         job = Job(source, limits.max_pixels, stored if few else None)
         result = scan(listing, job, folder, "images", workers=worker_count(None), progress=progress)
+        for note in source.notes():
+            progress.say(f"note: {note}")
         if len(result.index) == 0:
             first = ": ".join(result.bad[0])
             raise InputError(

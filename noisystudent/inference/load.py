@@ -17,6 +17,7 @@ from torch import Tensor
 
 from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
+from noisystudent.data.imageset import View
 from noisystudent.errors import InputError, did_you_mean, first_line, require
 from noisystudent.inference.choice import chosen, is_done
 from noisystudent.inference.predictor import Predictor
@@ -24,7 +25,7 @@ from noisystudent.models.classifier import Classifier
 from noisystudent.models.onnx import OnnxModel
 from noisystudent.models.pretrained import Unavailable
 from noisystudent.models.registry import build_model
-from noisystudent.models.weights import class_names, load_weights, temperature_in
+from noisystudent.models.weights import class_names, load_weights, temperature_in, transform_in
 from noisystudent.robustness.imagenet import imagenet_classes
 from noisystudent.run.record import require_intact
 from noisystudent.run.rundir import ModelDir, RunDir, model_name, place_in_run
@@ -197,6 +198,7 @@ def _from_metadata(weights: Path, device: torch.device, size: int | None) -> Pre
         config = _described(metadata)
         count, side = int(metadata["num_classes"]), int(metadata["resolution"])
         classes, temperature = class_names(metadata["classes"], count), temperature_in(metadata)
+        own = _own_view(transform_in(metadata), size or side)
         require(0 < 4 * count < weights.stat().st_size, f"it names {count:,} classes")
     except (ValueError, InputError) as error:
         raise InputError(
@@ -210,6 +212,7 @@ def _from_metadata(weights: Path, device: torch.device, size: int | None) -> Pre
         device=device,
         temperature=temperature,
         path=weights,
+        view=own,
     )
 
 
@@ -240,7 +243,6 @@ def _published(
     cfg: Any = timm.get_pretrained_cfg(name)  # timm has one for every model
     transform = resolve_data_config(pretrained_cfg=cfg.to_dict(), use_test_size=True)
     side = size or int(transform["input_size"][-1])
-    transform["input_size"] = (3, side, side)
     config = ModelConfig(name=name, pretrained=checkpoint is None, dropout=0.0, stochastic_depth=0.0)
     try:
         model = build_model(config, cfg.num_classes, side, progress=progress)
@@ -258,8 +260,13 @@ def _published(
         classes=imagenet_classes() if cfg.num_classes == len(imagenet_classes()) else (),
         device=device,
         path=checkpoint,
-        view=partial(_timm_view, transform),
+        view=_own_view(transform, side),
     )
+
+
+def _own_view(transform: dict[str, Any] | None, side: int) -> View | None:
+    """View of a model with timm's transform, at this side in pixels; None: this package's clean view."""
+    return None if transform is None else partial(_timm_view, transform | {"input_size": (3, side, side)})
 
 
 def _timm_view(transform: dict[str, Any], image: Image.Image, _side: int) -> Tensor:
@@ -283,4 +290,5 @@ def _exported(path: Path, size: int | None) -> Predictor:
         device=resolve_device("cpu"),
         temperature=model.temperature,
         path=path,
+        view=_own_view(model.transform, model.resolution),
     )

@@ -14,6 +14,7 @@ from torch import nn
 
 from noisystudent.config import EvaluateConfig, PseudoLabelConfig
 from noisystudent.console import Progress
+from noisystudent.data.sources import Place, Source
 from noisystudent.errors import InputError
 from noisystudent.inference.images import (
     Images,
@@ -46,14 +47,21 @@ class Predictions:
     """Predictions of a model for some images.
 
     Attributes:
-        ids: (N,) names of the images: their paths relative to the given folder.
+        places: (N,) where the bytes of each image are in the source.
         probs: (N, K) float32 class probabilities.
         bad: (name, reason) of every image that could not be read; it is not among the N.
+        source: source of the images.
     """
 
-    ids: list[str]
+    places: list[Place]
     probs: NDArray[np.float32]
     bad: list[tuple[str, str]]
+    source: Source
+
+    @property
+    def ids(self) -> list[str]:
+        """(N,) names of the images: their paths relative to the given folder."""
+        return [name for *_, name in self.places]
 
 
 def predict(predictor: Predictor, images: Images, *, progress: Progress | None = None) -> Predictions:
@@ -72,7 +80,8 @@ def predict(predictor: Predictor, images: Images, *, progress: Progress | None =
     with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
         model, _ = predictor.prepared(len(readable), progress=progress)
         views = watched(model.views(readable), "predicting", len(readable), progress)
-        return Predictions(readable.ids(np.arange(len(readable))), predict_probs(model, views), bad)
+        probs = predict_probs(model, views)
+        return Predictions(readable.places(np.arange(len(readable))), probs, bad, source)
 
 
 def score(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from noisystudent.console import Progress
 from noisystudent.errors import InputError
-from noisystudent.inference.images import Images, check, open_images
+from noisystudent.inference.images import check
 from noisystudent.inference.predict import Predictions
 from noisystudent.run.files import atomic, check_new_folder
 
@@ -31,17 +31,14 @@ def check_sorted(out: Path | None, classes: tuple[str, ...]) -> None:
             raise InputError(f"--sort-into is {out}, but the class {name!r} cannot be the name of a folder")
 
 
-def copy_sorted(
-    images: Images, predictions: Predictions, classes: tuple[str, ...], out: Path, *, progress: Progress
-) -> None:
+def copy_sorted(predictions: Predictions, classes: tuple[str, ...], out: Path, *, progress: Progress) -> None:
     """Copy each image to `out`/<class>/<its name>. The images themselves are not changed.
 
     The bytes are copied, so that images of tar and Parquet files are sorted, too, and no change of a copy
     changes an original. Pixels of an array become PNG files. A name that a class has already gets a number.
 
     Args:
-        images: the images that were predicted.
-        predictions: their predictions; an image without one is left out.
+        predictions: the images and their predictions.
         classes: class names, in the order of the probabilities.
         out: a new folder, see `check_sorted`. It appears when it is complete.
         progress: shows the progress and has the signal.
@@ -50,23 +47,20 @@ def copy_sorted(
         RunError: an image or the disk cannot be read or written.
         Stopped: a signal was received.
     """
-    labels = {name: classes[k] for name, k in zip(predictions.ids, predictions.probs.argmax(1), strict=True)}
-    source, used, done = open_images(images, labeled=False), Counter[str](), 0
+    places, labels = predictions.places, [classes[k] for k in predictions.probs.argmax(1)]
+    used = Counter[str]()
     with atomic(out) as folder:
-        for item in source.items():
-            if item.id not in labels:
-                continue
+        for done, (place, label) in enumerate(zip(places, labels, strict=True), start=1):
             check(progress)
-            data = source.read(item.shard, item.offset, item.size, item.id)
-            place = _place(item.id, labels[item.id], used)
-            target = folder / (place if isinstance(data, bytes) else f"{place}.png")
+            data, (*_, name) = predictions.source.read(*place), place
+            content, name = (data, name) if isinstance(data, bytes) else (_png(data), f"{name}.png")
+            target = folder / _free(name, label, used)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data if isinstance(data, bytes) else _png(data))
-            done += 1
-            progress.advance("sorting", done, len(labels))
+            target.write_bytes(content)
+            progress.advance("sorting", done, len(places))
 
 
-def _place(name: str, label: str, used: Counter[str]) -> str:
+def _free(name: str, label: str, used: Counter[str]) -> str:
     """<class>/<file>, which no other image has. Folders of the name are left out."""
     file = Path(f"{label}/{Path(name).name}")
     while used[str(file)]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from noisystudent.errors import InputError, first_line
-from noisystudent.models.weights import class_names, temperature_in
+from noisystudent.models.weights import class_names, temperature_in, transform_in
 
 
 class OnnxModel:
@@ -22,6 +22,7 @@ class OnnxModel:
         classes: class names in the order of the logits.
         num_classes: K.
         resolution: side of the images in pixels.
+        transform: arguments of timm's transform; None: the images are clean views.
         temperature: the logits are divided by it in the graph's second output, the probabilities.
 
     Raises:
@@ -53,7 +54,7 @@ class OnnxModel:
             self.name, self.resolution = path.name, int(metadata["resolution"])
             self.num_classes = int(logits.shape[-1])
             self.classes = class_names(metadata["classes"], self.num_classes)
-            self.temperature = temperature_in(metadata)
+            self.temperature, self.transform = temperature_in(metadata), transform_in(metadata)
         except (ValueError, TypeError, InputError) as error:
             raise InputError(
                 f"{path}: its metadata is damaged ({first_line(error)}); export the model again"

@@ -11,6 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import xxhash
+from timm.data import create_transform
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ from noisystudent.run.files import atomic
 
 TEMPERATURE = "temperature"
 """Key in the metadata of a weights file: number by which logits are divided before a softmax."""
+TRANSFORM = "timm_transform"
+"""Key in the metadata of a model file: arguments of timm's transform, for weights that timm publishes."""
 
 
 def save_weights(
@@ -103,6 +106,22 @@ def temperature_in(metadata: Mapping[str, str]) -> float:
     temperature = float(metadata.get(TEMPERATURE, "1"))
     require(math.isfinite(temperature) and temperature > 0, f"its temperature is {temperature}")
     return temperature
+
+
+def transform_in(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of timm's transform in the metadata of a model file; None if it has this package's view.
+
+    Raises:
+        ValueError: not valid JSON.
+        InputError: timm does not take them.
+    """
+    arguments: dict[str, Any] | None = json.loads(metadata.get(TRANSFORM, "null"))
+    try:
+        if arguments is not None:
+            create_transform(**arguments, is_training=False, normalize=False)
+    except Exception as error:  # timm checks nothing
+        raise InputError(f"its {TRANSFORM} is {arguments!r}") from error
+    return arguments
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

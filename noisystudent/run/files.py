@@ -204,10 +204,13 @@ def check_out(
         flag: the flag that names the file. Empty: the caller cannot choose the file.
 
     Raises:
-        InputError: `out` has another suffix, exists, is a folder, or lies in a folder that cannot be written.
+        InputError: `out` has another suffix, exists, is a folder or a device, or cannot be written.
     """
     if os.path.isdir(out):
         raise InputError(f"{flag} is {out}, which is a folder; name a file" if flag else f"{out} is a folder")
+    if os.path.exists(out) and not os.path.isfile(out):  # it would be deleted, and a file take its place
+        kind = "is a device, a pipe or a socket"
+        raise InputError(f"{flag} is {out}, which {kind}; name a file" if flag else f"{out} {kind}")
     if suffixes and out.suffix.lower() not in suffixes:
         raise InputError(f"{flag} is {out}; the file must end in {' or '.join(suffixes)}")
     if not overwrite and os.path.lexists(out):  # a broken symbolic link counts as a file too

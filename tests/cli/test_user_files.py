@@ -11,6 +11,7 @@ import tiny
 from tiny import Capture, call, refused
 
 from noisystudent.errors import InputError
+from noisystudent.run.files import check_out
 from noisystudent.run.lock import lock
 
 FILES = (
@@ -131,6 +132,15 @@ def test_an_unknown_ending_is_refused(
         line = refused(capsys, 2, *words, "--out", photo, *more)
         assert f"--out is {photo}; the file must end in " in line and suffix in line
     assert photo.read_bytes() == b"mine"
+
+
+def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    """So does /dev/stdout, which root could replace by a file."""
+    os.mkfifo(tmp_path / "rows.csv")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"rows.csv, which is a device, a pipe or a socket; name a file"):
+            check_out(tmp_path / "rows.csv", overwrite=overwrite)
+    assert (tmp_path / "rows.csv").is_fifo()
 
 
 def test_a_report_replaces_no_file_but_its_own(finished: Path, tmp_path: Path, capsys: Capture) -> None:

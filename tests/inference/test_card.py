@@ -85,6 +85,17 @@ def test_it_may_lie_in_the_folder_that_is_exported(finished: Path, tmp_path: Pat
     assert refused(capsys, 2, *words).endswith(f"--out is {folder}, which exists; name a new folder")
 
 
+def test_under_another_name_it_may_not_lie_there(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "hub"
+    for card in ("CARD.md", "model.safetensors", "more/README.md"):
+        words = ("export", finished, "--format", "timm", "--out", folder, "--card", folder / card)
+        line = refused(capsys, 2, *words)
+        assert line.endswith(
+            f"--card is {folder / card}, which lies in --out; name it {folder / 'README.md'}"
+        )
+    assert not folder.exists()
+
+
 def test_a_student_that_the_run_has_no_more(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     run = RunDir(tmp_path / "run")
     shutil.copytree(finished, run.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,15 @@ def test_onnx_with_an_old_torch_is_refused_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("ending", [".SAFETENSORS", ".PT2"])
+def test_an_ending_in_capital_letters_is_refused(
+    finished: Path, tmp_path: Path, capsys: Capture, ending: str
+) -> None:
+    """timm and torch load files by their endings in small letters."""
+    line = refused(capsys, 2, "export", finished, "--out", tmp_path / f"student{ending}")
+    assert line.endswith(f"student{ending}; the file must end in {ending.lower()}, in small letters")
+
+
 def test_the_file_holds_the_configuration_of_timm(tmp_path: Path) -> None:
     for side, crop in ((32, 1.0), (224, 0.875), (462, 462 / 494)):
         model = build_model(ModelConfig(name="test_resnet"), 3, side)
@@ -123,6 +133,29 @@ def test_the_file_holds_the_configuration_of_timm(tmp_path: Path) -> None:
         assert cfg["crop_pct"] == pytest.approx(crop) and cfg["interpolation"] == "bicubic"
         assert int(side / cfg["crop_pct"]) == side + (32 if side >= 224 else 0)
         assert cfg["label_names"] == list(CLASSES) and len(cfg["mean"]) == len(cfg["std"]) == 3
+
+
+@pytest.mark.parametrize("ending", [".safetensors", pytest.param(".onnx", marks=pytest.mark.slow)])
+def test_a_file_of_published_weights_predicts_as_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """timm's view of this network has a border that the view of this package has not at 160 pixels."""
+    if ending == ".onnx":
+        pytest.importorskip("onnxruntime")
+    model = build_model(ModelConfig(name="test_resnet", stochastic_depth=0.0), 1000, 160, seed=1)
+    net: Any = model.net
+    with torch.no_grad():
+        net.get_classifier().weight.mul_(100)
+    save_weights(model, tmp_path / "weights.safetensors")
+    published = load_predictor("test_resnet", "cpu", checkpoint=tmp_path / "weights.safetensors")
+    files = photographs(tmp_path / "photographs", [(500, 375), (300, 260), (640, 400)])
+    expected = predict(replace(published, workers=0), files).probs
+    clean = predict(replace(published, view=None, workers=0), files).probs
+    assert not np.allclose(expected, clean, rtol=2e-3, atol=0)
+    monkeypatch.setattr("noisystudent.inference.export.load_predictor", lambda *_, **__: published)
+    export(Path("test_resnet"), tmp_path / f"out{ending}", images=files)
+    again = load_predictor(tmp_path / f"out{ending}", "cpu")
+    np.testing.assert_allclose(predict(replace(again, workers=0), files).probs, expected, rtol=2e-4)
 
 
 def test_published_weights_keep_the_view_of_predict() -> None:

@@ -66,6 +66,7 @@ def test_the_uploaded_folder_is_the_export_and_its_card(
     assert [file.split()[0] for file in files] == sorted(path.name for path in here.folder.iterdir())
     card: Any = ModelCard.load(here.folder / "README.md")
     assert line in card.text and f"hf-hub:{NAME}" in line and "local-dir" not in card.text
+    assert str(finished.parent) not in card.text
     assert call("export", finished, "--format", "timm", "--out", tmp_path / "exported") == 0
     one, other = (load_file(folder / "model.safetensors") for folder in (here.folder, tmp_path / "exported"))
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from tiny import Capture, call, output, refused
 
 Rows = list[dict[str, Any]]
@@ -58,6 +59,18 @@ def test_parquet_needs_a_file_before_anything_is_written(
     line = refused(capsys, 2, "predict", finished, images / "test", *words)
     assert line.endswith("--format parquet needs a file: --out FILE.parquet")
     assert not (tmp_path / "sorted").exists()
+
+
+def test_files_that_are_left_out_are_counted(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A telephone may save a part of its photographs as HEIC, which is not read."""
+    for name in ("a.png", "b.heic", "c.heic"):
+        (tmp_path / name).write_bytes((images / "test" / "red" / "00.png").read_bytes())
+    assert call("predict", finished, tmp_path, "--format", "json") == 0
+    printed = capsys.readouterr()
+    assert [row["id"] for row in json.loads(printed.out)] == ["a.png"]
+    assert f"note: {tmp_path}: files that are not images were left out (.heic: 2)" in printed.err
 
 
 def test_no_names_on_standard_input(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +123,34 @@ def test_the_table_cannot_lie_among_the_sorted_images(
         f"--out is {folder / 'found.csv'}, which lies in --sort-into; name a file of another folder"
     )
     assert not folder.exists()
+
+
+def test_members_of_one_name_are_sorted_by_their_own_classes(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A file that is appended to a tar file again has the same name twice; the first is damaged here."""
+    contents = [b"damaged", *((images / "test" / name / "00.png").read_bytes() for name in tiny.CLASSES)]
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for content in contents:
+            member = tarfile.TarInfo("a.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    found = rows(capsys, finished, tmp_path / "twice.tar", "--sort-into", tmp_path / "sorted")
+    assert len({row["class"] for row in found}) > 1
+    expected = sorted((row["class"], content) for row, content in zip(found, contents[1:], strict=True))
+    copies = (tmp_path / "sorted").rglob("*.png")
+    assert sorted((path.parent.name, path.read_bytes()) for path in copies) == expected
+
+
+def test_a_row_of_an_array_takes_the_place_of_no_file(
+    finished: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    np.savez(tmp_path / "arrays.npz", images=tiny.pictures(2, 1, 5))
+    (tmp_path / "files").mkdir()
+    Image.fromarray(tiny.pictures(2, 1, 5)[0]).save(tmp_path / "files" / "00000000.png")
+    words = (tmp_path / "arrays.npz", tmp_path / "files")
+    found = rows(capsys, finished, *words, "--sort-into", tmp_path / "sorted")
+    assert len(found) == len(list((tmp_path / "sorted").rglob("*.png"))) == 2
 
 
 def test_members_of_shards_and_rows_of_arrays_are_sorted(

@@ -14,16 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from noisystudent.data.sources import ArraySource
 from noisystudent.inference import write
 from noisystudent.inference.predict import Predictions
 from noisystudent.run.files import csv_lines
 
+NO_IMAGES = ArraySource(np.zeros((1, 2, 2), np.uint8))
 CLASSES = ("a", 'q"uote, é', "id")
 
 
 def predictions(count: int) -> Predictions:
     probs = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), count).astype(np.float32)
-    return Predictions([f"line\n{row}, é.jpg" for row in range(count)], probs, [])
+    return Predictions([(0, row, 0, f"line\n{row}, é.jpg") for row in range(count)], probs, [], NO_IMAGES)
 
 
 def table(made: Predictions, top_k: int | None) -> dict[str, list[str] | list[float]]:
@@ -63,7 +65,12 @@ def test_the_bytes_are_those_of_the_whole_table(
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, suffix: str) -> None:
     classes = tuple(map(str, range(100)))
-    made = Predictions([f"{row}" for row in range(4000)], np.full((4000, 100), 0.01, np.float32), [])
+    made = Predictions(
+        [(0, row, 0, f"{row}") for row in range(4000)],
+        np.full((4000, 100), 0.01, np.float32),
+        [],
+        NO_IMAGES,
+    )
     out = tmp_path / f"p.{suffix}"
     tracemalloc.start()
     write.write_predictions(made, classes, out, None)
