@@ -191,7 +191,10 @@ def test_a_report_shows_an_image_under_each_corruption(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.42, "0.4 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3725, "1 h 2 min"), (360_000, "100 h 0 min")],
+    [
+        *((0.42, "0.4 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3725, "1 h 2 min"), (360_000, "100 h 0 min")),
+        *((9.96, "10 s"), (59.7, "1 min 0 s"), (119.7, "2 min 0 s"), (3599.8, "1 h 0 min")),
+    ],
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
