@@ -31,7 +31,8 @@ class Terminal(Progress):
         self._console = Console(highlight=False, soft_wrap=True, stderr=stderr)
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, tuple[float, int]] = {}  # task -> (time, units done) of its first call
+        self._started: dict[str, tuple[float, int]] = {}  # task -> (time, units done) at its start
+        self._done: dict[str, int] = {}  # task -> units done
         self._last_plain = 0.0
         self._printed = time.monotonic()  # time of the last line of any kind
         self._latest = ("the start", self._printed)  # what was reported last, and when
@@ -45,6 +46,9 @@ class Terminal(Progress):
     def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         """Move the bar of `task`. Elsewhere, print its rate and time left, at most once in 15 seconds."""
         now = time.monotonic()
+        if done < self._done.get(task, 0):  # the same work again, on something else
+            del self._started[task]
+        self._done[task] = done
         # A resumed task starts above 0: its rate counts only the units done since then.
         started, first = self._started.setdefault(task, (now, done))
         rate = (done - first) / max(now - started, 1e-9)

@@ -106,15 +106,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def changing_table(header: Sequence[str]) -> Iterator[Callable[[Sequence[Sequence[str]], str], None]]:
     """Give a function that replaces the table, and the line under it, on the terminal.
 
-    Elsewhere only the last table is printed.
+    A terminal that is too low for all rows shows the last ones, and all at the end. Elsewhere only the last
+    table is printed.
     """
     console = _console()
     with Live(console=console, auto_refresh=False) as live:
+        whole = Group()
 
         def show(rows: Sequence[Sequence[str]], last: str) -> None:
-            live.update(Group(_grid(header, rows), escape(printable(last))), refresh=True)
+            nonlocal whole
+            text = escape(printable(last))
+            shown = whole = Group(_grid(header, rows), text)
+            while len(console.render_lines(shown)) > console.height and rows:
+                rows = rows[1:]
+                shown = Group(_grid(header, rows), text)
+            live.update(shown, refresh=True)
 
         yield show
+        live.update(whole)
     if not console.is_terminal:
         console.line()  # Live ends the last line on a terminal alone
 

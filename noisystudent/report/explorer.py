@@ -6,6 +6,7 @@ offers, so it is exact for these, however large the pool is.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from noisystudent.config import SelectionConfig
 from noisystudent.errors import RunError, first_line
 from noisystudent.metrics.precision import GRID, bins
-from noisystudent.report.read import Iteration, Run
+from noisystudent.report.read import Iteration, Record, Run
 
 # The counts are in the page, so more classes, or more of all iterations, would make it too large.
 MOST_CLASSES = 1000
@@ -27,14 +28,18 @@ _ROWS = 1 << 17  # rows in memory at a time
 # Reasons of images that no threshold brings back.
 _EXCLUDED = pa.array(["too_confident", "not_looked_at", "teachers_disagree", "junk"])
 
+# Fields that decide, with mode and threshold, which of the other images are kept.
+_RULE = ("relative", "per_class", "duplicate", "top_fraction", "reassign")
+
 
 def explorer(run: Run) -> dict[str, Any] | None:
     """Return the counts of each iteration with a selection, last one first; None if there is none.
 
     Returns:
         thresholds: `GRID`. classes: names. iterations: for each `index`; `pool`, rows of `precision.bins`;
-        `known`, rows [class, column, images, right ones] of labelled images, or None; `source` of these; and
-        the settings of the run: `threshold`, a place in `GRID`, `quota` or None, `duplicate` and `mode`.
+        `known`, rows [class, column, images, right ones] of labelled images, or None; `source` of these;
+        `kept` and `total` of the run, whose rule may be another; and where the explorer begins, see
+        `_settings`.
 
     Raises:
         RunError: a selection cannot be read.
@@ -43,43 +48,70 @@ def explorer(run: Run) -> dict[str, Any] | None:
     if not 0 < len(classes) <= MOST_CLASSES:
         return None
     iterations = [
-        {
-            "index": iteration.index,
-            "pool": _counts(iteration.selection_file, len(classes)).tolist(),
-            "known": iteration.expected.get("bins"),
-            "source": iteration.expected.get("source"),
-            **_settings(iteration, len(classes)),
-        }
+        _iteration(iteration, iteration.selection_file, len(classes))
         for iteration in reversed(run.iterations)
         if iteration.selection_file is not None
     ][: _MOST_ROWS // len(classes)]
     return {"thresholds": GRID, "classes": classes, "iterations": iterations} if iterations else None
 
 
-def _counts(file: Path, num_classes: int) -> NDArray[np.int64]:
-    """(K, columns) counts of `precision.bins` over the pool images that the selection could keep."""
-    counts = np.zeros((num_classes, len(GRID) + 1), np.int64)
+def _iteration(iteration: Iteration, file: Path, num_classes: int) -> dict[str, Any]:
+    counts, kept, total = _counts(file, num_classes)
+    return {
+        "index": iteration.index,
+        "pool": counts.tolist(),
+        "known": iteration.expected.get("bins"),
+        "source": iteration.expected.get("source"),
+        "kept": kept,
+        "total": total,
+        **_settings(iteration.settings, num_classes, int(counts.sum(axis=1).max())),
+    }
+
+
+def _counts(file: Path, num_classes: int) -> tuple[NDArray[np.int64], int, int]:
+    """Counts of a selection.
+
+    Returns:
+        (K, columns) counts of `precision.bins` over the pool images that it could keep, and the numbers of
+        images that it has kept, without repeats and with them.
+    """
+    counts, kept, total = np.zeros((num_classes, len(GRID) + 1), np.int64), 0, 0
     try:
         with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(_ROWS, columns=["label", "confidence", "reason"]):
+            for batch in parquet.iter_batches(_ROWS, columns=["label", "confidence", "reason", "repeats"]):
+                repeats = batch["repeats"].to_numpy()
+                kept, total = kept + int((repeats > 0).sum()), total + int(repeats.sum())
                 reason = batch["reason"].cast(pa.string())
                 batch = batch.filter(pc.invert(pc.is_in(reason, value_set=_EXCLUDED)))
                 label, confidence = batch["label"].to_numpy(), batch["confidence"].to_numpy()
                 counts += bins(label, confidence, num_classes)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise RunError(f"{file} cannot be read ({first_line(error)}); select again") from error
-    return counts
+    return counts, kept, total
 
 
-def _settings(iteration: Iteration, num_classes: int) -> dict[str, Any]:
-    """Threshold, quota and duplicates of the run, where the explorer begins, and its mode."""
-    chance, default, fields = 1 / num_classes, SelectionConfig(), iteration.settings
-    threshold = fields.get("threshold", default.threshold)
-    if fields.get("relative", default.relative):
+def _settings(settings: Record, num_classes: int, largest: int) -> dict[str, Any]:
+    """Where the explorer begins: at the selection of the run, or where its rule comes nearest to that.
+
+    Args:
+        settings: fields of `selection`.
+        num_classes: number of classes.
+        largest: images of the largest class. A quota as large keeps all images above the threshold.
+
+    Returns:
+        `threshold`, a place in `GRID`, `quota` or None for the mean, `duplicate`; `mode` of the run; and
+        `changed`, names of the fields in `_RULE` that are no defaults in the run.
+    """
+    chance, fields = 1 / num_classes, {**asdict(SelectionConfig()), **settings}
+    balanced, threshold = fields["mode"] not in ("threshold", "all"), fields["threshold"]
+    if fields["relative"]:
         threshold = chance + threshold * (1 - chance)
+    if fields["mode"] == "all":
+        threshold = 0.0
     return {
         "threshold": int(np.abs(np.array(GRID) - threshold).argmin()),
-        "quota": fields.get("per_class", default.per_class),
-        "duplicate": fields.get("duplicate", default.duplicate),
-        "mode": fields.get("mode", default.mode),
+        "quota": fields["per_class"] if balanced else max(1, largest),
+        "duplicate": fields["duplicate"] and balanced,
+        "mode": fields["mode"],
+        "changed": [name for name in _RULE if fields[name] != getattr(SelectionConfig(), name)],
     }

@@ -42,12 +42,12 @@ def _network(learner: Any) -> str:
 
 def duration(seconds: float) -> str:
     """Write a duration with its two largest units: 3,725 s -> 1 h 2 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    minutes = seconds // 60
-    return f"{minutes // 60:,.0f} h {minutes % 60:.0f} min"
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)  # rounded first: 119.7 s are 2 min 0 s, not 1 min 60 s
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def current(run: Run) -> str:

@@ -256,14 +256,18 @@ def _metric_lines(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     # Text after the last newline is a line that is being written, or one that a crash cut short.
-    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
-    lines: list[Record] = []
-    for number, line in enumerate(complete, start=1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path} line {number} is not JSON; delete that line and try again") from error
-    return lines
+    complete = path.read_bytes().split(b"\n")[:-1]
+    return [_metric_line(path, number, line) for number, line in enumerate(complete, start=1)]
+
+
+def _metric_line(path: Path, number: int, line: bytes) -> Record:
+    try:
+        content = json.loads(line)
+    except ValueError:  # no JSON, or no UTF-8
+        content = None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} line {number} is not a JSON object; delete that line and try again")
+    return content
 
 
 def _curve(lines: Iterable[Record], key: str) -> Curve:

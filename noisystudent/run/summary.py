@@ -235,4 +235,6 @@ def _seconds_left(trainings: list[_Training]) -> float | None:
 
 def _verdict(run: RunDir) -> dict[str, Any]:
     content = read_json(run.verdict)
+    if not isinstance(content, dict):
+        raise RunError(f"{run.verdict} is not a verdict; start the run again to write it anew")
     return {name: content.get(name) for name in ("state", "sentence")}

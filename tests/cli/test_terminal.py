@@ -110,6 +110,35 @@ def test_a_bar_has_rate_and_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4.0/s  [loss] 0.250" in text and "14/40" in text
 
 
+def test_work_that_begins_again_under_the_same_name_has_a_rate_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Robustness is measured once for each resolution of the models."""
+    clock, printed = [0.0], list[str]()
+    monkeypatch.setattr("noisystudent.terminal.time.monotonic", lambda: clock[0])
+    terminal = Terminal()
+    monkeypatch.setattr(terminal._console, "print", printed.append)
+    for done in (0, 100, 0, 10):
+        terminal.advance("robustness", done, 100)
+        clock[0] += 100
+    assert printed[-1] == "  robustness: 10 of 100, 0.1 per second, 900 s left"
+
+
+def test_a_watched_table_shows_its_end_on_a_low_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from noisystudent.cli import screen
+
+    monkeypatch.setenv("TERM", "xterm")
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=40, height=6, highlight=False)
+    monkeypatch.setattr(screen, "_console", lambda: console)
+    rows = [(f"stage-{number:02}",) for number in range(20)]
+    with screen.changing_table(("stage",)) as show:
+        show(rows, "running: stage-19")
+        text = shown.getvalue()
+        assert "running: stage-19" in text and "stage-18" in text and "stage-03" not in text
+    assert all(stage in shown.getvalue() for (stage,) in rows)
+
+
 @settings(max_examples=50, deadline=None)
 @given(gaps=st.lists(st.floats(0.01, 200), min_size=1, max_size=30))
 def test_plain_lines_are_never_more_than_a_minute_apart(gaps: list[float]) -> None:

@@ -222,11 +222,13 @@ def test_numbers_that_are_none_or_nan_are_dashes(run: Path) -> None:
         ("verdict.json", "{"),
         ("verdict.json", "[]"),
         ("iteration-0/teacher/metrics.jsonl", '{"step": 1, "loss": 2}\nnonsense\n{"step": 3, "loss": 1}\n'),
+        ("iteration-0/teacher/metrics.jsonl", "null\n"),
+        ("iteration-0/teacher/metrics.jsonl", '{"step": 1, "loss": 2}\n\udcff\n'),  # no UTF-8
         ("iteration-0/teacher/predictions-test.npz", "PK"),
     ],
 )
 def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
-    (run / name).write_text(content)
+    (run / name).write_text(content, errors="surrogateescape")
     with pytest.raises(RunError, match=Path(name).name):
         build(run)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fake_run
 import numpy as np
@@ -39,6 +40,7 @@ SETTINGS = [
     SelectionConfig(threshold=0.97, max_confidence=0.995),
     SelectionConfig(threshold=0.3, max_confidence=0.9, pool_fraction=0.5),
     SelectionConfig(threshold=0.999),
+    SelectionConfig(mode="threshold", threshold=0.6),
 ]
 
 
@@ -92,8 +94,7 @@ def select_in(run: Path, pool: PseudoLabels, config: SelectionConfig) -> None:
     write_record(
         iteration.selection_record, record | {"result": {"precision": {"source": "val", "bins": rows}}}
     )
-    fields = {"threshold": config.threshold, "per_class": config.per_class, "duplicate": config.duplicate}
-    students = json.dumps([{"selection": fields}])
+    students = json.dumps([{"selection": asdict(config)}])
     (run / "config.yaml").write_text(f"name: explored\nstudents: {students}\n")
 
 
@@ -136,6 +137,28 @@ def test_the_page_computes_what_duckdb_selects(
     ends = [np.inf if low is None else max(t for t in GRID if t < low) for low in least]
     counted = confidence > np.array(ends)[label]
     assert (found["known"], found["right"]) == (counted.sum(), (counted & right).sum())
+
+
+@pytest.mark.parametrize("mode", ["paper", "official", "adaptive", "threshold", "all"])
+def test_the_page_has_what_the_run_kept_in_any_mode(
+    mode: Literal["paper", "official", "adaptive", "threshold", "all"], pool: PseudoLabels, tmp_path: Path
+) -> None:
+    run = begun(tmp_path / "run")
+    select_in(run, pool, SelectionConfig(mode=mode, threshold=0.6))
+    content = explorer(read_run(RunDir(run)))
+    assert content is not None
+    (own,), counts = content["iterations"], summary(Selection(RunDir(run).iteration(1).selection, K))
+    assert (own["mode"], own["kept"], own["total"]) == (mode, counts["kept"], counts["total"])
+
+
+def test_the_page_knows_which_fields_a_run_with_its_numbers_has_to_reset(
+    pool: PseudoLabels, tmp_path: Path
+) -> None:
+    run = begun(tmp_path / "run")
+    select_in(run, pool, SelectionConfig(relative=True, per_class=7, top_fraction=0.5, max_confidence=0.99))
+    content = explorer(read_run(RunDir(run)))
+    assert content is not None
+    assert content["iterations"][0]["changed"] == ["relative", "per_class", "top_fraction"]
 
 
 def test_the_columns_of_bins_sum_to_the_images_above_each_threshold() -> None:

@@ -74,6 +74,13 @@ def test_a_thumbnail_of_the_pool_has_what_the_gallery_is_filtered_by(full: Path)
         assert 0 < float(attributes["data-agreement"] or 0) <= 1
 
 
+def test_every_class_of_the_gallery_can_be_chosen(full: Path) -> None:
+    """An option without a value stands for its text with single spaces; the name of a class may have more."""
+    tags = section(full, "gallery").tags
+    groups = {attributes["data-class"] for _, attributes in tags if "data-class" in attributes}
+    assert groups and groups <= {attributes.get("value") for tag, attributes in tags if tag == "option"}
+
+
 def test_the_page_of_many_large_thumbnails_stays_small(run: Path) -> None:
     classes = [f"class {i}" for i in range(100)]
     for index in (1, 2, 3):
@@ -191,7 +198,10 @@ def test_a_report_shows_an_image_under_each_corruption(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.42, "0.4 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3725, "1 h 2 min"), (360_000, "100 h 0 min")],
+    [
+        *((0.42, "0.4 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3725, "1 h 2 min"), (360_000, "100 h 0 min")),
+        *((9.96, "10 s"), (59.7, "1 min 0 s"), (119.7, "2 min 0 s"), (3599.8, "1 h 0 min")),
+    ],
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -129,6 +129,12 @@ def test_a_damaged_schedule_is_named(copy: Path, capsys: Capture, text: str) -> 
     assert f"{copy / 'schedule.json'} is not" in tiny.refused(capsys, 1, "status", copy, "--json")
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "{"])
+def test_a_damaged_verdict_is_named(copy: Path, capsys: Capture, text: str) -> None:
+    (copy / "verdict.json").write_text(text)
+    assert f"{copy / 'verdict.json'} is not" in tiny.refused(capsys, 1, "status", copy, "--json")
+
+
 def test_the_line_leaves_out_what_is_not_known() -> None:
     names = ("stage", "step", "steps", "loss", "total_steps_done", "total_steps", "seconds_left")
     nothing: dict[str, Any] = dict.fromkeys((*names, "stages", "verdict"))
