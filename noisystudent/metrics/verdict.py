@@ -75,16 +75,15 @@ def judge(
     top1 = {name: float(hit.mean()) for name, hit in hits.items()}
     rivals = {name: compare(hits["student"], hits[name], config, seed) for name in hits if name != "student"}
     state = _state(rivals, facts.probe, config.level)
-    return {"set": facts.test, "n": len(labels), "level": config.level, "top1": top1} | {
+    return {"set": facts.test, "n": len(labels), "level": config.level, "top1": top1, "scope": SCOPE} | {
         "comparisons": rivals,
         "improved": None if state is None else state == "improved",
         "state": state,
         "headline": headline(state, top1["student"], rivals, facts, config.level),
         "sentence": _sentence(state, top1["student"], rivals, facts, config.level),
-        "reasons": ([] if state == "improved" else _better_teacher(hits, config, seed))
+        "reasons": _better_teacher(state, hits, config, seed)
         + reasons.find(student, teacher, labels, facts, config.ece_bins)
         + [text for name, rival in rivals.items() for text in _power(name, rival, config.level)],
-        "scope": SCOPE,
     }
 
 
@@ -183,11 +182,15 @@ def _opening(
     return f"No significant gain over {' and '.join(not_better)}"
 
 
-def _better_teacher(hits: Mapping[str, NDArray[np.bool_]], config: EvaluateConfig, seed: int) -> list[str]:
-    """Reason that the labels alone give more than the teacher has, which labelled the pool."""
-    control = CONTROLS["same_steps"]
-    gain = compare(hits[control], hits["teacher"], config, seed) if control in hits else None
-    if gain is None or not above(gain, config.level):
+def _better_teacher(
+    state: State | None, hits: Mapping[str, NDArray[np.bool_]], config: EvaluateConfig, seed: int
+) -> list[str]:
+    """Reason of a missing gain: the labels alone give more than the teacher has, which labelled the pool."""
+    control = hits.get(CONTROLS["same_steps"])
+    if state == "improved" or control is None:
+        return []
+    gain = compare(control, hits["teacher"], config, seed)
+    if not above(gain, config.level):
         return []
     points = 100 * gain["difference"]
     return [
