@@ -28,18 +28,21 @@ _ROWS = 1 << 17  # rows in memory at a time
 # Reasons of images that no threshold brings back.
 _EXCLUDED = pa.array(["too_confident", "not_looked_at", "teachers_disagree", "junk"])
 
-# Fields that decide, with mode and threshold, which of the other images are kept.
-_RULE = ("relative", "per_class", "duplicate", "top_fraction", "reassign")
+# Fields that decide, with mode and threshold, which of the other images are kept, with their defaults.
+_DEFAULTS = {
+    name: getattr(SelectionConfig(), name)
+    for name in ("relative", "per_class", "duplicate", "top_fraction", "reassign")
+}
 
 
 def explorer(run: Run) -> dict[str, Any] | None:
     """Return the counts of each iteration with a selection, last one first; None if there is none.
 
     Returns:
-        thresholds: `GRID`. classes: names. iterations: for each `index`; `pool`, rows of `precision.bins`;
-        `known`, rows [class, column, images, right ones] of labelled images, or None; `source` of these;
-        `kept` and `total` of the run, whose rule may be another; and where the explorer begins, see
-        `_settings`.
+        thresholds: `GRID`. classes: names. defaults: `_DEFAULTS`. iterations: for each `index`; `pool`, rows
+        of `precision.bins`; `known`, rows [class, column, images, right ones] of labelled images, or None;
+        `source` of these; `kept` and `total` of the run, whose rule may be another; and where the explorer
+        begins, see `_settings`.
 
     Raises:
         RunError: a selection cannot be read.
@@ -52,7 +55,8 @@ def explorer(run: Run) -> dict[str, Any] | None:
         for iteration in reversed(run.iterations)
         if iteration.selection_file is not None
     ][: _MOST_ROWS // len(classes)]
-    return {"thresholds": GRID, "classes": classes, "iterations": iterations} if iterations else None
+    shared = {"thresholds": GRID, "classes": classes, "defaults": _DEFAULTS}
+    return shared | {"iterations": iterations} if iterations else None
 
 
 def _iteration(iteration: Iteration, file: Path, num_classes: int) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def _settings(settings: Record, num_classes: int, largest: int) -> dict[str, Any
 
     Returns:
         `threshold`, a place in `GRID`, `quota` or None for the mean, `duplicate`; `mode` of the run; and
-        `changed`, names of the fields in `_RULE` that are no defaults in the run.
+        `changed`, names of the fields in `_DEFAULTS` that are no defaults in the run.
     """
     chance, fields = 1 / num_classes, {**asdict(SelectionConfig()), **settings}
     balanced, threshold = fields["mode"] not in ("threshold", "all"), fields["threshold"]
@@ -113,5 +117,5 @@ def _settings(settings: Record, num_classes: int, largest: int) -> dict[str, Any
         "quota": fields["per_class"] if balanced else max(1, largest),
         "duplicate": fields["duplicate"] and balanced,
         "mode": fields["mode"],
-        "changed": [name for name in _RULE if fields[name] != getattr(SelectionConfig(), name)],
+        "changed": [name for name, default in _DEFAULTS.items() if fields[name] != default],
     }
