@@ -216,11 +216,21 @@ def measured(name: str, work: Path, rows: int, threads: int) -> Run:
     found: Run = {"seconds": time.perf_counter() - begun, "processor": time.process_time() - processor}
     found |= {"before": before, "peak": _peak()}
     if "repeats" in pq.read_schema(out).names:
-        repeats = pq.read_table(out, columns=["repeats"]).column(0).to_numpy()
-        found |= {"kept": int((repeats > 0).sum()), "total": int(repeats.sum())}
-        found["check"] = int((repeats * np.arange(1, len(repeats) + 1) % 1_000_003).sum())
+        found |= _kept(out)
     out.unlink()
     return found
+
+
+def _kept(selection: Path) -> Run:
+    """What a selection keeps, read in batches: a billion rows do not fit in memory at once."""
+    kept = total = check = first = 0
+    for batch in pq.ParquetFile(selection).iter_batches(columns=["repeats"]):
+        repeats = batch.column(0).to_numpy().astype(np.int64)
+        kept, total = kept + int((repeats > 0).sum()), total + int(repeats.sum())
+        first += len(repeats)
+        numbers = np.arange(first - len(repeats) + 1, first + 1)
+        check += int((repeats * numbers % 1_000_003).sum())
+    return {"kept": kept, "total": total, "check": check}
 
 
 def _peak() -> float:

@@ -62,7 +62,8 @@ def with_input(images: tuple[str, ...]) -> tuple[str, ...]:
     """
     if images != (STANDARD_INPUT,):
         return images
-    names = tuple(name for name in sys.stdin.read().split("\n") if name)  # splitlines also splits at U+2028
+    lines = sys.stdin.read().split("\n")  # splitlines also splits at U+2028
+    names = tuple(name for name in (line.removesuffix("\r") for line in lines) if name)
     if not names:
         raise InputError("images are -, but standard input names none; give one name a line")
     return names

@@ -153,7 +153,8 @@ def _accuracy(run: Run, plots: dict[str, figures.Figure]) -> Section | None:
         plots["accuracy"] = figures.accuracy(scored, sets, images, level)
         best = {(name, m[0]): _best(scored, name, m[0], m[2]) for name in sets for m in columns[name]}
     controls = {model.role for model in run.models if model.is_control}
-    return {"models": scored, "columns": columns, "best": best, "controls": controls}
+    unknown = run.verdict is not None and not controls
+    return {"models": scored, "columns": columns, "best": best, "controls": controls, "no_control": unknown}
 
 
 def _best(models: Iterable[Model], name: str, metric: str, more: bool) -> float | None:

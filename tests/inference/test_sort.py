@@ -40,6 +40,8 @@ def test_folder_pattern_shard_and_standard_input_give_the_same_rows(
     assert without_ids(rows(capsys, finished, tmp_path / "test.tar")) == expected
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{file}\n" for file in files)))
     assert without_ids(rows(capsys, finished, "-")) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{file}\r\n" for file in files), newline=""))
+    assert without_ids(rows(capsys, finished, "-")) == expected, "a list that Windows has written"
 
 
 def test_a_name_on_standard_input_ends_at_the_end_of_the_line(

@@ -174,6 +174,8 @@ def test_without_control_or_test_no_gain_is_claimed(run: Path) -> None:
     assert "There is no control" in text
     assert "There is no test set" in text
     assert "Accuracy of the val images" in text
+    (run / "verdict.json").unlink()
+    assert "There is no control" not in page(run).text, "an unfinished run has none yet"
 
 
 def test_a_verdict_on_val_without_control(run: Path) -> None:

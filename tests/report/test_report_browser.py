@@ -143,3 +143,14 @@ def test_scripts_in_names_stay_text(chromium: Browser, tmp_path: Path) -> None:
         assert page.evaluate("document.scripts.length") == 3
         assert page.locator("#explorer-bars span", has_text=fake_run.HOSTILE).count() == 1
         assert not [line for line in heard if not line.startswith("console: ")]
+
+
+def test_bars_that_are_left_out_are_announced(chromium: Browser, tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(60)]
+    run = fake_run.write_run(tmp_path / "run", names, images=120)
+    fake_run.write_selection(run, 3, 400)
+    with browser.opened(chromium, build(run)) as (page, heard):
+        page.wait_for_selector("#explorer-bars small")
+        assert page.locator("#explorer-bars small").count() == 50
+        assert "The first 50 of 60 classes are drawn" in page.inner_text("#explorer figcaption")
+        assert heard == []
