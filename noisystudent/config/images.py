@@ -31,7 +31,8 @@ class DataConfig:
     val_fraction: float = number(0.1, above=0, below=1)
     """Share of the labelled images that is used as val if `val` is empty."""
     resolution: int = number(224, least=8, most=MOST_PIXELS)
-    """Side in pixels of the stored square images, and default input side of the models."""
+    """Side in pixels of the stored square images, and default input side of the models. For a larger model
+    the images are decoded anew."""
     plane: Literal["auto", "resident", "streamed"] = "auto"
     """resident: images are decoded once into a memory-mapped file. streamed: workers decode them as needed.
     auto: resident if the images are small enough."""

@@ -106,8 +106,7 @@ def decode(
         except (DecodeError, MemoryError):  # the file need not be damaged if the memory is full
             raise
         except Exception as error:  # Pillow's plugins raise many types of errors on broken bytes
-            reason = first_line(error)
-            raise DecodeError(f"broken {_format_name(data)}: {reason}") from error
+            raise DecodeError(f"broken {_format_name(data)}: {first_line(error)}") from error
 
 
 def view(image: DecodedImage, resolution: int, box: Box | None = None) -> Tensor:
@@ -131,8 +130,11 @@ def view(image: DecodedImage, resolution: int, box: Box | None = None) -> Tensor
     return _resize(torch.from_numpy(pixels.copy()).permute(2, 0, 1), resolution)
 
 
-def crop_resize(square: NDArray[np.uint8], resolution: int, box: Box) -> Tensor:
-    """The window `box` of a stored square (3, S, S) uint8, resized to (3, R, R) uint8."""
+def crop_resize(square: NDArray[np.uint8], resolution: int, box: Box | None) -> Tensor:
+    """A window of a stored clean view (3, S, S) uint8, or the clean view for R in it, as (3, R, R) uint8."""
+    if box is None:
+        share = min(1.0, clean_share(resolution) / clean_share(square.shape[1]))
+        box = np.array([(1 - share) / 2, (1 - share) / 2, share, share], np.float32)
     top, left, height, width = window((square.shape[1], square.shape[2]), resolution, box)
     pixels = square[:, top : top + height, left : left + width].copy()  # the result must own its memory
     return _resize(torch.from_numpy(pixels), resolution)

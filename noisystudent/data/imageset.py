@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,17 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from noisystudent.data.decode import Box, DecodeError, crop_resize, decode
+from noisystudent.data.decode import Box, DecodeError, clean_share, crop_resize, decode
 from noisystudent.data.decode import view as crop_view
 from noisystudent.data.gpu_decode import suits_gpu
-from noisystudent.data.index import HASH_BYTES, Index
+from noisystudent.data.index import Index, content_hash
 from noisystudent.data.sources import Place, Source, prefetch
 from noisystudent.data.transfer import upload
 from noisystudent.errors import InputError, RunError
 
 _DEVICE_SHARE = 0.4  # of the free GPU memory; the rest is for the model, its gradients and activations
 _AHEAD = 64  # images that are read from a store together
-_WHOLE = np.array([0.0, 0.0, 1.0, 1.0], np.float32)  # the box that covers the whole image
 
 
 View = Callable[[Image.Image, int], Tensor]
@@ -93,6 +91,22 @@ class ImageSet:
         """(N, 16) content hashes, see the function `content_hash`."""
         return self._column("content_hash")
 
+    def at(self, resolution: int) -> ImageSet:
+        """This set for views of a side; images are decoded anew if the stored squares show less of them."""
+        if not self.resident:
+            return self
+        stored = self._pixels.shape[-1]
+        if resolution <= stored and clean_share(resolution) <= clean_share(stored):
+            return self
+        return replace(self, storage=None, _on_device=None)
+
+    def about(self, resolution: int) -> dict[str, object]:
+        """What the pixels of the clean views `at` a resolution depend on, besides the images."""
+        own = self.at(resolution)
+        if own.resident and not own.direct(resolution, boxes=False):
+            return {"stored": own._pixels.shape[-1]}
+        return {"decoder": "gpu"} if own.on_gpu else {}
+
     def view_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """(B, 2) height and width in pixels of the image that a crop box refers to.
 
@@ -141,11 +155,9 @@ class ImageSet:
     ) -> Iterator[Tensor]:
         """The images of `fetch` one by one, each (3, R, R) uint8 on the CPU."""
         if self.resident:
-            # The stored square is a clean view already, so no box means the whole square: cropping its
-            # centre again would lose a border.
             stored = self.index.take("stored", self._index_rows(rows))
             for row, box in zip(stored, each_box(boxes, len(rows)), strict=True):
-                yield crop_resize(self._pixels[row], resolution, _WHOLE if box is None else box)
+                yield crop_resize(self._pixels[row], resolution, box)
             return
         for name, data, box in self._files(rows, boxes):
             yield self._decoded(name, data, resolution, box)
@@ -281,12 +293,3 @@ def to_device(sets: Sequence[ImageSet], device: torch.device) -> list[ImageSet]:
 
 def _moved(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(pixels)).to(device)
-
-
-def content_hash(data: bytes | NDArray[np.uint8]) -> bytes:
-    """16 bytes: blake2b of a file's bytes, or of an array's shape and pixels."""
-    if isinstance(data, bytes):
-        return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
-    state = hashlib.blake2b(repr(data.shape).encode(), digest_size=HASH_BYTES)
-    state.update(np.ascontiguousarray(data).data)
-    return state.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -175,3 +176,12 @@ def _empty(name: str) -> NDArray[Any]:
     if pa.types.is_fixed_size_binary(kind):
         return np.empty((0, HASH_BYTES), np.uint8)
     return np.empty(0, kind.to_pandas_dtype())
+
+
+def content_hash(data: bytes | NDArray[np.uint8]) -> bytes:
+    """16 bytes: blake2b of a file's bytes, or of an array's shape and pixels."""
+    if isinstance(data, bytes):
+        return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+    state = hashlib.blake2b(repr(data.shape).encode(), digest_size=HASH_BYTES)
+    state.update(np.ascontiguousarray(data).data)
+    return state.digest()

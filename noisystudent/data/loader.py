@@ -93,7 +93,8 @@ def joint_batches(
         RunError: an image is missing or has changed since the scan, or a worker died.
     """
     sizes, cropped = (labeled_batch, pool_batch), boxes is not None
-    joint = _Joint(labeled, pool if pool_batch else None, selected, sizes, seed=seed, offsets=offsets)
+    labeled, pool = labeled.at(resolution), pool.at(resolution) if pool is not None and pool_batch else None
+    joint = _Joint(labeled, pool, selected, sizes, seed=seed, offsets=offsets)
     # Positions of the batches that are requested but not delivered: workers fetch several batches ahead.
     waiting: deque[list[Rows]] = deque()
 
@@ -220,6 +221,7 @@ def _batches(
     cropped: bool,
 ) -> Iterator[Tensor]:
     """Pixels (B, 3, R, R) uint8 of each request on `device`, from workers unless they are only copied."""
+    sets = tuple(images.at(resolution) for images in sets)
     fetcher = Fetcher(sets, resolution)
     if device.type == "cuda" and any(images.on_gpu for images in sets):
         yield from _gpu_batches(fetcher, requests, workers, device)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from noisystudent.console import Progress
 from noisystudent.data.decode import DecodeError, decode, view
-from noisystudent.data.imageset import content_hash
-from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, record_batch, writer
+from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, content_hash, record_batch, writer
 from noisystudent.data.listing import Listing
 from noisystudent.data.phash import SIDE, Signature, signatures, thumbnail
 from noisystudent.data.sources import Place, Source, prefetch

@@ -87,7 +87,7 @@ def embed_set(
         backbone: predictor whose model is a `Classifier`; its classifier is not used.
         images: the whole set.
         views: views of each image.
-        layout: that of `layout_of`.
+        layout: that of `layout_of_set`.
         out: folder of the parts.
         known: features of other runs, which are copied. None: all are computed.
         task, progress: name of this work and its display.
@@ -96,6 +96,7 @@ def embed_set(
         RunError: a feature is not finite, an image is missing, or the disk is full.
         Stopped: a signal was received. Another call resumes.
     """
+    images = images.at(layout.about["resolution"])
     copies = Contents(images.index, np.ones(len(images), np.bool_)).copies()
 
     def features(requests: Iterator[NDArray[np.int64]]) -> Iterator[Tensor]:
@@ -108,7 +109,7 @@ def embed_set(
         images.ids,
         images.content_hash,
         copies,
-        layout=replace(layout, rows=len(images)),
+        layout=layout,
         batch_size=backbone.size,
         out=out,
         task=task,
@@ -156,6 +157,7 @@ def embed(
         with scanned(source, None, progress, stored=stored_side(predictor)) as (readable, bad):
             if is_of_other_images(folder, readable.content_hash):
                 raise InputError(f"--out {out} holds the features of other images; choose another folder")
+            layout = layout_of_set(layout, readable)
             features = embed_set(predictor, readable, views, layout, out, task="embedding", progress=progress)
             write_table(folder.images, _names(readable))
     return features, bad
@@ -189,6 +191,12 @@ def layout_of(backbone: Predictor, views: Views) -> Layout:
     about = {"model": model.name, "weights": weights, "resolution": side, "dtype": str(backbone.dtype)}
     width = probe.shape[1]
     return Layout(0, len(views), width, part_rows(len(views), width), about | views.about())
+
+
+def layout_of_set(layout: Layout, images: ImageSet) -> Layout:
+    """Return the layout of a set, from that of any images with the same backbone and views."""
+    about = layout.about | images.about(layout.about["resolution"])
+    return replace(layout, rows=len(images), about=about)
 
 
 def _classifier(backbone: Predictor) -> Classifier:

@@ -18,7 +18,7 @@ from noisystudent.embeddings.embed import is_of
 from noisystudent.embeddings.parts import Features, Layout, Rows, layout_in, read_index
 from noisystudent.run.checksums import problems
 from noisystudent.run.record import valid_record
-from noisystudent.run.rundir import RECORD, DataDir, EmbeddingsDir, RunDir
+from noisystudent.run.rundir import RECORD, DataDir, EmbeddingsDir, PartsDir, RunDir
 
 _SETS = ("labeled", "val", "test", "pool")
 
@@ -72,11 +72,9 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None
     for run in map(RunDir, runs):
         stores = [run.data.store, *_superseded_stores(run)]
         for cache in _caches(run):
-            folders = {name: cache.features(name) for name in _SETS if cache.features(name).index.is_file()}
-            indices = {name: read_index(folder) for name, folder in folders.items()}
-            same = all(index is not None and layout_in(index).is_like(layout) for index in indices.values())
+            folders = {name: folder for name in _SETS if _is_like(folder := cache.features(name), layout)}
             files = {(about.st_dev, about.st_ino) for about in (os.stat(f.index) for f in folders.values())}
-            if not same or files <= seen or not _is_intact(cache.path):
+            if files <= seen or not _is_intact(cache.path):
                 continue
             seen |= files
             for name, folder in folders.items():
@@ -85,6 +83,12 @@ def known_features(runs: Iterable[Path], layout: Layout) -> KnownFeatures | None
                 for index in islice(own, 1):
                     caches.append((Contents(index, np.ones(len(index), np.bool_)), Features(folder)))
     return KnownFeatures(caches, layout) if caches else None
+
+
+def _is_like(folder: PartsDir, layout: Layout) -> bool:
+    """Return True if a folder has features of the same backbone, views and kind of pixels."""
+    index = read_index(folder) if folder.index.is_file() else None
+    return index is not None and layout_in(index).is_like(layout)
 
 
 def _caches(run: RunDir) -> Iterator[EmbeddingsDir]:

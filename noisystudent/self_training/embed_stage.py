@@ -9,10 +9,11 @@ import torch
 from noisystudent.config import LearnerConfig
 from noisystudent.config.run import input_side
 from noisystudent.distributed import group
-from noisystudent.inference.embed import Views, embed_set, layout_of
-from noisystudent.inference.known import known_features
+from noisystudent.inference.embed import Views, embed_set, layout_of, layout_of_set
+from noisystudent.inference.known import KnownFeatures, known_features
 from noisystudent.inference.predictor import Predictor
 from noisystudent.run.backbones import embedded
+from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import EmbeddingsDir
 from noisystudent.run.stages import Stage, run_stage
 from noisystudent.runtime import release_memory, resolve_dtype
@@ -63,12 +64,17 @@ def embed_by(context: Context, stage: Stage, learner: LearnerConfig, *, pool: bo
             workers=context.config.data.workers,
             path=folder.backbone,
         )
-        layout = layout_of(backbone, views)
-        # A view with noise depends on the row of an image, so features with such views are computed.
+        of_any = layout_of(backbone, views)
         runs = (*context.others, context.run.path)  # its own before other labels were given
-        known = None if views.drawn else known_features(runs, layout)
+        by_pixels: dict[str, KnownFeatures | None] = {}
         sets = [dataset.labeled, dataset.val, dataset.test, dataset.pool if pool else None]
         for images in (images for images in sets if images is not None):
+            layout = layout_of_set(of_any, images)
+            pixels = fingerprint(layout.about)
+            # A view with noise depends on the row of an image, so features with such views are computed.
+            if not views.drawn and pixels not in by_pixels:
+                by_pixels[pixels] = known_features(runs, layout)
+            known = by_pixels.get(pixels)
             out, task = folder.features(images.name).path, f"{stage.name} of {images.name}"
             embed_set(backbone, images, views, layout, out, known=known, task=task, progress=context.progress)
 

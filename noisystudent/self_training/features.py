@@ -32,6 +32,10 @@ class FeatureSet(ImageSet):
         """False: nothing is decoded."""
         return False
 
+    def at(self, resolution: int) -> ImageSet:
+        """The set itself, which gives no pixels."""
+        return self
+
     def direct(self, resolution: int, boxes: bool) -> bool:
         """True: nothing is decoded, whatever the arguments."""
         return True

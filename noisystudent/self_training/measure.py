@@ -141,7 +141,7 @@ def _measure_phase(
     group, least = 1, _LEAST
     if not on_gpu and training.cache is None:
         group = batches_at_once(first.images.numel())
-    if not training.sets.labeled.resident:
+    if not training.sets.labeled.at(training.resolution).resident:
         least += 2 * training.workers  # they have decoded some batches when the first one arrives
     execute = Executor(step, state, Progress(), left)
 

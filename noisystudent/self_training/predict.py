@@ -105,6 +105,7 @@ def noised_views(
 
     This is the 'noised teacher' of Table 6.
     """
+    images = images.at(training.resolution)
     policy, models = training.policy, [model for model in teacher.models if isinstance(model, Classifier)]
 
     def boxes(rows: NDArray[np.int64]) -> NDArray[np.float32] | None:

@@ -230,6 +230,14 @@ def test_a_stored_square_is_cropped_as_its_file_would_be(box: tuple[float, ...],
     assert torch.equal(stored, view(decode(encoded(noise), LIMIT), 16, window))
 
 
+def test_a_stored_clean_view_gives_a_smaller_network_what_its_own_would_show() -> None:
+    image = decode(smooth(600, 700), LIMIT)
+    own, stored = view(image, 224).float(), view(image, 448).numpy()
+    inner, whole = ((crop_resize(stored, 224, box).float() - own).abs().mean() for box in (None, WHOLE))
+    assert inner < whole / 10, "but for rounding to whole pixels"
+    assert torch.equal(crop_resize(stored, 448, None), view(image, 448))
+
+
 @pytest.mark.parametrize(("resolution", "factor"), [(8, 8), (16, 8), (17, 4), (40, 2), (68, 1), (224, 1)])
 def test_a_large_jpeg_is_decoded_smaller_but_never_below_twice_the_view(resolution: int, factor: int) -> None:
     decoded = decode(encoded(smooth(270, 400), "JPEG"), LIMIT, resolution)

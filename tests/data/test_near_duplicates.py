@@ -19,7 +19,7 @@ from PIL import Image
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress
 from noisystudent.data import near_duplicates, scan
-from noisystudent.data.imageset import content_hash
+from noisystudent.data.index import content_hash
 from noisystudent.data.near_duplicates import HeldOut, bits_between, copies_within
 from noisystudent.data.phash import hash_variants, hashes, thumbnail
 from noisystudent.data.prepare import prepare

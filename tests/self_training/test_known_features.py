@@ -190,3 +190,45 @@ def test_features_of_other_weights_or_views_and_damaged_ones_are_not_copied(
     self_train(given, tmp_path / "run", others=[other])
     views = {"views": 1, "drawn views": 3}.get(what, 2)
     assert sum(computed) == views * sum(tiny.PER_CLASS[name] for name in SETS) * len(tiny.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def detailed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images whose features depend on how they were reduced."""
+    folder, rng = tmp_path_factory.mktemp("detailed"), np.random.default_rng(0)
+    for name in SETS:
+        for color in tiny.CLASSES:
+            (folder / name / color).mkdir(parents=True)
+            for number in range(6):
+                noise = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / name / color / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("field", [("data.resolution", 32), ("data.plane", "streamed")])
+def test_features_of_other_pixels_are_computed(
+    detailed: Path, weights: Path, tmp_path: Path, field: tuple[str, Any]
+) -> None:
+    settings = (("teacher.model.resolution", 32), ("data.resolution", 64), ("data.plane", "resident"))
+    before, after = config(detailed, weights, *settings), config(detailed, weights, *settings, field)
+    for given in (before, after):
+        tiny.run(given, tmp_path / "run")
+    tiny.run(after, tmp_path / "fresh")
+    changed, fresh = (by_content(after, tmp_path / name) for name in ("run", "fresh"))
+    assert all(torch.equal(changed[content], features) for content, features in fresh.items())
+    tiny.run(before, tmp_path / "before")
+    old = by_content(before, tmp_path / "before")
+    assert not all(torch.equal(old[content], features) for content, features in fresh.items())
+
+
+def test_a_network_above_the_stored_squares_has_the_same_features_on_either_plane(
+    detailed: Path, weights: Path, tmp_path: Path
+) -> None:
+    found = []
+    for plane in ("resident", "streamed"):
+        sides = (("data.resolution", 16), ("teacher.model.resolution", 40))
+        given = config(detailed, weights, *sides, ("data.plane", plane))
+        tiny.run(given, tmp_path / plane)
+        found.append(by_content(given, tmp_path / plane))
+    resident, streamed = found
+    assert all(torch.equal(resident[content], features) for content, features in streamed.items())
