@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from noisystudent.config import PseudoLabelConfig
-from noisystudent.config.run import labeling_teachers
 from noisystudent.config.weights import normalized
 from noisystudent.inference.joint import JointPredictor, Member, Stream
 from noisystudent.inference.predictor import Predictor
@@ -80,9 +79,13 @@ def all_first(context: Context) -> list[Teacher]:
 
 
 def labeling(context: Context) -> Teachers:
-    """Return the first teachers that label the pool, with their weights."""
-    teachers, places = all_first(context), labeling_teachers(context.config)
+    """Return the first teachers that label the pool, with their weights: not those of weight 0.
+
+    Weights that are chosen on val may be 0, too.
+    """
+    teachers = all_first(context)
     weights = _weights(context, teachers)
+    places = [place for place, weight in enumerate(weights) if weight > 0]
     first = context.graph.teacher
     return Teachers(
         tuple(teachers[place] for place in places),

@@ -66,7 +66,7 @@ def select_images(
 
     run_stage(iteration.selection, work, context.progress)
     # Outside the stage: a run that is started again must print the warnings and stop, too.
-    _check_selection(context, iteration)
+    _check_selection(context, iteration, teachers)
 
 
 def student(context: Context, iteration: Iteration, teachers: Teachers) -> Training:
@@ -231,7 +231,7 @@ def _select(context: Context, iteration: Iteration, before: Iteration | None, *,
         select(labels, config, seed=seed, out=out, energies=energies)
 
 
-def _check_selection(context: Context, iteration: Iteration) -> None:
+def _check_selection(context: Context, iteration: Iteration, teachers: Teachers) -> None:
     """Print how many images were kept, and a warning if classes or all images were lost.
 
     Raises:
@@ -258,10 +258,21 @@ def _check_selection(context: Context, iteration: Iteration) -> None:
         why = none_kept(counts)
         lines = [f"warning: {name}: {why}; student {iteration.index} learns from the given labels alone"]
     useless = without_effect(iteration.config.selection, len(context.dataset.classes))
-    notes = [useless, junk_note(counts, iteration.config.selection)]
+    notes = [useless, junk_note(counts, iteration.config.selection), _alone(iteration, teachers)]
     lines += [f"note: {name}: {note}" for note in notes if note]
     for line in lines:
         context.progress.say(line)
+
+
+def _alone(iteration: Iteration, teachers: Teachers) -> str | None:
+    """A sentence if one first teacher is left to agree with itself; otherwise None."""
+    first, *others = teachers.members
+    if others or iteration.index > 1 or not iteration.config.selection.agreement:
+        return None
+    return (
+        f"teacher_weights gives {first.folder.path.name} all the weight, so it labels the pool alone, and"
+        " selection.agreement leaves out no image"
+    )
 
 
 def _labels(context: Context, path: Path) -> PseudoLabels:
