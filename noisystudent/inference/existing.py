@@ -12,6 +12,7 @@ from noisystudent.config import Config, FirstTeacherConfig
 from noisystudent.data.sources.base import file_signature
 from noisystudent.errors import InputError, require
 from noisystudent.run.checksums import checksum
+from noisystudent.run.described import normalization_beside
 from noisystudent.run.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ def _fingerprint(teacher: FirstTeacherConfig) -> str:
     from noisystudent.inference.load import is_published
 
     name = str(teacher.model_from)
-    weights = None if is_published(name) else _weights(Path(name))
-    return fingerprint("model", name if weights is None else checksum(weights), teacher.classes)
+    if is_published(name):
+        return fingerprint("model", name, teacher.classes)
+    weights = _weights(Path(name))
+    beside = normalization_beside(weights)
+    return fingerprint("model", checksum(weights), teacher.classes, *([beside] if beside else []))
 
 
 def _weights(path: Path) -> Path:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from noisystudent.errors import InputError, require
 from noisystudent.inference.content import Content, as_text
-from noisystudent.models.files import DESCRIPTION
 from noisystudent.models.weights import save_weights
 from noisystudent.records import Predict
+from noisystudent.run.described import DESCRIPTION
 from noisystudent.run.files import write_json
 from noisystudent.run.rundir import WEIGHT_FILES
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import timm.models
 from torch import Tensor, nn
 
-from noisystudent.errors import InputError, first_line, require
+from noisystudent.errors import InputError, first_line
 from noisystudent.models.layers import head_prefixes
+from noisystudent.run.described import described as described
 from noisystudent.run.rundir import WEIGHT_FILES, weights_file
 
 State = dict[str, Tensor]
 """Tensors by name."""
 Build = Callable[[State, int], nn.Module]
 """(state, number of classes) -> the network with this state, loaded by timm; see `load_file`."""
-
-DESCRIPTION = "config.json"
 
 _MLP = ("0.weight", "0.bias", "2.weight", "2.bias")  # of `heads.Mlp`, after the name of the classifier
 
@@ -64,45 +61,6 @@ def read_state(path: Path, name: str) -> State:
             f"{path} does not contain a state_dict; save one with torch.save(model.state_dict(), path)"
         )
     return state
-
-
-def described(path: Path) -> dict[str, Any]:
-    """What is written about the network: architecture, mean, std, license, as far as it is known.
-
-    Files of this package have it in their metadata, and timm's folders and repositories in config.json.
-
-    Raises:
-        InputError: the description is damaged.
-    """
-    metadata = _metadata(path)
-    keys = ("architecture", "mean", "std", "license")
-    try:
-        plain = {key: json.loads(metadata[key]) for key in ("mean", "std") if key in metadata}
-        known: dict[str, Any] = {key: metadata[key] for key in keys if key in metadata} | plain
-        beside = path.with_name(DESCRIPTION)
-        if path.name in WEIGHT_FILES and not known and beside.is_file():
-            config = json.loads(beside.read_text("utf-8"))
-            known |= {
-                key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in keys
-            }
-            known |= {key: config[key] for key in keys if key in config}
-        for key in {"mean", "std"} & known.keys():
-            known[key] = tuple(float(value) for value in known[key])
-            allowed = all(math.isfinite(value) and (key == "mean" or value > 0) for value in known[key])
-            require(allowed and len(known[key]) == 3, f"{key} is {known[key]}")
-    except (ValueError, TypeError, AttributeError, InputError) as error:
-        raise InputError(f"{path}: its description is damaged ({first_line(error)})") from error
-    return known
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error}); write it again") from error
 
 
 def _check_architecture(path: Path, name: str) -> None:

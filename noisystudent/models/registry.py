@@ -19,10 +19,11 @@ from noisystudent.console import Progress
 from noisystudent.errors import InputError, did_you_mean, first_line
 from noisystudent.models import scaling, small
 from noisystudent.models.classifier import Classifier
-from noisystudent.models.files import described, load_file
+from noisystudent.models.files import load_file
 from noisystudent.models.heads import use_mlp
 from noisystudent.models.noise import no_stochastic_depth
 from noisystudent.models.pretrained import Source, Unavailable, find_source, hub_file, pretrained_source
+from noisystudent.run.described import described
 from noisystudent.runtime import initial_weights
 
 # At import, so that timm has these networks before any name is looked up.

@@ -19,6 +19,7 @@ from noisystudent.config import (
 from noisystudent.config.fields import is_absent, is_neutral, is_of_student
 from noisystudent.config.run import chooses_decay, first_teachers, is_trained, labeling_teachers, learners
 from noisystudent.run.checksums import checksum
+from noisystudent.run.described import normalization_beside
 from noisystudent.run.fingerprint import fingerprint
 from noisystudent.run.rundir import LABELS_FORMAT, weights_file
 from noisystudent.run.stages import Stage
@@ -57,12 +58,13 @@ def labeled_inputs(config: Config) -> Mapping[str, object]:
 
 
 def _weights(pretrained: bool | str) -> object:
-    """What `model.pretrained` names; a file is its content, wherever it is."""
+    """What `model.pretrained` names; a file is its content, and mean and std beside it, wherever it is."""
     file = None if isinstance(pretrained, bool) else weights_file(Path(pretrained))
     if file is None:
         return pretrained
-    about = file.stat()
-    return _checksum(file, about.st_size, about.st_mtime_ns)
+    about, beside = file.stat(), normalization_beside(file)
+    content = _checksum(file, about.st_size, about.st_mtime_ns)
+    return [content, beside] if beside else content
 
 
 # A graph asks for it once for each network and each of its stages, and the file may be large.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny import Remembered
 from torch import nn
 
-from noisystudent.config import ModelConfig
+from noisystudent.config import Config, FirstTeacherConfig, ModelConfig, StudentConfig
 from noisystudent.errors import InputError
+from noisystudent.inference.existing import fingerprints
 from noisystudent.inference.load import load_predictor
 from noisystudent.models import Classifier, build_model, save_weights
 from noisystudent.run.inputs import inputs_of
@@ -211,6 +214,31 @@ def test_a_stage_depends_on_the_content_of_a_file_and_not_on_its_place(tmp_path:
     one, two, other = (inputs_of(config("test_vit", tmp_path / name)) for name in ("one", "two", "other"))
     assert one == two != other
     assert inputs_of(config("test_vit", True))["pretrained"] is True
+
+
+def test_a_stage_depends_on_mean_and_std_beside_a_file_unless_it_names_them_itself(tmp_path: Path) -> None:
+    own, plain = tmp_path / "own" / "model.safetensors", tmp_path / "plain" / "model.safetensors"
+    model = build_model(ModelConfig(name="resnet8_16"), CLASSES, 16)
+    for path in (own, plain):
+        path.parent.mkdir()
+    save_weights(model, own)
+    save_file(state(model), plain, {"format": "pt"})
+    digests: dict[Path, list[list[object]]] = {own: [], plain: []}
+    described = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    for about in (None, {}, described, described | {"license": "mit"}, described | {"std": [1, 1, 1]}):
+        for path, found in digests.items():
+            if about is not None:
+                path.with_name("config.json").write_text(json.dumps({"pretrained_cfg": about}))
+            entry = FirstTeacherConfig(model_from=str(path), classes=("a",))
+            existing = fingerprints(
+                Config(teachers=(FirstTeacherConfig(), entry), students=(StudentConfig(),))
+            )
+            found.append([inputs_of(config("resnet8_16", path.parent)), existing])
+    assert digests[own] == digests[own][:1] * 5
+    none, empty, named, licensed, other = digests[plain]
+    assert none == empty and named == licensed
+    for one, another in combinations((none, named, other), 2):
+        assert [left != right for left, right in zip(one, another, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("name", NAMES)
