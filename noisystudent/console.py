@@ -56,9 +56,16 @@ class Progress:
 
     def __init__(self, stop: StopFlag | None = None) -> None:
         self.stop = stop or StopFlag()
+        self._said = set[str]()
 
     def say(self, line: str) -> None:
         """Print one line."""
+
+    def say_once(self, line: str) -> None:
+        """Print one line, unless it was given before."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def advance(self, task: str, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` units of `task` are done. Most calls print nothing.

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,7 @@ from noisystudent.errors import InputError, require
 from noisystudent.models import download
 from noisystudent.models.download import Message, Request
 from noisystudent.models.files import weights_in
+from noisystudent.run.described import DESCRIPTION
 from noisystudent.run.rundir import WEIGHT_FILES
 from noisystudent.runtime import is_offline
 
@@ -79,8 +80,7 @@ def find_source(name: str, pretrained: bool | str) -> Source | None:
         require(bool(_REPOSITORY.fullmatch(repository)), f"model.pretrained is {pretrained!r}; {right}")
         return Source(repository=repository)
     architecture = name.split(".")[0]
-    published = (listed.split(".", 1) for listed in timm.list_pretrained(f"{architecture}*") if "." in listed)
-    tags = [tag for network, tag in published if network == architecture]
+    tags = published_tags(architecture)
     if pretrained in tags:
         return Source(name=f"{architecture}.{pretrained}")
     if Path(pretrained).exists():
@@ -90,6 +90,12 @@ def find_source(name: str, pretrained: bool | str) -> Source | None:
         f"model.pretrained is {pretrained!r}, which is no file and no tag of {architecture}, {known};"
         f" give true, false, a file, a tag or {HUB}<owner>/<name>"
     )
+
+
+def published_tags(architecture: str) -> list[str]:
+    """Return the tags of the weights that timm publishes for an architecture."""
+    published = (listed.split(".", 1) for listed in timm.list_pretrained(f"{architecture}*") if "." in listed)
+    return [tag for network, tag in published if network == architecture]
 
 
 def pretrained_source(name: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -115,11 +121,21 @@ def pretrained_source(name: str, progress: Progress | None = None) -> dict[str, 
 def hub_file(repository: str, progress: Progress | None = None) -> Path:
     """Return the path of the weights in a repository of the hub; its config.json, if any, is beside them.
 
+    It may be missing if the weights are in the cache, and it cannot be downloaded.
+
     Raises:
         Unavailable, Stopped: see `pretrained_source`.
     """
     request = _hub_request(repository, list(WEIGHT_FILES), described=True)
-    return Path(_obtained(request, HUB + repository, None, progress))
+    file = Path(_obtained(request, HUB + repository, None, progress))
+    # Others, such as timm, download the weights alone. A branch may have moved on since, the commit has not.
+    name, commit = request["repository"], file.parent.name
+    known = try_to_load_from_cache(name, DESCRIPTION, revision=commit) is not None  # as a file, or as none
+    if not known and not is_offline():
+        about = _hub_request(f"{name}@{commit}", [DESCRIPTION], described=False)
+        with suppress(Unavailable):
+            _download_visibly(about, f"{DESCRIPTION} of {HUB}{repository}", None, progress)
+    return file
 
 
 def _request(cfg: Any) -> Request:

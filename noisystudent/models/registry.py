@@ -22,7 +22,15 @@ from noisystudent.models.classifier import Classifier
 from noisystudent.models.files import load_file
 from noisystudent.models.heads import use_mlp
 from noisystudent.models.noise import no_stochastic_depth
-from noisystudent.models.pretrained import Source, Unavailable, find_source, hub_file, pretrained_source
+from noisystudent.models.pretrained import (
+    HUB,
+    Source,
+    Unavailable,
+    find_source,
+    hub_file,
+    pretrained_source,
+    published_tags,
+)
 from noisystudent.run.described import described
 from noisystudent.runtime import initial_weights
 
@@ -109,6 +117,10 @@ def _from_source(network: _Network, source: Source, progress: Progress | None) -
     normalization = {key: description[key] for key in ("mean", "std") if key in description}
     net = network.new(arguments={"pretrained_cfg_overlay": normalization} if normalization else {})
     name, remap = network.config.name, network.config.remap
+    # A repository may have any weights. A file mostly has published ones, which often agree in mean and std.
+    if not normalization and progress is not None and (source.repository or _differently_normalized(name)):
+        origin = f"{HUB}{source.repository}" if source.repository else file
+        progress.say_once(f"mean and std of {origin} are not known; those of {name} are used")
     same_head = load_file(net, file, network.loaded, name=name, remap=remap)
     if not same_head and progress is not None:
         progress.say(
@@ -116,6 +128,13 @@ def _from_source(network: _Network, source: Source, progress: Progress | None) -
             " starts from random weights"
         )
     return net
+
+
+def _differently_normalized(name: str) -> bool:
+    """Return True if the published weights of the architecture differ in mean and std of the pixels."""
+    architecture = name.split(".")[0]
+    cfgs = [timm.get_pretrained_cfg(f"{architecture}.{tag}") for tag in published_tags(architecture)]
+    return len({(cfg.mean, cfg.std) for cfg in cfgs}) > 1
 
 
 def _check_name(name: str) -> None:

@@ -179,6 +179,19 @@ def test_a_folder_of_timm_gives_its_normalisation_which_stays_with_the_weights(t
         build_model(config("test_vit", folder), CLASSES, 160)
 
 
+@pytest.mark.parametrize("name, differ", [("test_vit", False), ("mobilenetv4_conv_small", True)])
+def test_unknown_mean_and_std_are_said_once_if_published_weights_differ_in_them(
+    tmp_path: Path, name: str, differ: bool
+) -> None:
+    model, progress = build_model(ModelConfig(name=name), CLASSES, 160, seed=7), Remembered()
+    torch.save(state(model), tmp_path / "plain.pth")
+    save_weights(model, tmp_path / "ours.safetensors")
+    for file in ("plain.pth", "plain.pth", "ours.safetensors"):
+        build_model(config(name, tmp_path / file), CLASSES, 160, progress=progress)
+    line = f"mean and std of {tmp_path / 'plain.pth'} are not known; those of {name} are used"
+    assert progress.lines == [line] * differ
+
+
 @pytest.mark.usefixtures("no_network")
 def test_a_model_of_a_run_is_a_source_and_a_run_names_its_models(finished: Path) -> None:
     teacher = finished / "iteration-0" / "teacher"

@@ -20,7 +20,7 @@ from tiny import Capture, Remembered
 from noisystudent.config import ModelConfig
 from noisystudent.console import Progress
 from noisystudent.errors import InputError
-from noisystudent.models import build_model, pretrained
+from noisystudent.models import Classifier, build_model, pretrained
 
 torch.set_num_threads(1)
 
@@ -54,14 +54,15 @@ def test_a_repository_is_announced_with_place_size_and_licence(
     progress = Remembered()
     source = config("test_vit", "hf-hub:somebody/something@v2")
     model = build_model(source, CLASSES, 160, progress=progress)
-    (line,) = progress.lines
+    line, note = progress.lines
     size = f"{len(hub.content) / 1e6:.1f} MB"
     place = f"hf-hub:somebody/something@v2 from {hub.url}/somebody/something"
     assert line == f"downloading {place} ({size}, licence {license_})"
+    assert note == f"mean and std of {source.pretrained} are not known; those of test_vit are used"
     assert any("/somebody/something/resolve/v2/model.safetensors" in request for request in hub.requests)
     refuse_network(monkeypatch)
     again = build_model(source, CLASSES, 160, progress=progress)
-    assert equal(state(again), state(model)) and len(progress.lines) == 1
+    assert equal(state(again), state(model)) and len(progress.lines) == 2
 
 
 @pytest.fixture
@@ -73,6 +74,55 @@ def test_a_repository_of_another_network_is_refused(hub: Hub) -> None:
     hub.description = json.dumps({"architecture": "test_vit2"}).encode()
     with pytest.raises(InputError, match="contains weights of test_vit2; the model is test_vit"):
         build_model(config("test_vit", "hf-hub:somebody/something"), CLASSES, 160, progress=Progress())
+
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.9, 0.8, 0.7)
+TAGGED = "hf-hub:timm/test_vit.r160_in1k"  # the repository that `pretrained: true` takes weights from
+
+
+@pytest.fixture
+def bare(hub: Hub) -> Hub:
+    """The hub describes its network, but the cache has the weights alone, as after another program."""
+    hub.description = json.dumps({"pretrained_cfg": {"mean": MEAN, "std": STD}}).encode()
+    build_model(config("test_vit", True), CLASSES, 160, progress=Progress())
+    hub.requests.clear()
+    return hub
+
+
+def normalization(model: Classifier) -> list[float]:
+    return torch.cat([model.mean, model.std]).flatten().tolist()
+
+
+def test_cached_weights_without_their_description_get_it_alone(
+    bare: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Remembered()
+    model = build_model(config("test_vit", TAGGED), CLASSES, 160, progress=progress)
+    assert normalization(model) == pytest.approx([*MEAN, *STD])
+    (line,) = progress.lines
+    assert line.startswith(f"downloading config.json of {TAGGED} from {bare.url}/timm/test_vit.r160_in1k (")
+    # Of the commit of the weights: the branch may have moved on.
+    place = f"/timm/test_vit.r160_in1k/resolve/{'0' * 40}/config.json"
+    assert [request for request in bare.requests if "GET" in request] == [f"GET {place}"]
+    refuse_network(monkeypatch)
+    again = build_model(config("test_vit", TAGGED), CLASSES, 160, progress=progress)
+    assert normalization(again) == normalization(model) and len(progress.lines) == 1
+
+
+@pytest.mark.parametrize("reason", ["offline", "broken"])
+def test_without_their_description_cached_weights_are_used_with_a_line(
+    bare: Hub, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "offline":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        refuse_network(monkeypatch)
+    else:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    progress, plain = Remembered(), build_model(ModelConfig(name="test_vit"), CLASSES, 160)
+    for _ in range(2):  # of two networks of a run
+        model = build_model(config("test_vit", TAGGED), CLASSES, 160, progress=progress)
+        assert normalization(model) == normalization(plain)
+    assert progress.lines == [f"mean and std of {TAGGED} are not known; those of test_vit are used"]
 
 
 def test_published_weights_and_those_of_a_tag_are_announced_with_their_licence(hub: Hub) -> None:
