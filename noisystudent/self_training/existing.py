@@ -15,10 +15,13 @@ from noisystudent.inference.predictor import Predictor
 from noisystudent.metrics import classification, guards, scores
 from noisystudent.metrics.scores import Predictions
 from noisystudent.run.graph import Model
+from noisystudent.run.record import read_record
 from noisystudent.run.rundir import ModelDir, SetName
 from noisystudent.run.stages import run_stage
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.stored import match, open_stored
+
+_LACKING = "lacking"  # key in the record of the stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +88,17 @@ def labeled_sets(context: Context) -> dict[SetName, ImageSet]:
 def _read(context: Context, model: Model) -> None:
     teacher = existing(model)
 
-    def work() -> None:
+    def work() -> dict[str, object] | None:
         teacher.folder.path.mkdir(parents=True, exist_ok=True)
         context.progress.say(f"{model.training.name}: {teacher.config.existing}, which is not trained")
-        (_read_labels if teacher.config.labels_from else _predict)(context, teacher)
+        return (_read_labels if teacher.config.labels_from else _predict)(context, teacher)
 
     run_stage(model.training, work, context.progress)
     # Outside the stage: the check must also stop a run that is started again.
     predicted = known(teacher, "val")
     if predicted is None:
         context.progress.say(
-            f"note: {model.training.name}: it has no rows for the val images, so it is not measured"
+            f"note: {model.training.name}: it has no rows for {_lacking(model, 'val')}, so it is not measured"
         )
         return
     probs, labels = predicted
@@ -110,12 +113,16 @@ def _predict(context: Context, teacher: Existing) -> None:
     model, order = teacher.predictor(context)
     for name, images in labeled_sets(context).items():
         context.progress.check()
-        prepared, _ = model.prepared(len(images), progress=context.progress)
-        probs = prepared.probs(images)[:, list(order)]
+        try:
+            prepared, _ = model.prepared(len(images), progress=context.progress)
+            probs = prepared.probs(images)[:, list(order)]
+        except RunError as error:
+            raise RunError(f"teachers: model_from {teacher.config.existing}: {error}") from error
         scores.save_predictions(teacher.folder.predictions(name), probs, images.labels)
 
 
-def _read_labels(context: Context, teacher: Existing) -> None:
+def _read_labels(context: Context, teacher: Existing) -> dict[str, object] | None:
+    """Store the probabilities; returns, for the record, the sets that lack rows: see `_lacking`."""
     stored, pool = open_stored(teacher.config, context.dataset.classes), context.dataset.pool
     missing = match(stored, pool, teacher.folder.probs)
     if missing is not None:
@@ -125,14 +132,27 @@ def _read_labels(context: Context, teacher: Existing) -> None:
             f" pool images, such as {first}; it needs one with the {stored.key} of each"
         )
     if stored.key == "id":
-        return  # names are unique in a set alone, so another image could have them
+        return None  # names are unique in a set alone, so another image could have them
+    lacking: dict[str, object] = {}
     for name, images in labeled_sets(context).items():
         context.progress.check()
         file = teacher.folder.probs.with_name(f".{name}.npy")
-        if match(stored, images, file) is None:
+        missing = match(stored, images, file)
+        if missing is None:
             probs = np.load(file)
             scores.save_predictions(teacher.folder.predictions(name), probs, images.labels)
             file.unlink()
+        else:
+            count, first = missing
+            lacking[name] = f"{count:,} of {len(images):,} {name} images, such as {first}"
+    return {_LACKING: lacking} if lacking else None
+
+
+def _lacking(model: Model, name: SetName) -> str:
+    """The images of a set, in words, for which a teacher has no rows; its stage is done."""
+    result = (read_record(model.training.record) or {}).get("result") or {}
+    images: str = result.get(_LACKING, {}).get(name, f"the {name} images")  # rows with `id` have none of them
+    return images
 
 
 def _require_judged(context: Context) -> None:
@@ -142,7 +162,7 @@ def _require_judged(context: Context) -> None:
     for name in labeled_sets(context):
         if all(known(existing(model), name) is None for model in context.graph.teachers):
             raise InputError(
-                f"teachers: no first teacher has probabilities for the {name} images; give rows with their"
+                f"teachers: no first teacher has probabilities for all {name} images; give rows with their"
                 " content_hash, or add a teacher that is trained (with the weight 0 it labels nothing)"
             )
 
@@ -151,9 +171,9 @@ def _require_weighted(context: Context) -> None:
     """Raise InputError if the weights are to be chosen on val, and a teacher cannot predict it."""
     if normalized(context.config.teacher_weights, len(context.graph.teachers)) is not None:
         return
-    for teacher in (existing(model) for model in context.graph.teachers if model.role == "existing"):
-        if known(teacher, "val") is None:
+    for model in context.graph.teachers:
+        if model.role == "existing" and known(teacher := existing(model), "val") is None:
             raise InputError(
-                f"teacher_weights is val, but {teacher.config.existing} has no probabilities for the val"
-                " images; give rows with their content_hash, or numbers as teacher_weights"
+                f"teacher_weights is val, but {teacher.config.existing} has no probabilities for"
+                f" {_lacking(model, 'val')}; give rows with their content_hash, or numbers as teacher_weights"
             )

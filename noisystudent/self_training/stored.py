@@ -104,7 +104,7 @@ def open_stored(teacher: FirstTeacherConfig, classes: Sequence[str]) -> Stored:
 
 
 def _kinds(schema: pa.Schema) -> list[tuple[str, str]]:
-    """Name of each column, and hash, number or list if its type can hold one; otherwise no word."""
+    """Name of each column, and hash, number or list (of numbers) if its type can hold one; or no word."""
     types, kinds = pa.types, []
     for field in schema:
         of, kind = field.type, ""
@@ -112,7 +112,9 @@ def _kinds(schema: pa.Schema) -> list[tuple[str, str]]:
             kind = "hash"
         elif types.is_floating(of):
             kind = "number"
-        elif types.is_list(of) or types.is_large_list(of) or types.is_fixed_size_list(of):
+        elif (types.is_list(of) or types.is_large_list(of) or types.is_fixed_size_list(of)) and any(
+            is_number(of.value_type) for is_number in (types.is_floating, types.is_integer, types.is_boolean)
+        ):
             kind = "list"
         kinds.append((field.name, kind))
     return kinds

@@ -108,6 +108,23 @@ def test_val_images_are_covered_only_if_each_has_a_row(images: Path, finished: P
     assert not (tmp_path / "few.npy").exists()
 
 
+def test_val_images_without_a_row_are_counted_and_the_first_is_named(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    path, dataset = tmp_path / "p.parquet", tiny.opened(images, finished)[1]
+    hashes = [*keys(dataset.pool, "content_hash"), *keys(dataset.val, "content_hash")[1:]]
+    pq.write_table(pa.table({"content_hash": hashes, "probs": [[0.5, 0.25, 0.25]] * len(hashes)}), path)
+    entry = {"labels_from": str(path), "classes": list(tiny.CLASSES)}
+    fields: list[tuple[str, Any]] = [("teachers", [{}, entry]), ("control", "none")]
+    first = dataset.val.ids(np.array([0]))[0]
+    lacking = f"for 1 of {len(dataset.val)} val images, such as {first}"
+    for _ in range(2):  # the second call finds the stage finished
+        with pytest.raises(InputError, match=f"has no probabilities {lacking}; give rows"):
+            tiny.run(tiny.config(images, *fields, ("teacher_weights", "val")), tmp_path / "run")
+    lines = tiny.run(tiny.config(images, *fields), tmp_path / "run")
+    assert f"note: existing-1: it has no rows {lacking}, so it is not measured" in lines
+
+
 # --- wrong files ---
 
 
@@ -136,6 +153,14 @@ CHANGES: dict[str, tuple[Callable[[Table], object], str]] = {
     "probs as text": (
         lambda t: t.update(probs=["0.2 0.3 0.5"] * len(t["id"])),
         "has probs as string; it must be a list of numbers",
+    ),
+    "lists of words": (
+        lambda t: t.update(probs=[["a", "b", "c"]] * len(t["id"])),
+        "has probs as list<.*string>; it must be a list of numbers",
+    ),
+    "lists of lists": (
+        lambda t: t.update(probs=[[[0.2], [0.3], [0.5]]] * len(t["id"])),
+        "has probs as list<.*double>>; it must be a list of numbers",
     ),
     "hard labels": (
         lambda t: t.update({name: np.ones(len(t["id"]), np.int64) for name in tiny.CLASSES}),

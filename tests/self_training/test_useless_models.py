@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from noisystudent.errors import RunError
 from noisystudent.metrics.scores import Predictions
@@ -42,6 +44,15 @@ def test_a_model_that_diverges_labels_nothing(
     line = stopped(images, tmp_path, *finetuning, (field, lr))
     assert line.startswith(f"{stage}: ") and " in steps " in line and f"decrease {'train.lr'}" in line
     assert not (tmp_path / "iteration-1").exists()
+
+
+def test_an_existing_teacher_that_has_diverged_is_named(images: Path, finished: Path, tmp_path: Path) -> None:
+    source, path = finished / "iteration-0/teacher/model.safetensors", tmp_path / "diverged.safetensors"
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensor * torch.nan for name, tensor in load_file(source).items()}, path, metadata)
+    line = stopped(images, tmp_path / "run", ("teachers", [{}, {"model_from": str(path)}]))
+    assert line.startswith(f"teachers: model_from {path}: the model's output is not finite")
 
 
 def test_a_student_worse_than_chance_is_not_judged(
