@@ -13,6 +13,7 @@ from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
 from noisystudent.models import lora
 from noisystudent.models.checkpointing import Checkpointing
+from noisystudent.models.heads import classifier_path
 from noisystudent.models.layers import common_module, head_prefixes, layers, no_weight_decay
 from noisystudent.models.noise import ModelNoise
 
@@ -149,11 +150,23 @@ class Classifier(nn.Module):
         return logits.float()
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute the input of the classifier, pooled features: (B, 3, S, S) uint8 -> (B, F) float32."""
+        """Compute the input of the classifier: (B, 3, S, S) uint8 -> (B, F) float32, without dropout.
+
+        A network without a single classifier gives timm's pooled features.
+        """
         net: Any = self.net
-        maps = net.forward_features(self._normalized(images))
-        features: Tensor = net.forward_head(maps, pre_logits=True)
-        return features.float()
+        pixels = self._normalized(images)
+        try:
+            classifier = net.get_submodule(classifier_path(net))
+        except InputError:
+            pooled: Tensor = net.forward_head(net.forward_features(pixels), pre_logits=True)
+            return pooled.float()
+        # Some networks of timm have layers between their pooled features and the classifier, so all is run.
+        given: list[Tensor] = []
+        # The first of the hooks, because another one applies dropout.
+        with classifier.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]), prepend=True):
+            net(pixels)
+        return given[0].float()
 
     def _normalized(self, images: Tensor) -> Tensor:
         """Pixels for the network; computed here, so that images are transferred to the device as bytes."""

@@ -97,7 +97,8 @@ def classifier_path(net: Any) -> str:
         InputError: it is not a single linear layer or an `Mlp`.
     """
     path = net.pretrained_cfg["classifier"]
-    if isinstance(path, str) and isinstance(net.get_submodule(path), nn.Linear | Mlp):
+    # A network without classes may lack the module.
+    if isinstance(path, str) and isinstance(dict(net.named_modules()).get(path), nn.Linear | Mlp):
         return path
     raise InputError(
         f"model.name is {net.pretrained_cfg['architecture']}, whose classifier is not a single linear layer;"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
-from noisystudent.models import build_model
+from noisystudent.models import Classifier, build_model
 from noisystudent.models.heads import Head, Mlp, classifier_path, use_mlp
 
 KINDS = ("linear", "mlp")
@@ -21,18 +24,66 @@ def head(kind: str, width: int = 6, classes: int = 3, dropout: float = 0.0) -> H
     return Head(kind, width, classes, dropout=dropout, name="resnet8_16", resolution=16)  # type: ignore[arg-type]
 
 
+def network(name: str, **fields: Any) -> Classifier:
+    """In evaluation mode, with statistics of batch norms that change what they get."""
+    model = build_model(ModelConfig(name=name, **{"dropout": 0.0, "stochastic_depth": 0.0} | fields), 3, 32)
+    draws = torch.Generator().manual_seed(0)
+    for module in model.net.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.normal_(generator=draws)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2, generator=draws)  # type: ignore[union-attr]
+    return model.eval()
+
+
+def pooled(model: Classifier, images: Tensor) -> Tensor:
+    net: Any = model.net
+    features: Tensor = net.forward_head(net.forward_features((images / 255 - model.mean) / model.std), True)
+    return features
+
+
+IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+USUAL = ["resnet8_16", "wrn10_1", "test_resnet", "test_vit", "test_efficientnet", "test_convnext"]
+# Each has layers of its own between the pooled features and the classifier.
+UNUSUAL = ["efficientvit_m0", "shvit_s1", "iformer_t", "caformer_s18"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name", ["resnet8_16", "wrn10_1", "test_resnet", "test_vit", "test_efficientnet", "test_convnext"]
-)
+@pytest.mark.parametrize("name", USUAL + UNUSUAL)
 def test_a_network_is_its_classifier_on_its_features(name: str, kind: str) -> None:
-    config = ModelConfig(name=name, head=kind, dropout=0.0, stochastic_depth=0.0)  # type: ignore[arg-type]
-    model = build_model(config, 3, 32, seed=1).eval()
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    model = network(name, head=kind)
     with torch.inference_mode():
-        features = model.features(images)
-        assert features.ndim == 2
-        assert torch.equal(model.net.get_submodule(classifier_path(model.net))(features), model(images))
+        features = model.features(IMAGES)
+        classifier = model.net.get_submodule(classifier_path(model.net))
+        assert features.shape == (4, next(classifier.parameters()).shape[1])
+        assert torch.equal(classifier(features), model(IMAGES))
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_the_features_of_usual_networks_are_the_pooled_ones_of_timm(name: str) -> None:
+    model = network(name)
+    with torch.inference_mode():
+        assert torch.equal(model.features(IMAGES), pooled(model, IMAGES))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224", "caformer_s18"])
+def test_a_network_without_a_single_classifier_has_pooled_features(name: str) -> None:
+    model = network(name)
+    if "distilled" not in name:
+        model.net.reset_classifier(0)  # type: ignore[operator]
+    with torch.inference_mode():
+        assert torch.equal(model.features(IMAGES), pooled(model, IMAGES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_have_no_dropout_and_leave_the_network_as_it_was(kind: str) -> None:
+    model = network("resnet8_16", head=kind, dropout=0.5)
+    before, plain = pickle.dumps(model), model.features(IMAGES)
+    assert pickle.dumps(model) == before
+    model.noise.draw(0, 0, torch.ones(4, dtype=torch.bool))
+    assert torch.equal(model.features(IMAGES), plain)
+    noised = model(IMAGES)
+    model.noise.off()
+    assert not torch.equal(noised, model(IMAGES))
 
 
 def test_the_backbone_does_not_depend_on_the_head() -> None:
