@@ -14,7 +14,7 @@ from noisystudent.errors import InputError
 from noisystudent.models import lora
 from noisystudent.models.checkpointing import Checkpointing
 from noisystudent.models.heads import classifier_path
-from noisystudent.models.layers import common_module, head_prefixes, layers, no_weight_decay
+from noisystudent.models.layers import head_prefixes, is_frozen, layers, no_weight_decay
 from noisystudent.models.noise import ModelNoise
 
 
@@ -87,8 +87,9 @@ class Classifier(nn.Module):
             )
         for name in (name for group in (stem, *rest[:blocks]) for name in group):
             self.net.get_parameter(name).requires_grad = False
-        modules = (*{name.rpartition(".")[0] for name in stem}, *map(common_module, rest[:blocks]))
-        self.noise.spare([self.net.get_submodule(name) for name in modules])
+        # Not what the names of a layer have in common: a stem may have parameters of the network itself.
+        modules = {name: module for name, module in self.net.named_modules() if is_frozen(module)}
+        self.noise.spare(modules.values())
         self._keep_evaluating(modules)
 
     def add_lora(self, rank: int, seed: int) -> None:

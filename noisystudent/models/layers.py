@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -44,7 +42,7 @@ def no_weight_decay(net: nn.Module) -> set[str]:
     return {name for name, _ in net.named_parameters() if any(fnmatch(name, pattern) for pattern in listed)}
 
 
-def common_module(names: Sequence[str]) -> str:
-    """Name of the innermost module that holds all of these parameters."""
-    paths = [name.rpartition(".")[0].replace(".", "/") for name in names]  # module names as paths
-    return os.path.commonpath(paths).replace("/", ".")
+def is_frozen(module: nn.Module) -> bool:
+    """True if a module has parameters, and none of them is trained."""
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    return bool(trained) and not any(trained)
