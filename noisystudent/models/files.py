@@ -22,8 +22,8 @@ Build = Callable[[State, int], nn.Module]
 
 _MLP = ("0.weight", "0.bias", "2.weight", "2.bias")  # of `heads.Mlp`, after the name of the classifier
 
-# Of timm for a state of another network: conversions look for names, and torch compares names and shapes.
-_DIFFERENT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
+DIFFERENT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
+"""Of timm for a state of another network: conversions look for names, and torch compares names and shapes."""
 
 
 def weights_in(path: Path) -> Path:
@@ -126,7 +126,7 @@ def _by_name(net: Any, state: State, path: Path, name: str, build: Build) -> Sta
         try:
             loaded = build({key: value for key, value in state.items() if key not in mlp}, count)
             return dict(loaded.state_dict()) | mlp
-        except _DIFFERENT:  # a message of timm has many lines
+        except DIFFERENT:  # a message of timm has many lines
             continue
     raise InputError(f"{path} {_difference(net, state)}, so it is not of {name}; {_advice(net, state)}")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from noisystudent.errors import InputError, require
 from noisystudent.models.classifier import Classifier
-from noisystudent.models.files import State, described, read_state, with_sorted_metadata
+from noisystudent.models.files import DIFFERENT, State, described, read_state, with_sorted_metadata
 from noisystudent.models.layers import head_prefixes
 from noisystudent.run.files import atomic
 
@@ -158,6 +161,17 @@ def load_trunk(classifier: Classifier, path: Path) -> None:
         )
 
 
+def misfit(source: Classifier, target: Classifier) -> str | None:
+    """Name of a tensor that keeps `target` from loading the weights of `source`; None if it can load them.
+
+    Classification layers may differ. Only shapes are read, so both may be on the meta device.
+    """
+    values = source.net.state_dict().items()
+    with torch.device("cpu"):  # conversions compute with the values; these take no memory
+        zeros = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in values}
+        return _misfit(target.net, _converted(target.net, zeros))
+
+
 def _read(classifier: Classifier, path: Path) -> State:
     """State of a file, whose mean and standard deviation the classifier gets: weights go with them."""
     state, description = read_state(path, classifier.name), described(path)
@@ -165,11 +179,28 @@ def _read(classifier: Classifier, path: Path) -> State:
         net: Any = classifier.net
         net.pretrained_cfg[key] = description[key]
         getattr(classifier, key).copy_(torch.tensor(description[key]).view(1, 3, 1, 1))
-    return _resampled(classifier.net, state)
+    return _converted(classifier.net, state)
+
+
+def _converted(net: nn.Module, state: State) -> State:
+    """State for the resolution of `net`, converted as in timm; one that does not fit even so is unchanged."""
+    for convert in (dict, partial(_resampled, net), partial(_as_timm, net)):
+        converted: State = convert(state)
+        if _misfit(net, converted) is None:
+            return converted
+    return state
+
+
+def _misfit(net: nn.Module, state: State) -> str | None:
+    """First tensor that `net` or `state` lacks, or that differs in shape, the classification layer aside."""
+    own, head = net.state_dict(), head_prefixes(net)
+    shapes, needed = ({key: value.shape for key, value in one.items()} for one in (state, own))
+    keys = (key for key in needed | shapes if not key.startswith(head))
+    return next((key for key in keys if shapes.get(key) != needed.get(key)), None)
 
 
 def _resampled(net: Any, state: State) -> State:
-    """State with position embeddings for the resolution of `net`, resampled as in timm."""
+    """State with position embeddings for the resolution of `net`."""
     own, given = getattr(net, "pos_embed", None), state.get("pos_embed")
     if own is None or given is None or own.ndim != 3 or given.ndim != 3 or own.shape == given.shape:
         return state
@@ -179,6 +210,18 @@ def _resampled(net: Any, state: State) -> State:
     if before**2 + prefix != given.shape[1]:
         return state  # not of square images, so of another network
     return state | {"pos_embed": resample_abs_pos_embed(given, [side, side], num_prefix_tokens=prefix)}
+
+
+def _as_timm(net: nn.Module, state: State) -> State:
+    """State with the conversion that timm has for the network, such as of tables of relative positions."""
+    # timm's name for it, in the file of the architecture.
+    convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of timm's own code
+            return state if convert is None else dict(convert(dict(state), net))
+    except DIFFERENT:
+        return state
 
 
 def _check_tensors(classifier: Classifier, path: Path, state: State) -> None:

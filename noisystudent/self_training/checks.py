@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 
@@ -14,7 +13,6 @@ from noisystudent.config.run import (
     control_from_teacher,
     input_side,
     learners,
-    network,
     require_lengths,
     require_pool,
     trained_teachers,
@@ -27,6 +25,7 @@ from noisystudent.models.registry import build_model
 from noisystudent.run.backbones import backbone_key
 from noisystudent.runtime import resolve_device
 from noisystudent.self_training.heads import frozen
+from noisystudent.self_training.initial import check_initial
 from noisystudent.self_training.models import prepare_training
 from noisystudent.train.execution import forms_to_try
 from noisystudent.train.optim import lr_scales
@@ -76,7 +75,7 @@ def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
             if (one, resolution) not in built:
                 built.append((one, resolution))
                 _build(one, resolution, config.seed, field)
-    _check_initial(config)
+    check_initial(config)
     check_features(config)
     _check_probe(config)
     _check_kept_weights_of_controls(config)
@@ -116,22 +115,6 @@ def _check_effects(config: Config, name: str, learner: LearnerConfig) -> None:
         f"{name}.pseudo_label.ema_start is {labels.ema_start:g} and {name}.train.label_tail is {tail:g}, so"
         " the moving average labels no step; together they must be below 1",
     )
-
-
-def _check_initial(config: Config) -> None:
-    """Raise if a student would start from the weights of a teacher with another network."""
-    first = [(name, one) for name, one in learners(config).items() if name.startswith("teacher")][:1]
-    students = [(f"students.{number}", student) for number, student in enumerate(config.students)]
-    for (teacher_name, teacher), (name, student) in pairwise([*first, *students]):
-        if not isinstance(student, StudentConfig) or student.init != "teacher":
-            continue
-        for field, own in network(student).items():
-            other = network(teacher)[field]
-            require(
-                own == other,
-                f"{name}.init is teacher, but {name}.model.{field} is {own} and {teacher_name}.model.{field}"
-                f" is {other}; use the same network, or set {name}.init to scratch",
-            )
 
 
 def _check_probe(config: Config) -> None:

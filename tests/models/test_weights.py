@@ -15,7 +15,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from noisystudent.config import ModelConfig
 from noisystudent.errors import InputError
 from noisystudent.models import Classifier, build_model, load_weights, save_weights
-from noisystudent.models.weights import load_trunk
+from noisystudent.models.weights import load_trunk, misfit
 
 torch.set_num_threads(1)
 
@@ -60,6 +60,56 @@ def test_position_embeddings_of_another_resolution_are_resampled_as_in_timm(
     assert all(
         torch.equal(value, reference[k]) for k, value in model.net.state_dict().items() if k != "pos_embed"
     )
+
+
+Networks = list[tuple[str, dict[str, object]]]
+BEIT: dict[str, object] = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+CONVERTED: Networks = [
+    ("beit_base_patch16_224", BEIT),
+    ("test_coatnet", {}),
+    ("mvitv2_tiny", {}),
+    ("test_vit", {}),
+]
+NOT_CONVERTED: Networks = [("levit_128s", {}), ("visformer_tiny", {})]
+
+
+def two_sides(name: str, options: dict[str, object]) -> tuple[Classifier, Classifier]:
+    config = ModelConfig(name=name, options=options, dropout=0.0, stochastic_depth=0.0)
+    first, second = (build_model(config, 5, side, seed=side) for side in (64, 96))
+    return first, second
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # timm's own
+@pytest.mark.parametrize("name, options", CONVERTED)
+def test_weights_are_loaded_at_another_resolution_as_published_ones_are(
+    tmp_path: Path, name: str, options: dict[str, object]
+) -> None:
+    (model, larger), file = two_sides(name, options), tmp_path / "model.safetensors"
+    save_weights(model, file)
+    assert {key: value.shape for key, value in model.net.state_dict().items()} != {
+        key: value.shape for key, value in larger.net.state_dict().items()
+    }
+    load_weights(larger, file)
+    config = ModelConfig(name=name, options=options, dropout=0.0, stochastic_depth=0.0, pretrained=str(file))
+    assert equal(larger, build_model(config, 5, 96))
+    trunk = build_model(config, 5, 96, pretrained=False)
+    load_trunk(trunk, file)
+    same = trunk.net.state_dict().items()
+    assert all(torch.equal(value, larger.net.state_dict()[key]) for key, value in same if "head" not in key)
+
+
+@pytest.mark.parametrize("name, options", CONVERTED + NOT_CONVERTED)
+def test_a_misfit_is_known_without_the_weights(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+    (model, larger), file = two_sides(name, options), tmp_path / "model.safetensors"
+    with torch.device("meta"):
+        tensor = misfit(*two_sides(name, options))
+    save_weights(model, file)
+    if tensor is None:
+        load_weights(larger, file)
+    else:
+        with pytest.raises(InputError, match=tensor):
+            load_weights(larger, file)
+    assert (tensor is None) == ((name, options) in CONVERTED)
 
 
 def test_metadata_describes_the_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import tiny
 from tiny import Capture, refused
 
 from noisystudent import recipes
+from noisystudent.config import Config
 from noisystudent.errors import InputError
 from noisystudent.self_training import self_train
 from noisystudent.self_training.checks import check_config
@@ -130,6 +131,38 @@ def test_a_contradiction_is_refused_before_the_run(
     with pytest.raises(InputError) as caught:
         check_config(tiny.config(images, *fields), pool=True)
     assert expected in str(caught.value)
+
+
+LARGER = {"model": {"resolution": 64}, "finetune": {"steps": 1, "resolution": 96}}
+CHAIN = ("students", [{"model": {"resolution": 64}}, {"init": "teacher", "model": {"resolution": 96}}])
+FIRST = [("teacher.model.resolution", 64), ("student.model.resolution", 96), ("student.init", "teacher")]
+OF_FOLDERS = [("data.pool_tags", True), ("pretrain", {"model": {"resolution": 64}, "train": {"steps": 1}})]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ([("teacher", LARGER)], "teacher.finetune.resolution is 96"),
+        ([("students", [{}, LARGER])], "students.1.finetune.resolution is 96"),
+        (FIRST, "students.0.init is teacher"),
+        ([CHAIN], "students.1.init is teacher"),
+        ([("teacher", LARGER), CHAIN], "teacher.finetune.resolution is 96"),
+        ([*OF_FOLDERS, ("teacher.model.resolution", 96)], "pretrain is given"),
+    ],
+)
+def test_weights_that_do_not_fit_another_resolution_are_refused_before_the_run(
+    images: Path, fields: list[tuple[str, Any]], expected: str
+) -> None:
+    def with_network(name: str) -> Config:
+        of_folders = ["pretrain"] if "pretrain" in dict(fields) else []
+        parts = ["teacher", "student", *of_folders]
+        return tiny.config(images, *fields, *((f"{part}.model.name", name) for part in parts))
+
+    with pytest.raises(InputError) as caught:
+        check_config(with_network("visformer_tiny"), pool=True)
+    assert str(caught.value).startswith(f"{expected}, but the weights of visformer_tiny at 64 pixels do not")
+    check_config(with_network("test_coatnet"), pool=True)  # timm converts its tables
+    check_config(with_network("test_resnet"), pool=True)  # nothing in it depends on the resolution
 
 
 def test_what_looks_like_a_contradiction_and_is_none_is_allowed(images: Path) -> None:

@@ -177,3 +177,19 @@ def test_blocks_are_frozen_in_order_whatever_the_network(name: str, blocks: int,
     assert rates <= {0.0, 1.0}
     with pytest.raises(InputError, match=r"train.frozen_blocks is 99; .* blocks"):
         model.freeze(99)
+
+
+def test_a_network_with_tables_for_its_resolution_is_fine_tuned_at_another(
+    images: Path, tmp_path: Path
+) -> None:
+    fields = {"name": "test_coatnet", "resolution": 64, "stochastic_depth": 0.0}
+    config = tiny.config(
+        images,
+        *((f"teacher.model.{field}", value) for field, value in fields.items()),
+        ("teacher.train", {"steps": 2, "lr": 0.001}),
+        ("teacher.finetune", {"steps": 1, "resolution": 96}),
+        ("students", 0),
+        ("control", "none"),
+    )
+    self_train(config, tmp_path / "run")
+    assert load_predictor(tmp_path / "run", "cpu").resolution == 96
