@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ MARKER = ".noisystudent"
 """Name of the file that marks a folder of this program. A folder without it is used only if it is empty."""
 
 _MARKER_BYTES = 512  # a marker is shorter; the name of a host has at most 255 bytes
+_TRIES, _PAUSE = 100, 0.01  # seconds; a look of `is_locked` holds the lock for microseconds
 
 
 class Owner(NamedTuple):
@@ -150,7 +152,7 @@ def _acquire(descriptor: int, folder: Path, kind: str, *, shared: bool) -> None:
     """Lock the marker file, check its kind, and write `<kind> <process id> <host>` into it."""
     try:
         how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)  # NB: fail at once instead of waiting
+        _take(descriptor, how | fcntl.LOCK_NB)  # NB: fail instead of waiting without end
         before = _read(descriptor)
         if before and before[0] != kind:
             raise InputError(
@@ -162,6 +164,20 @@ def _acquire(descriptor: int, folder: Path, kind: str, *, shared: bool) -> None:
         raise InputError(f"--out {folder} is in use by process {process}; choose another --out") from error
     except OSError as error:
         raise InputError(f"--out {folder} cannot be locked ({error.strerror}); choose another") from error
+
+
+def _take(descriptor: int, how: int) -> None:
+    """Lock the marker file. A process that only looks at the folder is gone at one of the next tries.
+
+    Raises:
+        BlockingIOError: another process has the lock for a second.
+    """
+    for _ in range(_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, how)
+            return
+        time.sleep(_PAUSE)
+    fcntl.flock(descriptor, how)
 
 
 def _sign_off(descriptor: int, kind: str) -> None:

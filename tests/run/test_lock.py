@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import tiny
 
 from noisystudent.errors import InputError, RunError
-from noisystudent.run.lock import check_usable, lock
+from noisystudent.run.lock import check_usable, is_locked, lock
 
 HOLD = """
 import os, sys, time
@@ -70,6 +71,16 @@ def test_the_lock_is_free_again_after_the_block_even_when_it_raises(tmp_path: Pa
         raise AssertionError("locked twice")
     with lock(tmp_path):
         pass
+
+
+def test_a_look_at_a_folder_refuses_nobody(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        pass
+    shared = os.open(tmp_path / ".noisystudent", os.O_RDONLY)
+    fcntl.flock(shared, fcntl.LOCK_SH)  # as `is_locked` in another process
+    threading.Timer(0.2, os.close, [shared]).start()
+    with lock(tmp_path):
+        assert is_locked(tmp_path)
 
 
 def test_a_run_directory_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
