@@ -182,7 +182,8 @@ class Predictor:
         rows: Rows | None,
     ) -> NDArray[np.float32]:
         rows, everyone = np.arange(len(images)) if rows is None else rows, group()
-        size, count = self.size, len(rows)
+        # All divide the rows in one way, although each GPU may have measured another size.
+        size, count = min(everyone.gather(self.size)), len(rows)
         places = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
         own = [*everyone.own(places)]
         if len(own) < -(-len(places) // everyone.size):
@@ -190,9 +191,10 @@ class Predictor:
         done = predicted(self, self.requested_views(images, (rows[place] for place in own)))
         if everyone.size == 1:
             return done
-        joined = np.empty((count, *done.shape[1:]), done.dtype)
+        joined = np.full((count, *done.shape[1:]), np.nan, done.dtype)
         for place, part in everyone.gather((np.concatenate(own), done)):
             joined[place] = part
+        assert not np.isnan(joined).any(), "a process has left out rows"
         return joined
 
     def prepared(self, images: int, most: int | None = None, *, progress: Progress) -> tuple[Predictor, int]:

@@ -14,6 +14,7 @@ import tiny
 from numpy.typing import NDArray
 from processes import together
 
+from noisystudent.distributed import group
 from noisystudent.models import build_model
 from noisystudent.run.rundir import LabelsDir, RunDir
 from noisystudent.self_training import self_train
@@ -65,12 +66,14 @@ def test_all_processes_together_see_the_images_and_the_noise_of_one(
                 assert np.array_equal(joined[name], rows), (size, step, name)
 
 
-def predicted(images: Path, finished: Path) -> NDArray[np.float32]:
-    """Probabilities of the teacher for val, in batches of 5 images."""
+def predicted(images: Path, finished: Path, sizes: tuple[int, ...] = (5,)) -> NDArray[np.float32]:
+    """Probabilities of the teacher for val; a process has the batch size of its number, or the last one."""
     config, dataset = tiny.opened(images, finished)
     folder = RunDir(finished).iteration(0).model("teacher").path
     training = replace(tiny.training(config, dataset, folder), read_pool=None)
-    return replace(trainings.predictor(training), batch_size=5).probs(dataset.val)
+    return replace(trainings.predictor(training), batch_size=sizes[min(group().rank, len(sizes) - 1)]).probs(
+        dataset.val
+    )
 
 
 def test_each_process_has_the_predictions_that_one_makes(images: Path, finished: Path) -> None:
@@ -78,6 +81,14 @@ def test_each_process_has_the_predictions_that_one_makes(images: Path, finished:
     alone = call()
     for size in (2, 4):  # 3 batches: a process has two, or none
         for shared in together(size, call):
+            assert np.array_equal(shared, alone)
+
+
+def test_processes_of_unequal_batch_sizes_leave_out_no_image(images: Path, finished: Path) -> None:
+    """Each GPU measures its own batch size."""
+    alone = predicted(images, finished, (2,))
+    for sizes in ((2, 4), (4, 2)):
+        for shared in together(2, predicted, images, finished, sizes):
             assert np.array_equal(shared, alone)
 
 
