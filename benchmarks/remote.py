@@ -9,8 +9,8 @@ once, as the scan does; `shuffled` reads 64 that are drawn from all shards, as a
 
 folder: a file an image. tar: the shards on disk. remote: the same shards through the store, `cold` without a
 cache, `cached` with a cache that has them. windows: an empty cache, and the order of `student.pool_window
-512`, with the next window fetched ahead. fsspec: a range request an image, in 16 threads. It is told the
-ranges, and does not look whether the shard is still the same.
+512` for a selection of all images, with the next window fetched ahead. fsspec: a range request an image, in
+16 threads. It is told the ranges, and does not look whether the shard is still the same.
 """
 
 from __future__ import annotations
@@ -31,11 +31,16 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from noisystudent.data.sampler import Sampler
+from noisystudent.data.sampler import Repeated, Sampler
 from noisystudent.data.sources import Place, Source, open_source, prefetch, remote
 from noisystudent.data.sources.threads import THREADS
+from noisystudent.records import Selection
+from noisystudent.selection import selected_rows
+from noisystudent.selection.database import SCHEMA
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "data"))
 from shard_files import add
@@ -88,12 +93,47 @@ def from_source(source: Source) -> Read:
     return read
 
 
-def with_windows(source: Source, where: list[Place], sampler: Sampler) -> Read:
+def selection_of_all(path: Path, images: int) -> Selection:
+    """A selection that keeps every image once; the content hashes are random."""
+    hashes = np.random.default_rng(2).bytes(16 * images)
+    columns = [
+        pa.array(np.arange(images)),
+        pa.array([hashes[at : at + 16] for at in range(0, len(hashes), 16)], pa.binary(16)),
+        pa.array(np.zeros(images, np.int32)),
+        pa.array(np.ones(images, np.float32)),
+        pa.array(np.zeros(images, bool)),
+        pa.array(np.ones(images, np.int32)),
+        pa.DictionaryArray.from_arrays(np.zeros(images, np.uint8), ["kept"]),
+    ]
+    pq.write_table(pa.table(columns, schema=SCHEMA), path)
+    return Selection(path, 1)
+
+
+class Windows:
+    """The order of a student with `student.pool_window`."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._rows, repeats = selected_rows(selection, neighbours=True)
+        self._expanded = Repeated(repeats)
+        self._sampler = Sampler(len(self._expanded), _BATCH, 0, "pool", window=_WINDOW)
+
+    def epoch(self) -> NDArray[np.int64]:
+        """The rows of one pass over the images."""
+        count = len(self._expanded)
+        drawn = np.concatenate([self._sampler.at(step) for step in range(-(-count // _BATCH))])
+        return self._rows[self._expanded[drawn[:count]]]
+
+    def ahead(self, step: int) -> NDArray[np.int64]:
+        """The rows of the next window that are fetched in this step."""
+        return np.unique(self._rows[self._expanded[self._sampler.ahead(step)]])
+
+
+def with_windows(source: Source, where: list[Place], windows: Windows) -> Read:
     """Each batch also fetches its share of the next window, as a training does."""
     read, steps = from_source(source), count()
 
     def windowed(batch: Sequence[Place]) -> list[bytes]:
-        ahead = [where[row] for row in sampler.ahead(next(steps))]
+        ahead = [where[row] for row in windows.ahead(next(steps))]
         for start in range(0, len(ahead), _BATCH):
             prefetch(source, ahead[start : start + _BATCH])
         return read(batch)
@@ -165,10 +205,9 @@ def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -
                     assert found == expected, f"{name} has read other bytes"
                     print(f"{name:16}{order:10}{figures}")
         os.environ["NOISYSTUDENT_CACHE"] += "-of-windows"  # an empty one
-        sampler = Sampler(len(where), _BATCH, 0, "pool", window=_WINDOW)
-        rows = np.concatenate([sampler.at(step) for step in range(-(-len(where) // _BATCH))])[: len(where)]
-        read = with_windows(open_source([names], True, cache_gb=1), where, sampler)
-        figures, found = measure(read, where, rows, pipe)
+        windows = Windows(selection_of_all(root / "selection.parquet", len(where)))
+        read = with_windows(open_source([names], True, cache_gb=1), where, windows)
+        figures, found = measure(read, where, windows.epoch(), pipe)
         assert found == expected
         print(f"{'remote, windows':16}{'shuffled':10}{figures}")
 

@@ -171,7 +171,8 @@ class _Builder:
         own: dict[str, object] = {
             "selection": selection.fingerprint,
             "joint": config.joint,
-            "window": config.pool_window,
+            # Older versions had blocks of neighbours by content hash.
+            "window": None if config.pool_window is None else [config.pool_window, "by pool row"],
             **inputs_of(config.pseudo_label, of_student=True),
         }
         student = self._model(index, "student", folder.model("student"), config, shared | own)

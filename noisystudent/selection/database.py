@@ -233,12 +233,18 @@ def marks(selection: Path) -> str:
     return "junk" if "junk" in pq.read_schema(selection).names else "false"
 
 
-def selected_rows(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def selected_rows(
+    selection: Selection, *, neighbours: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Read the pool images that a student is trained on.
 
+    Args:
+        selection: the selection.
+        neighbours: order them by pool row, so that neighbours in a shard stay neighbours. False: by content
+            hash, so that the order is the same after files were renamed or moved.
+
     Returns:
-        Pool rows (n,) int64 and repeats (n,) int32, at least 1. They are ordered by content hash, so that the
-        order is the same after files were renamed or moved.
+        Pool rows (n,) int64 and repeats (n,) int32, at least 1.
 
     Raises:
         RunError: the file cannot be read.
@@ -262,5 +268,5 @@ def selected_rows(selection: Selection) -> tuple[NDArray[np.int64], NDArray[np.i
                 n += len(kept)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{selection.path} cannot be read ({first_line(error)}); select again") from error
-    order = np.argsort(keys[:n], kind="stable")
+    order = np.argsort((rows if neighbours else keys)[:n], kind="stable")
     return rows[:n][order], repeats[:n][order]

@@ -274,13 +274,16 @@ def test_nothing_above_the_threshold(tmp_path: Path, mode: Mode) -> None:
     assert len(selected_rows(selection)[0]) == 0
 
 
-def test_selected_rows_are_in_the_order_of_their_content(tmp_path: Path) -> None:
+def test_selected_rows_are_in_the_order_of_their_content_or_of_the_pool(tmp_path: Path) -> None:
     rows = large_pool(300)
     selection = run(rows, SelectionConfig(per_class=40), tmp_path)
     chosen, repeats = selected_rows(selection)
     kept = sorted((r for r in reference.read(selection) if r["repeats"]), key=lambda r: r["content_hash"])  # type: ignore[arg-type,return-value]
     assert chosen.tolist() == [r["row"] for r in kept]
     assert repeats.tolist() == [r["repeats"] for r in kept]
+    chosen, repeats = selected_rows(selection, neighbours=True)
+    assert chosen.tolist() == sorted(r["row"] for r in kept)
+    assert dict(zip(chosen.tolist(), repeats.tolist(), strict=True)) == {r["row"]: r["repeats"] for r in kept}
     selection.path.write_bytes(selection.path.read_bytes()[:-40])
     with pytest.raises(RunError, match=r"selection\.parquet cannot be read"):
         selected_rows(selection)
