@@ -102,3 +102,8 @@ class StudentConfig(TeacherConfig):
             f"student.unlabeled_ratio is {list(self.unlabeled_ratio)}; give one number, or the first and a"
             " larger last one",
         )
+        require(
+            self.selection.junk != "drop" or not self.pseudo_label.noise,
+            "student.selection.junk is drop, but student.pseudo_label.noise is true, and energies of noised"
+            " images cannot be compared with those of labelled ones; set junk to off, or noise to false",
+        )

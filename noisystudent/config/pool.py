@@ -109,7 +109,8 @@ class SelectionConfig:
     first teachers, and has no effect on the labels of a student. 1: all agree."""
     junk: Literal["off", "report", "drop"] = later("report")
     """What is done with pool images that are unlike the labelled ones: their energy, the logsumexp of the
-    teacher's logits, is low. off: nothing. report: they are marked. drop: they are left out."""
+    teacher's logits, is low. off: nothing. report: they are marked. drop: they are left out. With
+    `pseudo_label.noise`, under which nearly every energy is low, none is marked."""
     junk_rejection: float = number(0.05, least=0, below=1, later=True)
     """Share of labelled images that would be junk too: it gives the limit of the energy. They are those of
     val; with fewer than 50, for the first student, those out of fold. Below one image: none is junk."""

@@ -103,8 +103,11 @@ def _write_labels(
 
 
 def _write_energies(context: Context, stage: Stage, teachers: Teachers, config: PseudoLabelConfig) -> None:
-    """Store the energies of val beside the labels: those of the pool are compared with them."""
-    energies = val_energies(context, teachers, config)
+    """Store the energies of val beside the labels: those of the pool are compared with them.
+
+    There are none with noise, which lowers those of the pool.
+    """
+    energies = None if config.noise else val_energies(context, teachers, config)
 
     def write() -> None:
         if energies is not None:

@@ -219,6 +219,9 @@ def _select(context: Context, iteration: Iteration, before: Iteration | None, *,
     config, seed = iteration.config.selection, context.config.seed
     if not several:  # one teacher agrees with itself
         config = replace(config, agreement=0.0)
+    labeled_by = context.config.students[0] if context.graph.filter_labels else iteration.config
+    if labeled_by.pseudo_label.noise and config.junk == "report":
+        config = replace(config, junk="off")  # labelled images have energies without noise
     if context.graph.filter_labels is not None:
         filter_labels = _labels(context, context.graph.filter_labels.path)
         # The filter decides which images are kept and how often; the teacher gives their labels.

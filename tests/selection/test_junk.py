@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,9 +21,9 @@ from selection_reference import Row, pool, read, write
 
 from noisystudent.config import SelectionConfig
 from noisystudent.errors import InputError, NoisyStudentError, RunError
-from noisystudent.records import PseudoLabels
-from noisystudent.run.rundir import LabelsDir
-from noisystudent.selection import energy_limit, junk_note, reassign, select, summary
+from noisystudent.records import PseudoLabels, Selection
+from noisystudent.run.rundir import LabelsDir, RunDir
+from noisystudent.selection import energy_limit, junk_note, read_energies, reassign, select, summary
 
 Mode = Literal["paper", "official", "adaptive", "threshold", "all"]
 MODES: list[Mode] = ["paper", "official", "adaptive", "threshold", "all"]
@@ -132,6 +134,23 @@ def test_the_note_counts_and_a_later_teacher_keeps_the_marks(labels: PseudoLabel
     pq.write_table(table, selection.path)
     assert summary(selection)["junk"] == 0
     assert not any(row["junk"] for row in read(reassign(selection, labels, tmp_path / "again.parquet")))
+
+
+def test_a_noised_teacher_marks_no_junk_and_cannot_drop_any(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Its energies of the pool are low because of the noise, and those of labelled images have none."""
+    noised = [("student.pseudo_label.noise", True), ("student.selection.junk_rejection", 0.5)]
+    shutil.copytree(finished, out := tmp_path / "run")
+    lines = tiny.run(tiny.config(images, *noised), out)
+    iteration = RunDir(out).iteration(1)
+    assert not any(row["junk"] for row in read(Selection(iteration.selection, 3)))
+    assert not any("junk" in line for line in lines)
+    assert read_energies(PseudoLabels(iteration.labels, 3)) is None
+    with pytest.raises(
+        InputError, match=r"selection\.junk is drop, but student\.pseudo_label\.noise is true"
+    ):
+        tiny.config(images, *noised, ("student.selection.junk", "drop"))
 
 
 @pytest.mark.parametrize("damage", ["no column", "no energies", "cut energies"])
