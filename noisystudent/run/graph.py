@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from noisystudent.config import StudentConfig, TeacherConfig
-from noisystudent.run.stages import Stage
+from noisystudent.run.stages import Stage, state
 
 BEFORE = " before finetuning"
 """Suffix of the role for the scores of a model before its fine-tuning, in evaluation.json."""
@@ -114,6 +115,23 @@ class Graph:
             for model in iteration.models:
                 stages += [model.training, model.finetuning]
         return [stage for stage in (*stages, self.judgement) if stage is not None]
+
+    def labelings(self) -> list[Stage]:
+        """Return the labellings of the pool, in order."""
+        stages = [self.filter_labels, *(iteration.labels for iteration in self.iterations)]
+        return [stage for stage in stages if stage is not None]
+
+    def damage_before(self, labels: Stage) -> str | None:
+        """Return what is damaged of the files that a labelling may be made from; None if nothing is.
+
+        They are those of all stages before it, whose contents are compared, but for other pseudo-labels.
+        """
+        others = self.labelings()
+        for stage in takewhile(lambda each: each != labels, self.stages()):
+            problems = () if stage in others else state(stage, contents=True).problems
+            if problems:
+                return f"{stage.name}: {problems[0]}"
+        return None
 
     def models(self) -> list[Model]:
         """Return every network that is evaluated, in the order of training."""

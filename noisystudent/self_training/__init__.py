@@ -34,7 +34,7 @@ from noisystudent.self_training.existing import read_existing
 from noisystudent.self_training.first_teachers import Teachers, labeling, only
 from noisystudent.self_training.folds import predict_out_of_fold
 from noisystudent.self_training.judge import judge
-from noisystudent.self_training.labels import label_pool
+from noisystudent.self_training.labels import label_pool, put_doubtful_aside
 from noisystudent.self_training.readable import put_others_aside
 from noisystudent.self_training.train_stage import finetune_model, train_model, train_unchecked
 
@@ -208,6 +208,7 @@ def _scan(
         supersede_stale([graph.judgement], progress)
         _supersede_removed(graph, run, progress)
         supersede_stale(graph.stages(), progress)
+        put_doubtful_aside(graph, progress)
         # After that, so that config.yaml never stands beside files of another configuration.
         environment.describe(run, config)
         if take_over is not None:

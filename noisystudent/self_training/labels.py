@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from noisystudent.config import PseudoLabelConfig
+from noisystudent.console import Progress
 from noisystudent.data.loader import OnlineTeacher
 from noisystudent.distributed import group
 from noisystudent.inference.joint import joint_batches
@@ -18,14 +19,28 @@ from noisystudent.inference.predictor import Rows
 from noisystudent.pseudo_label import label_images
 from noisystudent.pseudo_label.encode import soft_targets
 from noisystudent.records import Predict, Vote
+from noisystudent.run.aside import put_aside
 from noisystudent.run.files import atomic
+from noisystudent.run.graph import Graph
 from noisystudent.run.rundir import LabelsDir
-from noisystudent.run.stages import Stage, run_stage
+from noisystudent.run.stages import Stage, Status, run_stage, state
 from noisystudent.runtime import release_memory
 from noisystudent.self_training.context import Context
 from noisystudent.self_training.first_teachers import Teachers, joint_predictor, labeler, val_energies
 from noisystudent.self_training.predict import with_transforms
 from noisystudent.self_training.training import predictor, predictor_of_sets
+
+
+def put_doubtful_aside(graph: Graph, progress: Progress) -> None:
+    """Move an interrupted labelling away if what it is made from is damaged, so that all of it is made again.
+
+    A worker may have read the damaged file. A file that is made again may differ in its last digits.
+    """
+    for stage in graph.labelings():
+        if state(stage).status is Status.PARTIAL and (damage := graph.damage_before(stage)):
+            progress.say(
+                f"{stage.name}: {damage}, so the labels are made again; kept in {put_aside(stage.path)}"
+            )
 
 
 def label_pool(context: Context, stage: Stage, teachers: Teachers, config: PseudoLabelConfig) -> None:

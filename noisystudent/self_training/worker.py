@@ -36,8 +36,8 @@ def label_as_worker(config: Config, out: Path, *, progress: Progress | None = No
         False if nothing is left to label in this run.
 
     Raises:
-        Stopped: a signal was received, the run is not ready, or it will label again for a later student. The
-            same command may label later.
+        Stopped: a signal was received, the run is not ready or damaged, or it will label again for a later
+            student. The same command may label later.
         InputError: the images cannot be used.
         RunError: the logits are not finite, or the disk is full.
     """
@@ -46,6 +46,8 @@ def label_as_worker(config: Config, out: Path, *, progress: Progress | None = No
     stage = _next_labels(graph, out)
     if stage is None:
         return False
+    if damage := graph.damage_before(stage):
+        raise _not_ready(out, damage)
     device = resolve_device(config.device, deterministic=config.deterministic)
     context = Context(
         config=config,
@@ -65,16 +67,11 @@ def label_as_worker(config: Config, out: Path, *, progress: Progress | None = No
             raise _not_ready(out, f"{stage.name} has ended")
 
     write_labels(context, stage, teachers, labels, join)
-    every = _labelings(graph)
+    every = graph.labelings()
     if stage != every[-1]:
         later = every[every.index(stage) + 1].name
         raise Stopped(f"{stage.name} is labelled, and {later} comes later; start this command again")
     return True
-
-
-def _labelings(graph: Graph) -> list[Stage]:
-    """The labellings of a run, in order."""
-    return [stage for stage in (graph.filter_labels, *(one.labels for one in graph.iterations)) if stage]
 
 
 def _next_labels(graph: Graph, out: Path) -> Stage | None:
@@ -83,7 +80,7 @@ def _next_labels(graph: Graph, out: Path) -> Stage | None:
     Raises:
         Stopped: the next stage is another one, or has not begun.
     """
-    labels = _labelings(graph)
+    labels = graph.labelings()
     left = [(stage, status) for stage in graph.stages() if (status := state(stage).status) != Status.DONE]
     if not any(stage in labels for stage, _ in left):
         return None

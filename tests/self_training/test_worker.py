@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,7 @@ from tiny import Capture
 from noisystudent import self_training
 from noisystudent.console import Progress
 from noisystudent.errors import Stopped
+from noisystudent.run.graph import Graph
 from noisystudent.run.rundir import LabelsDir, RunDir
 from noisystudent.self_training.worker import label_as_worker
 
@@ -90,6 +92,38 @@ def test_a_worker_says_when_there_is_nothing_to_label(
     assert "labels-1 has not begun" in line
     shutil.rmtree(labeling / "iteration-0")
     assert "teacher comes first" in tiny.refused(capsys, Stopped.exit_code, "label", labeling, "--worker")
+
+
+def damage_teacher(run: Path) -> None:
+    """Change the signs in its last layer; the file keeps its size."""
+    path = RunDir(run).iteration(0).model("teacher").weights
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    first, last = json.loads(content[8:start])["fc.weight"]["data_offsets"]
+    for at in range(start + first + 3, start + last, 12):
+        content[at] ^= 0x80
+    path.write_bytes(content)
+
+
+def test_a_worker_labels_with_no_damaged_teacher(labeling: Path, capsys: Capture) -> None:
+    damage_teacher(labeling)
+    line = tiny.refused(capsys, Stopped.exit_code, "label", labeling, "--worker")
+    assert "teacher: model.safetensors is damaged; start `run`" in line
+    assert labels(labeling) == {}
+
+
+def test_a_run_keeps_no_labels_of_a_damaged_teacher(
+    images: Path, finished: Path, labeling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage_teacher(labeling)
+    with monkeypatch.context() as old:
+        old.setattr(Graph, "damage_before", lambda *_: None)
+        assert label_as_worker(tiny.config(images), labeling)
+    assert labels(labeling).keys() == labels(finished).keys() and labels(labeling) != labels(finished)
+    lines = tiny.run(tiny.config(images), labeling)
+    assert labels(labeling) == labels(finished)
+    assert [line for line in lines if "so the labels are made again; kept in" in line]
+    assert "labels-1: moved back from superseded/" not in lines
 
 
 def test_wrong_calls_of_a_worker(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
