@@ -20,6 +20,7 @@ from torch.torch_version import TorchVersion
 from noisystudent import distributed
 from noisystudent.distributed import Group, group, joined
 from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped
+from noisystudent.run import launch
 
 
 class _Of(Group):
@@ -87,6 +88,26 @@ def test_process_0_leads_alone_and_all_have_its_result_or_its_error(tmp_path: Pa
     first, second = together(2, led, tmp_path)
     assert first == ([0], 0)
     assert second == ([], 0)
+
+
+def asked() -> list[bool]:
+    """For each line with which this process ends: does process 0 print it?"""
+    launch._MOMENT = timedelta(seconds=0.5)
+    answers, other = [], group().rank == 1
+    if other:
+        answers.append(launch.is_repeated("an error"))
+    group().any()
+    answers.append(launch.is_repeated("an error"))
+    group().any()
+    if other:
+        answers.append(launch.is_repeated("another error"))
+    group().any()
+    return answers
+
+
+def test_process_0_prints_an_error_that_all_have_and_another_one_its_own() -> None:
+    assert together(2, asked) == [[False], [False, True, False]]
+    assert not launch.is_repeated("an error"), "of a process that is alone"
 
 
 def left_alone(folder: Path) -> float:

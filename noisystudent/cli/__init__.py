@@ -29,6 +29,7 @@ from noisystudent.errors import (
     is_utf8,
     printable,
 )
+from noisystudent.run import launch
 
 __all__ = ["main"]
 
@@ -213,6 +214,7 @@ def _fail(message: str, code: int, debug: bool, *, silent: bool = False) -> NoRe
     if debug:
         traceback.print_exc()
     # A wrong call is wrong in all processes, and a signal goes to all of them.
-    if not silent and (code == RunError.exit_code or is_main_process()):
-        print(f"noisystudent: {brief(printable(' '.join(message.split())))}", file=sys.stderr)
+    line = f"noisystudent: {brief(printable(' '.join(message.split())))}"
+    if not silent and (code == RunError.exit_code or is_main_process()) and not launch.is_repeated(line):
+        print(line, file=sys.stderr)
     sys.exit(code)

@@ -8,10 +8,13 @@ import signal
 import sys
 import tempfile
 import uuid
+from datetime import timedelta
 
+from noisystudent.distributed import is_main_process
 from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped
 
 _GRACE = "120"  # seconds for a last snapshot, before a process that was stopped is killed
+_LAST, _MOMENT = "noisystudent/last-line", timedelta(seconds=5)
 
 
 def launched(processes: int) -> bool:
@@ -69,6 +72,28 @@ def launch(processes: int) -> None:
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise _failure(codes) from error
+
+
+def is_repeated(line: str) -> bool:
+    """Return True if process 0 ends with the same line as this one, and prints it.
+
+    An error may be one of all processes, or of one of them. Process 0 leaves its line in the store by which
+    the processes have met; any other one looks there for a moment, while all others may wait for it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or "RANK" not in os.environ or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store = _get_default_store()
+    try:
+        if is_main_process():
+            store.set(_LAST, line)
+            return False
+        store.wait([_LAST], _MOMENT)
+        return bool(store.get(_LAST).decode() == line)
+    except RuntimeError:  # no line came, or the store has ended with its process
+        return False
 
 
 def _threads(processes: int) -> int:

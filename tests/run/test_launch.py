@@ -115,6 +115,14 @@ def test_a_killed_process_ends_the_others_with_one_line(
     finish(call, tmp_path / "run", uninterrupted)
 
 
+def test_an_error_that_all_processes_have_is_one_line(call: Call, tmp_path: Path) -> None:
+    process = start([*call, "--teacher.train.lr", "1e6"], tmp_path / "run")
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, errors
+    (line,) = errors.splitlines()
+    assert line.startswith("noisystudent: teacher") and "lr" in line
+
+
 def test_processes_of_a_killed_launcher_stop(call: Call, uninterrupted: str, tmp_path: Path) -> None:
     process = start(call, tmp_path / "run")
     in_training(process, tmp_path / "run")

@@ -282,7 +282,7 @@ def test_selected_rows_are_in_the_order_of_their_content_or_of_the_pool(tmp_path
     assert chosen.tolist() == [r["row"] for r in kept]
     assert repeats.tolist() == [r["repeats"] for r in kept]
     chosen, repeats = selected_rows(selection, neighbours=True)
-    assert chosen.tolist() == sorted(r["row"] for r in kept)
+    assert (np.diff(chosen) > 0).all()
     assert dict(zip(chosen.tolist(), repeats.tolist(), strict=True)) == {r["row"]: r["repeats"] for r in kept}
     selection.path.write_bytes(selection.path.read_bytes()[:-40])
     with pytest.raises(RunError, match=r"selection\.parquet cannot be read"):
