@@ -191,10 +191,9 @@ class Predictor:
         done = predicted(self, self.requested_views(images, (rows[place] for place in own)))
         if everyone.size == 1:
             return done
-        joined = np.full((count, *done.shape[1:]), np.nan, done.dtype)
+        joined = np.empty((count, *done.shape[1:]), done.dtype)
         for place, part in everyone.gather((np.concatenate(own), done)):
             joined[place] = part
-        assert not np.isnan(joined).any(), "a process has left out rows"
         return joined
 
     def prepared(self, images: int, most: int | None = None, *, progress: Progress) -> tuple[Predictor, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from noisystudent.errors import InputError, first_line
 from noisystudent.models.layers import head_prefixes
-from noisystudent.run.described import described as described
+from noisystudent.run.described import described
 from noisystudent.run.rundir import WEIGHT_FILES, weights_file
 
 State = dict[str, Tensor]

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from noisystudent.errors import InputError, require
 from noisystudent.models.classifier import Classifier
-from noisystudent.models.files import DIFFERENT, State, described, read_state, with_sorted_metadata
+from noisystudent.models.files import DIFFERENT, State, read_state, with_sorted_metadata
 from noisystudent.models.layers import head_prefixes
+from noisystudent.run.described import described
 from noisystudent.run.files import atomic
 
 TEMPERATURE = "temperature"
