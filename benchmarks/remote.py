@@ -113,7 +113,7 @@ class Windows:
     """The order of a student with `student.pool_window`."""
 
     def __init__(self, selection: Selection) -> None:
-        self._rows, repeats = selected_rows(selection, neighbours=True)
+        self._rows, repeats = selected_rows(selection, _WINDOW)
         self._expanded = Repeated(repeats)
         self._sampler = Sampler(len(self._expanded), _BATCH, 0, "pool", window=_WINDOW)
 

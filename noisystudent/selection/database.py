@@ -234,14 +234,15 @@ def marks(selection: Path) -> str:
 
 
 def selected_rows(
-    selection: Selection, *, neighbours: bool = False
+    selection: Selection, window: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Read the pool images that a student is trained on.
 
     Args:
         selection: the selection.
-        neighbours: order them by pool row, so that neighbours in a shard stay neighbours. False: by content
-            hash, so that the order is the same after files were renamed or moved.
+        window: see `Sampler`. If it is smaller than an epoch, the images are ordered by pool row, so that
+            neighbours in a shard stay neighbours. Otherwise they are ordered by content hash, so that the
+            order is the same after files were renamed or moved.
 
     Returns:
         Pool rows (n,) int64 and repeats (n,) int32, at least 1.
@@ -268,5 +269,6 @@ def selected_rows(
                 n += len(kept)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{selection.path} cannot be read ({first_line(error)}); select again") from error
-    order = np.argsort((rows if neighbours else keys)[:n], kind="stable")
+    windows = window is not None and window < int(repeats[:n].sum(dtype=np.int64))
+    order = np.argsort((rows if windows else keys)[:n], kind="stable")
     return rows[:n][order], repeats[:n][order]

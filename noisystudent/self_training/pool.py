@@ -199,7 +199,7 @@ def _pool_reader(
     config, window = iteration.config.pseudo_label, iteration.config.pool_window
 
     def read() -> SelectedPool | None:
-        rows, repeats = selected_rows(_selection(context, iteration), neighbours=window is not None)
+        rows, repeats = selected_rows(_selection(context, iteration), window)
         if len(rows) == 0:
             return None
         repeats = shown(repeats, training.images)
