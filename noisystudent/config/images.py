@@ -53,7 +53,8 @@ class DataConfig:
     """An image with more pixels is refused as a decompression bomb. The largest value is Pillow's limit."""
     near_duplicates: Literal["auto", "all", "off"] = later("auto")
     """auto: pool images that are near copies of val or test images are removed, if those have sides of at
-    least 64 pixels. all: near copies of smaller images too. off: only exact copies are removed."""
+    least 64 pixels; labelled ones are listed. all: near copies of smaller images too. off: only exact
+    copies are removed."""
     pool_near_duplicates: Literal["report", "remove"] = later("report")
     """What happens to pool images that are near copies of an earlier pool image, by the same search. report:
     they are listed in leaks.csv. remove: they are left out, too."""

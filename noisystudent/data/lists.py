@@ -16,9 +16,11 @@ from noisystudent.run.files import atomic, csv_lines
 _NOTES = {
     "copy": "removed, copies of images in {}",
     "near copy": "removed, near copies of images in {}",
-    "near copy kept": "are near copies of earlier ones; they stay",
+    "copy kept": "are copies of others in {}; they stay, and each counts",
+    "near copy kept": "are near copies of images in {}; they stay",
     "other label": "have a copy with another label; they stay in training",
 }
+_MANY = 0.05  # a larger share of the pool is seldom copies of held-out images
 _IDS = 4096  # ids that are read into memory at once
 
 
@@ -63,12 +65,23 @@ def bad_notes(scans: dict[str, Scan]) -> list[str]:
     ]
 
 
-def leak_notes(leaks: list[Leak]) -> list[str]:
-    """A note for the user for each leak."""
-    return [
+def leak_notes(leaks: list[Leak], scans: dict[str, Scan]) -> list[str]:
+    """A note for the user for each leak, and a warning if much of the pool is near held-out images."""
+    notes = [
         f"{leak.name}: {len(leak.rows)} images {_NOTES[leak.reason].format(leak.other)} (see leaks.csv)"
         for leak in leaks
     ]
+    near = sum(
+        len(leak.rows)
+        for leak in leaks
+        if leak.name == "pool" and leak.other != "pool" and leak.reason == "near copy"
+    )
+    if near and near > _MANY * (count := len(scans["pool"].index)):
+        notes.append(
+            f"warning: pool: {near:,} of {count:,} images are removed as near copies of images in test or"
+            " val; look at some pairs of leaks.csv, and give --data.near_duplicates off if they are no copies"
+        )
+    return notes
 
 
 def write_leaks(path: Path, scans: dict[str, Scan], leaks: list[Leak]) -> None:

@@ -1,9 +1,9 @@
-"""Near copies of val and test images in the pool, and near copies within the pool."""
+"""Near copies of val and test images in the pool and the labelled images, and near copies within the pool."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import log10
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,34 +11,28 @@ from numpy.typing import NDArray
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress
 from noisystudent.data.duplicates import Mask, Rows
+from noisystudent.data.held_out import HeldOut
 from noisystudent.data.index import Index
 from noisystudent.data.phash import (
-    BYTES,
-    COARSE_BYTES,
+    DIGEST_BYTES,
     SIDE,
-    VARIANTS,
     Hashes,
+    Pictures,
     Signature,
     Thumbnails,
+    bits_between,
     has_detail,
-    hash_variants,
     hashes,
-    vector_variants,
-    vectors,
+    of_digests,
+    pictures,
 )
 from noisystudent.data.scan import Scan
 from noisystudent.data.splits import Leak, Members
 
 LEAST_SIDE = 64
-"""Sides in pixels from which on a hash alone tells a copy from another image."""
+"""Sides in pixels from which on near copies are looked for by default."""
 
-# Limits were chosen so that at most 0.5 % of clean pool images are removed: benchmarks/leaks.py.
-_COARSE = 14  # of 64 bits: more, and a pair is not looked at further
-_BITS = 88  # of 256, at most
-_COSINE = 0.88  # least of the vectors, for images below LEAST_SIDE
-# Many held-out images have many chances of a false match. With 6,250 of them, a hash may differ in 82 bits.
-_MANY, _BITS_MANY = 6_250, 82
-_FEWER = 8  # bits for ten times as many images
+_FEWEST = 200  # with fewer held-out images, labelled ones help to tell how much images are alike
 _POOL_BITS = 32  # within the pool, where crops and mirrored images are not looked for
 _NEIGHBOURS = 4  # of an image among those with an equal word of the hash, which are compared with it
 _AT_ONCE = 8192  # images that are processed at once, which bounds the temporary arrays
@@ -51,18 +45,20 @@ def signature_of(config: DataConfig, name: str, before: dict[str, Scan]) -> Sign
     """What the scan of set `name` keeps of each image, after the scans `before` it; the pool is the last."""
     if config.near_duplicates == "off":
         return None
-    if name != "pool" or config.near_duplicates == "all":
+    if name != "pool":
         return "thumbnail"  # the variants of val and test are made of them
-    return "hash" if any(_large(scan.index).any() for scan in before.values()) else None
+    any_size = config.near_duplicates == "all"
+    return "digest" if any_size or any(_large(scan.index).any() for scan in before.values()) else None
 
 
 def near_copies(
     scans: dict[str, Scan], members: Members, config: DataConfig, progress: Progress
 ) -> list[Leak]:
-    """Search the pool for near copies, remove them from its members, and return them.
+    """Search for near copies, remove them from the members of the pool, and return them.
 
-    A pool image that is near an image of test or val is removed. One that is near an earlier image of the
-    pool is removed only if `config.pool_near_duplicates` says so.
+    A pool image that is near an image of test or val is removed. A labelled image that is near one stays: the
+    user has chosen it. One that is near an earlier image of the pool is removed only if
+    `config.pool_near_duplicates` says so.
 
     Args:
         scans: the scans, with signatures as `signature_of` says.
@@ -73,87 +69,47 @@ def near_copies(
     Raises:
         Stopped: a signal stopped the search.
     """
-    if "pool" not in scans or scans["pool"].signatures is None:
+    if config.near_duplicates == "off":
         return []
-    pool, mask, leaks = scans["pool"], members["pool"][1], list[Leak]()
-    codes = _hashes(pool)
-    all_sizes = config.near_duplicates == "all"
+    all_sizes, leaks = config.near_duplicates == "all", list[Leak]()
     for name in ("test", "val"):  # an image that is near both is a copy of test
-        if name in members:
-            part, own = members[name]
-            large = _large(scans[part].index)
-            of_set = np.flatnonzero(own if all_sizes else own & large)
-            held_out = HeldOut(_thumbnails(scans[part], of_set), large[of_set])
-            rows, near, distances = _search(pool, codes, mask, held_out, progress)
-            leaks.append(Leak("pool", "pool", rows, name, part, of_set[near], "near copy", distances))
-            mask[rows] = False
-    compared = np.flatnonzero(mask if all_sizes else mask & _large(pool.index))
-    later, earlier, distances = copies_within(codes[compared])
-    rows, first = compared[later], compared[earlier]
-    if config.pool_near_duplicates == "remove":
-        mask[rows] = False
-        leaks.append(Leak("pool", "pool", rows, "pool", "pool", first, "near copy", distances))
-    else:
-        leaks.append(Leak("pool", "pool", rows, "pool", "pool", first, "near copy kept", distances))
+        if name not in members:
+            continue
+        part, own = members[name]
+        of_set = np.flatnonzero(own if all_sizes else own & _large(scans[part].index))
+        if len(of_set) == 0:
+            continue
+        held_out = HeldOut(_thumbnails(scans[part], of_set), _others(scans, members, _FEWEST - len(of_set)))
+        for searched in ("labeled", "pool"):
+            scan, mask = members[searched]
+            rows, near, bits = _search(scans[scan], mask, held_out, progress)
+            kept = searched == "labeled"
+            mask[rows] = kept
+            leaks.append(Leak(searched, scan, rows, name, part, of_set[near], _reason(kept), bits))
+    if "pool" in scans and scans["pool"].signatures is not None:
+        leaks.append(_within(scans["pool"], members["pool"][1], config))
     return [leak for leak in leaks if len(leak.rows)]
 
 
-class HeldOut:
-    """The variants of held-out images, which are searched for the nearest one to a pool image."""
+def _within(pool: Scan, mask: Mask, config: DataConfig) -> Leak:
+    """Near copies within the pool, which leave `mask` if the configuration says so."""
+    compared = np.flatnonzero(mask if config.near_duplicates == "all" else mask & _large(pool.index))
+    later, earlier, bits = copies_within(of_digests(_kept(pool))[0][compared])
+    rows, kept = compared[later], config.pool_near_duplicates == "report"
+    mask[rows] = kept
+    return Leak("pool", "pool", rows, "pool", "pool", compared[earlier], _reason(kept), bits)
 
-    def __init__(self, thumbnails: Thumbnails, large: Mask) -> None:
-        """Make the variants.
 
-        Args:
-            thumbnails: (m, 32, 32, 3), one for each image.
-            large: (m,) True for images that a hash alone is enough for.
-        """
-        import faiss  # takes 0.1 s, and most commands do not need it
+def _others(scans: dict[str, Scan], members: Members, most: int) -> Thumbnails:
+    """At most so many labelled images, at equal distances, so that all classes are among them."""
+    scan, mask = members["labeled"]
+    rows = np.flatnonzero(mask)
+    chosen = np.linspace(0, len(rows) - 1, max(0, min(most, len(rows)))).round().astype(np.int64)
+    return _thumbnails(scans[scan], rows[chosen])
 
-        parts = [hash_variants(thumbnails[part]) for part in _slices(len(thumbnails))]
-        codes = np.concatenate([np.empty((0, VARIANTS, BYTES), np.uint8), *parts])
-        self._owner, self._variant = np.nonzero(has_detail(codes))
-        self._hashes = codes[self._owner, self._variant]
-        self._thumbnails, self._large = thumbnails, large
-        limit = min(_BITS, _BITS_MANY - _FEWER * log10(max(len(thumbnails), 1) / _MANY))
-        self._limits = np.where(large, limit, _BITS)[self._owner]
-        self._index = faiss.IndexBinaryFlat(8 * COARSE_BYTES)
-        self._index.add(np.ascontiguousarray(self._hashes[:, :COARSE_BYTES]))
 
-    def nearest(self, codes: Hashes, thumbnails: Thumbnails | None) -> tuple[Rows, Rows, Distances]:
-        """The images that have a near copy here.
-
-        Args:
-            codes: (n, 32) hashes of images.
-            thumbnails: (n, 32, 32, 3) of the same images. None: all images here are large.
-
-        Returns:
-            Their positions in `codes`, ascending; for each the held-out image with the nearest variant; and
-            the distance to it.
-        """
-        coarse = np.ascontiguousarray(codes[:, :COARSE_BYTES])
-        ends, _, variants = self._index.range_search(coarse, _COARSE + 1)  # those that are below it
-        queries = np.repeat(np.arange(len(codes)), (ends[1:] - ends[:-1]).astype(np.int64))
-        distances = bits_between(codes[queries], self._hashes[variants])
-        close = np.flatnonzero(distances <= self._limits[variants])
-        queries, variants, distances = queries[close], variants[close], distances[close]
-        if thumbnails is not None:
-            close = np.flatnonzero(self._alike(thumbnails, queries, variants))
-            queries, variants, distances = queries[close], variants[close], distances[close]
-        order = np.lexsort((variants, distances, queries))
-        rows, first = np.unique(queries[order], return_index=True)
-        return rows, self._owner[variants[order][first]], distances[order][first]
-
-    def _alike(self, thumbnails: Thumbnails, queries: Rows, variants: Rows) -> Mask:
-        """(p,) True for pairs of an image and a variant that is large, or whose vectors agree."""
-        alike = self._large[self._owner[variants]]
-        for part in _slices(len(queries)):
-            pairs = part.start + np.flatnonzero(~alike[part])
-            at = variants[pairs]
-            theirs = vector_variants(self._thumbnails[self._owner[at]])[np.arange(len(at)), self._variant[at]]
-            ours = vectors(thumbnails[queries[pairs]])
-            alike[pairs] = np.einsum("pd,pd->p", ours, theirs) >= _COSINE
-        return alike
+def _reason(kept: bool) -> Literal["near copy", "near copy kept"]:
+    return "near copy kept" if kept else "near copy"
 
 
 def copies_within(codes: Hashes) -> tuple[Rows, Rows, Distances]:
@@ -184,30 +140,19 @@ def copies_within(codes: Hashes) -> tuple[Rows, Rows, Distances]:
     return rows, earlier[order][first], distances[order][first].astype(np.int32)
 
 
-def bits_between(some: Hashes, others: Hashes) -> Distances:
-    """(n,) number of bits in which two hashes differ."""
-    differ = np.ascontiguousarray(some ^ others).view(np.uint64)
-    distances: Distances = np.bitwise_count(differ).sum(axis=-1, dtype=np.int32)
-    return distances
-
-
-def _search(
-    pool: Scan, codes: Hashes, mask: Mask, held: HeldOut, progress: Progress
-) -> tuple[Rows, Rows, Distances]:
-    """Rows of the pool with a near copy in `held`, the position of the copy there, and the distance.
-
-    `codes` are the hashes of all images of the pool.
-    """
-    results = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
+def _search(scan: Scan, mask: Mask, held_out: HeldOut, progress: Progress) -> tuple[Rows, Rows, Distances]:
+    """Rows of `mask` with a near copy in `held_out`, the position of the copy there, and the distance."""
     rows = np.flatnonzero(mask)
+    integers = np.empty(0, np.int64)
+    results = [(integers, integers, integers.astype(np.int32), integers.astype(np.float32))]
     for part in _slices(len(rows)):
-        thumbnails = None if _is_hash(pool) else _thumbnails(pool, rows[part])
-        at, near, distances = held.nearest(codes[rows[part]], thumbnails)
-        results.append((rows[part][at], near, distances))
+        at, *others = held_out.nearest(*_signatures(scan, rows[part]))
+        results.append((part.start + at, *others))
         progress.check()
         progress.advance("searching near copies", part.stop, len(rows))
-    rows, near, distances = (np.concatenate(columns) for columns in zip(*results, strict=True))
-    return rows, near, distances
+    at, near, bits, distances = (np.concatenate(columns) for columns in zip(*results, strict=True))
+    copies = held_out.are_copies(near, distances)
+    return rows[at[copies]], near[copies], bits[copies]
 
 
 def _large(index: Index) -> Mask:
@@ -216,29 +161,25 @@ def _large(index: Index) -> Mask:
     return large
 
 
-def _signatures(scan: Scan) -> NDArray[np.uint8]:
-    """(N, B) the signatures of a scan, on disk."""
-    if scan.signatures is None:
-        raise ValueError("the scan has kept no signatures")
-    return np.asarray(np.memmap(scan.signatures, np.uint8, "r")).reshape(len(scan.index), -1)
-
-
-def _is_hash(scan: Scan) -> bool:
-    return bool(_signatures(scan).shape[1] == BYTES)
+def _signatures(scan: Scan, rows: Rows) -> tuple[Hashes, Pictures]:
+    """Hashes and pictures of some rows of a scan."""
+    kept = _kept(scan)
+    if kept.shape[1] == DIGEST_BYTES:
+        return of_digests(kept[rows])
+    thumbnails = _thumbnails(scan, rows)
+    return hashes(thumbnails), pictures(thumbnails)
 
 
 def _thumbnails(scan: Scan, rows: Rows) -> Thumbnails:
     """(n, 32, 32, 3) of some rows of a scan that keeps thumbnails."""
-    return _signatures(scan)[rows].reshape(-1, SIDE, SIDE, 3)
+    return _kept(scan)[rows].reshape(-1, SIDE, SIDE, 3)
 
 
-def _hashes(scan: Scan) -> Hashes:
-    """(N, 32) of all images of a scan; those that the scan has kept stay on disk."""
-    if _is_hash(scan):
-        return _signatures(scan)
-    rows = np.arange(len(scan.index))
-    parts = [hashes(_thumbnails(scan, rows[part])) for part in _slices(len(rows))]
-    return np.concatenate([np.empty((0, BYTES), np.uint8), *parts])
+def _kept(scan: Scan) -> NDArray[np.uint8]:
+    """(N, B) the signatures of a scan, on disk."""
+    if scan.signatures is None:
+        raise ValueError("the scan has kept no signatures")
+    return np.asarray(np.memmap(scan.signatures, np.uint8, "r")).reshape(len(scan.index), -1)
 
 
 def _slices(count: int) -> Iterator[slice]:

@@ -19,17 +19,21 @@ BYTES = 32
 """Bytes of a hash."""
 COARSE_BYTES = 8
 """The first bytes of a hash: its 8×8 lowest frequencies."""
+DIGEST_BYTES = BYTES + 3 * (SIDE // 2) ** 2
+"""Bytes of a hash and a picture."""
 VARIANTS = 22
 """Versions of a held-out image: whole, 95 % and 90 % of its sides at corners and centre; all mirrored too."""
 
-Signature = Literal["hash", "thumbnail"]
-"""What is kept of an image: 32 bytes or 3 kB."""
+Signature = Literal["digest", "thumbnail"]
+"""What is kept of an image. digest: its hash and its picture, 800 bytes. thumbnail: 3 kB."""
 Thumbnails = NDArray[np.uint8]
 """(n, 32, 32, 3) RGB."""
 Hashes = NDArray[np.uint8]
 """(…, 32) the bits of hashes."""
+Pictures = NDArray[np.uint8]
+"""(n, 3, 16, 16) RGB."""
 Vectors = NDArray[np.float32]
-"""(…, 768) 16×16 RGB pictures with length 1, each channel without its mean; 0 for a picture of one colour."""
+"""(…, 768) pictures with length 1, each channel without its mean; 0 for a picture of one colour."""
 
 _FREQUENCIES = 16  # along each side
 _SAMPLED = 64  # of the decoded pixels of a side, at least so many are read; an average of all takes longer
@@ -87,8 +91,15 @@ def thumbnail(pixels: NDArray[np.uint8]) -> Thumbnails:
 
 
 def signatures(thumbnails: Thumbnails, kind: Signature) -> NDArray[np.uint8]:
-    """(n, B) what is kept of each image: its hash, or the thumbnail itself."""
-    return hashes(thumbnails) if kind == "hash" else thumbnails.reshape(len(thumbnails), -1)
+    """(n, B) what is kept of each image: its hash and picture, or the thumbnail itself."""
+    if kind == "thumbnail":
+        return thumbnails.reshape(len(thumbnails), -1)
+    return np.concatenate([hashes(thumbnails), pictures(thumbnails).reshape(len(thumbnails), -1)], axis=1)
+
+
+def of_digests(digests: NDArray[np.uint8]) -> tuple[Hashes, Pictures]:
+    """Hashes and pictures of the signatures (n, 800)."""
+    return digests[:, :BYTES], digests[:, BYTES:].reshape(-1, 3, SIDE // 2, SIDE // 2)
 
 
 def hashes(thumbnails: Thumbnails) -> Hashes:
@@ -103,6 +114,13 @@ def hash_variants(thumbnails: Thumbnails) -> Hashes:
     return np.stack([_bits(one) for wave in waves for one in (wave, wave * _MIRROR)], axis=1)
 
 
+def bits_between(some: Hashes, others: Hashes) -> NDArray[np.int32]:
+    """(n,) number of bits in which two hashes differ."""
+    differ = np.ascontiguousarray(some ^ others).view(np.uint64)
+    distances: NDArray[np.int32] = np.bitwise_count(differ).sum(axis=-1, dtype=np.int32)
+    return distances
+
+
 def has_detail(codes: Hashes) -> NDArray[np.bool_]:
     """(…,) False for nearly flat images, whose hashes are alike: under an eighth of their bits is set.
 
@@ -112,9 +130,14 @@ def has_detail(codes: Hashes) -> NDArray[np.bool_]:
     return np.asarray(bits >= BYTES)
 
 
-def vectors(thumbnails: Thumbnails) -> Vectors:
-    """(n, 768) the vector of each image."""
-    return _directions(_picture(thumbnails, *_PICTURES[0]))
+def pictures(thumbnails: Thumbnails) -> Pictures:
+    """(n, 3, 16, 16) the picture of each image."""
+    return np.rint(_picture(thumbnails, *_PICTURES[0])).astype(np.uint8)
+
+
+def vectors(small: Pictures) -> Vectors:
+    """(n, 768) the vector of each picture."""
+    return _directions(small.astype(np.float32))
 
 
 def vector_variants(thumbnails: Thumbnails) -> Vectors:

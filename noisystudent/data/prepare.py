@@ -105,11 +105,11 @@ def prepare(
         members, leaks, notes = assign(scans, classes, config.val_fraction, seed)
         leaks += near_copies(scans, members, config, progress)
         write_leaks(out.leaks, scans, leaks)
-        require_images(members, scans, classes, where(out.leaks, kept))
+        require_images(members, leaks, scans, classes, where(out.leaks, kept))
         _write_rows(store, out.manifest, scans, members, classes, tagged=config.pool_tags)
         remove(scratch)
     source_notes = [note for name, _ in sources.named() for note in _source_notes(name, scans[name])]
-    all_notes = [*source_notes, *bad_notes(scans), *class_notes, *notes, *leak_notes(leaks)]
+    all_notes = [*source_notes, *bad_notes(scans), *class_notes, *notes, *leak_notes(leaks, scans)]
     content = {"format": _FORMAT, "classes": classes, "notes": all_notes, "sets": _storage(members, scans)}
     content["counts"] = {name: int(mask.sum()) for name, (_, mask) in members.items()}
     content["tags"] = scans["pool"].names if config.pool_tags and "pool" in scans else []

@@ -34,7 +34,7 @@ class Leak:
         other: the set that keeps the content.
         other_scan: name of the scan of that set.
         other_rows: (n,) rows of `other_scan` with this content.
-        reason: copy, near copy: the rows are removed from the set. other label, near copy kept: they stay.
+        reason: copy, near copy: the rows are removed from the set. The others stay.
         distances: (n,) bits of 256 in which the hashes of near copies differ. None: the contents are equal.
     """
 
@@ -44,7 +44,7 @@ class Leak:
     other: str
     other_scan: str
     other_rows: Rows
-    reason: Literal["copy", "other label", "near copy", "near copy kept"] = "copy"
+    reason: Literal["copy", "copy kept", "other label", "near copy", "near copy kept"] = "copy"
     distances: NDArray[np.int32] | None = None
 
 
@@ -112,6 +112,8 @@ def assign(
             members[name] = name, _unshared(name, scans[name].index, held_out, members, leaks)
             if name != "labeled":
                 held_out[name] = Contents(scans[name].index, members[name][1])
+                repeated, first = held_out[name].copies()
+                _add(leaks, Leak(name, name, repeated, name, name, first, "copy kept"))
     rows = np.flatnonzero(members["labeled"][1])
     hashes = scans["labeled"].index.take("content_hash", rows)
     labels = label_map(scans["labeled"].names, classes)[scans["labeled"].index.take("label", rows)]
@@ -133,11 +135,14 @@ def assign(
     return members, leaks, notes
 
 
-def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str, ...], where: str) -> None:
+def require_images(
+    members: Members, leaks: list[Leak], scans: dict[str, Scan], classes: tuple[str, ...], where: str
+) -> None:
     """Check that each set of the user, and each class of the labelled images, has kept at least one image.
 
     Args:
         members: the images of each set.
+        leaks: the images that were removed from them.
         scans: the scans.
         classes: class names of the run.
         where: clause of the message that says where leaks.csv is.
@@ -147,6 +152,12 @@ def require_images(members: Members, scans: dict[str, Scan], classes: tuple[str,
     """
     for name, (_, mask) in members.items():
         if not mask.any() and (name != "pool" or "pool" in scans):
+            near = sum(len(leak.rows) for leak in leaks if (leak.name, leak.reason) == (name, "near copy"))
+            if near:
+                raise InputError(
+                    f"{name}: no image is left, {near} are near copies of images in other sets; if they are"
+                    f" no copies, give --data.near_duplicates off; {where}"
+                )
             raise InputError(f"{name}: every image is also in another set; {where}")
     labeled = scans["labeled"]
     kept = labeled.index.take("label", np.flatnonzero(members["labeled"][1]))

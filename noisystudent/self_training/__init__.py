@@ -163,7 +163,7 @@ def _prepare(
     dataset = open_dataset(run.data, config.data, sources)
     everyone.lead(partial(put_others_aside, config, graph, run, dataset, progress))
     for note in dataset.notes:
-        progress.say(f"note: {note}")
+        progress.say(note if note.startswith("warning: ") else f"note: {note}")
     small = too_small(len(dataset.val), config.evaluate.level, folds=config.folds is not None)
     if small is not None:
         progress.say(f"warning: {small}")

@@ -41,6 +41,11 @@ def encoded(pixels: NDArray[Any], kind: str = "PNG", **options: object) -> bytes
     return buffer.getvalue()
 
 
+def jpeg(pixels: Pixels, quality: int) -> Pixels:
+    """The pixels of a JPEG file of these."""
+    return np.asarray(Image.open(io.BytesIO(encoded(pixels, "JPEG", quality=quality))))
+
+
 def ramp(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 2, y * 3, x + y], axis=-1).astype(np.uint8)
