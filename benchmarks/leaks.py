@@ -8,6 +8,7 @@ are the pool, with 200 copies of test images of each kind. `many` has no copies,
 cifar: CIFAR-10, 32 pixels, `data.near_duplicates: all`; 4,000 labelled images, the rest of train is the pool.
 Images that are removed and were not planted count as clean, although many are true copies: 3.3 % of the test
 images have one in train (arXiv 1902.00423).
+layouts: scikit-learn's digits on a black canvas, 180 as test and 100 labelled; the rest is the pool.
 cost: CPU time of the whole scan with and without the guard, in turn, in one process. pool: time and memory of
 the search within a pool of 10 million random hashes.
 """
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits
 
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress
@@ -160,6 +162,23 @@ def cifar(root: Path) -> None:
     print_recall(root / "out", planted, 46_000)
 
 
+def layouts(root: Path) -> None:
+    digits = load_digits()
+    for number, row in enumerate(np.random.default_rng(0).permutation(len(digits.target))):
+        name = "test" if number < 180 else "labeled" if number < 280 else "pool"
+        folder = root / "digits" / name / str(digits.target[row])
+        folder.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray((digits.images[row] * 255 / 16).astype(np.uint8))
+        canvas = np.pad(np.asarray(grey.resize((64, 64), Image.Resampling.BICUBIC)), 16)
+        Image.fromarray(canvas).save(folder / f"{row}.png")
+    folder = root / "digits"
+    folders = {"labeled": folder / "labeled", "test": folder / "test", "unlabeled": folder / "pool"}
+    planted = plant(folders["test"], folders["unlabeled"])
+    scanned(root / "out", folders, resolution=64)
+    print("\nlayouts: digits, 180 images of test and 10 of val, up to 180 copies of each kind: recall")
+    print_recall(root / "out", planted, 1_517)
+
+
 def cost(root: Path, repeats: int) -> None:
     print(f"\ncost: CPU time of the scan with the guard over that without it, {repeats} repeats")
     folders = tiny_folders(root / "cost")
@@ -196,7 +215,7 @@ def pool(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["pool", "tiny", "cifar", "cost"])
+    parser.add_argument("--parts", nargs="+", default=["pool", "tiny", "cifar", "layouts", "cost"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--count", type=int, default=10_000_000, help="hashes of the part `pool`")
     arguments = parser.parse_args()
@@ -205,6 +224,7 @@ def main() -> None:
         "pool": lambda _: pool(arguments.count),  # first: peak memory never falls
         "tiny": tiny,
         "cifar": cifar,
+        "layouts": layouts,
         "cost": lambda root: cost(root, arguments.repeats),
     }
     for name in arguments.parts:
