@@ -68,11 +68,11 @@ def test_a_vector_follows_the_image(seed: int, brighter: int) -> None:
     thumbnails = drawn(seed)
     found, variants = vectors(pictures(thumbnails)), vector_variants(thumbnails)
     assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
-    assert np.einsum("nd,nd->n", variants[:, 0], found) == pytest.approx(1, abs=1e-3), "but for rounding"
+    assert np.einsum("pd,pd->p", variants[:, 0], found) == pytest.approx(1, abs=1e-3), "but for rounding"
     mirrored = vectors(pictures(thumbnails[:, :, ::-1]))
-    assert np.einsum("nd,nd->n", variants[:, 1], mirrored) == pytest.approx(1, abs=1e-3)
+    assert np.einsum("pd,pd->p", variants[:, 1], mirrored) == pytest.approx(1, abs=1e-3)
     lighter = vectors(pictures(thumbnails + np.uint8(brighter)))
-    assert np.einsum("nd,nd->n", lighter, found) == pytest.approx(1, abs=1e-3)
+    assert np.einsum("pd,pd->p", lighter, found) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("number", range(1, 11))
