@@ -132,7 +132,10 @@ def has_detail(codes: Hashes) -> NDArray[np.bool_]:
 
 def pictures(thumbnails: Thumbnails) -> Pictures:
     """(n, 3, 16, 16) the picture of each image."""
-    return np.rint(_picture(thumbnails, *_PICTURES[0])).astype(np.uint8)
+    wide = thumbnails.astype(np.uint16)
+    rows = wide[:, ::2] + wide[:, 1::2]
+    sums = rows[:, :, ::2] + rows[:, :, 1::2]
+    return np.ascontiguousarray(((sums + 2) >> 2).astype(np.uint8).transpose(0, 3, 1, 2))
 
 
 def vectors(small: Pictures) -> Vectors:
