@@ -14,6 +14,7 @@ from noisystudent.data.imageset import ImageSet
 from noisystudent.data.loader import joint_batches, requested_batches
 from noisystudent.data.prepare import open_dataset, prepare
 from noisystudent.data.sources import open_sources
+from noisystudent.records import Batch
 from noisystudent.run.rundir import DataDir
 
 STORED, CPU = 224, torch.device("cpu")
@@ -47,7 +48,7 @@ def test_batches_of_no_smaller_view_are_those_of_the_files(
 ) -> None:
     """A clean view below 224 pixels shows a border that the stored square lacks."""
     rows = np.arange(len(sets[0]))
-    clean, joint = [], []
+    clean, joint = list[torch.Tensor](), list[Batch]()
     for images in sets:
         clean += requested_batches(images, iter([rows]), resolution=side, device=CPU, workers=workers)
         joint += joint_batches(
