@@ -56,15 +56,15 @@ class Progress:
 
     def __init__(self, stop: StopFlag | None = None) -> None:
         self.stop = stop or StopFlag()
-        self._said = set[str]()
+        self._lines = set[str]()  # of `say_once`
 
     def say(self, line: str) -> None:
         """Print one line."""
 
     def say_once(self, line: str) -> None:
         """Print one line, unless it was given before."""
-        if line not in self._said:
-            self._said.add(line)
+        if line not in self._lines:
+            self._lines.add(line)
             self.say(line)
 
     def advance(self, task: str, done: int, total: int, note: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Which images are near copies of held-out ones?
+"""Search for near copies of held-out images.
 
 A pair is a copy if two tests say so. The hashes differ in few bits; that is enough for photographs. Images
 with a common layout, as digits or X-rays, all have such hashes. There a copy must also be much nearer to its
@@ -80,7 +80,7 @@ class HeldOut:
             Their positions in `codes`, ascending; for each the held-out image with the nearest picture among
             those with a near hash; the bits in which the two hashes differ; and the distance of the pictures.
         """
-        found = [
+        parts = [
             (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
         ]
         for queries, variants, bits in self._matches(codes):
@@ -88,8 +88,8 @@ class HeldOut:
             order = np.lexsort((variants, bits, distances, queries))
             rows, first = np.unique(queries[order], return_index=True)
             best = order[first]
-            found.append((rows, self._owner[variants[best]], bits[best], distances[best]))
-        rows, owners, bits, distances = (np.concatenate(columns) for columns in zip(*found, strict=True))
+            parts.append((rows, self._owner[variants[best]], bits[best], distances[best]))
+        rows, owners, bits, distances = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return rows, owners, bits, distances
 
     def are_copies(self, owners: Rows, distances: Distances) -> Mask:

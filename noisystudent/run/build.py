@@ -171,8 +171,7 @@ class _Builder:
         own: dict[str, object] = {
             "selection": selection.fingerprint,
             "joint": config.joint,
-            # Older versions had blocks of neighbours by content hash.
-            "window": None if config.pool_window is None else [config.pool_window, "by pool row"],
+            "window": config.pool_window and [config.pool_window, "by pool row"],  # once by content hash
             **inputs_of(config.pseudo_label, of_student=True),
         }
         student = self._model(index, "student", folder.model("student"), config, shared | own)

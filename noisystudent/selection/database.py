@@ -108,10 +108,10 @@ def open_labels(
             " version of this program; set selection.agreement to 0, or label the pool again"
         )
     # The limit is one of the energies, which are exact in a DOUBLE. NaN is below nothing, but the statistics
-    # of Parquet leave it out: DuckDB takes the comparison as true if their largest value is below the limit.
+    # of Parquet leave it out, and DuckDB takes `energy < limit` and `NOT isnan(energy)` as true by them.
     junk = "false"
     if junk_limit is not None:
-        junk = f"NOT isnan(energy) AND energy::DOUBLE < {junk_limit:.17e}"
+        junk = f"coalesce(nullif(energy, 'nan'::FLOAT)::DOUBLE < {junk_limit:.17e}, false)"
     columns = ", ".join(
         f"{junk} AS junk" if name == "junk" else name for name in _labels_schema(agreement).names
     )

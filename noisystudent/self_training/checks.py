@@ -75,8 +75,8 @@ def check_config(config: Config, *, pool: bool, processes: int = 1) -> None:
             if (one, resolution) not in built:
                 built.append((one, resolution))
                 _build(one, resolution, config.seed, field)
-    check_initial(config)
     check_features(config)
+    check_initial(config)
     _check_probe(config)
     _check_kept_weights_of_controls(config)
 

@@ -67,11 +67,15 @@ def label_as_worker(config: Config, out: Path, *, progress: Progress | None = No
             raise _not_ready(out, f"{stage.name} has ended")
 
     write_labels(context, stage, teachers, labels, join)
+    _require_last(graph, stage)
+    return True
+
+
+def _require_last(graph: Graph, stage: Stage) -> None:
     every = graph.labelings()
     if stage != every[-1]:
         later = every[every.index(stage) + 1].name
         raise Stopped(f"{stage.name} is labelled, and {later} comes later; start this command again")
-    return True
 
 
 def _next_labels(graph: Graph, out: Path) -> Stage | None:

@@ -56,6 +56,7 @@ def straight(known: NDArray[np.float32], rate: float) -> float:
 
 @settings(max_examples=12, deadline=None)
 @example(drawn=[(0, 0, np.nan), (0, 0, -7.5)], known=[-7.5, -0.1], rate=0.99, mode="paper")
+@example(drawn=[(0, 0, np.nan), (0, 0, -7.5)], known=[-7.5, 0.1, 0.1], rate=0.4, mode="paper")
 @given(drawn=images, known=st.lists(values, min_size=1, max_size=25), rate=rates, mode=st.sampled_from(MODES))
 def test_junk_is_what_numpy_finds_and_the_rest_is_the_selection_of_a_smaller_pool(
     drawn: list[tuple[int, int, float]], known: list[float], rate: float, mode: Mode

@@ -281,11 +281,10 @@ def test_selected_rows_are_in_the_order_of_their_content_or_of_the_pool(tmp_path
     kept = sorted((r for r in reference.read(selection) if r["repeats"]), key=lambda r: r["content_hash"])  # type: ignore[arg-type,return-value]
     assert chosen.tolist() == [r["row"] for r in kept]
     assert repeats.tolist() == [r["repeats"] for r in kept]
-    epoch = int(repeats.sum())
+    epoch = repeats.sum()
     assert selected_rows(selection, epoch)[0].tolist() == chosen.tolist(), "one window is no window"
     chosen, repeats = selected_rows(selection, epoch - 1)
-    assert (np.diff(chosen) > 0).all()
-    assert dict(zip(chosen.tolist(), repeats.tolist(), strict=True)) == {r["row"]: r["repeats"] for r in kept}
+    assert [*zip(chosen, repeats, strict=True)] == sorted((r["row"], r["repeats"]) for r in kept)
     selection.path.write_bytes(selection.path.read_bytes()[:-40])
     with pytest.raises(RunError, match=r"selection\.parquet cannot be read"):
         selected_rows(selection)
