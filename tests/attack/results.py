@@ -78,6 +78,8 @@ def results(run: Path) -> dict[str, str]:
         name = path.relative_to(run).as_posix()
         if not path.is_file() or name.split("/")[0] in REMADE | {"superseded"} or "/checkpoint/" in name:
             continue
+        if name.endswith(".log"):  # each process has one
+            continue
         read = next((reader for ending, reader in READERS.items() if name.endswith(ending)), Path.read_bytes)
         try:
             digests[name] = hashlib.sha256(repr(read(path)).encode()).hexdigest()[:16]

@@ -37,10 +37,18 @@ def reference() -> Iterator[tuple[dict[str, str], float]]:
     with temporary_folder() as folder:
         box = Box(folder).make()
         started = time.monotonic()
-        process = start(sets.write("folder", box.user), box, PROCESSES)
+        process = start(written(box), box, PROCESSES)
         _, errors = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, errors
         yield results(box.path / "run"), time.monotonic() - started
+
+
+def written(box: Box) -> Words:
+    """Write the images, all of one time: the listing of a folder depends on the times of its files."""
+    words = sets.write("folder", box.user)
+    for path in box.user.rglob("*"):
+        os.utime(path, (0, 0))
+    return words
 
 
 def start(words: Words, box: Box, processes: int) -> subprocess.Popen[str]:
@@ -84,7 +92,7 @@ def test_a_run_of_killed_processes_ends_with_the_same_bits(
     request: pytest.FixtureRequest, box: Box, reference: tuple[dict[str, str], float], chain: int
 ) -> None:
     rng, (expected, duration) = np.random.default_rng(SEED * 10_000 + chain), reference
-    words, run, changes = sets.write("folder", box.user), box.path / "run", chain % 3 == 0
+    words, run, changes = written(box), box.path / "run", chain % 3 == 0
     kills, code = 0, None
     for attempt in range(KILLS + 1):
         # Every third chain goes on with another number of processes each time.
