@@ -3,15 +3,19 @@
     python benchmarks/plan.py
     python benchmarks/plan.py --settings demo folder
 
-Each setting is planned and then run in a new process of its own. `wall` is what the plan predicts. CPU
-seconds are of the run alone. The images of three settings are unpacked from ../shared/data; without it they
-are skipped.
+Each setting is planned and then run in a new process of its own. `wall` is the sum of the seconds that the
+run recorded of its stages, which is what the plan predicts. CPU seconds are of the run alone. The images of
+three settings are unpacked from ../shared/data; without it they are skipped.
+
+The package is imported in functions: worker processes import this module again, as they import any script
+that starts a run, and the commands of the package have no such script.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,40 +23,36 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from noisystudent import recipes
-from noisystudent.config import Config
-from noisystudent.console import Progress
-from noisystudent.data.sources import Sources, open_sources
-from noisystudent.data.sources.digits import digits
-from noisystudent.errors import RunError
-from noisystudent.run.estimate import whole
-from noisystudent.run.record import read_record, records
-from noisystudent.run.rundir import RunDir
-from noisystudent.self_training import self_train
-from noisystudent.self_training.planning import plan
+if TYPE_CHECKING:
+    from noisystudent.config import Config
+    from noisystudent.data.sources import Sources
 
 _SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
-Setting = tuple[Config, Sources]
+Setting = tuple["Config", "Sources"]
 
 
 def demo(_work: Path) -> Setting:
     """The demo with two of its three students."""
+    from noisystudent import recipes
+    from noisystudent.data.sources.digits import digits
+
     return recipes.load("demo", [("students", 2)]), digits(0)
 
 
 def cifar10_cpu(work: Path) -> Setting:
     """The recipe cifar10-cpu with fewer steps and images, without its robustness tests."""
-    steps = [("teacher.train.steps", 100), ("student.train.steps", 150), ("evaluate.tests", [])]
+    steps = [("teacher.train.steps", 400), ("student.train.steps", 600), ("evaluate.tests", [])]
     return _on(work, "cifar10", "cifar10-cpu", (1000, 6000), steps)
 
 
 def folder(work: Path) -> Setting:
     """The recipe folder on photographs of 64 pixels, from random weights."""
-    plain = {"name": "efficientnet_b0", "pretrained": False}
+    plain = {"name": "resnet8_16", "pretrained": False}
     changes = [("teacher.model", plain), ("students", 1), ("data.resolution", 64)]
-    changes += [("teacher.train.epochs", 2), ("student.train.epochs", 2), ("control", ["same_steps"])]
-    return _on(work, "tinyimagenet", "folder", (500, 2500), changes)
+    changes += [("teacher.train.epochs", 80), ("student.train.epochs", 40), ("control", ["same_steps"])]
+    return _on(work, "tinyimagenet", "folder", (600, 2400), changes, classes=6)
 
 
 def photos(work: Path) -> Setting:
@@ -98,15 +98,23 @@ def main() -> None:
 
 def compare(config: Config, sources: Sources, out: Path) -> dict[str, object]:
     """Plan and run a configuration; all results are seconds, those of a stage are (planned, wall)."""
+    from noisystudent.console import Progress
+    from noisystudent.errors import RunError
+    from noisystudent.run.estimate import whole
+    from noisystudent.run.record import read_record, records
+    from noisystudent.run.rundir import RunDir
+    from noisystudent.self_training import self_train
+    from noisystudent.self_training.planning import plan
+
     begin = time.perf_counter()
     _, planned = plan(config, sources, out, progress=Progress())
     took = time.perf_counter() - begin
-    begin, cpu, stopped = time.perf_counter(), time.process_time(), ""
+    cpu, stopped = time.process_time(), ""
     try:
         self_train(config, out, sources=sources)
     except RunError as error:  # a model of so few steps may be refused as a teacher
         stopped = str(error)
-    wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    cpu = time.process_time() - cpu
     done = {
         record["name"]: record["seconds"] for path in records(RunDir(out)) if (record := read_record(path))
     }
@@ -114,7 +122,7 @@ def compare(config: Config, sources: Sources, out: Path) -> dict[str, object]:
     return {
         "plan": took,
         "planned": whole(stages).seconds,
-        "wall": wall,
+        "wall": sum(done[one.stage] for one in stages),
         "cpu": cpu,
         "stopped": stopped,
         "stages": {one.stage: (one.seconds, done[one.stage]) for one in stages},
@@ -122,18 +130,32 @@ def compare(config: Config, sources: Sources, out: Path) -> dict[str, object]:
 
 
 def _on(
-    work: Path, name: str, recipe: str, sizes: tuple[int, int], changes: list[tuple[str, object]]
+    work: Path,
+    name: str,
+    recipe: str,
+    sizes: tuple[int, int],
+    changes: list[tuple[str, object]],
+    classes: int | None = None,
 ) -> Setting:
     """A recipe on some images of a data set: of each class the first are labelled, the next are the pool."""
+    from noisystudent import recipes
+    from noisystudent.data.sources import open_sources
+
     for part in ("train", "test"):
         with tarfile.open(_SHARED / name / f"{part}.tar.xz") as archive:
             archive.extractall(work, filter="data")
-    classes = sorted((work / "train").iterdir())
+    labels = sorted(folder.name for folder in (work / "train").iterdir())
+    for label in labels[classes:] if classes else ():
+        shutil.rmtree(work / "train" / label)
+        shutil.rmtree(work / "test" / label)
+    labels = labels[:classes]
     for kind, count in zip(("labeled", "pool"), sizes, strict=True):
-        for label in classes:
-            target = work / kind / label.name
+        for label in labels:
+            target = work / kind / label
             target.mkdir(parents=True)
-            for image in sorted(label.iterdir())[: count // len(classes)]:  # those that are left
+            for image in sorted((work / "train" / label).iterdir())[
+                : count // len(labels)
+            ]:  # those that are left
                 image.rename(target / image.name)
     sets = [("labeled", "labeled"), ("unlabeled", "pool"), ("test", "test")]
     given = [(f"data.{field}", [str(work / folder)]) for field, folder in sets]

@@ -58,11 +58,11 @@ def images(count: int) -> list[bytes]:
 def write(root: Path, data: list[bytes], shards: int) -> None:
     """The images as files `folder/<shard>/<number>.jpg` and as `<shard>.tar`."""
     for shard in range(shards):
-        (root / "folder" / f"{shard:02d}").mkdir(parents=True)
-        with tarfile.open(root / f"{shard:02d}.tar", "w") as archive:
+        (root / "folder" / f"{shard:04d}").mkdir(parents=True)
+        with tarfile.open(root / f"{shard:04d}.tar", "w") as archive:
             for number in range(shard, len(data), shards):
                 add(archive, f"c/{number:06d}.jpg", data[number])
-                (root / "folder" / f"{shard:02d}" / f"{number:06d}.jpg").write_bytes(data[number])
+                (root / "folder" / f"{shard:04d}" / f"{number:06d}.jpg").write_bytes(data[number])
 
 
 def serve(root: Path, pipe: Connection) -> None:
@@ -146,7 +146,7 @@ def from_fsspec(url: str, threads: ThreadPoolExecutor) -> Read:
 
     def one(place: Place) -> bytes:
         shard, offset, size, _ = place
-        data: bytes = files.cat_file(f"{url}/{shard:02d}.tar", start=offset, end=offset + size)
+        data: bytes = files.cat_file(f"{url}/{shard:04d}.tar", start=offset, end=offset + size)
         return data
 
     return lambda batch: list(threads.map(one, batch))
@@ -176,7 +176,7 @@ def measure(read: Read, where: list[Place], rows: NDArray[np.int64], pipe: Conne
 
 
 def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -> None:
-    names = f"{url}/{{00..{shards - 1:02d}}}.tar"
+    names = f"{url}/{{0000..{shards - 1:04d}}}.tar"
     tars, cold = open_source([root / "*.tar"], True), open_source([names], True, cache_gb=0)
     where = places(tars)
     counted(pipe)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tarfile
+import urllib.request
 from pathlib import Path
 
+import obstore
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from shard_files import tarred
+from image_files import encoded
+from shard_files import add, tarred
 from web_server import faults, serving
 
 from noisystudent.config import Config
@@ -38,12 +42,52 @@ def test_a_run_on_a_faulty_server_is_the_run_on_the_files(
         web.fault = faults(0.1)
         tiny.run(sharded(web.url), tmp_path / "there")
     stores.open_store.cache_clear()
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_run_on_a_thousand_shards_of_a_bucket_is_the_run_on_the_files(
+    images: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOISYSTUDENT_CACHE", str(tmp_path / "cache"))
+    environment = {"AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stores.open_store.cache_clear()
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for number in range(1000):
+        write_shard(pool / f"{number:04d}.tar", number)
+    urllib.request.urlopen(urllib.request.Request(f"{s3}/thousand", method="PUT")).close()
+    store = stores.open_store("s3://thousand", stores.NAMING)._store  # type: ignore[attr-defined]
+    for shard in sorted(pool.iterdir()):
+        obstore.put(store, shard.name, shard)
+    roots = {"here": f"{pool}/*.tar", "there": "s3://thousand/*.tar"}
+    for run, shards in roots.items():
+        sets = {"labeled": "labeled", "val": "val", "test": "test"}
+        given = {name: (str(images / folder),) for name, folder in sets.items()} | {"unlabeled": (shards,)}
+        fields = given | {"plane": "streamed", "pool_truth": False}
+        config = resolve(tiny.RECIPE, [(f"data.{name}", value) for name, value in fields.items()])
+        tiny.run(config, tmp_path / run)
+    stores.open_store.cache_clear()
+    assert pq.read_table(tmp_path / "there" / "iteration-1" / "selection.parquet").num_rows == 10_000
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def write_shard(path: Path, number: int) -> None:
+    """A tar of ten images."""
+    with tarfile.open(path, "w") as archive:
+        for place, pixels in enumerate(tiny.pictures(number % 3, 10, number)):
+            add(archive, f"{place}.png", encoded(pixels))
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Models, rows, selection and labels of two runs are equal."""
     for model in ("iteration-0/teacher", "iteration-1/student", "iteration-1/control"):
-        assert tiny.weights(tmp_path / "there", model) == tiny.weights(tmp_path / "here", model)
+        assert tiny.weights(run, model) == tiny.weights(other, model)
     for file in ("data/manifest.parquet", "iteration-1/selection.parquet"):
-        assert pq.read_table(tmp_path / "there" / file).equals(pq.read_table(tmp_path / "here" / file))
-    parts = sorted((tmp_path / "here" / "iteration-1" / "labels").glob("*.parquet"))
-    assert parts and all(
-        pq.read_table(tmp_path / "there" / part.relative_to(tmp_path / "here")).equals(pq.read_table(part))
-        for part in parts
-    )
+        assert pq.read_table(run / file).equals(pq.read_table(other / file))
+    parts = sorted((other / "iteration-1" / "labels").glob("*.parquet"))
+    assert parts
+    for part in parts:
+        assert pq.read_table(run / part.relative_to(other)).equals(pq.read_table(part))
