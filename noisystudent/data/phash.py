@@ -160,8 +160,9 @@ def _coefficients(
     grey: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(n, 16, 16) lowest frequencies, rows by columns."""
-    flat = grey.reshape(-1, SIDE) @ columns.T  # one product for all images
-    waves: NDArray[np.float64] = np.matmul(rows, flat.reshape(-1, SIDE, _FREQUENCIES))
+    # A product for each image. A larger one would start the threads of BLAS, which take the cores from other
+    # worker processes: on busy cores the scan took twice the processor time.
+    waves: NDArray[np.float64] = rows @ (grey @ columns.T)
     return waves
 
 
