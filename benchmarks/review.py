@@ -188,22 +188,22 @@ def _gains(names: list[str], arguments: argparse.Namespace, seed: int) -> dict[s
     """Group -> model -> gain in points, of one seed."""
     draw, images = random.Random(seed), names[: arguments.start + arguments.pool]
     draw.shuffle(images)
-    labeled = {name: name.split("/")[1] for name in images[: arguments.start]}
-    layout = lay_out(arguments, f"next-{seed}", labeled, images[arguments.start :])
-    runs = arguments.work / "runs"
-    base = run(settings(arguments, layout, seed), runs / f"next-{seed}")
-    file = arguments.work / f"next-{seed}.csv"
+    labeled = {image: image.split("/")[1] for image in images[: arguments.start]}
+    name, runs = f"next-{arguments.start}-{seed}", arguments.work / "runs"
+    layout = lay_out(arguments, name, labeled, images[arguments.start :])
+    base = run(settings(arguments, layout, seed), runs / name)
+    file = arguments.work / f"{name}.csv"
     review(base, file, count=_COUNT, most=arguments.pool)
-    pool = [f"pool:{Path(name).relative_to('train')}" for name in images[arguments.start :]]
+    pool = [f"pool:{Path(image).relative_to('train')}" for image in images[arguments.start :]]
     groups = {"random": draw.sample(pool, _COUNT), **{group: listed(file, group) for group in _GROUPS}}
     before, gains = _top1(base), {}
     for group, keys in groups.items():
-        fixes = arguments.work / f"next-{seed}-{group}.csv"
+        fixes = arguments.work / f"{name}-{group}.csv"
         # The folder of a pool image is its true class, which no run has read.
         rows = [f"{key},{key.split(':')[1].split('/')[0]}" for key in keys]
         fixes.write_text("\n".join(["key,label", *rows]) + "\n")
         config = settings(arguments, layout, seed, **{"data.given_labels": [str(fixes)]})
-        after = _top1(run(config, runs / f"next-{seed}-{group}"))
+        after = _top1(run(config, runs / f"{name}-{group}"))
         gains[group] = {model: 100 * (after[model] - before[model]) for model in after}
         print(f"seed {seed}, {group}: {len(keys)} labels, {before} -> {after}", file=sys.stderr, flush=True)
     return gains
