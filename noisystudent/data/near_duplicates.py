@@ -14,17 +14,13 @@ from noisystudent.data.duplicates import Mask, Rows
 from noisystudent.data.held_out import HeldOut
 from noisystudent.data.index import Index
 from noisystudent.data.phash import (
-    DIGEST_BYTES,
-    SIDE,
     Hashes,
-    Pictures,
     Signature,
     Thumbnails,
     bits_between,
+    digests_of,
     has_detail,
-    hashes,
-    of_digests,
-    pictures,
+    thumbnails_of,
 )
 from noisystudent.data.scan import Scan
 from noisystudent.data.splits import Leak, Members
@@ -46,7 +42,7 @@ def signature_of(config: DataConfig, name: str, before: dict[str, Scan]) -> Sign
     if config.near_duplicates == "off":
         return None
     if name != "pool":
-        return "thumbnail"  # the variants of val and test are made of them
+        return "both"  # the variants of val and test are made of thumbnails
     any_size = config.near_duplicates == "all"
     return "digest" if any_size or any(_large(scan.index).any() for scan in before.values()) else None
 
@@ -79,7 +75,9 @@ def near_copies(
         of_set = np.flatnonzero(own if all_sizes else own & _large(scans[part].index))
         if len(of_set) == 0:
             continue
-        held_out = HeldOut(_thumbnails(scans[part], of_set), _others(scans, members, _FEWEST - len(of_set)))
+        held_out = HeldOut(
+            thumbnails_of(_kept(scans[part])[of_set]), _others(scans, members, _FEWEST - len(of_set))
+        )
         for searched in ("labeled", "pool"):
             scan, mask = members[searched]
             rows, near, bits = _search(scans[scan], mask, held_out, progress)
@@ -94,7 +92,7 @@ def near_copies(
 def _within(pool: Scan, mask: Mask, config: DataConfig) -> Leak:
     """Near copies within the pool, which leave `mask` if the configuration says so."""
     compared = np.flatnonzero(mask if config.near_duplicates == "all" else mask & _large(pool.index))
-    later, earlier, bits = copies_within(of_digests(_kept(pool))[0][compared])
+    later, earlier, bits = copies_within(digests_of(_kept(pool))[0][compared])
     rows, kept = compared[later], config.pool_near_duplicates == "report"
     mask[rows] = kept
     return Leak("pool", "pool", rows, "pool", "pool", compared[earlier], _reason(kept), bits)
@@ -105,7 +103,7 @@ def _others(scans: dict[str, Scan], members: Members, most: int) -> Thumbnails:
     scan, mask = members["labeled"]
     rows = np.flatnonzero(mask)
     chosen = np.linspace(0, len(rows) - 1, max(0, min(most, len(rows)))).round().astype(np.int64)
-    return _thumbnails(scans[scan], rows[chosen])
+    return thumbnails_of(_kept(scans[scan])[rows[chosen]])
 
 
 def _reason(kept: bool) -> Literal["near copy", "near copy kept"]:
@@ -146,7 +144,7 @@ def _search(scan: Scan, mask: Mask, held_out: HeldOut, progress: Progress) -> tu
     integers = np.empty(0, np.int64)
     results = [(integers, integers, integers.astype(np.int32), integers.astype(np.float32))]
     for part in _slices(len(rows)):
-        at, *others = held_out.nearest(*_signatures(scan, rows[part]))
+        at, *others = held_out.nearest(*digests_of(_kept(scan)[rows[part]]))
         results.append((part.start + at, *others))
         progress.check()
         progress.advance("searching near copies", part.stop, len(rows))
@@ -159,20 +157,6 @@ def _large(index: Index) -> Mask:
     """(N,) True for images with sides of at least `LEAST_SIDE` pixels."""
     large: Mask = np.minimum(index.full("height"), index.full("width")) >= LEAST_SIDE
     return large
-
-
-def _signatures(scan: Scan, rows: Rows) -> tuple[Hashes, Pictures]:
-    """Hashes and pictures of some rows of a scan."""
-    kept = _kept(scan)
-    if kept.shape[1] == DIGEST_BYTES:
-        return of_digests(kept[rows])
-    thumbnails = _thumbnails(scan, rows)
-    return hashes(thumbnails), pictures(thumbnails)
-
-
-def _thumbnails(scan: Scan, rows: Rows) -> Thumbnails:
-    """(n, 32, 32, 3) of some rows of a scan that keeps thumbnails."""
-    return _kept(scan)[rows].reshape(-1, SIDE, SIDE, 3)
 
 
 def _kept(scan: Scan) -> NDArray[np.uint8]:

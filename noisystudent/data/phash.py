@@ -24,8 +24,8 @@ DIGEST_BYTES = BYTES + 3 * (SIDE // 2) ** 2
 VARIANTS = 22
 """Versions of a held-out image: whole, 95 % and 90 % of its sides at corners and centre; all mirrored too."""
 
-Signature = Literal["digest", "thumbnail"]
-"""What is kept of an image. digest: its hash and its picture, 800 bytes. thumbnail: 3 kB."""
+Signature = Literal["digest", "both"]
+"""What is kept of an image. digest: its hash and its picture, 800 bytes. both: then its thumbnail, 3 kB."""
 Thumbnails = NDArray[np.uint8]
 """(n, 32, 32, 3) RGB."""
 Hashes = NDArray[np.uint8]
@@ -91,15 +91,19 @@ def thumbnail(pixels: NDArray[np.uint8]) -> Thumbnails:
 
 
 def signatures(thumbnails: Thumbnails, kind: Signature) -> NDArray[np.uint8]:
-    """(n, B) what is kept of each image: its hash and picture, or the thumbnail itself."""
-    if kind == "thumbnail":
-        return thumbnails.reshape(len(thumbnails), -1)
-    return np.concatenate([hashes(thumbnails), pictures(thumbnails).reshape(len(thumbnails), -1)], axis=1)
+    """(n, B) what is kept of each image."""
+    parts = [hashes(thumbnails), pictures(thumbnails), *([thumbnails] if kind == "both" else [])]
+    return np.concatenate([part.reshape(len(thumbnails), -1) for part in parts], axis=1)
 
 
-def of_digests(digests: NDArray[np.uint8]) -> tuple[Hashes, Pictures]:
-    """Hashes and pictures of the signatures (n, 800)."""
-    return digests[:, :BYTES], digests[:, BYTES:].reshape(-1, 3, SIDE // 2, SIDE // 2)
+def digests_of(kept: NDArray[np.uint8]) -> tuple[Hashes, Pictures]:
+    """Hashes and pictures in signatures (n, B)."""
+    return kept[:, :BYTES], kept[:, BYTES:DIGEST_BYTES].reshape(-1, 3, SIDE // 2, SIDE // 2)
+
+
+def thumbnails_of(kept: NDArray[np.uint8]) -> Thumbnails:
+    """Thumbnails in signatures (n, B) of the kind `both`."""
+    return kept[:, DIGEST_BYTES:].reshape(-1, SIDE, SIDE, 3)
 
 
 def hashes(thumbnails: Thumbnails) -> Hashes:
