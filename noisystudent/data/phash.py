@@ -25,7 +25,7 @@ VARIANTS = 22
 """Versions of a held-out image: whole, 95 % and 90 % of its sides at corners and centre; all mirrored too."""
 
 Signature = Literal["digest", "both"]
-"""What is kept of an image. digest: its hash and its picture, 800 bytes. both: then its thumbnail, 3 kB."""
+"""What is kept of an image. digest: its hash and its picture, 800 bytes. both: its thumbnail, too, 3.9 kB."""
 Thumbnails = NDArray[np.uint8]
 """(n, 32, 32, 3) RGB."""
 Hashes = NDArray[np.uint8]

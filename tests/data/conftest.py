@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
-import obstore
 import pytest
 from image_files import labeled_folder
-from shard_files import contents, parquet, tarred
+from shard_files import contents, parquet, tarred, upload
 from web_server import WebServer, serving
 
 from noisystudent.data.sources import open_source, remote
-from noisystudent.data.sources.stores import NAMING, open_store
+from noisystudent.data.sources.stores import open_store
 
 
 @pytest.fixture
@@ -65,10 +63,4 @@ def s3() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3: str, shards: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A bucket with the shards in it, in the environment as obstore reads it."""
-    environment = {"AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    urllib.request.urlopen(urllib.request.Request(f"{s3}/bucket", method="PUT")).close()
-    for path in filter(Path.is_file, shards.iterdir()):
-        obstore.put(open_store("s3://bucket", NAMING)._store, f"d/{path.name}", path)  # type: ignore[attr-defined]
-    return "s3://bucket/d"
+    return upload(s3, "bucket/d", filter(Path.is_file, shards.iterdir()), monkeypatch)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
+import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from noisystudent.data.sources import Source
+from noisystudent.data.sources.stores import NAMING, open_store
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -45,3 +50,16 @@ def parquet(
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
     pq.write_table(table, path, row_group_size=5)
     return path
+
+
+def upload(server: str, place: str, files: Iterable[Path], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put files into `<bucket>[/<folder>]` of an S3 server, and set its address and keys for obstore."""
+    environment = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    bucket, _, folder = place.partition("/")
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT")).close()
+    store = open_store(f"s3://{bucket}", NAMING)._store  # type: ignore[attr-defined]
+    for path in files:
+        obstore.put(store, f"{folder}/{path.name}" if folder else path.name, path)
+    return f"s3://{place}"

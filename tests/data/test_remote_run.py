@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tarfile
-import urllib.request
 from pathlib import Path
 
-import obstore
 import pyarrow.parquet as pq
 import pytest
 import tiny
 from image_files import encoded
-from shard_files import add, tarred
+from shard_files import add, tarred, upload
 from web_server import faults, serving
 
 from noisystudent.config import Config
@@ -47,29 +45,20 @@ def test_a_run_on_a_faulty_server_is_the_run_on_the_files(
 
 @pytest.mark.slow
 def test_a_run_on_a_thousand_shards_of_a_bucket_is_the_run_on_the_files(
-    images: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, s3: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NOISYSTUDENT_CACHE", str(tmp_path / "cache"))
-    environment = {"AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    stores.open_store.cache_clear()
     pool = tmp_path / "pool"
     pool.mkdir()
     for number in range(1000):
         write_shard(pool / f"{number:04d}.tar", number)
-    urllib.request.urlopen(urllib.request.Request(f"{s3}/thousand", method="PUT")).close()
-    store = stores.open_store("s3://thousand", stores.NAMING)._store  # type: ignore[attr-defined]
-    for shard in sorted(pool.iterdir()):
-        obstore.put(store, shard.name, shard)
-    roots = {"here": f"{pool}/*.tar", "there": "s3://thousand/*.tar"}
+    there = upload(s3, "thousand", sorted(pool.iterdir()), monkeypatch)
+    roots = {"here": f"{pool}/*.tar", "there": f"{there}/*.tar"}
     for run, shards in roots.items():
         sets = {"labeled": "labeled", "val": "val", "test": "test"}
         given = {name: (str(images / folder),) for name, folder in sets.items()} | {"unlabeled": (shards,)}
         fields = given | {"plane": "streamed", "pool_truth": False}
         config = resolve(tiny.RECIPE, [(f"data.{name}", value) for name, value in fields.items()])
         tiny.run(config, tmp_path / run)
-    stores.open_store.cache_clear()
     assert pq.read_table(tmp_path / "there" / "iteration-1" / "selection.parquet").num_rows == 10_000
     assert_same(tmp_path / "there", tmp_path / "here")
 
