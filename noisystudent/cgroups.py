@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -50,6 +51,11 @@ def cores() -> int:
     """Number of cores that this process may use. `quota` may allow the time of fewer."""
     # cpu_count() also counts other cores; macOS has no sched_getaffinity
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use all the time, at least 1."""
+    return max(1, int(min(cores(), quota() or math.inf)))
 
 
 def quota(*, proc: Path = PROC, root: Path = GROUPS) -> float | None:

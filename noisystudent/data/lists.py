@@ -34,7 +34,8 @@ def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float, *,
 
     Raises:
         InputError: a set has too many bad images, or only bad ones. Images of a shard are lost, and
-            `max_bad_fraction` is not above its default: nobody knows how many they are.
+            `max_bad_fraction` is not above its default: nobody knows how many they are, and a later call
+            may reach them.
     """
     default = DataConfig().max_bad_fraction
     rows = ((name, *entry) for name, scanned in scans.items() for entry in scanned.bad)
@@ -50,7 +51,7 @@ def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float, *,
         if scanned.lost and max_bad_fraction <= default:
             shard, reason = scanned.lost[0]
             raise InputError(
-                f"{name}: {len(scanned.lost)} shards have lost images; the first is {shard} ({reason}); copy"
+                f"{name}: shards have lost images; the first is {shard} ({reason}); copy"
                 f" it again, or give data.max_bad_fraction above {default} to do without them;"
                 f" {where(path, kept)}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from noisystudent.data.index import HASH_BYTES, SCHEMA, Index, content_hash, rec
 from noisystudent.data.listing import Listing
 from noisystudent.data.phash import SIDE, Signature, signatures, thumbnail
 from noisystudent.data.sources import Place, Source, prefetch
-from noisystudent.data.sources.base import LOST
+from noisystudent.data.sources.base import LOST, Unreadable
 from noisystudent.data.workers import in_workers
 
 _CHUNK = 64  # images that a worker scans at once
@@ -39,7 +39,7 @@ class Scan:
         storage: file of the decoded pixels (N, 3, S, S) uint8. None: no pixels are kept.
         signatures: file of the signatures (N, B) uint8 of the images. None: there are none.
         bad: (id, reason) of the images that cannot be used.
-        lost: those of `bad` that each stand for all images of a shard which are lost.
+        lost: those of `bad` that stand for the lost images of a shard, or that a store did not give.
         listed: number of all listed images, including the bad ones.
     """
 
@@ -82,6 +82,7 @@ class ScannedChunk:
         hashes: (n, 16) content hashes.
         sizes: (n, 2) height and width of the originals in pixels.
         reasons: for each row that cannot be used, the reason.
+        lost: those of these rows that a store did not give: the images themselves need not be damaged.
         pixels: (n, 3, S, S) clean views. None: no pixels are kept.
         signatures: (n, B) signatures. None: none are kept.
     """
@@ -89,6 +90,7 @@ class ScannedChunk:
     hashes: NDArray[np.uint8]
     sizes: NDArray[np.int32]
     reasons: dict[int, str]
+    lost: frozenset[int]
     pixels: NDArray[np.uint8] | None
     signatures: NDArray[np.uint8] | None
 
@@ -132,9 +134,9 @@ def scan(
             progress.check()
             good = np.ones(part.num_rows, np.bool_)
             good[list(result.reasons)] = False
-            unusable, shards = _unusable(part, result.reasons)
+            unusable, not_given = _unusable(part, result)
             bad += unusable
-            lost += shards
+            lost += not_given
             append(_good_rows(part, result, good, stored if storage else None))
             for file, array in ((pixels, result.pixels), (signature, result.signatures)):
                 if file is not None and array is not None:
@@ -145,11 +147,12 @@ def scan(
     return Scan(job.source, Index(path), listing.names, storage, signed, bad, lost, total + len(listing.bad))
 
 
-def _unusable(part: Any, reasons: Mapping[int, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(id, reason) of the unusable images, and of those that stand for the lost images of a shard."""
+def _unusable(part: Any, result: ScannedChunk) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(id, reason) of the unusable images, and of those among them that are `Scan.lost`."""
     ids, sizes = part.column("id"), part.column("size")
-    entries = {row: (ids[row].as_py(), reason) for row, reason in reasons.items()}
-    return [*entries.values()], [entry for row, entry in entries.items() if sizes[row].as_py() == LOST]
+    entries = {row: (ids[row].as_py(), reason) for row, reason in result.reasons.items()}
+    lost = [row for row in entries if row in result.lost or sizes[row].as_py() == LOST]
+    return [*entries.values()], [entries[row] for row in lost]
 
 
 def scan_chunk(job: Job, part: Any) -> ScannedChunk:
@@ -165,6 +168,7 @@ def scan_chunk(job: Job, part: Any) -> ScannedChunk:
     # without pixels to keep, a JPEG is decoded at a fraction of its size, but to its end
     least = side or (_SMALLEST if thumbnails is None else SIDE // 2)
     reasons: dict[int, str] = {}
+    lost = set[int]()
     columns = (part.column(name).to_pylist() for name in ("shard", "offset", "size", "id"))
     places: list[Place] = list(zip(*columns, strict=True))
     prefetch(job.source, places)
@@ -183,8 +187,10 @@ def scan_chunk(job: Job, part: Any) -> ScannedChunk:
             reasons[row] = str(error)
         except OSError as error:
             reasons[row] = f"cannot be read: {error.strerror or error}"
+            if isinstance(error, Unreadable):
+                lost.add(row)
     signed = None if thumbnails is None or job.signature is None else signatures(thumbnails, job.signature)
-    return ScannedChunk(hashes, sizes, reasons, pixels, signed)
+    return ScannedChunk(hashes, sizes, reasons, frozenset(lost), pixels, signed)
 
 
 def _chunks(index: Index) -> Iterator[Chunk]:

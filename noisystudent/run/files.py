@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -21,6 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
 
 from noisystudent.errors import InputError, RunError, first_line
+
+# What file systems without hard links answer to one.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def sync_folder(path: Path) -> None:
@@ -104,9 +108,9 @@ def publish(partial: Path, path: Path) -> None:
         os.link(partial, path)  # unlike a rename, it replaces nothing
     except FileExistsError:
         pass
-    except FileNotFoundError:
-        raise
-    except OSError:  # this file system has no hard links
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         if not path.exists():
             os.replace(partial, path)
     remove(partial)

@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from datetime import timedelta
 
+from noisystudent import cgroups
 from noisystudent.distributed import is_main_process
 from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped
 
@@ -97,7 +98,8 @@ def is_repeated(line: str) -> bool:
 
 
 def _threads(processes: int) -> int:
-    return max(1, (os.cpu_count() or 1) // processes)
+    """Threads of each process: their share of the cores that this one may use, as in a job of a scheduler."""
+    return max(1, cgroups.usable_cores() // processes)
 
 
 def _failure(codes: dict[int, int]) -> RunError | EndedElsewhere:

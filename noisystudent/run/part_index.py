@@ -122,8 +122,9 @@ def is_damaged(
         Stopped: a signal came.
     """
     progress.check()
+    there = (folder.path / name).exists()  # a worker may publish a missing part after the comparison
     damage = problems(folder.path, {name: expected}, contents=True)
     for path, problem in damage.items():
-        kept = f"; kept in {put_aside(path)}" if path.exists() else ""
+        kept = f"; kept in {put_aside(path)}" if there else ""
         progress.say(f"{task}: {name} {problem}{kept}; {again}")
     return bool(damage)

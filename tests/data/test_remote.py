@@ -17,7 +17,8 @@ import obstore
 import pytest
 import torch
 from fsspec import AbstractFileSystem
-from image_files import labeled_folder, make, table
+from image_files import labeled_folder, make, random_images, table, write_folder
+from shard_files import tarred
 from torch import Tensor
 from web_server import FAULTS, WebServer, faults
 
@@ -178,6 +179,29 @@ def test_a_shard_that_is_lost_is_in_the_ledger(
         ("pool", "cannot be read: no such object, bucket or repository (404)")
     }
     assert len(open_dataset(out, config, sources).pool) == 12
+
+
+def test_a_small_shard_that_is_lost_after_its_listing_stops_the_run(web: WebServer, tmp_path: Path) -> None:
+    """Its images would be left out of every later call too, and it may only be out of reach for an hour."""
+    pool = write_folder(tmp_path / "pool", random_images(121, seed=5), lambda number: f"{number:03d}.png")
+    files = sorted(pool.iterdir())
+    web.files |= {
+        f"/small/{name}.tar": tarred(pool, tmp_path / f"{name}.tar", files=part).read_bytes()
+        for name, part in (("a", files[1:]), ("b", files[:1]))
+    }
+    config = DataConfig(
+        labeled=(str(labeled_folder(tmp_path / "labeled", seed=9)),),
+        unlabeled=(f"{web.url}/small/{{a,b}}.tar",),
+        cache_gb=0,
+        workers=0,
+        resolution=8,
+    )
+    sources, out = open_sources(config), DataDir(tmp_path / "out")
+    listings = list_sets(sources, tmp_path / "listings", config, Progress())
+    del web.files["/small/b.tar"]
+    forget()
+    with pytest.raises(InputError, match=r"^pool: shards have lost images; the first is .*000\.png \(.*404"):
+        prepare(config, sources, out, 0, Progress(), listings=listings)
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -128,6 +129,20 @@ def test_the_first_version_of_a_part_stays_and_has_its_checksum(
     check_size = {path.name for path in folder.path.iterdir()}
     assert check_size == {part.name, "parts.json"}
     assert '"bytes": 5' in folder.index.read_text()
+
+
+def test_only_a_file_system_without_hard_links_renames_a_part(
+    folder: LabelsDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After another error a rename could replace the part of a faster process."""
+    monkeypatch.setattr(
+        os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "an error of the disk"))
+    )
+    with shared(folder) as parts:
+        assert parts.claim(folder.part(0))
+        with pytest.raises(RunError, match="an error of the disk"):
+            parts.publish(folder.part(0), lambda path: path.write_text("whole"))
+    assert not folder.part(0).exists()
 
 
 def test_a_part_whose_process_died_before_it_appeared_is_made_again(folder: LabelsDir) -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import tiny
 from processes import ranks
+from torch.distributed.launcher import api
 
+from noisystudent import cgroups
+from noisystudent.run.launch import launch
 from noisystudent.run.lock import is_locked
 from noisystudent.run.rundir import ModelDir
 
@@ -40,6 +43,18 @@ def uninterrupted(call: Call, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("whole") / "run"
     start_and_end(call, out)
     return tiny.weights(out, "iteration-0/teacher")
+
+
+def test_processes_share_the_cores_that_this_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads than cores wait for each other; a job of a scheduler has a part of the machine."""
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    os.environ.pop("OMP_NUM_THREADS", None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32), raising=False)
+    monkeypatch.setattr(cgroups, "quota", lambda: None)
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: lambda *_: None)
+    launch(4)
+    assert os.environ["OMP_NUM_THREADS"] == "8"
 
 
 def start(call: Call, out: Path) -> subprocess.Popen[str]:
