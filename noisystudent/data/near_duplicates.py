@@ -114,28 +114,39 @@ def copies_within(codes: Hashes) -> tuple[Rows, Rows, Distances]:
     """Images that are near an earlier one, without crops and mirrored images.
 
     Near copies almost always share one of the 8 words of their hashes, so they are neighbours when the images
-    are sorted by this word. Time and memory grow with the number of images, not with its square.
+    are sorted by this word. Time grows with the number of images, not with its square, and so does memory,
+    also if many images are alike, as the frames of videos are.
 
     Args:
         codes: (n, 32) hashes.
 
     Returns:
-        Their positions, ascending; for each an earlier one that is near it; and the distance.
+        Their positions, ascending; for each the nearest of its earlier neighbours, the first of several; and
+        the distance.
     """
-    words = np.ascontiguousarray(codes).view(np.uint32)
-    usable = np.flatnonzero(has_detail(codes))
-    pairs = [np.empty((3, 0), np.int64)]
+    unknown = np.iinfo(np.int64).max
+    best = np.full(len(codes), unknown)  # of each image, distance and earlier position as one number
+    for later, earlier in _neighbours(codes):
+        bits = bits_between(codes[later], codes[earlier])
+        near = bits <= _POOL_BITS
+        ranks = bits[near].astype(np.int64) * len(codes) + earlier[near]
+        best[later[near]] = np.minimum(best[later[near]], ranks)
+    rows = np.flatnonzero(best != unknown)
+    distances, nearest = np.divmod(best[rows], len(codes))
+    return rows, nearest, distances.astype(np.int32)
+
+
+def _neighbours(codes: Hashes) -> Iterator[tuple[Rows, Rows]]:
+    """Pairs of a later and an earlier image with an equal word, in parts; each later image once in a part."""
+    words, usable = np.ascontiguousarray(codes).view(np.uint32), has_detail(codes)
     for column in words.T:
-        order = usable[np.argsort(column[usable], kind="stable")]  # equal words in the order of the images
+        order = np.argsort(column, kind="stable")  # equal words in the order of the images
+        order = order[usable[order]]
         for step in range(1, _NEIGHBOURS + 1):
-            same = np.flatnonzero(column[order[step:]] == column[order[:-step]])
-            later, earlier = order[step:][same], order[:-step][same]
-            distances = bits_between(codes[later], codes[earlier])
-            pairs.append(np.stack([later, earlier, distances])[:, distances <= _POOL_BITS])
-    later, earlier, distances = np.concatenate(pairs, axis=1)
-    order = np.lexsort((earlier, distances, later))
-    rows, first = np.unique(later[order], return_index=True)
-    return rows, earlier[order][first], distances[order][first].astype(np.int32)
+            for part in _slices(len(order) - step):
+                earlier, later = order[part], order[part.start + step : part.stop + step]
+                same = column[later] == column[earlier]
+                yield later[same], earlier[same]
 
 
 def _search(scan: Scan, mask: Mask, held_out: HeldOut, progress: Progress) -> tuple[Rows, Rows, Distances]:

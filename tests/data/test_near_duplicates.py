@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,16 @@ from noisystudent.data import near_duplicates, scan
 from noisystudent.data.held_out import HeldOut
 from noisystudent.data.index import content_hash
 from noisystudent.data.near_duplicates import copies_within
-from noisystudent.data.phash import bits_between, hash_variants, hashes, thumbnail, vector_variants, vectors
+from noisystudent.data.phash import (
+    Hashes,
+    bits_between,
+    has_detail,
+    hash_variants,
+    hashes,
+    thumbnail,
+    vector_variants,
+    vectors,
+)
 from noisystudent.data.prepare import prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.errors import Stopped
@@ -205,3 +216,60 @@ def test_copies_within_a_set_are_near_an_earlier_image(seed: int, kinds: list[in
     seen: set[int] = set()
     repeated = [row for row, kind in enumerate(kinds) if kind in seen or seen.add(kind)]  # type: ignore[func-returns-value]
     assert later.tolist() == repeated
+
+
+def frames(count: int, scene: int, flipped: int, seed: int = 0) -> Hashes:
+    """Hashes of scenes of so many frames, each with up to `flipped` bits of the hash of its scene flipped."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256, (count // scene + 1, 32), dtype=np.uint8).repeat(scene, axis=0)[:count]
+    for bit in rng.integers(0, 256, (flipped, count)):
+        codes[np.arange(count), bit // 8] ^= (1 << bit % 8).astype(np.uint8)
+    return codes
+
+
+def nearest_neighbours(codes: Hashes) -> list[tuple[int, int, int]]:
+    """The nearest of the last four images with an equal word, the first of several, without sorting."""
+    detailed, result = has_detail(codes), []
+    seen: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for later in np.flatnonzero(detailed).tolist():
+        found = []
+        for number in range(8):
+            earlier = seen[number, codes[later, 4 * number : 4 * number + 4].tobytes()]
+            found += [(int(np.bitwise_count(codes[later] ^ codes[one]).sum()), one) for one in earlier[-4:]]
+            earlier.append(later)
+        if found and min(found)[0] <= 32:
+            result.append((later, *min(found)[::-1]))
+    return result
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    count=st.integers(0, 60),
+    scene=st.integers(1, 30),
+    flipped=st.sampled_from([0, 1, 2, 8, 30]),
+    at_once=st.integers(1, 70),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_each_image_has_its_nearest_neighbour_and_the_first_of_several(
+    count: int, scene: int, flipped: int, at_once: int, seed: int
+) -> None:
+    """Few flipped bits give many equal distances."""
+    rng = np.random.default_rng(seed)
+    codes = rng.permutation(frames(count, scene, flipped, seed))
+    codes[rng.random(count) < 0.1] = 0  # flat images are not compared
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "_AT_ONCE", at_once)
+        found = copies_within(codes)
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == nearest_neighbours(codes)
+    assert [column.dtype for column in found] == [np.int64, np.int64, np.int32]
+
+
+@pytest.mark.parametrize("flipped", [0, 3])
+def test_memory_of_the_search_does_not_grow_with_the_number_of_near_frames(flipped: int) -> None:
+    """Every pair took 2,000 bytes an image and more: 20 GB for ten million frames of videos."""
+    codes = frames(100_000, 100, flipped)
+    tracemalloc.start()
+    later, _, _ = copies_within(codes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(later) == 99_000 and peak < 64 * len(codes)
