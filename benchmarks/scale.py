@@ -6,7 +6,9 @@
 Nothing is trained. The work follows from the recipe imagenet-l2 and its networks: the images of each training
 times the multiply-adds of the network, three times for forward and backward. RATES says where each rate was
 measured. --rate is what one GPU does: multiply-adds a second in whole training steps. Its default is that of
-a TPU v3 core in the paper's training of L2, which took 6 days on 2,048 of them. Prices are examples.
+a TPU v3 core in the paper's training of L2, which took 6 days on 2,048 of them. Hours are multiply-adds over
+rate and number of GPUs: N GPUs are taken to be N times as fast as one. The prices are examples without a
+source; storage, traffic and other machines are not in the cost.
 """
 
 from __future__ import annotations
@@ -32,11 +34,15 @@ RATES: dict[str, tuple[float, str]] = {
     "requests an image, shuffled": (0.769, "remote.py, cold"),
     "bytes an image, shuffled": (132_200, "remote.py, cold"),
     "search for near copies, CPU s a pair": (0.6e-9, "leaks.py: a pool image with a variant"),
+    "search within the pool, CPU s an image": (2.1e-6, "leaks.py: scenes of 100 near frames, 10 million"),
+    "search within the pool, bytes an image": (81, "leaks.py: 41, the hash 32, the row 8"),
     "listing, CPU s an image": (0.107e-3, "remote.py"),
     "pseudo-labels written a second": (221_047, "writing.py, 1,000 classes"),
     "bytes of a pseudo-label": (139, "writing.py, 1,000 classes"),
-    "selection, s a million rows": (0.17, "selection.py, 100 million rows"),
+    "selection, CPU s a million rows": (0.34, "selection.py, a billion rows, two threads"),
+    "selection, s a million rows": (0.503, "selection.py, a billion rows, two threads on busy cores"),
     "memory, bytes an image": (78, "memory.py, 10,000 to a million images"),
+    "memory of the scan, bytes an image": (19.5, "memory.py, 10,000 to a million images"),
 }
 
 
@@ -87,8 +93,10 @@ def main() -> None:
         amounts = f"{stage.read / 1e12:10,.0f}{stage.requests / 1e6:12,.0f}"
         print(f"{stage.name:22}{stage.images:9.2g}{stage.operations:15.2g}{hours}{amounts}")
     gpu_hours, requests = total(stages).operations / rate / _HOUR, total(stages).requests / 1e6
-    print(f"GPU hours: {gpu_hours:,.0f}, {gpu_hours * arguments.gpu_hour:,.0f} dollars")
-    print(f"requests: {requests * arguments.million_requests:,.0f} dollars")
+    cost = gpu_hours * arguments.gpu_hour
+    print(f"{gpu_hours:,.0f} GPU hours at {arguments.gpu_hour:.2f} dollars (an example): {cost:,.0f} dollars")
+    cost = requests * arguments.million_requests
+    print(f"requests at {arguments.million_requests:.2f} dollars a million (an example): {cost:,.0f} dollars")
     show_limits()
     show_needs(stages, rate)
 
@@ -147,9 +155,15 @@ def show_limits() -> None:
     print(f"{'scan':32}{_POOL / cores / _HOUR:10,.1f} core hours")
     pairs = _POOL * _HELD_OUT * VARIANTS * value("search for near copies, CPU s a pair")
     print(f"{'search for near copies':32}{pairs / _HOUR:10,.1f} core hours")
+    within = _POOL * value("search within the pool, CPU s an image") / _HOUR
+    print(f"{'search within the pool':32}{within:10,.1f} core hours")
     print(f"{'pseudo-labels':32}{_POOL * labels[0]:10,.1f} GB, {labels[1]:.1f} core hours to write")
-    print(f"{'selection':32}{_POOL / 1e6 * value('selection, s a million rows'):10,.1f} s")
+    selection = [_POOL / 1e6 * value(f"selection, {unit} a million rows") for unit in ("CPU s", "s")]
+    print(f"{'selection':32}{selection[0]:10,.1f} CPU s, {selection[1]:.1f} s on two busy cores")
     print(f"{'memory of a process':32}{_POOL * value('memory, bytes an image') / 1e9:10,.1f} GB")
+    within = _POOL * value("search within the pool, bytes an image") / 1e9
+    scan = _POOL * value("memory of the scan, bytes an image") / 1e9
+    print(f"{'memory, search within the pool':32}{within:10,.1f} GB, beside {scan:.1f} GB of the scan")
     print(f"{'snapshot: L2, average, optimizer':32}{4 * weights:10,.1f} GB")
 
 
