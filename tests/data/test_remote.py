@@ -189,13 +189,8 @@ def test_a_small_shard_that_is_lost_after_its_listing_stops_the_run(web: WebServ
         f"/small/{name}.tar": tarred(pool, tmp_path / f"{name}.tar", files=part).read_bytes()
         for name, part in (("a", files[1:]), ("b", files[:1]))
     }
-    config = DataConfig(
-        labeled=(str(labeled_folder(tmp_path / "labeled", seed=9)),),
-        unlabeled=(f"{web.url}/small/{{a,b}}.tar",),
-        cache_gb=0,
-        workers=0,
-        resolution=8,
-    )
+    labeled, small = (str(labeled_folder(tmp_path / "labeled")),), (f"{web.url}/small/{{a,b}}.tar",)
+    config = DataConfig(labeled=labeled, unlabeled=small, cache_gb=0, workers=0, resolution=8)
     sources, out = open_sources(config), DataDir(tmp_path / "out")
     listings = list_sets(sources, tmp_path / "listings", config, Progress())
     del web.files["/small/b.tar"]
