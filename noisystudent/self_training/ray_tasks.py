@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from noisystudent.config import Config
@@ -27,7 +29,7 @@ def label_with_ray(config: Config, out: Path, tasks: int | None, *, progress: Pr
         False if nothing was left to label.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or its cluster has no CPU.
         NoisyStudentError: as `label_as_worker` raises it.
     """
     try:
@@ -38,16 +40,12 @@ def label_with_ray(config: Config, out: Path, tasks: int | None, *, progress: Pr
         ) from error
     ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
     try:
-        resources = ray.cluster_resources()
-        gpus, machines = int(resources.get("GPU", 0)), sum(node["Alive"] for node in ray.nodes())
-        count = tasks or gpus or machines
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        count, cpus, gpus = shares(alive, tasks)
         task = ray.remote(_work).options(
-            num_cpus=max(1, int(resources.get("CPU", 1)) // count),
-            num_gpus=min(1, gpus),
-            max_retries=_RETRIES,
-            scheduling_strategy="SPREAD",
+            num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES, scheduling_strategy="SPREAD"
         )
-        progress.say(f"{out}: {count} tasks of Ray on {machines} machines")
+        progress.say(f"{out}: {count} tasks of Ray on {len(alive)} machines")
         running = [task.remote(config, str(out.absolute()), os.getcwd()) for _ in range(count)]
         left = False
         while running:
@@ -61,6 +59,30 @@ def label_with_ray(config: Config, out: Path, tasks: int | None, *, progress: Pr
         return left
     finally:
         ray.shutdown()  # also ends the tasks
+
+
+def shares(machines: Sequence[Mapping[str, float]], tasks: int | None) -> tuple[int, int, int]:
+    """Number of tasks, and the CPUs and GPUs of each, such that every machine that has them can run a task.
+
+    Ray waits without end for a machine that is large enough, so the smallest one counts.
+
+    Args:
+        machines: resources of each machine; one without CPUs, as a head may be, gets no task.
+        tasks: as of `label_with_ray`.
+
+    Raises:
+        InputError: no machine has a CPU.
+    """
+    hosts = [machine for machine in machines if machine.get("CPU", 0) >= 1]
+    if not hosts:
+        raise InputError("no machine of the Ray cluster has a CPU")
+    with_gpu = [machine for machine in hosts if machine.get("GPU", 0) >= 1]
+    if with_gpu:
+        cpus = min(int(machine["CPU"] // machine["GPU"]) for machine in with_gpu)
+        return tasks or sum(int(machine["GPU"]) for machine in with_gpu), max(1, cpus), 1
+    count = tasks or len(hosts)
+    cpus = min(int(machine["CPU"]) // math.ceil(count / len(hosts)) for machine in hosts)
+    return count, max(1, cpus), 0
 
 
 def _work(config: Config, out: str, folder: str) -> tuple[bool, tuple[str, int] | None]:
