@@ -88,7 +88,7 @@ class NoisyStudentClassifier(Parameters):
         """
         self.__dict__.pop("estimator_", None)  # its classes and those of a fit that fails may differ
         rows, labels = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2)
-        given: NDArray[np.bool_] = (labels != -1) & (labels.astype(str) != "-1")
+        given = _is_given(labels)
         self.classes_, numbers = _classes(labels[given])
         self.image_shape_ = rows.shape[1:] if rows.ndim > 2 else self._shape_of_rows(rows.shape[1])
         scaled = rows.dtype != np.uint8
@@ -132,6 +132,16 @@ class NoisyStudentClassifier(Parameters):
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Accuracy on the labelled rows; those whose label is -1 have no right answer.
+
+        Raises:
+            NotFittedError: see `predict_proba`.
+            InputError: see `predict_proba`.
+        """
+        weights = _is_given(np.asarray(y)) * (1.0 if sample_weight is None else np.asarray(sample_weight))
+        return float(super().score(X, y, weights))
+
     def _new_estimator(self, *, students: bool) -> NoisyStudent:
         """An estimator of the same recipe, with its students or without."""
         config = self._config() if students else dataclasses.replace(self._config(), students=())
@@ -159,13 +169,19 @@ class NoisyStudentClassifier(Parameters):
     def _read_rows(self, y: NDArray[Any], unlabeled: NDArray[np.bool_]) -> None:
         """Set `transduction_` and `labeled_iter_`."""
         self.transduction_ = y.copy()
-        self.labeled_iter_: Rows = np.zeros(len(y), dtype=np.int64)
+        self.labeled_iter_: Rows = np.where(unlabeled, -1, 0).astype(np.int64)
         if self.n_iter_:
             rows = np.flatnonzero(unlabeled)
             classes = self.estimator_.transduction_
             kept = classes >= 0
             self.transduction_[rows[kept]] = self.classes_[self._places[classes[kept]]]
             self.labeled_iter_[rows] = self.estimator_.labeled_iter_
+
+
+def _is_given(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """(N,) False for -1, as a number or as text."""
+    given: NDArray[np.bool_] = (labels != -1) & (labels.astype(str) != "-1")
+    return given
 
 
 def _classes(given: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -14,7 +14,8 @@ def write_page(content: Mapping[str, Any], out: Path) -> None:
     """Write the page. It has no script and loads nothing.
 
     Args:
-        content: name, csv, run, given (all CSV files), notes, and groups with title, note, total and images.
+        content: name, csv, command (which uses the labels), notes, and groups with title, note, total and
+            images.
         out: HTML file to write.
 
     Raises:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from noisystudent.console import Progress
 from noisystudent.data.sources import Sources
+from noisystudent.errors import require
 from noisystudent.report.review import write_page
 from noisystudent.review.groups import pool_groups, suspected_labels
 from noisystudent.review.labeled import unseen_predictions
@@ -49,10 +50,13 @@ def review(
         Lines of text: the number of images in each group, and what is missing.
 
     Raises:
-        InputError: `run` is not a run directory, its images have changed, or no model is finished.
+        InputError: `run` is not a run directory, its images have changed, or no model is finished; or `out`
+            holds given labels of the run.
         RunError: a file of the run is damaged, or an image cannot be read.
     """
     context, model = open_run(run, sources, device, progress or Progress())
+    given = [Path(file).resolve() for file in context.config.data.given_labels]
+    require(out.resolve() not in given, f"{out} holds labels that {run} uses; give another --out")
     _, training = context.trainings(model)
     dataset, seed = context.dataset, context.config.seed
     labeled = _drawn(len(dataset.labeled), most, seed, "labeled")

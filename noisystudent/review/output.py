@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -43,11 +44,11 @@ def page_content(
     context: Context, groups: Sequence[Group], notes: Sequence[str], out: Path
 ) -> Mapping[str, Any]:
     """Return what the page shows, with the thumbnails of the first images of each group."""
+    given = ("--given-labels", *context.config.data.given_labels, str(out))
     return {
         "name": context.run.path.resolve().name,
-        "given": [*context.config.data.given_labels, str(out)],
+        "command": shlex.join(("noisystudent", "run", "--out", str(context.run.path), *given)),
         "csv": out.name,
-        "run": str(context.run.path),
         "notes": list(notes),
         "groups": [
             {

@@ -60,7 +60,7 @@ class Stages:
         pixels = sum(training.images * training.resolution**2 for training in trainings)
         if not graph.embeddings and pixels < _FEW_PIXELS:
             return 0.0
-        first = self._measured(graph.models()[0])
+        first = self._measured(self._models()[0])
         pace = max(seconds / sum(rows) for rows, seconds in first.seconds.items())
         features = sum(self._features(stage).seconds for stage in graph.embeddings.values())
         return features + pace * sum(training.images for training in trainings)
@@ -83,7 +83,7 @@ class Stages:
 
     def plan(self) -> RunPlan:
         """Return the estimate of every stage that is not done."""
-        every = {stage.name: (changed_by, work) for stage, changed_by, work in self._stages()}
+        every = {stage.name: (field, work) for stage, field, work in self._stages()}
         names = [stage.name for stage in self.context.graph.stages() if stage.name not in self.done]
         return RunPlan(
             stages=tuple(every[name][1]() for name in names),
@@ -99,11 +99,8 @@ class Stages:
             yield stage, "data.resolution", partial(self._features, stage)
         if graph.pretraining is not None and config.pretrain is not None:
             training = context.on_pool_folders(config.pretrain, ModelDir(graph.pretraining.path))
-            yield (
-                graph.pretraining,
-                "pretrain.train.accumulate",
-                partial(self._plain, graph.pretraining, training),
-            )
+            work = partial(self._plain, graph.pretraining, training)
+            yield graph.pretraining, "pretrain.train.accumulate", work
         if graph.filter is not None and graph.filter_labels is not None and config.filter is not None:
             training = context.training(config.filter, ModelDir(graph.filter.path), "filter")
             yield graph.filter, "filter.train.accumulate", partial(self._plain, graph.filter, training)
@@ -149,12 +146,17 @@ class Stages:
             return pool.student_training(context, iteration, None, selected)
         return pool.control(context, iteration, model, None, selected=selected)
 
+    def _models(self) -> list[Model]:
+        """Return the models that are trained."""
+        return [model for model in self.context.graph.models() if model.role != "existing"]
+
     def _measured(self, model: Model) -> MeasuredTraining:
         """Measure the first training of a model."""
         given = None
         if model.role == "student":
             iteration = self.context.graph.iterations[model.iteration - 1]
-            given = self.rates.pool(iteration, [self._last(one) for one in self._teachers(iteration)])
+            online = self._teachers(iteration) if iteration.config.pseudo_label.on_the_fly else ()
+            given = self.rates.pool(iteration, [self._last(one) for one in online])
         return self.rates.training(self._training(model), given)
 
     def _last(self, model: Model) -> MeasuredTraining:
@@ -264,8 +266,8 @@ class Stages:
         """Estimate predictions of test, which other stages have not made, and the robustness tests."""
         context = self.context
         images = len(context.judged[1])
-        measured = {(model.iteration, model.role): self._measured(model) for model in context.graph.models()}
-        passes = [self.rates.evaluation(self._last(model)) for model in context.graph.models()]
+        measured = {(model.iteration, model.role): self._measured(model) for model in self._models()}
+        passes = [self.rates.evaluation(self._last(model)) for model in self._models()]
         seconds = images * sum(one.seconds for one in passes) if context.dataset.test is not None else 0.0
         if context.config.evaluate.tests:
             tested = min(images, context.config.evaluate.sample or images)

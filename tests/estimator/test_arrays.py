@@ -69,8 +69,20 @@ def test_predictions_are_labels_of_the_type_of_y(model: NoisyStudentClassifier) 
     assert np.array_equal(predicted, model.classes_[probs.argmax(axis=1)])
     assert model.score(X, np.repeat(LABELS, 10)) == np.mean(predicted == np.repeat(LABELS, 10)) > 0.8
     assert model.score(X, predicted) == 1
+    half = np.where(np.arange(len(X)) % 2, -1, predicted)
+    assert model.score(X, half) == 1, "as in a search with unlabelled rows"
+    assert model.score(X, half, np.ones(len(X))) == 1
     with pytest.raises(ValueError, match=r"images of shape \(16, 8, 3\); the model has \(16, 16, 3\)"):
         model.predict(X[:, :, :8])
+
+
+def test_without_students_unlabelled_rows_are_not_given(
+    sets: tuple[NDArray[np.uint8], NDArray[np.int64]],
+) -> None:
+    X, y = sets
+    model = NoisyStudentClassifier(config(("students", 0))).fit(X, y)
+    assert model.n_iter_ == 0 and np.array_equal(model.transduction_, y)
+    assert np.array_equal(model.labeled_iter_, np.where(y == -1, -1, 0))
 
 
 def test_without_unlabelled_rows_it_is_supervised_training(

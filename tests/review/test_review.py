@@ -91,6 +91,23 @@ def test_an_edited_file_moves_and_drops_images_and_leaves_the_files_alone(
     assert {path: tiny.digest(path) for path in images.rglob("*.png")} == before
 
 
+def test_a_second_review_does_not_replace_the_labels_of_the_run(
+    finished: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "my run")
+    given = tmp_path / "given.csv"
+    given.write_text("key,label\nlabeled:red/00.png,red\n")
+    config = out / "config.yaml"
+    config.write_text(config.read_text().replace("given_labels: []", f"given_labels: [{given}]"))
+    message = refused(capsys, 2, "review", out, "--out", given, "--overwrite")
+    assert "holds labels that" in message and given.read_text() == "key,label\nlabeled:red/00.png,red\n"
+    output(capsys, "review", out, "--out", second := tmp_path / "second.csv", "--count", 1)
+    assert (
+        f"noisystudent run --out '{out}' --given-labels {given} {second}"
+        in Page(second.with_suffix(".html").read_text(encoding="utf-8")).text
+    )
+
+
 def test_labels_of_another_run_are_reviewed_after_it_ran(
     finished: Path, images: Path, recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:

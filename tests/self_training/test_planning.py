@@ -15,6 +15,7 @@ from tiny import Capture
 from noisystudent import memory, recipes
 from noisystudent.config import Config
 from noisystudent.console import Progress
+from noisystudent.data.loader import SelectedPool
 from noisystudent.data.sample import take_sample
 from noisystudent.data.sources import open_sources
 from noisystudent.errors import InputError
@@ -24,6 +25,9 @@ from noisystudent.run.rundir import RunDir
 from noisystudent.self_training import budget as of_budget
 from noisystudent.self_training import estimate, planning, schedule
 from noisystudent.self_training.budget import ladder, within
+from noisystudent.self_training.measure import MeasuredTraining
+from noisystudent.self_training.rates import Rates
+from noisystudent.self_training.training import Training
 
 
 def test_a_plan_has_every_stage_and_changes_nothing(
@@ -124,6 +128,25 @@ def test_the_rough_time_is_that_of_all_trainings(
         known = stages(config)
         lengths = [length.images for _, length in schedule._lengths(known.context)]
         assert sorted(one.images for one in known._trainings()) == sorted(length or 0 for length in lengths)
+
+
+def test_a_teacher_that_exists_is_measured_by_no_training(
+    images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, measure = set(), Rates.training
+
+    def spy(self: Rates, training: Training, pool: SelectedPool | None = None) -> MeasuredTraining:
+        measured.add(training.folder.path.name)
+        return measure(self, training, pool)
+
+    monkeypatch.setattr(Rates, "training", spy)
+    config = tiny.config(images, ("teachers", [{"model_from": str(finished)}]), ("control", ["none"]))
+    states = planning._states(sources := open_sources(config.data), out := tmp_path / "run")
+    with planning._planner(sources, out, Progress(), states) as stages:
+        known = stages(config)
+        known.plan()
+        known.rough()
+    assert measured == {"student"}
 
 
 def test_robustness_is_measured_for_every_rung(images: Path, tmp_path: Path) -> None:
