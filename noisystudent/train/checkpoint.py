@@ -33,7 +33,6 @@ from noisystudent.run.aside import put_aside
 from noisystudent.run.checksums import broken, seal
 from noisystudent.train.ema import Ema
 from noisystudent.train.ema_teacher import Averages
-from noisystudent.train.parallel import full
 
 _SNAPSHOT = re.compile(r"step-\d{8,}")
 _UNFINISHED = re.compile(r"\.step-\d{8,}\.partial")  # name that `files.atomic` uses; a killed run leaves it
@@ -93,18 +92,18 @@ def journal(snapshot: Path) -> Path:
 
 
 def contents(state: TrainState) -> dict[str, Tensor]:
-    """Every tensor of a snapshot by name; they share memory with `state`, except for sharded ones.
+    """Every tensor of a snapshot by name, in the same order in all processes; they share memory with `state`.
 
-    All processes call it, and the result does not depend on their number.
+    All processes call it. Of a sharded tensor each has its shard.
     """
-    return {name: full(tensor) for name, tensor in _named(state, _optimizer_state(state)).items()}
+    return _named(state, _optimizer_state(state))
 
 
 def write(tensors: dict[str, Tensor], folder: Path, metrics: bytes) -> None:
     """Write `folder/step-XXXXXXXX` completely or not at all, then remove all earlier snapshots but one.
 
     Args:
-        tensors: result of `contents`, or a copy of it, on the CPU.
+        tensors: result of `contents`, or a copy of it, on the CPU; sharded ones as a whole.
         folder: folder of the snapshots.
         metrics: content of metrics.jsonl up to this step. It is part of the snapshot, so that a resumed
             training does not depend on a file that was written after it.

@@ -162,9 +162,9 @@ def on_host(model: nn.Module) -> nn.Module:
 
 def assemble(whole: nn.Module, sharded: nn.Module) -> nn.Module:
     """Fill a copy of a sharded model with all of its weights, and return it on the device of the model."""
-    device = next(sharded.parameters()).device
-    state = {name: full(tensor).cpu() for name, tensor in sharded.state_dict().items()}
-    whole.load_state_dict(state)
+    device, shards = next(sharded.parameters()).device, sharded.state_dict()
+    for name, place in whole.state_dict().items():  # one after the other, without a second copy of all
+        place.copy_(full(shards[name]))
     return whole.to(device)
 
 

@@ -17,6 +17,7 @@ from noisystudent.run.rundir import ModelDir
 from noisystudent.runtime import packed_bytes, packed_views
 from noisystudent.train import checkpoint, journal
 from noisystudent.train.checkpoint import TrainState
+from noisystudent.train.parallel import full
 
 _SECONDS = 60.0  # between two snapshots if the number of steps is not set
 
@@ -79,9 +80,9 @@ class Snapshots:
         self.wait()  # its copy is in the same memory
         tensors = checkpoint.contents(self._state)
         self.step, self._since = self._state.step, time.monotonic()
+        copies = self._copy(tensors)
         if not group().is_main:
             return
-        copies = self._copy(tensors)
         copied = None
         if self._state.window.is_cuda:
             copied = torch.cuda.Event()
@@ -107,11 +108,22 @@ class Snapshots:
         checkpoint.write(copies, self._folder.checkpoints, metrics)
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies on the CPU, all in one memory, which is pinned on a GPU so that the host does not wait."""
+        """Copies of whole tensors on the CPU in process 0, nothing in the others.
+
+        Sharded tensors are gathered one after the other by all processes, and none stays on a device, which
+        need not have memory for all of them.
+        """
+        copies = self._allocate(tensors) if group().is_main else {}
+        for name, tensor in tensors.items():
+            if copies:
+                copies[name].copy_(full(tensor), non_blocking=True)
+            else:
+                full(tensor)
+        return copies
+
+    def _allocate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Places of copies, all in one memory, which is pinned on a GPU so that the host does not wait."""
         size = packed_bytes(tensors.values())
         if len(self._memory) != size:
             self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._state.window.is_cuda)
-        copies = dict(zip(tensors, packed_views(self._memory, tensors.values()), strict=True))
-        for name, tensor in tensors.items():
-            copies[name].copy_(tensor, non_blocking=True)
-        return copies
+        return dict(zip(tensors, packed_views(self._memory, tensors.values()), strict=True))

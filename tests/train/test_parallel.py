@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,14 +18,20 @@ from numpy.typing import NDArray
 from processes import together
 from tiny_training import CLASSES, LABELED, Killed, TinyNet, TinyNoise, make_batches
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from noisystudent.config import TrainConfig
 from noisystudent.console import Progress
 from noisystudent.distributed import group
 from noisystudent.records import Batch
 from noisystudent.run.rundir import ModelDir
+from noisystudent.train import checkpoint
+from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema_teacher import EmaTeacher
-from noisystudent.train.loop import fit
+from noisystudent.train.execution import Executor
+from noisystudent.train.loop import fit, initial_state
+from noisystudent.train.parallel import assemble, full
+from noisystudent.train.snapshots import Snapshots
 from noisystudent.train.step import TrainStep
 
 Weights = dict[str, NDArray[Any]]
@@ -65,6 +72,19 @@ def shared_batches(start: int, stop: int, killed_at: int | None = None) -> Itera
         )
 
 
+def definition(teacher: EmaTeacher | None = None, **options: Any) -> TrainStep:
+    """The step of the small network."""
+    defaults = {"log_steps": 1, "lr": 8.0, "batch_size": LABELED, "clip_norm": 1.0, "ema_decay": 0.9}
+    return TrainStep(
+        noise=TinyNoise(lambda batch, _: batch.images, lambda _batch, _step: None),
+        lr=lambda _: 0.1,
+        config=TrainConfig(**(defaults | options)),
+        num_classes=CLASSES,
+        dtype=torch.float32,
+        teacher=teacher,
+    )
+
+
 def train(
     folder: Path,
     steps: int,
@@ -75,22 +95,13 @@ def train(
     **options: Any,
 ) -> Trained | None:
     """Train the small network; None if it was killed."""
-    defaults = {"log_steps": 1, "lr": 8.0, "batch_size": LABELED, "clip_norm": 1.0, "ema_decay": 0.9}
-    step = TrainStep(
-        noise=TinyNoise(lambda batch, _: batch.images, lambda _batch, _step: None),
-        lr=lambda _: 0.1,
-        config=TrainConfig(**(defaults | options)),
-        num_classes=CLASSES,
-        dtype=torch.float32,
-        teacher=teacher,
-    )
     batches = partial(shared_batches, killed_at=killed_at)
     place = ModelDir(folder)
     try:
         average = fit(
             Wide(norm),
             batches,
-            step,
+            definition(teacher, **options),
             total_steps=steps,
             steps_per_epoch=6.0,
             folder=place,
@@ -193,3 +204,60 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(run: Run, parallel: str
     assert run(3, 16, name="cut", killed_at=12, **options) == [None] * 3
     for resumed in run(3, 16, name="cut", **options):
         assert equal(resumed, straight[0])
+
+
+class Gathered:
+    """Counts the whole tensors that sharded ones are gathered to, and how many of them live at once."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count, self.most, self._living = 0, 0, weakref.WeakSet[Tensor]()
+        self._gather = DTensor.full_tensor
+        patch.setattr(DTensor, "full_tensor", lambda tensor: self._counted(tensor))
+
+    def _counted(self, tensor: DTensor) -> Tensor:
+        whole = self._gather(tensor)
+        self._living.add(whole)
+        self.count, self.most = self.count + 1, max(self.most, len(self._living))
+        return whole
+
+
+def sharded(folder: Path, parallel: str) -> tuple[TrainState, dict[str, Tensor]]:
+    """State after three steps with a snapshot, and all of its whole tensors."""
+    step = definition(parallel=parallel, optimizer="adamw")
+    state = initial_state(Wide(), step)
+    execute, place = Executor(step, state, Progress(), 3), ModelDir(folder)
+    for batch in shared_batches(0, 3):
+        execute(batch)
+    expected = {name: full(tensor).clone() for name, tensor in checkpoint.contents(state).items()}
+    if group().is_main:
+        folder.mkdir()
+        place.metrics.touch()
+    with pytest.MonkeyPatch.context() as patch, Snapshots(state, place, None, Progress()) as snapshots:
+        gathered = Gathered(patch)
+        snapshots.take()
+        assert gathered.most == (1 if parallel == "fsdp" else 0), "the device holds one, in every process"
+        if state.whole is not None:
+            assemble(state.whole, state.ema.module)
+            assert gathered.most == 1 and gathered.count > 40, "of model, average and optimiser"
+    group().any()  # process 0 has written it
+    return state, expected
+
+
+def saved(folder: Path, parallel: str) -> dict[str, str]:
+    """Names, types and shapes in a snapshot, which holds the state of the training that took it."""
+    state, expected = sharded(folder, parallel)
+    with torch.no_grad():
+        for tensor in checkpoint.contents(state).values():
+            tensor.zero_()
+    path = ModelDir(folder).checkpoints / "step-00000003"
+    checkpoint.load(state, path)
+    for name, tensor in checkpoint.contents(state).items():
+        assert torch.equal(full(tensor), expected[name]), name
+    return checkpoint._index(path)
+
+
+def test_a_snapshot_of_shards_is_that_of_whole_weights_of_which_one_is_gathered_at_a_time(
+    tmp_path: Path,
+) -> None:
+    of_weights, _ = together(2, saved, tmp_path / "ddp", "ddp")
+    assert together(2, saved, tmp_path / "fsdp", "fsdp") == [of_weights] * 2
