@@ -64,8 +64,8 @@ class Executor:
     """
 
     def __init__(self, step: TrainStep, state: TrainState, progress: Progress, steps: int) -> None:
-        self._step = _in_parts(step, max(step.config.accumulate, state.parts))
-        self._state, self._progress = state, progress
+        self._step, self._state, self._progress = step, state, progress
+        self._least_parts = step.config.accumulate
         self._on_gpu = state.window.is_cuda
         execution = step.config.execution if state.whole is None else "eager"
         self._forms = forms_to_try(execution, self._on_gpu, steps)
@@ -74,7 +74,7 @@ class Executor:
                 f"Execution of steps: captured-eager. {steps:,} steps are left, and compilation pays from"
                 f" {WORTH_COMPILING:,} on."
             )
-        self._advance = self._build(self._forms[0])
+        self._advance: Advance = step.advance  # built for the first batch
         self._steps_done = 0  # in the current form
         self._kind: tuple[int, int, bool] | None = None
 
@@ -84,9 +84,12 @@ class Executor:
         Steps of another kind are compiled or captured again. So a training has few kinds, each of many steps.
         """
         kind = self._step.kind(self._state.step, batch)
-        if self._kind not in (None, kind):
+        # Another number of processes may have stored more parts than this process has images of a batch.
+        most = _most_parts(batch, self._step.everyone.size)
+        parts = max(self._least_parts, min(self._state.parts, most))
+        if (kind, parts) != (self._kind, self._step.config.accumulate):
+            self._kind, self._step = kind, _in_parts(self._step, parts)
             self._advance, self._steps_done = self._build(self._forms[0]), 0
-        self._kind = kind
         self._step.prepare(self._state, batch)
         # A batch that does not fit is forwarded again. Memory is short in the first steps if it ever is.
         statistics = batchnorm_buffers(self._state.model) if self._steps_done <= _WARM_UPS else []
@@ -113,15 +116,8 @@ class Executor:
                 share the step and go on with it.
         """
         teacher, parts = self._step.teacher, 2 * self._step.config.accumulate
-        sizes = [len(rows) for rows in (batch.labels, batch.pool_targets) if len(rows)]
-        alone = self._step.everyone.size == 1
-        # Batch norm needs two images.
-        if (
-            not alone
-            or parts > min(sizes)
-            or 2 * parts > sum(sizes)
-            or (teacher is not None and teacher.fairness)
-        ):
+        size = self._step.everyone.size
+        if size > 1 or parts > _most_parts(batch, size) or (teacher is not None and teacher.fairness):
             raise root_cause(error) from None
         self._state.optimizer.zero_grad(set_to_none=True)
         self._state.parts, self._step = parts, _in_parts(self._step, parts)
@@ -183,6 +179,15 @@ class Executor:
             step = step.compiled(self._on_gpu)
         captured = form in ("captured", "captured-eager")
         return _Captured(step.advance, self._state.window.device) if captured else step.advance
+
+
+def _most_parts(batch: Batch, processes: int) -> int:
+    """Largest number of parts in which each part of a batch has images of each kind in every process.
+
+    All processes get the same number.
+    """
+    fewest = [count // processes for count in batch.counts if count]  # of a process, see `Group.rows`
+    return min(*fewest, sum(fewest) // 2)  # batch norm needs two images
 
 
 def _in_parts(step: TrainStep, parts: int) -> TrainStep:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from processes import together
-from tiny_training import CLASSES, LABELED, Killed, TinyNet, TinyNoise, make_batches
+from tiny_training import CLASSES, LABELED, POOL, Killed, TinyNet, TinyNoise, make_batches
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -42,15 +42,18 @@ Trained = tuple[Weights, list[float]]
 class Wide(TinyNet):
     """The small network in float64, where the order of a sum leaves no trace, with a block to divide."""
 
-    def __init__(self, norm: bool = True) -> None:
+    def __init__(self, norm: bool = True, most: int = LABELED + POOL) -> None:
         torch.manual_seed(0)
         super().__init__()
+        self._most = most  # images that there is memory for
         if not norm:
             self.norm = nn.Identity()  # type: ignore[assignment]
         self.blocks = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 6))
         self.double()
 
     def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self._most:
+            raise torch.OutOfMemoryError(f"{len(images)} images do not fit")
         features = torch.relu(self.norm(self.conv(images.double() / 255))).mean((2, 3))
         logits: Tensor = self.head(features + self.blocks(features))
         return logits
@@ -90,6 +93,7 @@ def train(
     steps: int,
     *,
     norm: bool = True,
+    most: int = LABELED + POOL,
     teacher: EmaTeacher | None = None,
     killed_at: int | None = None,
     **options: Any,
@@ -99,7 +103,7 @@ def train(
     place = ModelDir(folder)
     try:
         average = fit(
-            Wide(norm),
+            Wide(norm, most),
             batches,
             definition(teacher, **options),
             total_steps=steps,
@@ -195,6 +199,23 @@ def test_a_snapshot_of_four_processes_is_continued_by_any_number(
         shutil.copytree(tmp_path / "four", tmp_path / f"continued-{size}")
         for continued in run(size, 20, name=f"continued-{size}", parallel=parallel):
             assert near(continued, alone)
+
+
+def test_more_processes_continue_a_training_in_parts_of_which_none_is_empty(
+    run: Run, tmp_path: Path
+) -> None:
+    """Memory was short for one process, so that it went on in 4 parts: as many as 4 labelled images."""
+    options = {"most": 3, "checkpoint_steps": 5}
+    assert run(1, 20, name="one", killed_at=12, **options) == [None]
+    (alone,) = run(1, 20, **options)
+    assert alone is not None
+    for size in (1, 2, 4):
+        shutil.copytree(tmp_path / "one", tmp_path / f"continued-{size}")
+        first, *others = run(size, 20, name=f"continued-{size}", **options)
+        assert first is not None and all(equal(other, first) for other in others)
+        assert first[0]["norm.num_batches_tracked"] == 10 * 4 + 10 * LABELED // size
+        # Batch norm sees the parts of all processes together, so that these are larger.
+        np.testing.assert_allclose(first[1], alone[1], rtol=0, atol=0.05 if size > 1 else 0)
 
 
 @PARALLEL
