@@ -214,11 +214,14 @@ def local_size() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
+def joined(gpus: bool = False) -> Iterator[Group]:
     """Join the processes that torchrun has started with this one, within the block.
 
-    Without torchrun this process stays alone. Each process uses the GPU of its number on its machine. If
-    torchrun itself is killed, the processes are stopped as by SIGTERM.
+    Without torchrun this process stays alone. If torchrun itself is killed, the processes are stopped as by
+    SIGTERM.
+
+    Args:
+        gpus: each process uses the GPU of its number on its machine. False: none touches a GPU.
 
     Raises:
         InputError: torch is older than 2.7, in which process 0 cannot write a snapshot alone.
@@ -236,12 +239,10 @@ def joined() -> Iterator[Group]:
         " one, or leave out --processes",
     )
     _stop_with_parent()
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"
     try:
-        _interruptible(partial(_meet, backend))
+        if gpus:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _interruptible(partial(_meet, "cpu:gloo,cuda:nccl" if gpus else "gloo"))
     except RuntimeError as error:
         raise RunError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot join the others"

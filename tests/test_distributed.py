@@ -8,9 +8,10 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +147,64 @@ def test_several_processes_with_an_old_torch_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(distributed, "_meet", Mock(side_effect=RuntimeError("no peer")))
     with pytest.raises(RunError, match=r"process 0 of 2 cannot join the others \(no peer\)"), joined():
         pass
+
+
+class _Gpus:
+    """Stands in for the GPUs of a machine, and for the others of 4 processes, which never come."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, count: int) -> None:
+        self.current, self.meet = Mock(), Mock(side_effect=RuntimeError("no peer"))
+        patch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        patch.setattr(torch.cuda, "device_count", lambda: count)
+        patch.setattr(torch.cuda, "set_device", self.current)
+        patch.setattr(distributed, "_stop_with_parent", lambda: None)
+        patch.setattr(distributed, "_meet", self.meet)
+
+
+def ended(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> str:
+    """The line with which a run of 4 processes ends."""
+    return tiny.refused(capsys, code, "run", "--labeled", "images", "--processes", 4, *words)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize(("count", "device"), [(1, "auto"), (3, "cuda"), (4, "cuda:2")])
+def test_more_processes_than_gpus_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    launched: bool,
+    count: int,
+    device: str,
+) -> None:
+    """Before any is started, and in each of those that torchrun has started by itself."""
+    gpus = _Gpus(monkeypatch, count)
+    for name, value in environment(0, 4, 1).items() if launched else ():
+        monkeypatch.setenv(name, value)
+    line = ended(capsys, 2, "--device", device)
+    assert f"--processes {1 if ':' in device else count}, or --device cpu" in line
+    gpus.current.assert_not_called()
+    gpus.meet.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "backend"),
+    [(0, "auto", "gloo"), (1, "cpu", "gloo"), (8, "cpu:0", "gloo"), (4, "auto", "cpu:gloo,cuda:nccl")],
+)
+def test_each_process_has_its_gpu_and_those_of_a_cpu_touch_none(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    device: str,
+    backend: str,
+) -> None:
+    gpus = _Gpus(monkeypatch, count)
+    for name, value in (environment(3, 4, 1) | {"RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+    assert "cannot join the others (no peer)" in ended(capsys, 1, "--device", device)
+    gpus.meet.assert_called_once_with(backend)
+    assert gpus.current.mock_calls == ([] if backend == "gloo" else [call(3)])
+    if backend != "gloo":
+        gpus.current.side_effect = RuntimeError("CUDA error: device is busy\nlong story")
+        assert "cannot join the others (CUDA error: device is busy)" in ended(capsys, 1, "--device", device)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

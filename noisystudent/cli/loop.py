@@ -243,11 +243,11 @@ def _run(
 ) -> None:
     from noisystudent.console import Logged
     from noisystudent.data.sources import open_sources
-    from noisystudent.distributed import joined
+    from noisystudent.distributed import joined, local_size
     from noisystudent.metrics.headline import lines
     from noisystudent.report import build
     from noisystudent.run.files import read_json
-    from noisystudent.run.launch import launch, launched
+    from noisystudent.run.launch import launch, launched, uses_gpus
     from noisystudent.run.lock import check_usable
     from noisystudent.run.rundir import RunDir
     from noisystudent.run.status import scores
@@ -257,10 +257,10 @@ def _run(
 
     if processes is not None and not launched(processes):
         _refuse_budget(budget, processes)
-        launch(processes)
+        launch(processes, config.device)
         return
-    as_json = logging.log_format == "json"
-    with joined() as everyone, screen.progress(json=as_json, silent=not everyone.is_main) as progress:
+    as_json, gpus = logging.log_format == "json", uses_gpus(config.device, local_size())
+    with joined(gpus) as everyone, screen.progress(json=as_json, silent=not everyone.is_main) as progress:
         if resumed:
             progress.say(f"resuming {folder} as its config.yaml says: {_summary(config)}")
         tracked = Tracked(progress, folder, logging.tracker if everyone.is_main else ())

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from noisystudent import cgroups
 from noisystudent.distributed import is_main_process
-from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped
+from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped, require
 
 _GRACE = "120"  # seconds for a last snapshot, before a process that was stopped is killed
 _LAST, _MOMENT = "noisystudent/last-line", timedelta(seconds=5)
@@ -34,12 +34,37 @@ def launched(processes: int) -> bool:
     return True
 
 
-def launch(processes: int) -> None:
+def uses_gpus(device: str, processes: int) -> bool:
+    """Return True if each process of this machine computes on a GPU of its own.
+
+    Args:
+        device: `device` of the configuration. With `cpu` no GPU is touched.
+        processes: number of processes of this machine.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cuda") or not torch.cuda.is_available():
+        return False
+    count = 1 if number else torch.cuda.device_count()
+    require(
+        processes <= count,
+        f"this machine has {processes} processes, but device {device} is {count} GPU{'s' * (count > 1)}, and"
+        f" each process needs its own; give --processes {count}, or --device cpu",
+    )
+    return True
+
+
+def launch(processes: int, device: str) -> None:
     """Run the command of this process as several processes, and wait for them.
 
     Nothing is restarted here: the same command resumes the run. If one process ends, the others are ended.
 
     Raises:
+        InputError: there are more processes than GPUs, see `uses_gpus`.
         RunError: a process was killed.
         EndedElsewhere: a process failed or was stopped by a signal, and has printed why.
     """
@@ -47,6 +72,8 @@ def launch(processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Not only in the processes: when the first of them fails, torchrun may end process 0 before it says why.
+    uses_gpus(device, processes)
     os.environ |= {
         # Otherwise the processes of a later call could be given the addresses of an earlier one.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

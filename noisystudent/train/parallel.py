@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -138,11 +139,13 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 
 def shard(model: nn.Module) -> None:
     """Divide the parameters of a model among all processes (FSDP2); a block is whole while it is computed."""
+    # torch would move a model from the CPU to a GPU if there is one.
+    mesh = init_device_mesh(next(model.parameters()).device.type, (group().size,))
     for unit in _units(model):
         if any(True for _ in unit.parameters()):
-            fully_shard(unit)
+            fully_shard(unit, mesh=mesh)
     # Also after a forward pass without a backward pass, so that the optimiser's changes are seen.
-    fully_shard(model, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from noisystudent.train.checkpoint import TrainState
 from noisystudent.train.ema_teacher import EmaTeacher
 from noisystudent.train.execution import Executor
 from noisystudent.train.loop import fit, initial_state
-from noisystudent.train.parallel import assemble, full
+from noisystudent.train.parallel import assemble, full, shard
 from noisystudent.train.snapshots import Snapshots
 from noisystudent.train.step import TrainStep
 
@@ -201,9 +201,7 @@ def test_a_snapshot_of_four_processes_is_continued_by_any_number(
             assert near(continued, alone)
 
 
-def test_more_processes_continue_a_training_in_parts_of_which_none_is_empty(
-    run: Run, tmp_path: Path
-) -> None:
+def test_more_processes_continue_a_training_in_parts_of_which_none_is_empty(run: Run, tmp_path: Path) -> None:
     """Memory was short for one process, so that it went on in 4 parts: as many as 4 labelled images."""
     options = {"most": 3, "checkpoint_steps": 5}
     assert run(1, 20, name="one", killed_at=12, **options) == [None]
@@ -225,6 +223,18 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(run: Run, parallel: str
     assert run(3, 16, name="cut", killed_at=12, **options) == [None] * 3
     for resumed in run(3, 16, name="cut", **options):
         assert equal(resumed, straight[0])
+
+
+def sharded_devices() -> set[str]:
+    """Devices of the shards of a model on the CPU, where torch would choose a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch._C, "_get_accelerator", lambda: torch.device("cuda"))
+        shard(model := Wide())
+    return {parameter.device.type for parameter in model.parameters()}
+
+
+def test_a_model_on_the_cpu_is_sharded_there_on_a_machine_with_a_gpu() -> None:
+    assert together(2, sharded_devices) == [{"cpu"}] * 2
 
 
 class Gathered:
