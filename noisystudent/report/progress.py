@@ -15,6 +15,7 @@ from noisystudent.errors import RunError, first_line, readable_size
 from noisystudent.recipes.overrides import flat
 from noisystudent.report.read import Iteration, Run
 from noisystudent.run.rundir import RunDir
+from noisystudent.run.summary import read_schedule
 
 _ROWS = 1 << 17  # rows in memory at a time
 
@@ -63,13 +64,17 @@ def stages(run: Run) -> dict[str, Any] | None:
     """Duration of each finished stage; None if no stage is finished.
 
     Returns:
-        rows: (name, duration, share of the longest in per cent, end in UTC, peak memory). total: the sum.
-        longest: name of the longest stage, and its share of the sum.
+        rows: (name, duration, share of the longest in per cent, end in UTC, images of a training, peak
+        memory). total: the sum. longest: name of the longest stage, and its share of the sum.
+
+    Raises:
+        RunError: the schedule of the run is damaged.
     """
     done = [stage for stage in run.stages if stage.get("seconds") is not None]
     total = sum(stage["seconds"] for stage in done)
     if not total:
         return None
+    trainings = {stage["name"]: stage["training"] for stage in read_schedule(RunDir(run.path)) or ()}
     longest = max(done, key=lambda stage: float(stage["seconds"]))
     rows = [
         (
@@ -77,12 +82,18 @@ def stages(run: Run) -> dict[str, Any] | None:
             duration(stage["seconds"]),
             round(100 * stage["seconds"] / longest["seconds"], 2),
             stage.get("finished") or "",
+            _images(trainings.get(stage["name"])),
             _memory(stage.get("memory") or {}),
         )
         for stage in done
     ]
     share = longest["seconds"] / total
     return {"rows": rows, "total": duration(total), "longest": (longest["name"], share)}
+
+
+def _images(training: Mapping[str, Any] | None) -> str:
+    """Images of all steps of a training; "" of another stage, or in older runs."""
+    return f"{training['images']:,} images" if training and training.get("images") else ""
 
 
 def _memory(peak: Mapping[str, int | None]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,7 @@ def review(
         RunError: a file of the run is damaged, or an image cannot be read.
     """
     context, model = open_run(run, sources, device, progress or Progress())
-    given = [Path(file).resolve() for file in context.config.data.given_labels]
-    require(out.resolve() not in given, f"{out} holds labels that {run} uses; give another --out")
+    _check_out(out, context.config.data.given_labels)
     _, training = context.trainings(model)
     dataset, seed = context.dataset, context.config.seed
     labeled = _drawn(len(dataset.labeled), most, seed, "labeled")
@@ -74,6 +74,12 @@ def review(
     write_csv(context, groups, out)
     write_page(page_content(context, groups, notes, out), out.with_suffix(".html"))
     return [*(f"{group.title}: {len(group.images):,} images" for group in groups), *notes]
+
+
+def _check_out(out: Path, given_labels: Sequence[str]) -> None:
+    """Refuse to replace labels of the run."""
+    used = [Path(file).resolve() for file in given_labels]
+    require(out.resolve() not in used, f"{out} holds labels that the run uses; give another --out")
 
 
 def _drawn(images: int, most: int, seed: int, name: str) -> NDArray[np.int64]:

@@ -102,7 +102,7 @@ def summarize(run: RunDir) -> Summary:
     require_run(run)
     locked = is_locked(run.path)  # before the records: a run that ends meanwhile has written 'done' by then
     known = [(path.parent, record) for path in records(run) if (record := read_record(path)) is not None]
-    every, schedule = {record["name"]: (folder, record) for folder, record in known}, _schedule(run)
+    every, schedule = {record["name"]: (folder, record) for folder, record in known}, read_schedule(run)
     # Without the stages whose inputs have changed since, and those that are not configured any more.
     prints = None if schedule is None else {entry["name"]: entry["fingerprint"] for entry in schedule}
     current = {
@@ -181,7 +181,7 @@ def _state(folder: Path, *, locked: bool, complete: bool) -> RunState:
     return "dead" if process.host == socket.gethostname() else "unknown"
 
 
-def _schedule(run: RunDir) -> list[Facts] | None:
+def read_schedule(run: RunDir) -> list[Facts] | None:
     """All stages, see `self_training.schedule`; None in a run of an older version, or before its scan ends.
 
     Raises:

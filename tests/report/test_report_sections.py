@@ -169,18 +169,21 @@ def test_the_times_of_the_stages_sum_to_the_whole(run: Path) -> None:
     assert "6 min 0 s in all" in section(run, "time").text
 
 
-def test_the_memory_of_a_stage_stands_beside_its_time(run: Path) -> None:
+def test_the_memory_of_a_stage_and_its_images_stand_beside_its_time(run: Path) -> None:
+    training = {"model": "resnet8_16", "resolution": 16, "steps": 200, "images": 25_600}
+    planned = {"name": "teacher", "fingerprint": "0", "training": training}
+    RunDir(run).schedule.write_text(json.dumps({"stages": [planned]}))
     record(run, Path("iteration-0/teacher/stage.json"), "teacher", 60.0)
     older = read_record(run / "iteration-0/teacher/stage.json") or {}
     peaks = {"resident": 3 * 2**30, "gpu": 2**20}
     write_record(run / "iteration-1/student/stage.json", older | {"name": "student-1", "memory": peaks})
     found = stages(read_run(RunDir(run)))
     assert found is not None
-    assert [(row[0], row[-1]) for row in found["rows"]] == [
-        ("teacher", ""),
-        ("student-1", "3.0 GiB, GPU 1.0 MiB"),
+    assert [(row[0], *row[-2:]) for row in found["rows"]] == [
+        ("teacher", "25,600 images", ""),
+        ("student-1", "", "3.0 GiB, GPU 1.0 MiB"),
     ]
-    assert "3.0 GiB, GPU 1.0 MiB" in section(run, "time").text
+    assert all(words in section(run, "time").text for words in ("25,600 images", "3.0 GiB, GPU 1.0 MiB"))
 
 
 def test_a_report_shows_an_image_under_each_corruption(run: Path) -> None:

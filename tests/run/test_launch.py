@@ -53,7 +53,7 @@ def test_processes_share_the_cores_that_this_one_may_use(monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32), raising=False)
     monkeypatch.setattr(cgroups, "quota", lambda: None)
     monkeypatch.setattr(api, "elastic_launch", lambda *_: lambda *_: None)
-    launch(4)
+    launch(4, "cpu")
     assert os.environ["OMP_NUM_THREADS"] == "8"
 
 
