@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,3 +59,51 @@ def test_a_file_of_the_user_stays(tmp_path: Path) -> None:
         assert Cache(tmp_path, size).blocks is blocks and blocks.get(b"k" * 16) == b"x"
     assert (tmp_path / "blocks").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+TRIALS, PROCESSES, THREADS, SIZE = 60, 2, 8, 2**25
+
+
+def key_at(process: int, thread: int) -> bytes:
+    """A key in a set of its own: two that are put into one set at once may take one slot."""
+    return (process * THREADS + thread).to_bytes(16, "little")
+
+
+def keep_at_once(folder: Path, process: int, barrier: Any) -> None:
+    """In each trial open its file in all threads at once, and keep a block in each."""
+
+    def keep(trial: int, thread: int) -> None:
+        start.wait()
+        BlockFile(folder / str(trial) / "blocks", SIZE).put(key_at(process, thread), b"x")
+
+    sys.setswitchinterval(1e-6)  # seconds; threads come in between at any place
+    start = threading.Barrier(THREADS)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for trial in range(TRIALS):
+            barrier.wait(60)
+            list(threads.map(keep, [trial] * THREADS, range(THREADS)))
+
+
+def test_all_who_open_the_file_at_once_share_it(tmp_path: Path) -> None:
+    """A block that one of them keeps is in the file of the path, which is the only one."""
+    paths = [tmp_path / str(trial) / "blocks" for trial in range(TRIALS)]
+    for path, before in zip(paths, cycle([None, 0, 2**21]), strict=False):  # bytes of the file that is there
+        path.parent.mkdir()
+        if before is not None:
+            path.touch()
+            os.truncate(path, before)
+    context = multiprocessing.get_context("forkserver")
+    barrier = context.Barrier(PROCESSES)
+    processes = [
+        context.Process(target=keep_at_once, args=(tmp_path, number, barrier)) for number in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    keys = [key_at(process, thread) for process in range(PROCESSES) for thread in range(THREADS)]
+    for path in paths:
+        assert [*path.parent.iterdir()] == [path] and path.stat().st_size <= SIZE
+        blocks = BlockFile(path, SIZE)
+        assert [blocks.get(key) for key in keys] == [b"x"] * len(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import struct
@@ -111,14 +112,7 @@ class BlockFile:
         self._data = self._sets * _WAYS * _HEADER.size  # place of the first slot; the headers come first
         length = self._data + self._sets * _WAYS * BLOCK
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists() or path.stat().st_size != length:
-                # A new file: the places of an old one depend on its size, and another process may use it.
-                descriptor, new = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-                os.ftruncate(descriptor, length)
-                os.close(descriptor)
-                os.replace(new, path)
-            self._descriptor = os.open(path, os.O_RDWR)
+            self._descriptor = _open_shared(path, length)
         except OSError as error:
             raise InputError(
                 f"{path}: the cache of remote shards cannot be written ({error.strerror}); set"
@@ -172,6 +166,29 @@ class BlockFile:
 def key_of(*parts: object) -> bytes:
     """16 bytes for some values."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+
+
+def _open_shared(path: Path, length: int) -> int:
+    """Open the file of `length` bytes at `path`, made of zeros if it is not there, and return its descriptor.
+
+    Threads and processes that open it at once have the same file. One of another length is removed, because
+    the places in it depend on its length; who has it open keeps it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        # Not a rename of a new file: of two at once, one would replace what the other has opened already.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if os.fstat(descriptor).st_size == 0:  # new; the same call by another process takes nothing away
+                os.ftruncate(descriptor, length)
+            if os.fstat(descriptor).st_size == length:
+                return os.dup(descriptor)  # this one is closed below
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # for those that have the same old file
+            with suppress(FileNotFoundError):  # one of them has removed it
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    path.unlink()
+        finally:
+            os.close(descriptor)  # also releases the lock
 
 
 @lru_cache(maxsize=4)
