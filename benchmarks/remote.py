@@ -125,7 +125,7 @@ class Windows:
 
     def ahead(self, step: int) -> NDArray[np.int64]:
         """The rows of the next window that are fetched in this step."""
-        return np.unique(self._rows[self._expanded[self._sampler.ahead(step)]])
+        return np.unique(self._rows[self._expanded[self._sampler.ahead(step, slice(0, _BATCH))]])
 
 
 def with_windows(source: Source, where: list[Place], windows: Windows) -> Read:

@@ -27,8 +27,7 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(days=30)  # others wait while process 0 scans, selects or judges; a dead one ends them
 _START = timedelta(minutes=10)  # until every process is here: all are started together
 # What gloo, the store and NCCL say of another process that has ended.
-_CLOSED = ("Connection closed", "Connection reset", "Connection was likely closed")
-_LOST = (*_CLOSED, "Broken pipe", "remote process")
+_LOST = ("Connection closed", "Connection reset", "Connection was likely", "Broken pipe", "remote process")
 _BUCKET = 2**24  # elements that are exchanged at once
 _POLL = 0.5  # seconds between two looks at the parent process
 
@@ -39,19 +38,22 @@ class Group:
     Attributes:
         rank: number of this process, 0 … size-1.
         size: number of processes.
+        machine: the ranks of its machine.
     """
 
     rank = 0
     size = 1
+    machine = range(1)
 
     @property
     def is_main(self) -> bool:
         """True for the process that writes shared files and shows progress."""
         return self.rank == 0
 
-    def rows(self, count: int) -> slice:
-        """The part of this process of `count` consecutive rows; parts differ by one row at most."""
-        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+    def rows(self, count: int, ranks: range | None = None) -> slice:
+        """The part of this process, or of all `ranks`, of `count` rows; parts differ by one row at most."""
+        ranks = range(self.rank, self.rank + 1) if ranks is None else ranks
+        return slice(ranks.start * count // self.size, ranks.stop * count // self.size)
 
     def part(self, values: Any) -> Any:
         """The part of this process of consecutive rows, an array or a tensor; None stays None."""
@@ -111,6 +113,8 @@ class _Processes(Group):
 
         self._torch, self._dist = torch, distributed
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        first = self.rank - int(os.environ.get("LOCAL_RANK", "0")) % local_size()  # %: it may be set alone
+        self.machine = range(first, first + local_size())
 
     def lead(self, work: Callable[[], T]) -> T:
         self.any()  # every process is here: what it had to write is on disk
@@ -168,8 +172,7 @@ class _Processes(Group):
             flat = self._torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
             with _exchange():
                 call(flat)
-            parts = flat.split([tensor.numel() for tensor in bucket])
-            for tensor, part in zip(bucket, parts, strict=True):
+            for tensor, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
                 tensor.detach().copy_(part.view(tensor.shape))
 
 

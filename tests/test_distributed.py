@@ -57,6 +57,17 @@ def exchanged() -> None:
     assert everyone.stack(torch.tensor([rank, 7])).tolist() == [[each, 7] for each in range(size)]
 
 
+def of_two_machines() -> tuple[range, slice]:
+    os.environ |= {"LOCAL_RANK": str(group().rank % 2), "LOCAL_WORLD_SIZE": "2"}
+    own = distributed._Processes()
+    return own.machine, own.rows(9, own.machine)
+
+
+def test_processes_know_what_is_of_their_machine() -> None:
+    first, second = (range(2), slice(0, 4)), (range(2, 4), slice(4, 9))
+    assert together(4, of_two_machines) == [first, first, second, second]
+
+
 def test_everything_is_exchanged() -> None:
     together(3, exchanged)
     Group().sum(tensor := torch.ones(2))

@@ -137,7 +137,8 @@ class _Joint:
             self._samplers.append(
                 Sampler(len(self._expanded), sizes[1], seed, "pool", offsets[1], window=selected.window)
             )
-        self._own = group().part
+        self._group = group()
+        self._own = self._group.part
         self.whole = (sizes[0], sizes[1] if len(self.sets) > 1 else 0)
 
     def draw(self, step: int) -> list[Rows]:
@@ -154,10 +155,15 @@ class _Joint:
             for stream, images, rows in streams
         ]
         if self._selected is not None and self._selected.window is not None:
-            # Each process a share, for the cache of its machine.
-            ahead = self._own(self._selected.rows[self._expanded[self._samplers[1].ahead(step)]])
-            parts[1] = parts[1]._replace(ahead=np.unique(ahead))
+            parts[1] = parts[1]._replace(ahead=self._ahead(step, self._selected.rows))
         return tuple(parts)
+
+    def _ahead(self, step: int, selected: Rows) -> Rows:
+        """A share of what this machine draws in the next window: its processes have one cache."""
+        ranks = self._group.machine
+        ahead = self._samplers[1].ahead(step, self._group.rows(self.whole[1], ranks))
+        share = np.array_split(ahead, len(ranks))[ranks.index(self._group.rank)]
+        return np.unique(selected[self._expanded[share]])
 
     def labels(self, drawn: list[Rows]) -> tuple[Tensor, Tensor]:
         """Labels (L,) and pseudo-labels (B-L, K) of the drawn images that this process has."""

@@ -93,15 +93,25 @@ class Sampler:
         pieces = [self._window(number)[part] for number, part in self._parts(step)]
         return np.concatenate([np.empty(0, np.int32), *pieces]).astype(np.int64)
 
-    def ahead(self, step: int) -> NDArray[np.int64]:
-        """Positions of the next window that should be fetched in this step, ascending; none without windows.
+    def ahead(self, step: int, rows: slice) -> NDArray[np.int64]:
+        """Positions of the next window that a machine should fetch in this step; none without windows.
 
-        All steps of a window together have all of the next one. Each has neighbours, as many as it draws.
+        All steps of a window together have all that the machine draws in the next one. Each has neighbours.
+        They ascend, from a place that differs between machines: machines that share a cache find in it what
+        another has fetched, and do not fetch the same at the same time.
+
+        Args:
+            step: the step.
+            rows: the rows of each batch that the machine draws.
         """
         pieces = [np.empty(0, np.int64)]
         for number, part in self._parts(step) if self._blocks else ():
             last = part.stop == len(self._window(number))
-            pieces.append(np.sort(self._window(number + 1))[part.start : None if last else part.stop])
+            drawn = self._window(number + 1)
+            own = np.sort(drawn[self._drawn_in(number + 1, rows)])
+            own = np.roll(own, -(rows.start * len(own) // self._batch))
+            start, stop = (at * len(own) // len(drawn) for at in (part.start, part.stop))
+            pieces.append(own[start : None if last else stop])
         return np.concatenate(pieces).astype(np.int64)
 
     def _parts(self, step: int) -> Iterator[tuple[int, slice]]:
@@ -114,6 +124,13 @@ class Sampler:
             end = min(self._size, self._n - number * self._size, start + last - at)
             yield epoch * self._windows + number, slice(start, end)
             at += end - start
+
+    def _drawn_in(self, number: int, rows: slice) -> NDArray[np.int64]:
+        """Places in a window that are drawn in some rows of a batch."""
+        epoch, inside = divmod(number, self._windows)
+        first = epoch * self._n + inside * self._size - self._offset
+        row = (first + np.arange(len(self._window(number)))) % self._batch
+        return np.flatnonzero((rows.start <= row) & (row < rows.stop))
 
     def _window(self, number: int) -> NDArray[Any]:
         """Positions of one window. Its generator depends on its number, so any step can be the first."""

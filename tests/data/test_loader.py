@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import shared_cache
 
 from noisystudent.config import DataConfig
+from noisystudent.data import loader
 from noisystudent.data.imageset import ImageSet
 from noisystudent.data.loader import OnlineTeacher, SelectedPool, joint_batches, requested_batches
 from noisystudent.data.prepare import Dataset
 from noisystudent.data.sampler import Sampler
+from noisystudent.distributed import Group
 from noisystudent.errors import RunError
 from noisystudent.records import Batch
 
@@ -169,6 +171,31 @@ def test_a_file_that_changed_stops_the_run_in_one_line(tmp_path: Path, workers: 
     changed.unlink()
     with pytest.raises(RunError, match=r"x/3.png cannot be read"):
         data.pool.fetch(np.array([3]), 8)
+
+
+@pytest.mark.parametrize("machines", [1, 2, 4])
+def test_the_images_of_a_window_are_fetched_by_the_machine_that_draws_them(
+    tmp_path: Path, machines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 processes, on their machines, fetch in each window (2 steps) all images of the next one."""
+    data, processes = made(tmp_path, "streamed"), 4 // machines
+    repeats = np.array([6, 7, 11], np.int32)
+    selected = SelectedPool(np.array([7, 2, 4]), repeats, lambda at: np.zeros((len(at), 3), np.float32), 8)
+    for machine in range(machines):
+        drawn: list[set[int]] = [set() for _ in range(6)]
+        ahead: list[set[int]] = [set() for _ in range(6)]
+        for local_rank in range(processes):
+            process = Group()
+            process.rank, process.size = machine * processes + local_rank, 4
+            process.machine = range(machine * processes, (machine + 1) * processes)
+            monkeypatch.setattr(loader, "group", lambda process=process: process)
+            joint = loader._Joint(data.labeled, data.pool, selected, (4, 4), seed=1, offsets=(0, 0))
+            for step in range(12):
+                _, part = joint.parts(step, joint.draw(step), None)
+                assert part.ahead is not None
+                drawn[step // 2] |= set(part.rows.tolist())
+                ahead[step // 2] |= set(part.ahead.tolist())
+        assert ahead[:-1] == drawn[1:]
 
 
 def test_an_empty_selection_is_a_clear_error(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisystudent.data.sampler import _BLOCK, Repeated, Sampler, shown
+from noisystudent.distributed import Group
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=30).map(lambda n: np.array(n, np.int32))
 DRAWS = 2**25  # the number of images from which `shown` may change the repeats
@@ -69,9 +71,53 @@ def test_a_window_has_neighbours_and_is_fetched_in_the_window_before(n: int, bat
     sampler = Sampler(n, batch, 7, "pool", window=window)
     steps = range(-(-2 * n // batch))
     drawn = np.concatenate([sampler.at(step) for step in steps])
-    ahead = np.concatenate([sampler.ahead(step) for step in steps])
+    ahead = np.concatenate([sampler.ahead(step, slice(0, batch)) for step in steps])
     if window >= n:
         assert len(ahead) == 0
         return
     assert len(np.unique(drawn[:window] // _BLOCK)) <= -(-window // _BLOCK) + 2
     assert np.array_equal(np.sort(ahead[: n - window]), np.sort(drawn[window:n])), "of the first epoch"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(2, 1_500), batch=st.integers(20, 700), window=st.integers(1, 1_000),
+    machines=st.sampled_from([1, 2, 4]), processes=st.integers(1, 3),
+)  # fmt: skip
+def test_a_machine_fetches_what_it_draws_and_before_it_draws_it(
+    n: int, batch: int, window: int, machines: int, processes: int
+) -> None:
+    """In the first epoch, all but the first window of it, and each image once."""
+    window = min(window, n - 1)
+    last = (n - 1) // window * window  # place of the last window
+    for machine in range(machines):
+        sampler, group = Sampler(n, batch, 7, "pool", window=window), Group()
+        group.size = machines * processes
+        rows = group.rows(batch, range(machine * processes, (machine + 1) * processes))
+        own: set[int] = set()
+        fetched: list[int] = []
+        count = 0  # fetched of this epoch alone
+        for step in range(-(-n // batch)):
+            fetched += sampler.ahead(step, rows).tolist()
+            places, drawn = np.arange(step * batch, (step + 1) * batch)[rows], sampler.at(step)[rows]
+            own |= set(drawn[places < n])
+            assert set(drawn[(places >= window) & (places < n)]) <= set(fetched)
+            if (step + 1) * batch <= last:
+                count = len(fetched)
+        assert len(set(fetched[:count])) == count and set(fetched[:count]) <= own
+
+
+@pytest.mark.parametrize("machines", [2, 4, 8])
+def test_machines_that_share_a_cache_fetch_little_twice(machines: int) -> None:
+    """All look into the cache at once, then fetch; 4 neighbours are one block."""
+    sampler, everyone = Sampler(20_000, 256, 7, "pool", window=4_096), [Group() for _ in range(machines)]
+    cache: set[int] = set()
+    requested = 0
+    for step in range(16):  # of one window
+        missing = []
+        for rank, group in enumerate(everyone):
+            group.rank, group.size = rank, machines
+            missing.append(set(sampler.ahead(step, group.rows(256)) // 4) - cache)
+        requested += sum(map(len, missing))
+        cache = cache.union(*missing)
+    assert 4 * len(cache) >= 4_096 and requested <= 1.05 * len(cache)
