@@ -77,5 +77,8 @@ def test_a_release_has_absolute_links_and_names_its_repository(tmp_path: Path) -
     links = re.findall(r"\]\(([^)\s]+)\)", (tmp_path / "README.md").read_text(encoding="utf-8"))
     assert len(links) > 5 and [link for link in links if not link.startswith("https://")] == []
     assert "https://host.example/a/b/blob/v1.2.3/docs/models.md" in links
+    assert "https://host.example/a/b/raw/v1.2.3/docs/images/report.png" in links, (
+        "a picture, and not its page"
+    )
     project = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["urls"] == {"Repository": "https://host.example/a/b"}

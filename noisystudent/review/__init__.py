@@ -51,8 +51,7 @@ def review(
         Lines of text: the number of images in each group, and what is missing.
 
     Raises:
-        InputError: `run` is not a run directory, its images have changed, or no model is finished; or `out`
-            holds given labels of the run.
+        InputError: `run` is no run directory with a finished model; images have changed; or `out` is its labels.
         RunError: a file of the run is damaged, or an image cannot be read.
     """
     context, model = open_run(run, sources, device, progress or Progress())
@@ -64,9 +63,8 @@ def review(
     groups, notes = [suspected_labels(unseen, dataset.classes, count)], [one.origin for one in unseen]
     rows = _drawn(len(dataset.pool), most, seed, "pool")
     if len(rows):
-        name = model.training.name
         pool = pool_images(context, training, rows)
-        groups += pool_groups(pool, dataset, name, count, seed)
+        groups += pool_groups(pool, dataset, model.training.name, count, seed)
         if len(rows) < len(dataset.pool):
             notes.append(f"{len(rows):,} of {len(dataset.pool):,} pool images were drawn at random (--most).")
     else:
