@@ -238,8 +238,7 @@ def joined(gpus: bool = False) -> Iterator[Group]:
 
     require(
         torch.__version__ >= "2.7",  # compared as versions, not as text
-        f"several processes need torch 2.7 or newer, and {torch.__version__} is installed; install a newer"
-        " one, or leave out --processes",
+        f"--processes needs torch 2.7, and {torch.__version__} is installed; update it, or leave the flag out",
     )
     _stop_with_parent()
     try:

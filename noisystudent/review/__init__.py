@@ -51,7 +51,7 @@ def review(
         Lines of text: the number of images in each group, and what is missing.
 
     Raises:
-        InputError: `run` is no run directory with a finished model; images have changed; or `out` is its labels.
+        InputError: `run` is no run directory with a finished model; images have changed; `out` is its labels.
         RunError: a file of the run is damaged, or an image cannot be read.
     """
     context, model = open_run(run, sources, device, progress or Progress())
