@@ -220,8 +220,7 @@ def local_size() -> int:
 def joined(gpus: bool = False) -> Iterator[Group]:
     """Join the processes that torchrun has started with this one, within the block.
 
-    Without torchrun this process stays alone. If torchrun itself is killed, the processes are stopped as by
-    SIGTERM.
+    Without torchrun this process stays alone. If torchrun is killed, the processes stop as by SIGTERM.
 
     Args:
         gpus: each process uses the GPU of its number on its machine. False: none touches a GPU.
@@ -238,7 +237,8 @@ def joined(gpus: bool = False) -> Iterator[Group]:
 
     require(
         torch.__version__ >= "2.7",  # compared as versions, not as text
-        f"--processes needs torch 2.7, and {torch.__version__} is installed; update it, or leave the flag out",
+        f"several processes need torch 2.7 or newer, and {torch.__version__} is installed; install a newer"
+        " one, or leave out --processes",
     )
     _stop_with_parent()
     try:
