@@ -47,9 +47,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=FORMS)
 def shown(request: pytest.FixtureRequest, run: Path, chromium: Browser) -> Iterator[tuple[Page, list[str]]]:
-    """The report of the run in one of the forms, and what the browser said."""
+    """The report of the run in one of the forms, and what the browser said; and a picture of it."""
     width, dark = FORMS[request.param]
     with browser.opened(chromium, run / "report.html", width=width, dark=dark) as opened:
+        opened[0].screenshot(path=run.parent / f"report {request.param}.png", full_page=True)
         yield opened
 
 
