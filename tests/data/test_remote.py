@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 from image_files import labeled_folder, make, random_images, table, write_folder
 from shard_files import tarred
 from torch import Tensor
-from web_server import FAULTS, WebServer, faults
+from web_server import FAULTS, WebServer, faults, serving
 
 from noisystudent.config import DataConfig
 from noisystudent.console import Progress, stop_on_signal
@@ -54,6 +54,21 @@ def test_an_object_store_gives_what_the_folder_gives(shards: Path, bucket: str, 
     assert listed(there) == listed(here)
     assert listed(pickle.loads(pickle.dumps(there))) == listed(here)
     assert there.fingerprint() == open_source([f"{bucket}/{names}"], labeled=True).fingerprint()
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_no_fault_changes_the_list_of_a_bucket(
+    bucket: str, s3: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = open_source([f"{bucket}/*.tar"], labeled=True)
+    monkeypatch.setattr(stores, "_SILENT_SECONDS", 0.3)
+    forget()
+    with serving({}, upstream=s3.removeprefix("http://")) as web:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", web.url)
+        coming = [kind, kind]
+        web.fault = lambda: coming.pop() if coming else None
+        assert open_source([f"{bucket}/*.tar"], labeled=True).fingerprint() == there.fingerprint()
+    assert web.faults == [kind, kind]
 
 
 def test_a_remote_folder_is_its_shards_and_a_list_is_its_lines(shards: Path, bucket: str) -> None:

@@ -1,19 +1,23 @@
-"""A web server on loopback that serves bytes by path, with ranges, etags and faults."""
+"""A web server on loopback with faults, that serves bytes by path, or passes on those of another server."""
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import numpy as np
+
+Answer = tuple[int, dict[str, str], bytes]
+"""Status, headers and body."""
 
 FAULTS = ("error", "truncated", "reset", "stall")
 STALL_SECONDS = 0.6
@@ -24,9 +28,11 @@ class WebServer(ThreadingHTTPServer):
 
     Attributes:
         files: content of each path.
+        upstream: host and port of a server whose answers are passed on; None: `files` are served.
         requests: (method, path, first byte, past last byte) of each request.
         fault: draws the fault of a request; None: no fault.
         faults: those that came.
+        sent: bytes of the body of each answer that had one.
         etags: False: only the time of the last change is sent.
         quote: what stands around an etag; some servers send none.
         modified: the time of the last change. Empty: it is not sent.
@@ -35,12 +41,13 @@ class WebServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], upstream: str | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = files
+        self.files, self.upstream = files, upstream
         self.requests: list[tuple[str, str, int, int]] = []
         self.fault: Callable[[], str | None] = lambda: None
         self.faults: list[str] = []
+        self.sent: list[int] = []
         self.etags = True
         self.quote = '"'
         self.modified = "Thu, 01 Jan 2026 00:00:00 GMT"
@@ -56,8 +63,8 @@ class WebServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[WebServer]:
-    with WebServer(files) as server:
+def serving(files: dict[str, bytes], upstream: str | None = None) -> Iterator[WebServer]:
+    with WebServer(files, upstream) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield server
         server.shutdown()
@@ -94,11 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        data = self.server.files.get(unquote(self.path))
-        ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        size = len(data or b"")
-        start, stop = (int(ranged[1]), min(int(ranged[2]) + 1, size)) if ranged else (0, size)
-        self.server.requests.append((self.command, self.path, start, stop))
+        status, headers, data = self._stored() if self.server.upstream is None else self._passed_on()
         fault = self.server.fault()
         if fault is not None:
             self.server.faults.append(fault)
@@ -109,27 +112,47 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "stall":
             time.sleep(STALL_SECONDS)
-        if data is None or fault == "error":
-            self._status(404 if data is None else 503)
-            return
-        etag = self.server.quote + _digest(data) + self.server.quote if self.server.etags else None
-        if self.headers.get("If-Match", etag) != etag:
-            self._status(412)
-            return
-        self.send_response(206 if ranged else 200)
-        if self.server.modified:
-            self.send_header("Last-Modified", self.server.modified)
-        if etag is not None:
-            self.send_header("ETag", etag)
-        if ranged:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-        self.send_header("Content-Length", str(stop - start))
+        if fault == "error" and status != 404:
+            status, headers, data = 503, {"Content-Length": "0"}, b""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if body:
-            self.close_connection = fault == "truncated"
-            self.wfile.write(data[start : (start + stop) // 2 if fault == "truncated" else stop])
+            if fault == "truncated":
+                self.close_connection, data = True, data[: len(data) // 2]
+            self.server.sent.append(len(data))  # first: the client may be ready before this thread goes on
+            self.wfile.write(data)
 
-    def _status(self, code: int) -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+    def _stored(self) -> Answer:
+        """The answer of `files`."""
+        data = self.server.files.get(unquote(self.path))
+        ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        size = len(data or b"")
+        start, stop = (int(ranged[1]), min(int(ranged[2]) + 1, size)) if ranged else (0, size)
+        self.server.requests.append((self.command, self.path, start, stop))
+        if data is None:
+            return 404, {"Content-Length": "0"}, b""
+        headers = {"Last-Modified": self.server.modified} if self.server.modified else {}
+        if self.server.etags:
+            headers["ETag"] = self.server.quote + _digest(data) + self.server.quote
+        etag = headers.get("ETag")
+        if self.headers.get("If-Match", etag) != etag:
+            return 412, {"Content-Length": "0"}, b""
+        if ranged:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        return 206 if ranged else 200, headers | {"Content-Length": str(stop - start)}, data[start:stop]
+
+    def _passed_on(self) -> Answer:
+        """The answer of the other server to this request, which has no body."""
+        assert self.server.upstream is not None
+        with closing(http.client.HTTPConnection(self.server.upstream)) as connection:
+            connection.request(self.command, self.path, headers=dict(self.headers))
+            answer = connection.getresponse()
+            data = answer.read()
+        own = ("Server", "Date", "Connection", "Transfer-Encoding")  # of each connection
+        headers = {name.title(): value for name, value in answer.getheaders() if name.title() not in own}
+        if self.command == "GET":
+            headers["Content-Length"] = str(len(data))
+        self.server.requests.append((self.command, self.path, 0, len(data)))
+        return answer.status, headers, data

@@ -131,14 +131,14 @@ def open_store(root: str, patience: Patience) -> Store:
         )
     except Exception as error:  # obstore raises many types of errors on a wrong root
         raise Unreadable(_reason(root, error)) from error
-    return _ObjectStore(root, store)
+    return _ObjectStore(root, store, patience.retries)
 
 
 class _ObjectStore:
     """A store of obstore, which tries again by itself: server errors, resets, stalls, bodies cut short."""
 
-    def __init__(self, root: str, store: Any) -> None:
-        self._root, self._store = root, store
+    def __init__(self, root: str, store: Any, retries: int) -> None:
+        self._root, self._store, self._retries = root, store, retries
 
     def head(self, path: str, /) -> Entry:
         """See `Store`."""
@@ -147,12 +147,21 @@ class _ObjectStore:
         return _entry(self._tried(lambda: obstore.head(self._store, path), path))
 
     def list(self, prefix: str, /) -> Iterator[Entry]:
-        """See `Store`."""
+        """See `Store`. obstore does not try again if the body of a list is cut short."""
         import obstore
 
-        chunks = iter(self._tried(lambda: obstore.list(self._store, prefix or None), prefix))
-        while (chunk := self._tried(lambda: next(chunks, None), prefix)) is not None:
-            yield from map(_entry, chunk)
+        def read() -> Iterator[Entry]:
+            return iter(
+                [_entry(meta) for chunk in obstore.list(self._store, prefix or None) for meta in chunk]
+            )
+
+        for _ in range(self._retries):
+            try:
+                return self._tried(read, prefix)
+            except Unreadable as error:
+                if "list response body" not in str(error):
+                    raise
+        return self._tried(read, prefix)
 
     def get(self, entry: Entry, start: int, stop: int, /) -> bytes:
         """See `Store`."""
