@@ -96,16 +96,18 @@ def run(images: Path, out: Path) -> None:
     self_train(tiny.config(images), out)
 
 
+@pytest.mark.parametrize("size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])  # there are 3 parts
 def test_labels_and_selection_of_equal_teachers_are_equal_bit_for_bit(
-    images: Path, finished: Path, tmp_path: Path
+    images: Path, finished: Path, tmp_path: Path, size: int
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     shutil.rmtree(out / "iteration-1")
-    together(2, run, images, out)
-    one, two = RunDir(finished).iteration(1), RunDir(out).iteration(1)
-    assert tiny.digest(two.selection) == tiny.digest(one.selection)
-    labels = {path.name: tiny.digest(path) for path in LabelsDir(one.labels).parts()}
-    assert {path.name: tiny.digest(path) for path in LabelsDir(two.labels).parts()} == labels
+    together(size, run, images, out)
+    alone, shared = RunDir(finished).iteration(1), RunDir(out).iteration(1)
+    assert tiny.digest(shared.selection) == tiny.digest(alone.selection)
+    labels = {path.name: tiny.digest(path) for path in LabelsDir(alone.labels).parts()}
+    assert {path.name: tiny.digest(path) for path in LabelsDir(shared.labels).parts()} == labels
     assert len(labels) == 3
-    assert [path.name for path in out.glob("run*.log")] == ["run.log", "run.rank-1.log"]
+    logs = ["run.log", *(f"run.rank-{rank}.log" for rank in range(1, size))]
+    assert sorted(path.name for path in out.glob("run*.log")) == logs
