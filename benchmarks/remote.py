@@ -5,24 +5,29 @@
 
 The images are random bytes of 20 to 80 kB in tar shards; nothing is decoded; the server is the tests', on
 loopback in a process of its own: the CPU time is that of the reader alone. `in order` reads 64 neighbours at
-once, as the scan does; `shuffled` reads 64 that are drawn from all shards, as a training does.
+once, as the scan does; `shuffled` reads 64 that are drawn from all shards, as a training does. Figures are an
+image, but `faults`.
 
 folder: a file an image. tar: the shards on disk. remote: the same shards through the store, `cold` without a
 cache, `cached` with a cache that has them. windows: an empty cache, and the order of `student.pool_window
 512` for a selection of all images, with the next window fetched ahead. fsspec: a range request an image, in
-16 threads. It is told the ranges, and does not look whether the shard is still the same.
+16 threads. It is told the ranges, and does not look whether the shard is still the same. S3: the shards in a
+bucket (moto), read through the tests' server, which passes its answers on. 10 % faults: a tenth of the
+requests is an error 503, a body cut short, a reset or a stall of 0.6 s; `faults` counts them.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import multiprocessing
 import os
 import sys
 import tarfile
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -44,7 +49,7 @@ from noisystudent.selection.database import SCHEMA
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "data"))
 from shard_files import add
-from web_server import serving
+from web_server import faults, serving
 
 _BATCH, _WINDOW = 64, 512
 Read = Callable[[Sequence[Place]], list[bytes]]
@@ -65,24 +70,48 @@ def write(root: Path, data: list[bytes], shards: int) -> None:
                 (root / "folder" / f"{shard:04d}" / f"{number:06d}.jpg").write_bytes(data[number])
 
 
-def serve(root: Path, pipe: Connection) -> None:
-    """Serve the shards; each message is answered with (requests, bytes) since the last one."""
-    with serving({f"/{path.name}": path.read_bytes() for path in root.glob("*.tar")}) as web:
+def serve(root: Path, pipe: Connection, bucket: bool) -> None:
+    """Serve the shards, on a web server or in the bucket `pool`.
+
+    Each message is the share of faults from now on, and is answered with (requests, bytes, faults) since the
+    last one.
+    """
+    shards = {f"/{path.name}": path.read_bytes() for path in root.glob("*.tar")}
+    upstream = serve_bucket(shards) if bucket else None
+    with serving({} if bucket else shards, upstream) as web:
         pipe.send(web.url)
-        while pipe.recv():
-            done, web.requests = web.requests, []
-            pipe.send((len(done), sum(stop - start for method, _, start, stop in done if method == "GET")))
+        while True:
+            share = pipe.recv()
+            counts = (len(web.requests), sum(web.sent), len(web.faults))
+            web.fault = faults(share)
+            web.requests, web.sent, web.faults = [], [], []
+            pipe.send(counts)
+
+
+def serve_bucket(shards: dict[str, bytes]) -> str:
+    """Host and port of an S3 server with the shards in the bucket `pool`."""
+    from moto.server import ThreadedMotoServer  # here, because it takes seconds
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    kind = {"Content-Type": "application/x-tar"}  # by default data are a form
+    for path, data in {"": None, **shards}.items():
+        url = f"http://{host}:{port}/pool{path}"
+        urllib.request.urlopen(urllib.request.Request(url, data, kind, method="PUT")).close()
+    return f"{host}:{port}"
 
 
 def places(source: Source) -> list[Place]:
     return [(item.shard, item.offset, item.size, item.id) for item in source.items()]
 
 
-def counted(pipe: Connection) -> tuple[int, float]:
-    """Requests and MB since the last call."""
-    pipe.send(True)
-    requests, size = pipe.recv()
-    return requests, size / 1e6
+def counted(pipe: Connection, share: float = 0.0) -> tuple[int, float, int]:
+    """Requests, MB and faults since the last call; from now on there is a fault in this share of requests."""
+    pipe.send(share)
+    requests, size, faulty = pipe.recv()
+    return requests, size / 1e6, faulty
 
 
 def from_source(source: Source) -> Read:
@@ -159,20 +188,24 @@ def digest(data: Iterable[bytes]) -> bytes:
     return state.digest()
 
 
-def measure(read: Read, where: list[Place], rows: NDArray[np.int64], pipe: Connection) -> tuple[str, bytes]:
+def measure(
+    read: Read, where: list[Place], rows: NDArray[np.int64], pipe: Connection, share: float = 0.0
+) -> tuple[str, bytes]:
     """Read all images in the order of `rows`; the figures, and the digest of the images by row."""
     found: dict[int, bytes] = {}
     remote._memory = remote._Memory()
-    counted(pipe)
+    counted(pipe, share)
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH].tolist()
         found |= dict(zip(batch, read([where[row] for row in batch]), strict=True))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    requests, size = counted(pipe)
+    requests, size, faulty = counted(pipe)
     count = len(rows)
-    figures = (requests / count, 1000 * size / count, 1000 * cpu / count, count / wall)
-    return "{:10.3f}{:10.1f}{:10.3f}{:10,.0f}".format(*figures), digest(found[row] for row in range(count))
+    figures = (requests / count, 1000 * size / count, 1000 * cpu / count, count / wall, faulty)
+    return "{:10.3f}{:10.1f}{:10.3f}{:10,.0f}{:10}".format(*figures), digest(
+        found[row] for row in range(count)
+    )
 
 
 def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -> None:
@@ -182,12 +215,12 @@ def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -
     counted(pipe)
     cpu = time.process_time()
     assert places(cold) == where
-    cpu, (requests, size) = time.process_time() - cpu, counted(pipe)
+    cpu, (requests, size, _) = time.process_time() - cpu, counted(pipe)
     print(f"listing: {requests} requests, {size:.1f} MB, {1000 * cpu / len(where):.3f} CPU ms an image\n")
     cached, loose = open_source([names], True, cache_gb=1), open_source([root / "folder"], False)
     in_order = np.arange(len(where))
     measure(from_source(cached), where, in_order, pipe)  # fills the cache
-    print(f"{'':26}{'requests':>10}{'kB':>10}{'CPU ms':>10}{'images/s':>10}   an image")
+    print(f"{'':26}{'requests':>10}{'kB':>10}{'CPU ms':>10}{'images/s':>10}{'faults':>10}")
     expected = digest(from_source(tars)(where))
     shuffled = np.random.default_rng(1).permutation(len(where))
     with ThreadPoolExecutor(THREADS) as threads:
@@ -212,6 +245,33 @@ def compare(root: Path, url: str, shards: int, repeats: int, pipe: Connection) -
         print(f"{'remote, windows':16}{'shuffled':10}{figures}")
 
 
+def compare_faults(root: Path, url: str, web: Connection, s3: Connection) -> None:
+    """A web server and a bucket, both without a cache, without faults and with them."""
+    tars = open_source([root / "*.tar"], True)
+    where = places(tars)
+    expected = digest(from_source(tars)(where))
+    orders = {"in order": np.arange(len(where)), "shuffled": np.random.default_rng(1).permutation(len(where))}
+    names = f"{url}/{{{','.join(sorted(path.stem for path in root.glob('*.tar')))}}}.tar"
+    for name, spec, pipe in (("web", names, web), ("S3", "s3://pool/*.tar", s3)):
+        source = open_source([spec], True, cache_gb=0)
+        assert places(source) == where
+        for share in (0.0, 0.1):
+            for order, rows in orders.items():
+                figures, found = measure(from_source(source), where, rows, pipe, share)
+                assert found == expected, f"{name} has given other bytes"
+                print(f"{name + (f', {share:.0%} faults' if share else ''):16}{order:10}{figures}")
+
+
+def server(root: Path, bucket: bool) -> tuple[str, Connection]:
+    """URL of a server in a process of its own, and the pipe of its counts."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=serve, args=(root, there, bucket), daemon=True
+    )
+    process.start()
+    return here.recv(), here
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -225,11 +285,12 @@ def main() -> None:
         os.environ["NOISYSTUDENT_CACHE"] = str(root / "cache")
         data = images(given.images)
         write(root, data, given.shards)
-        here, there = multiprocessing.Pipe()
-        multiprocessing.get_context("fork").Process(target=serve, args=(root, there), daemon=True).start()
+        (url, web), (bucket, s3) = server(root, bucket=False), server(root, bucket=True)
+        os.environ |= {"AWS_ENDPOINT_URL": bucket, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         size = sum(map(len, data)) / 1e6
         print(f"{len(data):,} images, {size:.0f} MB in {given.shards} shards")
-        compare(root, here.recv(), given.shards, given.repeats, here)
+        compare(root, url, given.shards, given.repeats, web)
+        compare_faults(root, url, web, s3)
 
 
 if __name__ == "__main__":
