@@ -1,14 +1,16 @@
-"""Memory of the pipeline as the pool grows: scan, label, select and batch 10,000 to 1,000,000 images.
+"""Memory of the pipeline as the pool grows: scan, label, select and train on 10,000 to 1,000,000 images.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --sizes 10000 100000
 
-The images are generated once under --work: 32-pixel PNG in tar shards of 10,000, all different. Each size
-runs in a process of its own. Counted, sampled every 50 ms: `anonymous` is the memory that a process holds for
-itself (Pss_Anon of /proc/PID/smaps_rollup), of the main process, and of all its workers together. Pages of
-memory-mapped files are the kernel's cache, which it takes back when memory is short; they are not in
-`anonymous`, but in `resident` (ru_maxrss), beside libraries. Growth is the difference of two peaks divided by
-the difference in images.
+The images are generated once under --work: 32-pixel PNG in tar shards of 10,000, all different. The leak
+guard compares them all (`data.near_duplicates all`). The first steps are those of a small student, by the
+trainer of a run, without points of a curve on val. Each size runs in a process of its own. Counted, sampled
+every 50 ms: `anonymous` is the memory that a process holds for itself (Pss_Anon of
+/proc/PID/smaps_rollup), of the main process, and of all its workers together. Pages of memory-mapped files
+are the kernel's cache, which it takes back when memory is short; they are not in `anonymous`, but in
+`resident` (ru_maxrss), beside libraries. Growth is the difference of two peaks divided by the difference in
+images.
 """
 
 from __future__ import annotations
@@ -22,31 +24,38 @@ import struct
 import subprocess
 import sys
 import tarfile
-import threading
-import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from meter import Meter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisystudent.config import DataConfig, PseudoLabelConfig, SelectionConfig
+from noisystudent.config import (
+    DataConfig,
+    LearnerConfig,
+    ModelConfig,
+    PseudoLabelConfig,
+    SelectionConfig,
+    TrainConfig,
+)
 from noisystudent.console import Progress
-from noisystudent.data.loader import SelectedPool, joint_batches, requested_batches
+from noisystudent.data.loader import SelectedPool, requested_batches
 from noisystudent.data.prepare import Dataset, open_dataset, prepare
 from noisystudent.data.sources import open_sources
 from noisystudent.data.workers import worker_count
 from noisystudent.pseudo_label import label_images, read_targets
 from noisystudent.records import PseudoLabels, Selection
-from noisystudent.run.rundir import DataDir
+from noisystudent.run.rundir import DataDir, ModelDir
 from noisystudent.runtime import resolve_device
 from noisystudent.selection import select, selected_rows
+from noisystudent.self_training.trainer import train
+from noisystudent.self_training.training import Training
 
 _CLASSES, _SIDE, _LABELED, _SHARD = 10, 32, 200, 10_000
 _LIMIT = 100  # bytes an image
@@ -121,66 +130,8 @@ def _images(key: int, count: int, number: int | None = None) -> Iterator[bytes]:
         )
 
 
-class Meter:
-    """Peaks of memory in bytes, and seconds, a stage."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, dict[str, float]] = {}
-        self._stage = "start"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    @contextmanager
-    def running(self) -> Iterator[Meter]:
-        self._sample()
-        self._thread.start()
-        yield self
-        self._over.set()
-        self._thread.join()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._stage = name
-        begun = time.perf_counter()
-        yield
-        self._sample()
-        self.stages[name]["seconds"] = time.perf_counter() - begun
-        self._stage = "between"
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.05):
-            self._sample()
-
-    def _sample(self) -> None:
-        peaks = self.stages.setdefault(self._stage, {"main": 0.0, "workers": 0.0, "seconds": 0.0})
-        peaks["main"] = max(peaks["main"], _anonymous(os.getpid()))
-        peaks["workers"] = max(peaks["workers"], sum(map(_anonymous, _descendants(os.getpid()))))
-
-
-def _anonymous(process: int) -> int:
-    """Pss_Anon in bytes; 0 for a process that has ended."""
-    try:
-        with open(f"/proc/{process}/smaps_rollup") as file:
-            lines = dict(line.split(":", 1) for line in file.read().splitlines()[1:])
-        return int(lines["Pss_Anon"].split()[0]) * 1024
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def _descendants(process: int) -> list[int]:
-    found: list[int] = []
-    for path in Path(f"/proc/{process}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in path.read_text().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for child in children:
-            found += [child, *_descendants(child)]
-    return found
-
-
 def measure(work: Path, size: int) -> Row:
-    """Scan, label, select and batch one pool; what each stage took."""
+    """Scan, label and select one pool, and train on it; what each stage took."""
     out = work / f"run-{size}"
     shutil.rmtree(out, ignore_errors=True)
     with Meter().running() as meter:
@@ -191,8 +142,8 @@ def measure(work: Path, size: int) -> Row:
         with meter.stage("select"):
             config = SelectionConfig(threshold=0.3)
             selection = select(labels, config, seed=0, out=out / "selection.parquet")
-        with meter.stage("batches"):
-            kept = _batches(dataset, labels, selection, out / "targets.npy")
+        with meter.stage("train"):
+            kept = _train(dataset, labels, selection, ModelDir(out / "student"))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     shutil.rmtree(out)
     return {
@@ -201,7 +152,7 @@ def measure(work: Path, size: int) -> Row:
         "resident": resident,
         "main": max(stage["main"] for stage in meter.stages.values()),
         "workers": max(stage["workers"] for stage in meter.stages.values()),
-        "stages": {name: meter.stages[name] for name in ("scan", "label", "select", "batches")},
+        "stages": {name: meter.stages[name] for name in ("scan", "label", "select", "train")},
     }
 
 
@@ -211,6 +162,7 @@ def _scan(work: Path, size: int, out: Path) -> Dataset:
         unlabeled=(str(work / f"pool-{size}"),),
         resolution=_SIDE,
         plane="streamed",
+        near_duplicates="all",
     )
     prepare(config, open_sources(config), DataDir(out), 0, Progress())
     return open_dataset(DataDir(out), config, open_sources(config))
@@ -245,25 +197,24 @@ def _pooled(images: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
 
 
-def _batches(dataset: Dataset, labels: PseudoLabels, selection: Selection, out: Path) -> int:
-    """Some training batches; returns how many images were kept."""
+def _train(dataset: Dataset, labels: PseudoLabels, selection: Selection, folder: ModelDir) -> int:
+    """The first steps of a student; returns how many images were kept."""
     rows, repeats = selected_rows(selection)
-    targets = read_targets(labels, rows, hard=False, out=out)
-    batches = joint_batches(
-        dataset.labeled,
-        dataset.pool,
-        SelectedPool(rows, repeats, targets),
-        labeled_batch=_BATCH,
-        pool_batch=_BATCH,
-        resolution=_SIDE,
+    training = Training(
+        learner=LearnerConfig(
+            model=ModelConfig(name="resnet8_16"), train=TrainConfig(steps=_STEPS, batch_size=_BATCH)
+        ),
+        dataset=dataset,
+        folder=folder,
         seed=0,
-        start=0,
-        stop=_STEPS,
+        resolution=_SIDE,
         device=_CPU,
         workers=worker_count(None),
+        ratios=(1,),
+        curve=False,
     )
-    for batch in batches:
-        assert batch.images.shape == (2 * _BATCH, 3, _SIDE, _SIDE)
+    targets = read_targets(labels, rows, hard=False, out=folder.targets)
+    train(training, SelectedPool(rows, repeats, targets), Progress(), None)
     return len(rows)
 
 
@@ -280,7 +231,7 @@ def show(rows: list[Row]) -> None:
         memory = f"{_mib(row['main']):>16}{_mib(row['workers']):>19}{_mib(row['resident']):>15}"
         print(f"{row['images']:11,}{row['kept']:11,}{memory}")
     print(f"\ngrowth of the main process in bytes an image (anonymous: below {_LIMIT} is the aim)")
-    print("              images  anonymous  resident     scan    label   select  batches")
+    print("              images  anonymous  resident     scan    label   select    train")
     for low, high in [*pairwise(rows), *([(rows[0], rows[-1])] if len(rows) > 2 else [])]:
         pairs = ((low["stages"][name]["main"], stage["main"]) for name, stage in high["stages"].items())
         stages = "".join(f"{_growth(low, high, *pair):9.1f}" for pair in pairs)
