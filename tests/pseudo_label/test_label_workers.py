@@ -193,7 +193,7 @@ def test_an_array_of_eight_workers_of_which_four_are_killed_at_random_moments(tm
         for worker in workers:
             worker.join(120)
         assert first.exitcode == 0
-        # One that starts when the others have ended, and is killed, leaves its empty folder until the next call.
+        # One that is killed after the end of the others leaves its empty folder until the next call.
         random_pool(IMAGES).label(out)
         check(out, whole)
         made = len((out.parent / "batches").read_text().splitlines())
