@@ -94,7 +94,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
         finally:
             _flush()  # an error of standard output is named before what follows from it
     except NoisyStudentError as error:
-        _fail(str(error), error.exit_code, debug, silent=isinstance(error, EndedElsewhere))
+        silent = isinstance(error, EndedElsewhere) or launch.is_ended_by_launcher(error)
+        _fail(str(error), error.exit_code, debug, silent=silent)
     except CycloptsError as error:
         _fail(str(error), InputError.exit_code, debug)
     except KeyboardInterrupt:

@@ -12,9 +12,10 @@ from datetime import timedelta
 
 from noisystudent import cgroups
 from noisystudent.distributed import is_main_process
-from noisystudent.errors import EndedElsewhere, InputError, RunError, Stopped, require
+from noisystudent.errors import EndedElsewhere, InputError, NoisyStudentError, RunError, Stopped, require
 
 _GRACE = "120"  # seconds for a last snapshot, before a process that was stopped is killed
+_LAUNCHED = "NOISYSTUDENT_LAUNCHED"  # set for the processes that `launch` starts
 _LAST, _MOMENT = "noisystudent/last-line", timedelta(seconds=5)
 
 
@@ -66,7 +67,8 @@ def launch(processes: int, device: str) -> None:
     Raises:
         InputError: there are more processes than GPUs, see `uses_gpus`.
         RunError: a process was killed.
-        EndedElsewhere: a process failed or was stopped by a signal, and has printed why.
+        Stopped: a signal came.
+        EndedElsewhere: a process failed, and has printed why.
     """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -78,6 +80,7 @@ def launch(processes: int, device: str) -> None:
         # Otherwise the processes of a later call could be given the addresses of an earlier one.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
+        _LAUNCHED: "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes))),
     }
     logging.disable(logging.ERROR)  # of torchrun: the error of this function says the same in one line
@@ -96,10 +99,18 @@ def launch(processes: int, device: str) -> None:
         try:
             elastic_launch(config, sys.executable)("-m", "noisystudent", *sys.argv[1:])
         except SignalException as error:
-            raise EndedElsewhere(f"stopped by {error.sigval.name}", Stopped.exit_code) from error
+            raise Stopped(f"stopped by {error.sigval.name}; run the same command again to resume") from error
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise _failure(codes) from error
+
+
+def is_ended_by_launcher(error: NoisyStudentError) -> bool:
+    """Return True if a signal has stopped this process, and the process that launched it says why.
+
+    The launcher also stops the others when one has died, and these do not know of it.
+    """
+    return isinstance(error, Stopped) and _LAUNCHED in os.environ and "RANK" in os.environ
 
 
 def is_repeated(line: str) -> bool:
@@ -129,12 +140,15 @@ def _threads(processes: int) -> int:
     return max(1, cgroups.usable_cores() // processes)
 
 
-def _failure(codes: dict[int, int]) -> RunError | EndedElsewhere:
-    """The error for the exit codes of the ranks that ended first: one that was killed has printed nothing."""
+def _failure(codes: dict[int, int]) -> NoisyStudentError:
+    """The error for the exit codes of the ranks that ended first; a signal leaves them no time for a line."""
     for rank, code in sorted(codes.items()):
         if code < 0:
             name = signal.Signals(-code).name
             return RunError(
                 f"process {rank} of the run was killed by {name}; run the same command again to resume"
             )
-    return EndedElsewhere("a process of the run has failed", max(codes.values(), default=1))
+    code = max(codes.values(), default=1)
+    if code == Stopped.exit_code:
+        return Stopped("a signal stopped a process of the run; run the same command again to resume")
+    return EndedElsewhere("a process of the run has failed", code)

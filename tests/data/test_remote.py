@@ -17,27 +17,16 @@ import obstore
 import pytest
 import torch
 from fsspec import AbstractFileSystem
-from image_files import labeled_folder, make, random_images, table, write_folder
-from shard_files import tarred
+from image_files import make
 from torch import Tensor
-from web_server import FAULTS, WebServer, faults, serving
+from web_server import FAULTS, WebServer, faults, forget, serving
 
-from noisystudent.config import DataConfig
 from noisystudent.console import Progress, stop_on_signal
-from noisystudent.data.listing import list_sets
 from noisystudent.data.loader import requested_batches
-from noisystudent.data.prepare import open_dataset, prepare
-from noisystudent.data.sources import Source, open_source, open_sources, prefetch, remote, stores
+from noisystudent.data.sources import Source, open_source, prefetch, remote, stores
 from noisystudent.data.sources.stores import NAMING, open_store
 from noisystudent.data.sources.threads import in_threads
 from noisystudent.errors import InputError, RunError, Stopped
-from noisystudent.run.rundir import DataDir
-
-
-def forget() -> None:
-    """What another process would not have."""
-    remote._memory = remote._Memory()  # the fixture `fresh` puts it back
-    open_store.cache_clear()
 
 
 def listed(source: Source) -> list[object]:
@@ -167,51 +156,6 @@ def test_a_bucket_says_that_a_shard_is_replaced(bucket: str) -> None:
     obstore.put(open_store("s3://bucket", NAMING)._store, "d/a.tar", b"other")  # type: ignore[attr-defined]
     with pytest.raises(RunError, match=r"^s3://bucket/d/a\.tar was replaced"):
         there.read(item.shard, item.offset, item.size, item.id)
-
-
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
-@pytest.mark.parametrize("listed_before", [True, False])
-def test_a_shard_that_is_lost_is_in_the_ledger(
-    web: WebServer, kind: str, listed_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = f"{web.url}/d/{{a,b}}.{kind}"
-    config = DataConfig(
-        labeled=(str(labeled_folder(tmp_path / "labeled", seed=9)),),
-        unlabeled=(pool,),
-        cache_gb=0,
-        workers=0,
-        resolution=8,
-        max_bad_fraction=0.5,
-    )
-    sources, out = open_sources(config), DataDir(tmp_path / "out")
-    listings = list_sets(sources, tmp_path / "listings", config, Progress()) if listed_before else None
-    del web.files[f"/d/b.{kind}"]
-    forget()
-    prepare(config, sources, out, 0, Progress(), listings=listings)
-    rows = table(out.ledger)
-    assert len(rows) == (12 if listed_before else 1)
-    assert {(row["set"], row["reason"]) for row in rows} == {
-        ("pool", "cannot be read: no such object, bucket or repository (404)")
-    }
-    assert len(open_dataset(out, config, sources).pool) == 12
-
-
-def test_a_small_shard_that_is_lost_after_its_listing_stops_the_run(web: WebServer, tmp_path: Path) -> None:
-    """Its images would be left out of every later call too, and it may only be out of reach for an hour."""
-    pool = write_folder(tmp_path / "pool", random_images(121, seed=5), lambda number: f"{number:03d}.png")
-    files = sorted(pool.iterdir())
-    web.files |= {
-        f"/small/{name}.tar": tarred(pool, tmp_path / f"{name}.tar", files=part).read_bytes()
-        for name, part in (("a", files[1:]), ("b", files[:1]))
-    }
-    labeled, small = (str(labeled_folder(tmp_path / "labeled")),), (f"{web.url}/small/{{a,b}}.tar",)
-    config = DataConfig(labeled=labeled, unlabeled=small, cache_gb=0, workers=0, resolution=8)
-    sources, out = open_sources(config), DataDir(tmp_path / "out")
-    listings = list_sets(sources, tmp_path / "listings", config, Progress())
-    del web.files["/small/b.tar"]
-    forget()
-    with pytest.raises(InputError, match=r"^pool: shards have lost images; the first is .*000\.png \(.*404"):
-        prepare(config, sources, out, 0, Progress(), listings=listings)
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])

@@ -16,6 +16,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from noisystudent.data.sources import remote
+from noisystudent.data.sources.stores import open_store
+
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers and body."""
 
@@ -156,3 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Length"] = str(len(data))
         self.server.requests.append((self.command, self.path, 0, len(data)))
         return answer.status, headers, data
+
+
+def forget() -> None:
+    """Forget what another process would not have."""
+    remote._memory = remote._Memory()  # the fixture `fresh` puts it back
+    open_store.cache_clear()

@@ -130,6 +130,18 @@ def test_a_killed_process_ends_the_others_with_one_line(
     finish(call, tmp_path / "run", uninterrupted)
 
 
+def test_a_signal_to_one_process_stops_all_with_one_line(
+    call: Call, uninterrupted: str, tmp_path: Path
+) -> None:
+    process = start(call, tmp_path / "run")
+    in_training(process, tmp_path / "run")
+    os.kill(ranks(process.pid)[1], signal.SIGTERM)
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 75, errors
+    assert len(errors.splitlines()) == 1 and errors.endswith("run the same command again to resume\n"), errors
+    finish(call, tmp_path / "run", uninterrupted)
+
+
 def test_an_error_that_all_processes_have_is_one_line(call: Call, tmp_path: Path) -> None:
     process = start([*call, "--teacher.train.lr", "1e6"], tmp_path / "run")
     _, errors = process.communicate(timeout=SECONDS)
