@@ -20,6 +20,9 @@ from noisystudent.distributed import joined
 
 T = TypeVar("T")
 
+IS_OLD = torch.__version__ < "2.7"  # compared as versions, not as text
+OLD = "several processes need torch 2.7"
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _MODULES = ["noisystudent.estimator", "noisystudent.cli", "torch.distributed.fsdp", "pytest"]
 _SECONDS = 120.0  # a deadlock is a failure
@@ -68,8 +71,8 @@ def _call(
 
 def together(size: int, function: Callable[..., T], *arguments: Any) -> list[T]:
     """What a function returns in each of `size` processes, by rank; it is called with equal arguments."""
-    if torch.__version__ < "2.7":  # compared as versions
-        pytest.skip("several processes need torch 2.7")
+    if IS_OLD:
+        pytest.skip(OLD)
     _start_server()
     port, pipes, processes, results = free_port(), [], [], []
     for rank in range(size):

@@ -15,7 +15,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import environment, free_port, together
+from processes import IS_OLD, OLD, environment, free_port, together
 from torch.torch_version import TorchVersion
 
 from noisystudent import distributed
@@ -196,6 +196,7 @@ def test_more_processes_than_gpus_end_in_one_line(
     gpus.meet.assert_not_called()
 
 
+@pytest.mark.skipif(IS_OLD, reason=OLD)
 @pytest.mark.parametrize(
     ("count", "device", "backend"),
     [(0, "auto", "gloo"), (1, "cpu", "gloo"), (8, "cpu:0", "gloo"), (4, "auto", "cpu:gloo,cuda:nccl")],
@@ -218,6 +219,7 @@ def test_each_process_has_its_gpu_and_those_of_a_cpu_touch_none(
         assert "cannot join the others (CUDA error: device is busy)" in ended(capsys, 1, "--device", device)
 
 
+@pytest.mark.skipif(IS_OLD, reason=OLD)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_whose_others_never_come_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, rank: int
@@ -230,6 +232,7 @@ def test_a_process_whose_others_never_come_ends_in_one_line(
         pass
 
 
+@pytest.mark.skipif(IS_OLD, reason=OLD)
 def test_a_signal_ends_the_waiting_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
