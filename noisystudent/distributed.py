@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from noisystudent.errors import EndedElsewhere, NoisyStudentError, RunError, first_line, require
+from noisystudent.errors import EndedElsewhere, NoisyStudentError, RunError, Stopped, first_line, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,7 +203,7 @@ def _exchange() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):
             raise
-        raise EndedElsewhere(f"another process of this run has ended ({first_line(error)})") from error
+        raise EndedElsewhere(f"another process has ended ({first_line(error)})", Stopped.exit_code) from error
 
 
 def is_main_process() -> bool:

@@ -51,9 +51,9 @@ def write_ledger(path: Path, scans: dict[str, Scan], max_bad_fraction: float, *,
         if scanned.lost and max_bad_fraction <= default:
             shard, reason = scanned.lost[0]
             raise InputError(
-                f"{name}: shards have lost images; the first is {shard} ({reason}); copy"
-                f" it again, or give data.max_bad_fraction above {default} to do without them;"
-                f" {where(path, kept)}"
+                f"{name}: shards have lost images, or a store does not give them; the first is {shard}"
+                f" ({reason}); copy it again or run again, or give data.max_bad_fraction above {default}"
+                f" to do without them; {where(path, kept)}"
             )
 
 

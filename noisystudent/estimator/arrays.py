@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -137,10 +138,14 @@ class NoisyStudentClassifier(Parameters):
 
         Raises:
             NotFittedError: see `predict_proba`.
-            InputError: see `predict_proba`.
+            InputError: see `predict_proba`; or no row has a label.
         """
-        weights = _is_given(np.asarray(y)) * (1.0 if sample_weight is None else np.asarray(sample_weight))
-        return float(super().score(X, y, weights))
+        labels, predicted = np.asarray(y).ravel(), self.predict(X)
+        given = _is_given(labels)
+        if not given.any():
+            raise InvalidArrays("y has no label but -1; give labels of some rows")
+        weights = None if sample_weight is None else np.asarray(sample_weight)[given]
+        return float(accuracy_score(labels[given], predicted[given], sample_weight=weights))
 
     def _new_estimator(self, *, students: bool) -> NoisyStudent:
         """An estimator of the same recipe, with its students or without."""

@@ -74,7 +74,8 @@ def stages(run: Run) -> dict[str, Any] | None:
     total = sum(stage["seconds"] for stage in done)
     if not total:
         return None
-    trainings = {stage["name"]: stage["training"] for stage in read_schedule(RunDir(run.path)) or ()}
+    planned = read_schedule(RunDir(run.path)) or ()
+    trainings = {(stage["name"], stage["fingerprint"]): stage["training"] for stage in planned}
     longest = max(done, key=lambda stage: float(stage["seconds"]))
     rows = [
         (
@@ -82,7 +83,7 @@ def stages(run: Run) -> dict[str, Any] | None:
             duration(stage["seconds"]),
             round(100 * stage["seconds"] / longest["seconds"], 2),
             stage.get("finished") or "",
-            _images(trainings.get(stage["name"])),
+            _images(trainings.get((stage["name"], stage.get("fingerprint")))),
             _memory(stage.get("memory") or {}),
         )
         for stage in done

@@ -15,7 +15,7 @@ from noisystudent.distributed import is_main_process
 from noisystudent.errors import EndedElsewhere, InputError, NoisyStudentError, RunError, Stopped, require
 
 _GRACE = "120"  # seconds for a last snapshot, before a process that was stopped is killed
-_LAUNCHED = "NOISYSTUDENT_LAUNCHED"  # set for the processes that `launch` starts
+_LAUNCHER = "NOISYSTUDENT_LAUNCHER"  # number of the process that has launched this one
 _LAST, _MOMENT = "noisystudent/last-line", timedelta(seconds=5)
 
 
@@ -80,7 +80,7 @@ def launch(processes: int, device: str) -> None:
         # Otherwise the processes of a later call could be given the addresses of an earlier one.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
-        _LAUNCHED: "1",
+        _LAUNCHER: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes))),
     }
     logging.disable(logging.ERROR)  # of torchrun: the error of this function says the same in one line
@@ -106,11 +106,11 @@ def launch(processes: int, device: str) -> None:
 
 
 def is_ended_by_launcher(error: NoisyStudentError) -> bool:
-    """Return True if a signal has stopped this process, and the process that launched it says why.
+    """Return True if a signal has stopped this process, and the process that launched it lives and says why.
 
     The launcher also stops the others when one has died, and these do not know of it.
     """
-    return isinstance(error, Stopped) and _LAUNCHED in os.environ and "RANK" in os.environ
+    return isinstance(error, Stopped) and os.environ.get(_LAUNCHER) == str(os.getppid())
 
 
 def is_repeated(line: str) -> bool:
@@ -141,14 +141,14 @@ def _threads(processes: int) -> int:
 
 
 def _failure(codes: dict[int, int]) -> NoisyStudentError:
-    """The error for the exit codes of the ranks that ended first; a signal leaves them no time for a line."""
+    """The error for the exit codes of the ranks, also of those that ended because another one had."""
     for rank, code in sorted(codes.items()):
         if code < 0:
             name = signal.Signals(-code).name
             return RunError(
                 f"process {rank} of the run was killed by {name}; run the same command again to resume"
             )
-    code = max(codes.values(), default=1)
-    if code == Stopped.exit_code:
+    failed = [code for code in codes.values() if code != Stopped.exit_code]
+    if not failed:
         return Stopped("a signal stopped a process of the run; run the same command again to resume")
-    return EndedElsewhere("a process of the run has failed", code)
+    return EndedElsewhere("a process of the run has failed", max(failed))

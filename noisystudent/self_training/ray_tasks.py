@@ -29,7 +29,7 @@ def label_with_ray(config: Config, out: Path, tasks: int | None, *, progress: Pr
         False if nothing was left to label.
 
     Raises:
-        InputError: Ray is not installed, or its cluster has no CPU.
+        InputError: Ray is not installed.
         NoisyStudentError: as `label_as_worker` raises it.
     """
     try:
@@ -67,15 +67,11 @@ def shares(machines: Sequence[Mapping[str, float]], tasks: int | None) -> tuple[
     Ray waits without end for a machine that is large enough, so the smallest one counts.
 
     Args:
-        machines: resources of each machine; one without CPUs, as a head may be, gets no task.
+        machines: resources of each machine; one without CPUs, as a head may be, gets no task. Without any
+            other a cluster may still grow: a task asks for one CPU then.
         tasks: as of `label_with_ray`.
-
-    Raises:
-        InputError: no machine has a CPU.
     """
-    hosts = [machine for machine in machines if machine.get("CPU", 0) >= 1]
-    if not hosts:
-        raise InputError("no machine of the Ray cluster has a CPU")
+    hosts = [machine for machine in machines if machine.get("CPU", 0) >= 1] or [{"CPU": 1}]
     with_gpu = [machine for machine in hosts if machine.get("GPU", 0) >= 1]
     if with_gpu:
         cpus = min(int(machine["CPU"] // machine["GPU"]) for machine in with_gpu)

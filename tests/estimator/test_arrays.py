@@ -72,6 +72,8 @@ def test_predictions_are_labels_of_the_type_of_y(model: NoisyStudentClassifier) 
     half = np.where(np.arange(len(X)) % 2, -1, predicted)
     assert model.score(X, half) == 1, "as in a search with unlabelled rows"
     assert model.score(X, half, np.ones(len(X))) == 1
+    with pytest.raises(ValueError, match="y has no label but -1"):
+        model.score(X, np.full(len(X), -1))
     with pytest.raises(ValueError, match=r"images of shape \(16, 8, 3\); the model has \(16, 16, 3\)"):
         model.predict(X[:, :, :8])
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import tiny
 from processes import ranks
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher import api
 
 from noisystudent import cgroups
+from noisystudent.errors import NoisyStudentError
 from noisystudent.run.launch import launch
 from noisystudent.run.lock import is_locked
 from noisystudent.run.rundir import ModelDir
@@ -55,6 +57,25 @@ def test_processes_share_the_cores_that_this_one_may_use(monkeypatch: pytest.Mon
     monkeypatch.setattr(api, "elastic_launch", lambda *_: lambda *_: None)
     launch(4, "cpu")
     assert os.environ["OMP_NUM_THREADS"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [({1: 75, 0: 75}, 75), ({1: 1, 0: 75}, 1), ({0: 75, 1: 2}, 2), ({0: 75, 1: -9}, 1)]
+)
+def test_a_failure_counts_more_than_the_processes_that_were_stopped_after_it(
+    monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], expected: int
+) -> None:
+    """A scheduler tries again after 75."""
+
+    def fail(*_: object) -> None:
+        now = [ProcessFailure(rank, rank, code, "") for rank, code in codes.items()]
+        raise ChildFailedError("run", {failure.local_rank: failure for failure in now})
+
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: fail)
+    with pytest.raises(NoisyStudentError) as error:
+        launch(2, "cpu")
+    assert error.value.exit_code == expected
 
 
 def start(call: Call, out: Path) -> subprocess.Popen[str]:

@@ -183,7 +183,8 @@ def _open_shared(path: Path, length: int) -> int:
                 os.ftruncate(descriptor, length)
             if os.fstat(descriptor).st_size == length:
                 return os.dup(descriptor)  # this one is closed below
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # for those that have the same old file
+            with suppress(OSError):  # some shared disks have no locks; then two may make a new file at once
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # for those that have the same old file
             with suppress(FileNotFoundError):  # one of them has removed it
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     path.unlink()
