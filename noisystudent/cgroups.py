@@ -53,9 +53,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def usable_cores() -> int:
-    """Number of cores that this process may use all the time, at least 1."""
-    return max(1, int(min(cores(), quota() or math.inf)))
+def usable_cores(processes: int = 1) -> int:
+    """Number of cores that each of so many processes may use all the time, at least 1."""
+    return max(1, int(min(cores(), quota() or math.inf)) // processes)
 
 
 def quota(*, proc: Path = PROC, root: Path = GROUPS) -> float | None:

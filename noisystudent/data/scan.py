@@ -82,7 +82,7 @@ class ScannedChunk:
         hashes: (n, 16) content hashes.
         sizes: (n, 2) height and width of the originals in pixels.
         reasons: for each row that cannot be used, the reason.
-        lost: those of these rows that a store did not give: the images themselves need not be damaged.
+        lost: those of these rows that stand for the lost images of a shard, or that a store did not give.
         pixels: (n, 3, S, S) clean views. None: no pixels are kept.
         signatures: (n, B) signatures. None: none are kept.
     """
@@ -149,10 +149,9 @@ def scan(
 
 def _unusable(part: Any, result: ScannedChunk) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(id, reason) of the unusable images, and of those among them that are `Scan.lost`."""
-    ids, sizes = part.column("id"), part.column("size")
+    ids = part.column("id")
     entries = {row: (ids[row].as_py(), reason) for row, reason in result.reasons.items()}
-    lost = [row for row in entries if row in result.lost or sizes[row].as_py() == LOST]
-    return [*entries.values()], [entries[row] for row in lost]
+    return [*entries.values()], [entries[row] for row in entries if row in result.lost]
 
 
 def scan_chunk(job: Job, part: Any) -> ScannedChunk:
@@ -187,7 +186,7 @@ def scan_chunk(job: Job, part: Any) -> ScannedChunk:
             reasons[row] = str(error)
         except OSError as error:
             reasons[row] = f"cannot be read: {error.strerror or error}"
-            if isinstance(error, Unreadable):
+            if isinstance(error, Unreadable) or place[2] == LOST:
                 lost.add(row)
     signed = None if thumbnails is None or job.signature is None else signatures(thumbnails, job.signature)
     return ScannedChunk(hashes, sizes, reasons, frozenset(lost), pixels, signed)

@@ -44,7 +44,7 @@ def worker_count(workers: int | None, processes: int = 1) -> int:
     A control group, as of a container, may allow the time of fewer. So many processes of the same run share
     the cores.
     """
-    return max(1, cgroups.usable_cores() // processes) if workers is None else workers
+    return cgroups.usable_cores(processes) if workers is None else workers
 
 
 def context(module: str = "noisystudent.data.loader") -> BaseContext:

@@ -32,7 +32,7 @@ def cores() -> Iterator[Finding]:
     if allowed is None or allowed >= usable:
         yield Finding("cores", value)
         return
-    few = max(1, int(allowed))
+    few = cgroups.usable_cores()
     fits = threads is not None and threads.isdecimal() and int(threads) <= few
     fix = "" if fits else f"set OMP_NUM_THREADS={few}"
     yield Finding("cores", f"{value}, but a control group allows the time of {allowed:g}", fix)

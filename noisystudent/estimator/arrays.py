@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import accuracy_score
+from sklearn.utils import _safe_indexing
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -140,12 +141,14 @@ class NoisyStudentClassifier(Parameters):
             NotFittedError: see `predict_proba`.
             InputError: see `predict_proba`; or no row has a label.
         """
-        labels, predicted = np.asarray(y).ravel(), self.predict(X)
-        given = _is_given(labels)
-        if not given.any():
+        labels = np.asarray(y).ravel()
+        rows = np.flatnonzero(_is_given(labels))
+        if len(rows) == 0:
             raise InvalidArrays("y has no label but -1; give labels of some rows")
-        weights = None if sample_weight is None else np.asarray(sample_weight)[given]
-        return float(accuracy_score(labels[given], predicted[given], sample_weight=weights))
+        weights = None if sample_weight is None else np.asarray(sample_weight)[rows]
+        return float(
+            accuracy_score(labels[rows], self.predict(_safe_indexing(X, rows)), sample_weight=weights)
+        )
 
     def _new_estimator(self, *, students: bool) -> NoisyStudent:
         """An estimator of the same recipe, with its students or without."""

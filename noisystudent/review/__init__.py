@@ -55,7 +55,7 @@ def review(
         RunError: a file of the run is damaged, or an image cannot be read.
     """
     context, model = open_run(run, sources, device, progress or Progress())
-    _check_out(out, context.config.data.given_labels)
+    _check_not_given(out, context.config.data.given_labels)
     _, training = context.trainings(model)
     dataset, seed = context.dataset, context.config.seed
     labeled = _drawn(len(dataset.labeled), most, seed, "labeled")
@@ -74,7 +74,7 @@ def review(
     return [*(f"{group.title}: {len(group.images):,} images" for group in groups), *notes]
 
 
-def _check_out(out: Path, given_labels: Sequence[str]) -> None:
+def _check_not_given(out: Path, given_labels: Sequence[str]) -> None:
     """Refuse to replace labels of the run."""
     used = [Path(file).resolve() for file in given_labels]
     require(out.resolve() not in used, f"{out} holds labels that the run uses; give another --out")

@@ -81,7 +81,7 @@ def launch(processes: int, device: str) -> None:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _GRACE,
         _LAUNCHER: str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cgroups.usable_cores(processes))),
     }
     logging.disable(logging.ERROR)  # of torchrun: the error of this function says the same in one line
     with tempfile.TemporaryDirectory(prefix="noisystudent-") as logs:
@@ -133,11 +133,6 @@ def is_repeated(line: str) -> bool:
         return bool(store.get(_LAST).decode() == line)
     except RuntimeError:  # no line came, or the store has ended with its process
         return False
-
-
-def _threads(processes: int) -> int:
-    """Threads of each process: their share of the cores that this one may use, as in a job of a scheduler."""
-    return max(1, cgroups.usable_cores() // processes)
 
 
 def _failure(codes: dict[int, int]) -> NoisyStudentError:
