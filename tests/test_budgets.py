@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "noisystudent").rglob("*.py"))
 EVERYTHING = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 
-FILE_LINES, FUNCTION_LINES = 300, 50
+FILE_LINES, FUNCTION_LINES = 500, 60
 LOOPS = {"noisystudent/train/loop.py:fit": 80}
 POSITIONAL = 5
 PROSE = r"ask(ed|ing)|said|found|spoke|speaker|turn|lesson|teach|teaching|pen|voice|telling|told|showing"
